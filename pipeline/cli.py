@@ -1,0 +1,109 @@
+"""`run-recipe`: arguments in, exit code out.
+
+0: done; 1: a stage failed (the others that do not need it have still run); 2: the recipe or the command line is wrong;
+130: interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline import recipe as recipes
+from pipeline.console import Console
+from pipeline.executors import LocalExecutor
+from pipeline.plan import make_plan, refresh
+from pipeline.recipe import RecipeError
+from pipeline.run import Run, report_of, run_record
+from pipeline.store import Store
+
+EXAMPLES = """examples:
+  run-recipe recipes/wit_dpo.yaml                                  everything that has no result yet
+  run-recipe recipes/wit_dpo.yaml --plan                           what would run, and why
+  run-recipe recipes/wit_dpo.yaml --from wit --set stages.wit.weights.prompt=0.4
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    options = _parser().parse_args(arguments)
+    console = Console(quiet_stdout=options.json)
+    try:
+        return _run(options, console)
+    except RecipeError as error:
+        console.close()
+        print(f"run-recipe: {error}".replace("\n", "\nrun-recipe: "), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        console.close()
+        print("run-recipe: interrupted; the same command goes on with the steps that have no result", file=sys.stderr)
+        return 130
+    except OSError as error:
+        console.close()
+        print(f"run-recipe: {options.runs}: cannot be used for results: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(options: argparse.Namespace, console: Console) -> int:
+    recipe = recipes.load(options.recipe, options.set)
+    store = Store(options.runs / "store")
+    plan = make_plan(recipe, store)
+    stage = plan.named(options.stage, "--stage")
+    onward = plan.after(plan.named(options.from_, "--from"))
+    forced = stage | onward | plan.named(options.force, "--force")
+    chosen = stage | onward if options.stage or options.from_ else {step.name for step in plan.steps}
+    if options.plan:
+        refresh(plan, store, forced)
+        if options.json:
+            print(json.dumps(plan.as_json(), indent=1))
+        else:
+            console.plan(plan)
+        return 0
+    run = Run(plan, store, options.runs, console, chosen, forced)
+    run.prepare()
+    cached = sum(step.state == "cached" for step in plan.steps)
+    console.say(f"{recipe.name}: {len(plan.steps)} steps, {cached} cached")
+    try:
+        status = run.execute(LocalExecutor(options.jobs))
+    finally:
+        console.close()
+    if report := report_of(plan):
+        console.results(run.folder / "report" if (run.folder / "report").exists() else report[0], report[1])
+    if options.json:
+        print(json.dumps(run_record(options.runs, recipe.name), indent=1))
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "run-recipe",
+        description="Take a model through the stages of a recipe; a stage whose result is there is not run again.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("recipe", type=Path, metavar="RECIPE", help="a YAML file, such as recipes/wit_dpo.yaml")
+    add("--stage", action="append", default=[], metavar="NAME", help="run again just this stage, from cached inputs")
+    add("--from", action="append", default=[], metavar="NAME", dest="from_", help="run again this stage and all after")
+    add("--force", action="append", default=[], metavar="NAME", help="run this stage although its result is there")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value of the recipe")
+    add("--plan", action="store_true", help="show what would run, and why, without running")
+    add("--json", action="store_true", help="print only JSON: the plan with --plan, else how the run went")
+    add("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where results are kept (default: runs)")
+    add("--jobs", type=_positive, metavar="N", help="steps side by side (default: one a GPU, else one a core, <= 4)")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

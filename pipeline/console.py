@@ -1,0 +1,100 @@
+"""What a person sees: the plan, the steps as they run, and the results. Plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console as Rich
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from pipeline.plan import Plan
+
+LOG_LINES = 6
+"""How many of a failed step's last log lines are shown."""
+
+
+class Console:
+    """Writes to standard output, or to standard error where `quiet_stdout` keeps the former for JSON."""
+
+    def __init__(self, quiet_stdout: bool = False) -> None:
+        self.rich = Rich(stderr=quiet_stdout, highlight=False, soft_wrap=True)
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("[dim]{task.fields[note]}"),
+            console=self.rich,
+            transient=True,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self.rich.print(escape(text))
+
+    def plan(self, plan: Plan) -> None:
+        """The steps with their state and why, for --plan."""
+        table = Table("step", "kind", "state", "fingerprint", "why", box=None, header_style="bold")
+        for step in plan.steps:
+            fingerprint = (step.fingerprint or "unresolved")[:12]
+            table.add_row(*map(escape, (step.name, step.kind, step.state, fingerprint, step.why)))
+        self.rich.print(table)
+
+    def started(self, step: str, why: str) -> None:
+        """A step began to run."""
+        if self.rich.is_terminal:
+            self._bars.start()
+            self._tasks[step] = self._bars.add_task(escape(step), total=None, note="")
+        else:
+            self.rich.print(f"  [cyan]run[/]    {escape(step)} [dim]({escape(why)})")
+
+    def progress(self, step: str, done: int, total: int, note: str) -> None:
+        """A running step got on; shown on a terminal only."""
+        if step in self._tasks:
+            self._bars.update(self._tasks[step], completed=done, total=total or None, note=escape(note))
+
+    def finished(self, step: str, seconds: float) -> None:
+        """A step has its result."""
+        self._end(step)
+        self.rich.print(f"  [green]done[/]   {escape(step)} [dim]{seconds:.1f} s")
+
+    def skipped(self, step: str, needs: list[str]) -> None:
+        """A step cannot run, for what it needs failed."""
+        self.rich.print(f"  [yellow]skip[/]   {escape(step)}: needs {escape(', '.join(needs))}")
+
+    def failed(self, step: str, error: str, log: Path) -> None:
+        """A step failed: why, what its log last said, and where the log lies."""
+        self._end(step)
+        self.rich.print(f"  [red]failed[/] {escape(step)}: {escape(error)}")
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+        for line in lines[-LOG_LINES:]:
+            self.rich.print(f"           [dim]{escape(line)}")
+        self.rich.print(f"         log: {escape(str(log))}")
+
+    def results(self, folder: Path, metrics: dict[str, Any]) -> None:
+        """The report's own table, and where the report lies."""
+        self.close()
+        shown = metrics["table"]
+        table = Table(*map(escape, shown["columns"]), box=None, header_style="bold", pad_edge=False)
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for row in shown["rows"]:
+            table.add_row(*map(escape, row))
+        self.rich.print()
+        self.rich.print(table, soft_wrap=False)
+        self.rich.print()
+        self.say(metrics["summary"])
+        self.say(f"report: {folder / 'report.html'}")
+
+    def close(self) -> None:
+        """Take the bars off the screen."""
+        self._bars.stop()
+
+    def _end(self, step: str) -> None:
+        if step in self._tasks:
+            self._bars.remove_task(self._tasks.pop(step))

@@ -1,0 +1,303 @@
+"""Recipe -> Plan: the steps, what each needs, its fingerprint, and whether its result is already there.
+
+A fingerprint covers a step's settings, the content of its inputs and its stage's version; never a path, a time or a
+name that only people read.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline import artifacts
+from pipeline.artifacts import Artifact, ArtifactError, Local
+from pipeline.recipe import Recipe, RecipeError
+from pipeline.store import Published, Store, content_hash
+from stages.base import BASE, Need, StageConfig
+
+FINGERPRINT_LENGTH = 32
+"""Hex digits of sha256 that name a published step: 128 bits."""
+
+
+@dataclass
+class Step:
+    """One thing to run: a stage, or the part of a stage that its kind split off."""
+
+    name: str
+    stage: str
+    config: StageConfig
+    inputs: dict[str, Step | Artifact]
+    fingerprint: str | None = None
+    """None where an input is on the hub and its commit is not known yet."""
+    state: str = "run"
+    """`cached` or `run`."""
+    why: str = ""
+    published: Published | None = None
+
+    @property
+    def kind(self) -> str:
+        """The kind of stage."""
+        return self.config.kind
+
+    @property
+    def needs(self) -> list[Step]:
+        """The steps whose results it reads."""
+        return list({step.name: step for step in self.inputs.values() if isinstance(step, Step)}.values())
+
+    def settings(self) -> dict[str, Any]:
+        """Its section of the recipe, resolved, without the references: those count by their content."""
+        dump = self.config.model_dump()
+        for need in self.config.needs().values():
+            _drop(dump, need.key.split("."))
+        return dump
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All steps of a recipe, each after those it needs."""
+
+    recipe: Recipe
+    steps: list[Step] = field(default_factory=list)
+    contents: dict[Artifact, str | None] = field(default_factory=dict)
+    """The content hash of everything found by reference; None where it is not known yet."""
+
+    def named(self, names: Iterable[str], option: str) -> set[str]:
+        """The names of the steps that `names`, stages or steps, stand for. Raises RecipeError."""
+        chosen: set[str] = set()
+        known = sorted({step.stage for step in self.steps} | {step.name for step in self.steps})
+        for name in names:
+            found = {step.name for step in self.steps if name in (step.stage, step.name)}
+            if not found:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise RecipeError([f"{option} {name}: the recipe has no such stage{hint}; it has {', '.join(known)}"])
+            chosen |= found
+        return chosen
+
+    def after(self, names: set[str]) -> set[str]:
+        """`names` and every step that needs one of them, however far down."""
+        reached = set(names)
+        for step in self.steps:
+            if any(need.name in reached for need in step.needs):
+                reached.add(step.name)
+        return reached
+
+    def as_json(self) -> dict[str, Any]:
+        """What `--plan --json` prints."""
+        return {
+            "recipe": self.recipe.name,
+            "steps": [
+                {
+                    "step": step.name,
+                    "kind": step.kind,
+                    "fingerprint": step.fingerprint,
+                    "state": step.state,
+                    "why": step.why,
+                    "needs": [need.name for need in step.needs],
+                }
+                for step in self.steps
+            ],
+        }
+
+
+def make_plan(recipe: Recipe, store: Store) -> Plan:
+    """The plan of `recipe` over what `store` holds. Raises RecipeError for references that lead nowhere."""
+    errors: list[str] = []
+    steps: dict[str, Step] = {}
+    for stage in _in_order(recipe):
+        config = recipe.stages[stage]
+        needs = dict(config.needs())
+        for suffix, part in config.split().items():
+            inputs: dict[str, Step | Artifact] = {}
+            for name, need in part.needs().items():
+                try:
+                    inputs |= _find(recipe, stage, name, _original(need, needs), steps)
+                except (ArtifactError, RecipeError) as error:
+                    if str(error) not in errors:
+                        errors.append(str(error))
+            step = Step(f"{stage}{suffix}", stage, part, inputs)
+            steps[step.name] = step
+    if errors:
+        raise RecipeError(errors)
+    plan = Plan(recipe, list(steps.values()))
+    refresh(plan, store)
+    return plan
+
+
+def refresh(plan: Plan, store: Store, forced: Iterable[str] = (), verify: bool = False) -> None:
+    """Find out anew which steps are cached; `forced` ones never are. `verify` reads what is cached, to the last byte."""
+    forced = set(forced)
+    plan.contents.clear()
+    for source in (source for step in plan.steps for source in step.inputs.values()):
+        if not isinstance(source, Step) and source not in plan.contents:
+            plan.contents[source] = artifacts.identity(source)
+    for step in plan.steps:
+        step.fingerprint = _fingerprint(step, plan)
+        step.published = store.find(step.kind, step.fingerprint) if step.fingerprint else None
+        step.why = _why_run(step, forced, verify)
+        step.state = "run" if step.why else "cached"
+        if step.why:
+            step.published = None
+
+
+def inputs_of(step: Step, plan: Plan) -> dict[str, dict[str, str | None]]:
+    """What a manifest says of a step's inputs: which content they had."""
+    found: dict[str, dict[str, str | None]] = {}
+    for name, source in step.inputs.items():
+        if isinstance(source, Step):
+            digest = source.published.digest if source.published else None
+            found[name] = {"step": source.name, "fingerprint": source.fingerprint, "digest": digest}
+        else:
+            found[name] = {"reference": str(source), "content": plan.contents[source]}
+    return found
+
+
+def _why_run(step: Step, forced: set[str], verify: bool) -> str:
+    """Why the step has to run; empty where its published result serves."""
+    if step.name in forced:
+        return "asked for"
+    if step.fingerprint is None:
+        return "an input on the hub is not resolved to a commit yet"
+    waiting = [need.name for need in step.needs if need.state == "run"]
+    if step.published is None:
+        return f"no result yet; after {', '.join(waiting)}" if waiting else "no result yet"
+    for name, source in step.inputs.items():
+        made_from = step.published.manifest["inputs"].get(name, {}).get("digest")
+        if isinstance(source, Step) and source.published and made_from != source.published.digest:
+            return f"{source.name} was made again and came out differently"
+    if verify and (damage := step.published.damage()):
+        return f"its result is damaged: {damage}"
+    return ""
+
+
+def _fingerprint(step: Step, plan: Plan) -> str | None:
+    contents: dict[str, str | None] = {}
+    for name, source in step.inputs.items():
+        contents[name] = source.fingerprint if isinstance(source, Step) else plan.contents[source]
+    if None in contents.values():
+        return None
+    what = {"kind": step.kind, "version": step.config.version, "settings": step.settings(), "inputs": contents}
+    if step.config.makes == "report":
+        what["names"] = [plan.recipe.name, *_names(step)]
+    return content_hash(what)[:FINGERPRINT_LENGTH]
+
+
+def _names(step: Step) -> list[str]:
+    """The names of all steps below: a report shows them."""
+    return sorted({name for need in step.needs for name in (need.name, *_names(need))})
+
+
+def _drop(dump: Any, path: list[str]) -> None:
+    """Take out of `dump` the value at `path`."""
+    *parents, last = path
+    for part in parents:
+        dump = dump[int(part)] if isinstance(dump, list) else dump.get(part)
+        if dump is None:
+            return
+    if isinstance(dump, dict):
+        dump.pop(last, None)
+    elif last.isdigit() and int(last) < len(dump):
+        dump[int(last)] = None
+
+
+def _original(need: Need, needs: dict[str, Need]) -> Need:
+    """`need` of a split part as the whole stage states it, for the place in the recipe."""
+    same = [whole for whole in needs.values() if (whole.kind, whole.value) == (need.kind, need.value)]
+    return same[0] if same else need
+
+
+def _stage_names(recipe: Recipe, need: Need) -> list[str]:
+    """The stages whose steps `need` asks for."""
+    if need.kind == "steps" and need.value == "*":
+        return [name for name, config in recipe.stages.items() if config.makes == "scores"]
+    if need.kind == "steps" or (need.kind == "model" and _is_word(need.value) and need.value != BASE):
+        return [need.value]
+    return []
+
+
+def _is_word(reference: str) -> bool:
+    """Whether a model reference can only be the name of a stage: hub ids and paths have a slash."""
+    return re.fullmatch(r"[\w-]+(\[.*\])?", reference) is not None
+
+
+def _in_order(recipe: Recipe) -> list[str]:
+    """The stages, each after those it needs. Raises RecipeError for unknown ones and cycles."""
+    below: dict[str, list[str]] = {}
+    errors: list[str] = []
+    for name, config in recipe.stages.items():
+        below[name] = []
+        for need in config.needs().values():
+            for other in _stage_names(recipe, need):
+                if other in recipe.stages:
+                    below[name].append(other)
+                else:
+                    errors.append(str(_no_such_stage(recipe, name, need, other)))
+    if errors:
+        raise RecipeError(list(dict.fromkeys(errors)))
+    done: list[str] = []
+
+    def visit(name: str, path: Sequence[str]) -> None:
+        if name in path:
+            cycle = " -> ".join([*path[path.index(name) :], name])
+            raise recipe.error(("stages", name), f"needs its own result: {cycle}; start one of them from another model")
+        if name not in done:
+            for other in below[name]:
+                visit(other, [*path, name])
+            done.append(name)
+
+    for name in recipe.stages:
+        visit(name, [])
+    return done
+
+
+def _no_such_stage(recipe: Recipe, stage: str, need: Need, other: str) -> RecipeError:
+    near = difflib.get_close_matches(other, [BASE, *recipe.stages], n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    text = f"{other!r} is no stage of this recipe{hint}; a model on the hub is written org/name, a folder ./name"
+    if need.kind == "steps":
+        text = f"{other!r} is no stage of this recipe{hint}"
+    return recipe.error(_key(stage, need), text)
+
+
+def _key(stage: str, need: Need) -> tuple[str | int, ...]:
+    return ("stages", stage, *(int(part) if part.isdigit() else part for part in need.key.split(".")))
+
+
+def _find(recipe: Recipe, stage: str, name: str, need: Need, steps: dict[str, Step]) -> dict[str, Step | Artifact]:
+    """The inputs that `need` stands for: one, or for `steps` as many as the named stages have steps."""
+    stages = _stage_names(recipe, need)
+    if need.kind == "steps":
+        if not stages:
+            raise recipe.error(("stages", stage), "has nothing to report: the recipe has no stage that scores models, such as lm_eval")
+        return {step.name: step for step in steps.values() if step.stage in stages}
+    if stages:
+        step = steps[need.value]
+        if step.config.makes != "model":
+            raise recipe.error(_key(stage, need), f"{need.value!r} is of kind {step.kind} and makes no model")
+        return {name: step}
+    key, value = _key(stage, need), need.value
+    if need.kind == "model" and value == BASE:
+        if recipe.model is None:
+            raise recipe.error(key, "is 'base', but the recipe names no model; add 'model:' at its top")
+        key, value = ("model",), recipe.model
+    try:
+        artifact = artifacts.parse(value, recipe.places.at(key).folder, need.kind)
+        artifacts.identity(artifact)
+        _check_model(artifact, need)
+    except ArtifactError as error:
+        raise recipe.error(key, str(error)) from None
+    return {name: artifact}
+
+
+def _check_model(artifact: Artifact, need: Need) -> None:
+    if need.kind != "model" or not isinstance(artifact, Local):
+        return
+    path: Path = artifact.path
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ArtifactError(f"{path} holds no config.json, so it is no model; name the folder save_pretrained wrote")
+    if path.is_file() and path.suffix != ".gguf":
+        raise ArtifactError(f"{path} is a file; a model is a folder written by save_pretrained, or a .gguf file")

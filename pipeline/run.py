@@ -1,0 +1,242 @@
+"""Plan -> events: runs the steps that have no result yet, side by side where they can, and publishes what they make."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline import artifacts
+from pipeline.artifacts import Artifact, ArtifactError, Local
+from pipeline.console import Console
+from pipeline.executors import Job, LocalExecutor
+from pipeline.plan import Plan, Step, inputs_of, refresh
+from pipeline.provenance import environment
+from pipeline.recipe import RecipeError
+from pipeline.store import Store, write_json
+from stages.base import BadInput
+
+
+@dataclass
+class Run:
+    """One run of a plan: what was asked for, and how each step went."""
+
+    plan: Plan
+    store: Store
+    runs: Path
+    """The folder given by --runs."""
+    console: Console
+    chosen: set[str]
+    """The names of the steps that may run; the others must be cached where they are needed."""
+    forced: set[str]
+    """The names of the steps that run although they are cached."""
+    outcome: dict[str, dict[str, Any]] = field(default_factory=dict)
+    paths: dict[Artifact, Path] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """Where this recipe's links, logs and run.json lie."""
+        return self.runs / self.plan.recipe.name
+
+    def prepare(self) -> None:
+        """Find out all that can be known wrong before anything runs. Raises RecipeError; writes only to the cache."""
+        self._resolve()
+        refresh(self.plan, self.store, self.forced, verify=True)
+        todo = [step for step in self.plan.steps if step.name in self.chosen and step.state == "run"]
+        for step in todo:
+            for need in step.needs:
+                if need.state == "run" and need.name not in self.chosen:
+                    command = f"run-recipe RECIPE --stage {need.stage}"
+                    raise RecipeError([f"{step.name} needs {need.name}: {need.why}; make it first by {command}"])
+        self._fetch(todo)
+        for step in todo:
+            files = {name: self.paths[s] for name, s in step.inputs.items() if not isinstance(s, Step)}
+            try:
+                step.config.check(files)
+            except BadInput as error:
+                raise RecipeError(str(error).splitlines()) from None
+
+    def execute(self, executor: LocalExecutor) -> int:
+        """Run what has to run; 0 where all went well, 1 where a step failed."""
+        waiting = [step for step in self.plan.steps if step.name in self.chosen and step.state == "run"]
+        for step in self.plan.steps:
+            if step.state == "cached":
+                self._note(step, "cached")
+            elif step not in waiting:
+                self._note(step, "not asked for")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._record("running")
+        running: dict[str, tuple[Step, float, str]] = {}
+        try:
+            while waiting or running:
+                waiting = self._start_ready(waiting, running, executor)
+                if running:
+                    self._handle(executor, running)
+        except BaseException:
+            executor.stop()
+            for step, _, _ in running.values():
+                self._note(step, "interrupted")
+            self._record("interrupted")
+            raise
+        failed = any(state["state"] == "failed" for state in self.outcome.values())
+        self._record("failed" if failed else "done")
+        return 1 if failed else 0
+
+    def _resolve(self) -> None:
+        """Replace references to a branch on the hub by the commit it stands at now."""
+        commits: dict[Artifact, Artifact] = {}
+        for step in self.plan.steps:
+            for name, source in step.inputs.items():
+                if not isinstance(source, Step) and self.plan.contents[source] is None:
+                    if source not in commits:
+                        commits[source] = _or_recipe_error(artifacts.resolve, source)
+                    step.inputs[name] = commits[source]
+
+    def _fetch(self, steps: Iterable[Step]) -> None:
+        for source in (source for step in steps for source in step.inputs.values()):
+            if not isinstance(source, Step) and source not in self.paths:
+                if not isinstance(source, Local):
+                    self.console.say(f"fetching {source}")
+                self.paths[source] = _or_recipe_error(artifacts.fetch, source, self.runs / "cache")
+
+    def _start_ready(
+        self, waiting: list[Step], running: dict[str, tuple[Step, float, str]], executor: LocalExecutor
+    ) -> list[Step]:
+        """Start every step whose needs are met while there is room; return those that still wait."""
+        still = []
+        for step in waiting:
+            lost = [n.name for n in step.needs if self.outcome.get(n.name, {}).get("state") in ("failed", "skipped")]
+            if lost:
+                self._note(step, "skipped", error=f"needs {', '.join(lost)}")
+                self.console.skipped(step.name, lost)
+            elif executor.has_room and all(need.published for need in step.needs):
+                running[step.name] = (step, time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds"))
+                executor.start(self._job(step))
+                self.console.started(step.name, step.why)
+            else:
+                still.append(step)
+        return still
+
+    def _handle(self, executor: LocalExecutor, running: dict[str, tuple[Step, float, str]]) -> None:
+        """Wait for the next event of a running step and act on it."""
+        event = executor.wait()
+        step, began, started = running[event.job.step]
+        if event.result is None:
+            self.console.progress(step.name, event.done, event.total, event.note)
+            return
+        del running[step.name]
+        seconds = round(time.monotonic() - began, 1)
+        error = event.result.get("error")
+        if error is None:
+            try:
+                self._publish(step, event.job, event.result["metrics"], started, seconds)
+            except OSError as problem:
+                error = f"its result could not be published: {problem}"
+        shutil.rmtree(event.job.folder, ignore_errors=True)
+        if error is None:
+            self._note(step, "done", seconds)
+            self.console.finished(step.name, seconds)
+        else:
+            self._note(step, "failed", seconds, error)
+            self.console.failed(step.name, error, event.job.log)
+        self._record("running")
+
+    def _job(self, step: Step) -> Job:
+        folder = self.store.workspace()
+        job = {
+            "recipe": self.plan.recipe.name,
+            "step": step.name,
+            "kind": step.kind,
+            "config": step.config.model_dump(),
+            "inputs": {name: self._input(source) for name, source in step.inputs.items()},
+            "cache": str((self.runs / "cache").resolve()),
+        }
+        write_json(folder / "job.json", job)
+        return Job(step.name, folder.resolve(), (self.folder / "logs" / f"{_file_name(step.name)}.txt").resolve())
+
+    def _input(self, source: Step | Artifact) -> dict[str, Any]:
+        """What a worker is told of an input, with all it was made from."""
+        if not isinstance(source, Step):
+            path = str(self.paths[source].resolve()) if source in self.paths else str(source)
+            return {"path": path, "fingerprint": self.plan.contents.get(source) or "", "inputs": {}}
+        assert source.published is not None
+        return {
+            "path": str(source.published.path.resolve()),
+            "step": source.name,
+            "kind": source.kind,
+            "fingerprint": source.fingerprint,
+            "config": source.config.model_dump(),
+            "metrics": source.published.manifest["metrics"],
+            "inputs": {name: self._input(inner) for name, inner in source.inputs.items()},
+        }
+
+    def _publish(self, step: Step, job: Job, metrics: dict[str, Any], started: str, seconds: float) -> None:
+        manifest = {
+            "step": step.name,
+            "kind": step.kind,
+            "fingerprint": step.fingerprint,
+            "config": step.config.model_dump(),
+            "inputs": inputs_of(step, self.plan),
+            "metrics": metrics,
+            "environment": environment(),
+            "started": started,
+            "seconds": seconds,
+        }
+        step.published = self.store.publish(job.folder / "out", manifest)
+
+    def _note(self, step: Step, state: str, seconds: float | None = None, error: str | None = None) -> None:
+        path = step.published.path if step.published else None
+        self.outcome[step.name] = {
+            "step": step.name,
+            "kind": step.kind,
+            "state": state,
+            "fingerprint": step.fingerprint,
+            "path": os.path.relpath(path, self.runs) if path else None,
+            "seconds": seconds,
+            "error": error,
+        }
+        if path:
+            _link(self.folder / _file_name(step.name), path)
+
+    def _record(self, status: str) -> None:
+        """Write run.json: the state of every step, in the plan's order."""
+        steps = [self.outcome[step.name] for step in self.plan.steps if step.name in self.outcome]
+        write_json(self.folder / "run.json", {"recipe": self.plan.recipe.name, "status": status, "steps": steps})
+
+
+def report_of(plan: Plan) -> tuple[Path, dict[str, Any]] | None:
+    """The folder and metrics of the plan's last report, if it has been made."""
+    made = [step.published for step in plan.steps if step.config.makes == "report" and step.published]
+    return (made[-1].path, made[-1].manifest["metrics"]) if made else None
+
+
+def run_record(runs: Path, recipe: str) -> dict[str, Any]:
+    """The last run.json of a recipe."""
+    return json.loads((runs / recipe / "run.json").read_text(encoding="utf-8"))
+
+
+def _or_recipe_error(function: Any, *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except ArtifactError as error:
+        raise RecipeError([str(error)]) from None
+
+
+def _file_name(step: str) -> str:
+    """A step's name as one file name: models found by reference have slashes in theirs."""
+    return step.replace("/", "_")
+
+
+def _link(link: Path, target: Path) -> None:
+    """Let `link` lead to `target`, relative, whatever it was before."""
+    link.parent.mkdir(parents=True, exist_ok=True)
+    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(os.path.relpath(target.resolve(), link.parent.resolve()))
+    temporary.replace(link)

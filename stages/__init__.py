@@ -1,0 +1,11 @@
+"""The kinds of stages a recipe may name. To add one, write its package and add its line here."""
+
+from stages.base import StageConfig
+from stages.dpo.config import DPOStage
+from stages.lm_eval.config import LMEvalStage
+from stages.report.config import ReportStage
+from stages.sft.config import SFTStage
+
+KINDS: dict[str, type[StageConfig]] = {
+    stage.kind: stage for stage in (SFTStage, DPOStage, LMEvalStage, ReportStage)
+}

@@ -1,0 +1,104 @@
+"""The small protocol every stage kind keeps: a config model, named inputs, run(context) -> metrics.
+
+Light by intent: imports no torch, so that a recipe can be read and planned in a moment. What a stage does when it
+runs lives in its package's `stage.py`, imported only by the worker process that runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict
+
+BASE = "base"
+"""The name under which stages refer to the recipe's own model."""
+
+
+class BadInput(Exception):
+    """What a user can mend: a wrong data row, an impossible option. The message says place, cause and remedy."""
+
+
+class Config(BaseModel):
+    """A part of a recipe: unknown keys are errors, nothing is converted (a string is no number), nothing changes
+    after it was read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Need:
+    """Something a stage reads: another stage's result, or a file or folder found by reference."""
+
+    kind: Literal["model", "data", "steps"]
+    """`model`: a stage's name, `base`, or a reference to a model; `data`: a reference to a file or folder;
+    `steps`: the results of every step of the stage that `value` names, or of all that make scores for `*`."""
+    value: str
+    """The text in the recipe."""
+    key: str
+    """Where it stands in the stage's section, dotted: `data.train`, `tasks.0.data.test`."""
+
+
+class StageConfig(Config):
+    """One stage of a recipe. Subclasses add their fields and say what they need."""
+
+    kind: ClassVar[str]
+    """The word after `kind:` in a recipe."""
+    makes: ClassVar[Literal["model", "scores", "report"]]
+    """What its steps publish: a model that others may start from, scores of one, or a report on scores."""
+    version: ClassVar[int]
+    """Raised when the same settings would give another result, so that older results are made again."""
+    runner: ClassVar[str]
+    """`package.module:function` of run(context) -> metrics; imported only in the worker."""
+
+    def needs(self) -> dict[str, Need]:
+        """What the stage reads, by the name under which `run` finds it in `context.inputs`."""
+        raise NotImplementedError
+
+    def check(self, files: dict[str, Path]) -> None:
+        """Look for what is wrong with the files of the `data` needs, before any step runs. Raises BadInput."""
+
+    def split(self) -> dict[str, Self]:
+        """The steps this stage is made of: suffix -> config. Most stages are one step, with the suffix ''."""
+        return {"": self}
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of a running step: where it lies and how it was made."""
+
+    path: Path
+    step: str | None = None
+    """The step of this recipe that made it; None for a file, a folder or a model found by reference."""
+    kind: str | None = None
+    """The kind of stage that made it, None likewise."""
+    fingerprint: str = ""
+    """The step's fingerprint, or the content hash of what was found by reference."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """The settings it was made with (the stage's section of the recipe, resolved)."""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """What its `run` returned."""
+    inputs: dict[str, Input] = field(default_factory=dict)
+    """What it was made from in turn."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """All that a stage sees when it runs."""
+
+    recipe: str
+    """The recipe's name."""
+    step: str
+    config: Any
+    """The stage's own StageConfig."""
+    inputs: dict[str, Input]
+    out: Path
+    """An empty folder; what is left in it when `run` returns is published."""
+    scratch: Path
+    """A folder for temporary files, removed afterwards."""
+    cache: Path
+    """A folder shared by all steps for what is costly to derive and keyed by content (converted models)."""
+    progress: Callable[[int, int, str], None]
+    """progress(done, total, note): what the console shows while the step runs."""

@@ -1,0 +1,45 @@
+"""Runs a `dpo` stage: preference rows -> TRL's DPOTrainer -> a published model.
+
+The reference is the model that training starts from: without LoRA, TRL loads it a second time from the same folder;
+with LoRA, it is the model with the new adapter switched off. An SFT adapter was merged before, so neither is ever the
+bare base model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trl import DPOConfig, DPOTrainer
+
+from stages.base import Context
+from stages.dpo.config import DPOStage
+from stages.rows import read_pairs
+from stages.training import arguments, dataset, load_model, load_tokenizer, lora_config, train
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Train context.inputs["model"] on the pairs in `train`; measure the loss on `eval` if given."""
+    stage: DPOStage = context.config
+    base = context.inputs["model"].path
+    fields = stage.train.model_dump()
+    model = load_model(base, stage.seed, fields.get("model_init_kwargs"))
+    data = {
+        name: dataset(read_pairs(context.inputs[name].path, stage.data.format, stage.data.rejected, stage.seed))
+        for name in ("train", "eval")
+        if name in context.inputs
+    }
+    trainer = DPOTrainer(
+        model=model,
+        args=DPOConfig(**arguments(context, fields)),
+        train_dataset=data["train"],
+        eval_dataset=data.get("eval"),
+        processing_class=load_tokenizer(base),
+        peft_config=lora_config(stage.lora),
+    )
+    metrics = train(trainer, context)
+    last = next((row for row in reversed(trainer.state.log_history) if "rewards/margins" in row), {})
+    return metrics | {
+        "rows": len(trainer.train_dataset),
+        "reward_margin": last.get("rewards/margins"),
+        "reward_accuracy": last.get("rewards/accuracies"),
+    }

@@ -1,0 +1,21 @@
+"""Weighted instruction tuning: `from stages.sft import WITTrainer, WITConfig`.
+
+The names are looked up on first use, so that reading a recipe does not import torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stages.sft.trainer import WITConfig, WITTrainer
+
+__all__ = ["WITConfig", "WITTrainer"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from stages.sft import trainer
+
+        return getattr(trainer, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

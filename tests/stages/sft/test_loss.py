@@ -1,0 +1,112 @@
+"""The trainer's loss and gradients against the formula, computed apart from it in float64."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import LlamaForCausalLM, TrainerCallback
+
+from stages.sft import WITConfig, WITTrainer
+from tests.stages.conftest import byte_tokenizer, tiny_model
+
+ROWS = [
+    {"prompt": "What is two and two? ", "completion": "Four."},
+    {"prompt": "Say hi. ", "completion": "Hi there, friend of mine."},
+    {"prompt": "A colour? ", "completion": "Red"},
+    {"prompt": "Name a large animal that swims. ", "completion": "A whale."},
+]
+WEIGHTS = [(0.0, 1.0), (1.0, 1.0), (0.4, 0.6), (0.5, 0.0)]
+
+
+def formula(model: LlamaForCausalLM, weights: tuple[float, float]) -> torch.Tensor:
+    """L_WIT over all rows as one step, written out token by token: one row at a time, no padding, plain softmax."""
+    tokenizer = byte_tokenizer()
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for row in ROWS:
+        prompt = [tokenizer.convert_tokens_to_ids(t) for t in tokenizer.tokenize(row["prompt"])]
+        completion = [tokenizer.convert_tokens_to_ids(t) for t in tokenizer.tokenize(row["completion"])]
+        ids = [*prompt, *completion, tokenizer.eos_token_id]
+        log_p = torch.log_softmax(model(torch.tensor([ids])).logits[0].double(), dim=-1)
+        for position in range(1, len(ids)):
+            weight = weights[0] if position < len(prompt) else weights[1]
+            if weight != 0:
+                total = total - weight * log_p[position - 1, ids[position]]
+                count += 1
+    return total / count
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradients as the optimiser is about to use them."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, torch.Tensor] = {}
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs) -> None:
+        self.kept = {name: p.grad.detach().clone() for name, p in model.named_parameters()}
+
+
+def train_one_step(
+    folder: Path, weights: tuple[float, float], batch: int, accumulation: int
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """The loss that the real trainer logs for one optimiser step over ROWS, and its gradients."""
+    gradients = Gradients()
+    args = WITConfig(
+        output_dir=str(folder),
+        prompt_loss_weight=weights[0],
+        completion_loss_weight=weights[1],
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+        max_steps=1,
+        max_grad_norm=0.0,
+        logging_steps=1,
+        report_to="none",
+        save_strategy="no",
+        bf16=False,
+        use_cpu=True,
+    )
+    trainer = WITTrainer(
+        model=tiny_model(dtype=torch.float64),
+        args=args,
+        train_dataset=Dataset.from_list(ROWS),
+        processing_class=byte_tokenizer(),
+        callbacks=[gradients],
+    )
+    trainer.train()
+    return trainer.state.log_history[0]["loss"], gradients.kept
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize(("batch", "accumulation"), [(4, 1), (1, 4)])
+def test_loss_and_every_gradient_are_the_formulas(
+    tmp_path: Path, weights: tuple[float, float], batch: int, accumulation: int
+) -> None:
+    model = tiny_model(dtype=torch.float64)
+    expected = formula(model, weights)
+    expected.backward()
+
+    loss, gradients = train_one_step(tmp_path, weights, batch, accumulation)
+
+    assert loss == pytest.approx(expected.item(), rel=1e-6)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        error = (gradients[name] - parameter.grad).norm() / parameter.grad.norm()
+        assert error < 1e-6, name
+
+
+def test_equal_weights_scale_the_loss() -> None:
+    """The denominator counts tokens, it does not sum weights: half of both weights is half of the loss."""
+    model = tiny_model(dtype=torch.float64)
+    assert formula(model, (0.5, 0.5)).item() == pytest.approx(formula(model, (1, 1)).item() / 2)
+
+
+def test_zero_weight_prompts_do_not_count(tmp_path: Path) -> None:
+    """(0.5, 0) divides by the prompt's tokens alone."""
+    model = copy.deepcopy(tiny_model(dtype=torch.float64))
+    halves, _ = train_one_step(tmp_path, (0.5, 0.0), 4, 1)
+    wholes, _ = train_one_step(tmp_path, (1.0, 0.0), 4, 1)
+    assert halves == pytest.approx(wholes / 2, rel=1e-6)
+    assert wholes == pytest.approx(formula(model, (1.0, 0.0)).item(), rel=1e-6)

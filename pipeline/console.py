@@ -93,7 +93,8 @@ class Console:
 
     def close(self) -> None:
         """Take the bars off the screen."""
-        self._bars.stop()
+        if self._bars.live.is_started:
+            self._bars.stop()
 
     def _end(self, step: str) -> None:
         if step in self._tasks:

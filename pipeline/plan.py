@@ -156,6 +156,16 @@ def inputs_of(step: Step, plan: Plan) -> dict[str, dict[str, str | None]]:
     return found
 
 
+def changed_input(step: Step) -> str | None:
+    """The step whose result is another than the one that `step` was made from, though their settings are the same."""
+    assert step.published is not None
+    for name, source in step.inputs.items():
+        made_from = step.published.manifest["inputs"].get(name, {}).get("digest")
+        if isinstance(source, Step) and source.published and made_from != source.published.digest:
+            return source.name
+    return None
+
+
 def _why_run(step: Step, forced: set[str], verify: bool) -> str:
     """Why the step has to run; empty where its published result serves."""
     if step.name in forced:
@@ -164,11 +174,9 @@ def _why_run(step: Step, forced: set[str], verify: bool) -> str:
         return "an input on the hub is not resolved to a commit yet"
     waiting = [need.name for need in step.needs if need.state == "run"]
     if step.published is None:
-        return f"no result yet; after {', '.join(waiting)}" if waiting else "no result yet"
-    for name, source in step.inputs.items():
-        made_from = step.published.manifest["inputs"].get(name, {}).get("digest")
-        if isinstance(source, Step) and source.published and made_from != source.published.digest:
-            return f"{source.name} was made again and came out differently"
+        return f"no result yet; after {_list(waiting)}" if waiting else "no result yet"
+    if changed := changed_input(step):
+        return f"{changed} was made again and came out differently"
     if verify and (damage := step.published.damage()):
         return f"its result is damaged: {damage}"
     return ""
@@ -182,13 +190,19 @@ def _fingerprint(step: Step, plan: Plan) -> str | None:
         return None
     what = {"kind": step.kind, "version": step.config.version, "settings": step.settings(), "inputs": contents}
     if step.config.makes == "report":
-        what["names"] = [plan.recipe.name, *_names(step)]
+        what["names"] = [plan.recipe.name, *sorted(below(step))]  # a report shows them
     return content_hash(what)[:FINGERPRINT_LENGTH]
 
 
-def _names(step: Step) -> list[str]:
-    """The names of all steps below: a report shows them."""
-    return sorted({name for need in step.needs for name in (need.name, *_names(need))})
+def below(step: Step) -> set[str]:
+    """The names of all steps that `step` needs, however far down."""
+    return {name for need in step.needs for name in (need.name, *below(need))}
+
+
+def _list(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - 2} more" if len(names) > 3 else ""
+    return ", ".join(names[:2] if more else names) + more
 
 
 def _drop(dump: Any, path: list[str]) -> None:
@@ -272,7 +286,9 @@ def _find(recipe: Recipe, stage: str, name: str, need: Need, steps: dict[str, St
     stages = _stage_names(recipe, need)
     if need.kind == "steps":
         if not stages:
-            raise recipe.error(("stages", stage), "has nothing to report: the recipe has no stage that scores models, such as lm_eval")
+            raise recipe.error(
+                ("stages", stage), "has nothing to report: the recipe has no stage that scores models, such as lm_eval"
+            )
         return {step.name: step for step in steps.values() if step.stage in stages}
     if stages:
         step = steps[need.value]

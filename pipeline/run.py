@@ -16,11 +16,23 @@ from pipeline import artifacts
 from pipeline.artifacts import Artifact, ArtifactError, Local
 from pipeline.console import Console
 from pipeline.executors import Job, LocalExecutor
-from pipeline.plan import Plan, Step, inputs_of, refresh
+from pipeline.plan import Plan, Step, below, changed_input, inputs_of, refresh
 from pipeline.provenance import environment
 from pipeline.recipe import RecipeError
 from pipeline.store import Store, write_json
 from stages.base import BadInput
+
+
+@dataclass(frozen=True)
+class Running:
+    """A step whose worker is at work."""
+
+    step: Step
+    job: Job
+    began: float
+    """On the monotonic clock, in seconds."""
+    started: str
+    """Time of day, ISO 8601, UTC."""
 
 
 @dataclass
@@ -72,16 +84,17 @@ class Run:
                 self._note(step, "not asked for")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._record("running")
-        running: dict[str, tuple[Step, float, str]] = {}
+        running: dict[str, Running] = {}
         try:
             while waiting or running:
                 waiting = self._start_ready(waiting, running, executor)
-                if running:
-                    self._handle(executor, running)
+                if running and (ended := self._handle(executor, running)):
+                    waiting += self._outdated(ended)
         except BaseException:
             executor.stop()
-            for step, _, _ in running.values():
-                self._note(step, "interrupted")
+            for work in running.values():
+                self._note(work.step, "interrupted")
+                shutil.rmtree(work.job.folder, ignore_errors=True)
             self._record("interrupted")
             raise
         failed = any(state["state"] == "failed" for state in self.outcome.values())
@@ -105,37 +118,49 @@ class Run:
                     self.console.say(f"fetching {source}")
                 self.paths[source] = _or_recipe_error(artifacts.fetch, source, self.runs / "cache")
 
-    def _start_ready(
-        self, waiting: list[Step], running: dict[str, tuple[Step, float, str]], executor: LocalExecutor
-    ) -> list[Step]:
+    def _start_ready(self, waiting: list[Step], running: dict[str, Running], executor: LocalExecutor) -> list[Step]:
         """Start every step whose needs are met while there is room; return those that still wait."""
-        still = []
+        still: list[Step] = []
+        unsettled = {step.name for step in waiting} | set(running)
         for step in waiting:
             lost = [n.name for n in step.needs if self.outcome.get(n.name, {}).get("state") in ("failed", "skipped")]
             if lost:
                 self._note(step, "skipped", error=f"needs {', '.join(lost)}")
                 self.console.skipped(step.name, lost)
-            elif executor.has_room and all(need.published for need in step.needs):
-                running[step.name] = (step, time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds"))
-                executor.start(self._job(step))
+            elif executor.has_room and not unsettled & below(step):
+                job = self._job(step)
+                running[step.name] = Running(
+                    step, job, time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
+                )
+                executor.start(job)
                 self.console.started(step.name, step.why)
             else:
                 still.append(step)
         return still
 
-    def _handle(self, executor: LocalExecutor, running: dict[str, tuple[Step, float, str]]) -> None:
-        """Wait for the next event of a running step and act on it."""
+    def _outdated(self, made: Step) -> list[Step]:
+        """The cached steps that have to run after all, for `made` came out otherwise than when they were made."""
+        outdated = []
+        for step in self.plan.steps:
+            if step.name in self.chosen and step.state == "cached" and made in step.needs and changed_input(step):
+                step.state, step.why, step.published = "run", f"{made.name} came out differently", None
+                outdated.append(step)
+        return outdated
+
+    def _handle(self, executor: LocalExecutor, running: dict[str, Running]) -> Step | None:
+        """Wait for the next event of a running step and act on it; return the step if it has a new result."""
         event = executor.wait()
-        step, began, started = running[event.job.step]
+        work = running[event.job.step]
+        step = work.step
         if event.result is None:
             self.console.progress(step.name, event.done, event.total, event.note)
-            return
+            return None
         del running[step.name]
-        seconds = round(time.monotonic() - began, 1)
+        seconds = round(time.monotonic() - work.began, 1)
         error = event.result.get("error")
         if error is None:
             try:
-                self._publish(step, event.job, event.result["metrics"], started, seconds)
+                self._publish(work, event.result["metrics"], seconds)
             except OSError as problem:
                 error = f"its result could not be published: {problem}"
         shutil.rmtree(event.job.folder, ignore_errors=True)
@@ -146,6 +171,7 @@ class Run:
             self._note(step, "failed", seconds, error)
             self.console.failed(step.name, error, event.job.log)
         self._record("running")
+        return step if error is None else None
 
     def _job(self, step: Step) -> Job:
         folder = self.store.workspace()
@@ -176,7 +202,8 @@ class Run:
             "inputs": {name: self._input(inner) for name, inner in source.inputs.items()},
         }
 
-    def _publish(self, step: Step, job: Job, metrics: dict[str, Any], started: str, seconds: float) -> None:
+    def _publish(self, work: Running, metrics: dict[str, Any], seconds: float) -> None:
+        step = work.step
         manifest = {
             "step": step.name,
             "kind": step.kind,
@@ -185,10 +212,10 @@ class Run:
             "inputs": inputs_of(step, self.plan),
             "metrics": metrics,
             "environment": environment(),
-            "started": started,
+            "started": work.started,
             "seconds": seconds,
         }
-        step.published = self.store.publish(job.folder / "out", manifest)
+        step.published = self.store.publish(work.job.folder / "out", manifest)
 
     def _note(self, step: Step, state: str, seconds: float | None = None, error: str | None = None) -> None:
         path = step.published.path if step.published else None

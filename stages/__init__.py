@@ -6,6 +6,4 @@ from stages.lm_eval.config import LMEvalStage
 from stages.report.config import ReportStage
 from stages.sft.config import SFTStage
 
-KINDS: dict[str, type[StageConfig]] = {
-    stage.kind: stage for stage in (SFTStage, DPOStage, LMEvalStage, ReportStage)
-}
+KINDS: dict[str, type[StageConfig]] = {stage.kind: stage for stage in (SFTStage, DPOStage, LMEvalStage, ReportStage)}

@@ -27,7 +27,7 @@ PAD_TOKENS = ("<|endoftext|>", "<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pa
 def to_safetensors(path: Path, cache: Path) -> Path:
     """The folder with the file's model: model.safetensors (float32), configs, tokenizer and chat template.
 
-    Lies in `cache/gguf/`, under the hash of the file and of this converter's version; two processes convert once.
+    Lies in `cache/gguf/` under the hash of the file and this converter's version; two processes convert once.
 
     Raises:
         BadInput: if transformers cannot read the file.
@@ -83,7 +83,7 @@ def _plain(model: PreTrainedModel) -> PreTrainedModel:
 def _set_padding(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
     """A padding token other than the one that ends a turn, where the vocabulary has one.
 
-    Where padding is the end token, code that masks padding by its id also masks the ends that should be learnt.
+    Where both are one token, code that masks padding by its id also masks the ends that should be learnt.
     """
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         vocabulary = tokenizer.get_vocab()

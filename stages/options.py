@@ -43,6 +43,7 @@ RESERVED = {
 }
 """Fields that a recipe cannot set under `train`, and what to use in their place."""
 
+
 class Options(Config):
     """What a recipe hands on to a library: only what it sets; all else stays at the library's default."""
 

@@ -103,13 +103,15 @@ def train(trainer: Trainer, context: Context) -> dict[str, Any]:
     metrics = {
         "loss": result.training_loss,
         "steps": trainer.state.global_step,
-        "tokens": int(next((row["num_tokens"] for row in reversed(trainer.state.log_history) if "num_tokens" in row), 0)),
+        "tokens": int(
+            next((row["num_tokens"] for row in reversed(trainer.state.log_history) if "num_tokens" in row), 0)
+        ),
         "seconds": round(result.metrics["train_runtime"], 1),
     }
     if trainer.eval_dataset is not None:
         metrics["eval_loss"] = trainer.evaluate()["eval_loss"]
-    lines = [json.dumps(row, sort_keys=True) for row in trainer.state.log_history]
-    (context.out / "training_log.jsonl").write_text("\n".join(lines) + "\n")
+    lines = [json.dumps(_timeless(row), sort_keys=True) + "\n" for row in trainer.state.log_history]
+    (context.out / "training_log.jsonl").write_text("".join(lines))
     publish(trainer.model, trainer.processing_class, context.out)
     return metrics
 
@@ -121,6 +123,11 @@ def publish(model: Any, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
         model = model.merge_and_unload()
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
+
+
+def _timeless(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the log without what differs between two equal trainings."""
+    return {key: value for key, value in row.items() if not key.endswith(("_runtime", "_per_second", "_per_sec"))}
 
 
 def _first_line(error: Exception) -> str:

@@ -18,7 +18,9 @@ PROMPT, COMPLETION = 0, 1
 """Values of the `segments` column."""
 
 
-def prepare(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None, **map_options: Any) -> Dataset:
+def prepare(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None, **map_options: Any
+) -> Dataset:
     """Tokenise rows of `prompt` and `completion` (text or messages), or of `text`.
 
     Returns columns `input_ids` and `segments`, lists of equal length, cut at `max_length` on the right. Text gets the

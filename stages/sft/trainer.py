@@ -53,8 +53,10 @@ class WITTrainer(SFTTrainer):
 
     def __init__(self, model: Any, args: WITConfig, train_dataset: Dataset, **options: Any) -> None:
         if options.get("formatting_func") or options.get("compute_loss_func") or options.get("data_collator"):
-            raise ValueError("WITTrainer prepares, collates and weighs by itself; leave out formatting_func,"
-                             " compute_loss_func and data_collator")
+            raise ValueError(
+                "WITTrainer prepares, collates and weighs by itself; leave out formatting_func,"
+                " compute_loss_func and data_collator"
+            )
         super().__init__(model, args=args, train_dataset=train_dataset, **options)
         self.data_collator = WeightedCollator(
             pad_token_id=self._tokenizer.pad_token_id,

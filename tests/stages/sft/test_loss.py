@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import LlamaForCausalLM, TrainerCallback
 
 from stages.sft import WITConfig, WITTrainer
-from tests.stages.conftest import byte_tokenizer, tiny_model
+from tests.tiny import byte_tokenizer, tiny_model
 
 ROWS = [
     {"prompt": "What is two and two? ", "completion": "Four."},

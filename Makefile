@@ -1,0 +1,33 @@
+# make run    train, tune, benchmark and report: run-recipe recipes/wit_dpo.yaml
+# make test   the tests
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run test lint types check lock
+run: .venv/installed
+	$(BIN)/run-recipe recipes/wit_dpo.yaml
+
+test: .venv/installed
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed
+	$(BIN)/mypy
+
+check: lint types test
+
+.venv/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
+	  { echo "Python 3.11 or later is needed (TRL 1.16 needs it); name one: make PYTHON=python3.12 run"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# torch's own CUDA packages are left to torch: on a machine whose torch is a CPU build there is nothing to install
+lock:
+	uv pip compile --universal --python-version 3.11 --extra dev --no-annotate --no-header \
+	  --constraint constraints.txt pyproject.toml | grep -vE '^(nvidia-|cuda-|triton)' > requirements.lock

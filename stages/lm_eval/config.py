@@ -1,0 +1,146 @@
+"""The `lm_eval` section of a recipe: which models, which tasks, under which settings.
+
+Light on purpose (no torch, no lm_eval): whether a task name exists is checked when the stage runs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import PurePosixPath
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from stages.base import Config, Need, StageConfig
+
+LOADERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+"""File suffix -> the `datasets` loader that reads it."""
+
+
+def loader_of(reference: str) -> str | None:
+    """The `datasets` loader for a file reference, or None when its suffix is not one we read."""
+    name = reference.partition("@sha256:")[0]
+    return LOADERS.get(PurePosixPath(name).suffix.lower())
+
+
+class Task(Config):
+    """One benchmark: a task, group or tag of lm-eval, or of the folder `include_path`."""
+
+    task: str = Field(min_length=1)
+    """The name lm-eval knows it by."""
+    num_fewshot: int | None = Field(default=None, ge=0)
+    """Worked examples before each question; None takes the task's own number."""
+    metric: str | None = None
+    """The report's headline, `acc` or with its filter `exact_match,strict-match`; None takes the first."""
+    data: dict[str, str] = Field(default_factory=dict)
+    """Split name -> file, instead of the data set the task names: for one's own items, or with no hub."""
+
+    @field_validator("data")
+    @classmethod
+    def _one_readable_format(cls, data: dict[str, str]) -> dict[str, str]:
+        for split, reference in data.items():
+            if loader_of(reference) is None:
+                raise ValueError(
+                    f"{split}: {reference!r} should be a file ending in {', '.join(LOADERS)}, "
+                    "so that it is clear how to read it"
+                )
+        formats = {split: loader_of(reference) for split, reference in data.items()}
+        if len(set(formats.values())) > 1:
+            raise ValueError(f"all splits of a task need one file format, not {formats}")
+        return data
+
+
+class Options(Config):
+    """How the models are asked: what moves a score, or the speed. Defaults are lm-eval's command's."""
+
+    apply_chat_template: bool = False
+    """Wrap each question in the tokenizer's chat template; for a tuned model, as it was trained."""
+    fewshot_as_multiturn: bool | None = None
+    """Worked examples as turns of a conversation; None: exactly when the chat template is applied."""
+    system_instruction: str | None = None
+    """A system message before every question."""
+    batch_size: int = Field(default=1, ge=1)
+    """Requests computed together; moves the speed, not the scores (beyond rounding in 16 bits)."""
+    limit: int | None = Field(default=None, ge=1)
+    """Only the first so many items of each task: for a trial, never for a score to report."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the weights; `auto` is that of the checkpoint."""
+    max_length: int | None = Field(default=None, ge=1)
+    """Longest sequence in tokens, older text cut on the left; None asks the model's config."""
+    gen_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Generation settings laid over each task's own: do_sample, temperature, max_gen_toks, until, ..."""
+    bootstrap_iters: int = Field(default=100_000, ge=0)
+    """Resamples for standard errors of metrics that are no plain mean; 0 leaves out every standard error."""
+    log_samples: bool = True
+    """Keep every question and answer; the report's paired standard errors come from them."""
+
+    @model_validator(mode="after")
+    def _multiturn_needs_a_template(self) -> Self:
+        if self.fewshot_as_multiturn and not self.apply_chat_template:
+            raise ValueError("fewshot_as_multiturn: true needs apply_chat_template: true, which gives the turns")
+        return self
+
+    @property
+    def multiturn(self) -> bool:
+        """`fewshot_as_multiturn`, decided."""
+        return self.apply_chat_template if self.fewshot_as_multiturn is None else self.fewshot_as_multiturn
+
+
+class LMEvalStage(StageConfig):
+    """Benchmarks; one step per model, so that a model once measured is never measured again."""
+
+    kind: ClassVar[str] = "lm_eval"
+    makes: ClassVar[Literal["scores"]] = "scores"
+    version: ClassVar[int] = 1
+    runner: ClassVar[str] = "stages.lm_eval.stage:run"
+
+    models: list[str] = Field(min_length=1)
+    """Names of stages, `base`, or references to models."""
+    tasks: list[Task] = Field(min_length=1)
+    include_path: str | None = None
+    """A folder of one's own task files. Their Python functions run: include only what you trust."""
+    options: Options = Options()
+    seed: int | None = None
+    """For few-shot draws and sampling; None takes lm-eval's own seeds."""
+
+    @field_validator("models")
+    @classmethod
+    def _models_differ(cls, models: list[str]) -> list[str]:
+        if repeated := _repeated(models):
+            raise ValueError(f"named more than once: {', '.join(repeated)}")
+        return models
+
+    @field_validator("tasks")
+    @classmethod
+    def _tasks_differ(cls, tasks: list[Task]) -> list[Task]:
+        if repeated := _repeated([task.task for task in tasks]):
+            raise ValueError(
+                f"named more than once: {', '.join(repeated)}; for other settings of a task, add another lm_eval stage"
+            )
+        return tasks
+
+    def needs(self) -> dict[str, Need]:
+        """The model under `model` (further ones, before the split, under `model.1` ...), and every file."""
+        needs = {
+            "model" if i == 0 else f"model.{i}": Need("model", model, f"models.{i}")
+            for i, model in enumerate(self.models)
+        }
+        if self.include_path is not None:
+            needs["include_path"] = Need("data", self.include_path, "include_path")
+        for i, task in enumerate(self.tasks):
+            for split, reference in task.data.items():
+                needs[data_key(task, split)] = Need("data", reference, f"tasks.{i}.data.{split}")
+        return needs
+
+    def split(self) -> dict[str, Self]:
+        """One step per model."""
+        return {f"[{model}]": self.model_copy(update={"models": [model]}) for model in self.models}
+
+
+def data_key(task: Task, split: str) -> str:
+    """The name under which a task's file is found in `context.inputs`."""
+    return f"data.{task.task}.{split}"
+
+
+def _repeated(names: list[str]) -> list[str]:
+    return [name for name, count in Counter(names).items() if count > 1]

@@ -1,0 +1,129 @@
+"""Run one model on the recipe's benchmarks, in this process, through lm-eval's `simple_evaluate`.
+
+Scores are lm-eval's to the last digit: this file only chooses, records and translates. It uses none of
+lm-eval's caches: they go by path or name and would serve the scores of a model that has since changed.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # as lm-eval's command sets it
+
+import lm_eval
+from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
+from lm_eval.loggers import EvaluationTracker
+from lm_eval.tasks import TaskManager
+
+from stages.base import Context
+from stages.lm_eval.config import LMEvalStage
+from stages.lm_eval.model import CountingHook, Model, load_model
+from stages.lm_eval.results import dump, rows, task_hashes, without_paths, write_samples
+from stages.lm_eval.tasks import Benchmark, load_benchmarks
+
+VOLATILE = ("date", "start_time", "end_time", "total_evaluation_time_seconds", "pretty_env_info")
+"""What two equal evaluations differ in: left out of results.json, for stage.json says when and on what machine."""
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Measure `context.inputs["model"]`; leaves results.json and samples in `context.out`.
+
+    The result: {"results": [row, ...], "seconds", "versions", "num_fewshot", "samples": {task: file name},
+    "environment"}, a row as `results.rows` describes.
+    """
+    config: LMEvalStage = context.config
+    started = time.monotonic()
+    name = config.models[0]
+    path = context.inputs["model"].path
+    context.progress(0, 1, "reading tasks")
+    files = {key: given.path for key, given in context.inputs.items() if key != "model"}
+    benchmarks = load_benchmarks(config, files, context.scratch)
+    context.progress(0, 1, f"loading {name}")
+    model = load_model(path, config.options, name)
+    results, samples = _evaluate(config, benchmarks, model, context.progress, path)
+    table = rows(results, benchmarks)
+    kept = without_paths({key: value for key, value in results.items() if key not in VOLATILE}, _names(config, context))
+    (context.out / "results.json").write_text(dump(kept, indent=2), encoding="utf-8")
+    written = write_samples(samples, context.out) if config.options.log_samples else {}
+    return {
+        "results": table,
+        "seconds": round(time.monotonic() - started, 3),
+        "versions": results["versions"],
+        "num_fewshot": results["n-shot"],
+        "samples": written,
+        "environment": {
+            "lm_eval": results["lm_eval_version"],
+            "transformers": results["transformers_version"],
+            "dtype": str(model.model.dtype).removeprefix("torch."),
+            "device": model.device.type,
+            "max_length": model.max_length,
+        },
+    }
+
+
+def _evaluate(
+    config: LMEvalStage,
+    benchmarks: list[Benchmark],
+    model: Model,
+    progress: Callable[[int, int, str], None],
+    path: Path,
+) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+    """lm-eval's results as its command would save them, and the samples by task."""
+    options = config.options
+    model.set_cache_hook(CountingHook(_counter(benchmarks, progress)))
+    tracker = EvaluationTracker()
+    results: Any = lm_eval.simple_evaluate(
+        model=model,
+        model_args={"pretrained": str(path), "dtype": options.dtype},  # recorded only: the model is loaded
+        tasks=[part for benchmark in benchmarks for part in benchmark.parts],
+        task_manager=TaskManager(include_defaults=False),  # the tasks are made; the default reads 14,000 files
+        batch_size=options.batch_size,
+        device=str(model.device),
+        limit=options.limit,
+        bootstrap_iters=options.bootstrap_iters,
+        log_samples=True,  # the task hashes come from them, whether they are kept or not
+        evaluation_tracker=tracker,
+        system_instruction=options.system_instruction,
+        apply_chat_template=options.apply_chat_template,
+        fewshot_as_multiturn=options.multiturn,
+        gen_kwargs=options.gen_kwargs or None,
+        random_seed=DEFAULT_RANDOM_SEED if config.seed is None else config.seed,
+        numpy_random_seed=DEFAULT_OTHER_SEED if config.seed is None else config.seed,
+        torch_random_seed=DEFAULT_OTHER_SEED if config.seed is None else config.seed,
+        fewshot_random_seed=DEFAULT_OTHER_SEED if config.seed is None else config.seed,
+    )
+    samples = results.pop("samples")
+    tracker.general_config_tracker.log_end_time()
+    results["task_hashes"] = task_hashes(samples)
+    results.update(asdict(tracker.general_config_tracker))
+    results["model_source"] = "hf"
+    return results, samples
+
+
+def _counter(benchmarks: list[Benchmark], progress: Callable[[int, int, str], None]) -> Callable[[], None]:
+    """Call what it returns once per answered request; about a hundred of the calls are passed on."""
+    tasks = [task for benchmark in benchmarks for task in benchmark.tasks.values()]
+    done = total = 0
+
+    def answered() -> None:
+        nonlocal done, total
+        total = total or sum(request.repeats for task in tasks for request in task.instances)
+        done += 1
+        if done == total or done % max(1, total // 100) == 0:
+            progress(done, total, "requests")
+
+    return answered
+
+
+def _names(config: LMEvalStage, context: Context) -> dict[str, str]:
+    """Path on this machine -> what to call it in results.json."""
+    needs = config.needs()
+    names = {str(given.path): needs[key].value for key, given in context.inputs.items() if key in needs}
+    names |= {str(given.path.resolve()): needs[key].value for key, given in context.inputs.items() if key in needs}
+    names |= {str(context.scratch): "scratch", str(context.scratch.resolve()): "scratch"}
+    return names | {str(Path(lm_eval.__file__).parent): "lm_eval"}

@@ -1,0 +1,161 @@
+"""A recipe's tasks -> lm-eval's task objects, checked as far as can be before a model is loaded."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lm_eval.api.group import Group
+from lm_eval.api.task import Task as LMTask
+from lm_eval.tasks import TaskManager
+
+from stages.base import BadInput
+from stages.lm_eval.config import LMEvalStage, Task, data_key, loader_of
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One entry of the recipe's `tasks` and what lm-eval made of it."""
+
+    config: Task
+    parts: list[LMTask | Group]
+    """One task or group; several tasks for a tag."""
+    tasks: dict[str, LMTask]
+    """Every single task, those inside groups too."""
+    groups: dict[str, Group]
+
+    @property
+    def headlines(self) -> list[str]:
+        """The names whose metric heads the report: a group that has a score of its own, else its tasks."""
+        scored = [
+            part.name if isinstance(part, Group) else part.task_name
+            for part in self.parts
+            if not isinstance(part, Group) or part.has_aggregation
+        ]
+        return scored or list(self.tasks)
+
+    def metrics_of(self, name: str) -> list[str]:
+        """The metrics that a task or group of this benchmark reports, in lm-eval's order."""
+        if name in self.groups:
+            return list(dict.fromkeys(m.metric for m in self.groups[name].aggregate_metric_list or []))
+        return list(self.tasks[name].aggregation())
+
+
+def load_benchmarks(config: LMEvalStage, files: Mapping[str, Path], scratch: Path) -> list[Benchmark]:
+    """Build every task of the recipe.
+
+    `files` are the step's inputs by name. Raises BadInput for an unknown task, data that cannot be had, a
+    headline metric the task does not report, or settings it cannot follow.
+    """
+    manager = _manager(config, files.get("include_path"))
+    benchmarks = [_load(manager, i, task, files, scratch) for i, task in enumerate(config.tasks)]
+    for i, benchmark in enumerate(benchmarks):
+        _set_shots(benchmark, f"tasks.{i}.num_fewshot")
+        _check_metric(benchmark, f"tasks.{i}.metric")
+        _check_safe(benchmark, f"tasks.{i}.task")
+    try:
+        manager.load([part for benchmark in benchmarks for part in benchmark.parts])
+    except ValueError as error:  # a task asked for by itself and inside a group
+        raise BadInput(f"tasks: {error}; keep one of the two") from error
+    return benchmarks
+
+
+def _manager(config: LMEvalStage, include: Path | None) -> TaskManager:
+    """lm-eval's own 14,000 task files take seconds to read: only if the recipe's folder lacks a task."""
+    if include is not None:
+        own = TaskManager(include_path=str(include), include_defaults=False)
+        if all(task.task in own.all_subtasks for task in config.tasks):
+            return own
+    manager = TaskManager(include_path=str(include) if include else None)
+    known = manager.all_tasks
+    for i, task in enumerate(config.tasks):
+        if task.task not in known:
+            near = difflib.get_close_matches(task.task, known, n=3)
+            hint = f"did you mean {', '.join(near)}?" if near else "`lm_eval ls tasks` lists them"
+            raise BadInput(f"tasks.{i}.task: lm-eval knows no task, group or tag {task.task!r}; {hint}")
+    return manager
+
+
+def _load(manager: TaskManager, index: int, task: Task, files: Mapping[str, Path], scratch: Path) -> Benchmark:
+    spec = _with_own_data(manager, index, task, files, scratch) if task.data else task.task
+    try:
+        loaded = manager.load([spec])
+    except (OSError, ModuleNotFoundError) as error:  # datasets' hub and file errors are OSErrors
+        raise BadInput(
+            f"tasks.{index}.task: {task.task} cannot be loaded: {error}. "
+            "Without a network, give its items with `data: {split: file}`"
+        ) from error
+    tasks, groups = loaded["tasks"], loaded.get("groups", {})
+    nested = {name for group in groups.values() for name in group.child_names}
+    parts: list[LMTask | Group] = [group for name, group in groups.items() if name not in nested]
+    parts += [single for name, single in tasks.items() if name not in nested]
+    return Benchmark(task, parts, tasks, groups)
+
+
+def _with_own_data(manager: TaskManager, index: int, task: Task, files: Mapping[str, Path], scratch: Path) -> str:
+    """A task file that includes the original and reads the recipe's files; returns its path."""
+    where = f"tasks.{index}.data"
+    entry = manager.task_index[task.task]
+    if task.task not in manager.all_subtasks or entry.yaml_path is None or "class" in (entry.cfg or {}):
+        raise BadInput(f"{where}: {task.task} is a group, a tag or a task written in Python; its data is its own")
+    if missing := _splits_read(entry.cfg or {}, task) - task.data.keys():
+        raise BadInput(f"{where}: {task.task} reads the split {' and '.join(sorted(missing))} too; give a file for it")
+    override = {
+        "include": str(entry.yaml_path),
+        "task": task.task,
+        "dataset_path": loader_of(next(iter(task.data.values()))),
+        "dataset_name": None,
+        "dataset_kwargs": {
+            "data_files": {split: str(files[data_key(task, split)].resolve()) for split in task.data},
+            # The shared cache goes by path and time stamp, and could serve what a file held before.
+            "cache_dir": str(scratch / "datasets"),
+        },
+    }
+    path = scratch / "tasks" / f"{index}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(override), encoding="utf-8")
+    return str(path)
+
+
+def _splits_read(cfg: Mapping[str, Any], task: Task) -> set[str]:
+    """The splits lm-eval will read: the one it scores and, with worked examples, the one they come from."""
+    scored = cfg.get("test_split") or cfg.get("validation_split")
+    shots = cfg.get("num_fewshot") if task.num_fewshot is None else task.num_fewshot
+    examples = None
+    if shots and not (cfg.get("fewshot_config") or {}).get("samples"):
+        examples = cfg.get("fewshot_split") or cfg.get("training_split") or cfg.get("validation_split")
+    return {split for split in (scored, examples) if split}
+
+
+def _set_shots(benchmark: Benchmark, where: str) -> None:
+    """As lm-eval's --num_fewshot: a task whose file fixes 0 (its prompt holds examples already) keeps 0."""
+    shots = benchmark.config.num_fewshot
+    if shots is None:
+        return
+    free = [task for task in benchmark.tasks.values() if task.get_config("num_fewshot") != 0]
+    if shots and not free:
+        raise BadInput(f"{where}: {benchmark.config.task} fixes 0 worked examples in its own file; leave this out")
+    for task in free:
+        task.set_config("num_fewshot", shots)
+
+
+def _check_metric(benchmark: Benchmark, where: str) -> None:
+    if benchmark.config.metric is None:
+        return
+    metric = benchmark.config.metric.partition(",")[0]
+    for name in benchmark.headlines:
+        known = benchmark.metrics_of(name)
+        if metric not in known:
+            raise BadInput(f"{where}: {name} reports no {metric!r}, only {', '.join(known)}")
+
+
+def _check_safe(benchmark: Benchmark, where: str) -> None:
+    for name, task in benchmark.tasks.items():
+        if getattr(task, "UNSAFE_CODE", False):
+            raise BadInput(f"{where}: {name} runs code that the model wrote, which this stage does not do")
+        if getattr(task, "MULTIMODAL", False):
+            raise BadInput(f"{where}: {name} needs pictures; this stage evaluates text models")

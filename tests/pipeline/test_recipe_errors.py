@@ -1,0 +1,195 @@
+"""Bad recipes through the command: place, key and remedy on standard error, exit 2, nothing written."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli import main
+
+GOOD = """\
+name: small
+model: ./model
+stages:
+  wit:
+    kind: sft
+    data: {train: ./rows.jsonl}
+    weights: {prompt: 0.2, completion: 0.8}
+    train: {num_train_epochs: 1}
+  dpo:
+    kind: dpo
+    model: wit
+    data: {train: ./pairs.jsonl}
+  bench:
+    kind: lm_eval
+    models: [base, wit, dpo]
+    tasks: [{task: some_task}]
+  report: {kind: report}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the good recipe's files, as the current folder."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a ", "completion": "b"}\n')
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a ", "chosen": "b", "rejected": "c"}\n')
+    (tmp_path / "r.yaml").write_text(GOOD)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def complain(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What the command says of an error; it must exit with 2 and write nothing."""
+    assert main(["r.yaml", *arguments]) == 2
+    assert not Path("runs").exists()
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "Traceback" not in said.err
+    return said.err
+
+
+def test_the_good_recipe_plans(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["r.yaml", "--plan"]) == 0
+    assert "bench[wit]" in capsys.readouterr().out
+
+
+CASES = {
+    "unknown key": (
+        "{prompt: 0.2,",
+        "{promt: 0.2,",
+        r"r\.yaml:7: stages\.wit\.weights\.promt: .*did you mean 'prompt'",
+    ),
+    "unknown TRL option": (
+        "num_train_epochs: 1",
+        "num_train_epoch: 1",
+        r"r\.yaml:8: .*did you mean 'num_train_epochs'",
+    ),
+    "option set elsewhere": ("num_train_epochs: 1", "packing: true", r"r\.yaml:8: stages\.wit\.train\.packing: cannot"),
+    "wrong type": ("num_train_epochs: 1", "num_train_epochs: many", r"r\.yaml:8: .*num_train_epochs: .*found 'many'"),
+    "string for a number": ("{prompt: 0.2,", "{prompt: '0.2',", r"r\.yaml:7: stages\.wit\.weights\.prompt: .*number"),
+    "unknown kind": ("kind: sft", "kind: sfft", r"r\.yaml:5: stages\.wit: kind: 'sfft' is unknown; did you mean 'sft'"),
+    "no kind": ("    kind: sft\n", "", r"r\.yaml:4: stages\.wit: needs 'kind', one of sft"),
+    "unknown stage": (
+        "model: wit",
+        "model: wot",
+        r"r\.yaml:11: stages\.dpo\.model: 'wot' is no stage.*did you mean 'wit'",
+    ),
+    "unknown model of a benchmark": ("wit, dpo]", "wit, dpi]", r"r\.yaml:15: stages\.bench\.models\.2: 'dpi'.*'dpo'"),
+    "a stage that makes no model": ("model: wit", "model: bench", r"needs its own result: (dpo|bench)|makes no model"),
+    "cycle": ("    kind: sft\n", "    kind: sft\n    model: dpo\n", r"needs its own result: wit -> dpo -> wit"),
+    "missing data": ("./rows.jsonl", "./row.jsonl", r"r\.yaml:6: stages\.wit\.data\.train: .*row\.jsonl.*rows\.jsonl"),
+    "missing model": ("./model", "./modle", r"r\.yaml:2: model: .*modle.*"),
+    "folder that is no model": ("./model", "./", r"r\.yaml:2: model: .*config\.json"),
+    "no model at all": ("model: ./model\n", "", r"names no model; add 'model:'"),
+    "both weights 0": ("{prompt: 0.2, completion: 0.8}", "{prompt: 0, completion: 0}", r"r\.yaml:7: .*both 0"),
+    "negative weight": (
+        "{prompt: 0.2,",
+        "{prompt: -0.2,",
+        r"r\.yaml:7: stages\.wit\.weights\.prompt: .*greater than or",
+    ),
+    "weight is no number": ("{prompt: 0.2,", "{prompt: .nan,", r"r\.yaml:7: stages\.wit\.weights\.prompt: .*finite"),
+    "weight missing": (
+        "{prompt: 0.2, completion: 0.8}",
+        "{prompt: 0.2}",
+        r"stages\.wit\.weights\.completion: is missing",
+    ),
+    "unknown key at the top": ("name: small", "name: small\nsede: 1", r"r\.yaml:2: sede: .*did you mean 'seed'"),
+    "bad name": ("name: small", "name: ../small", r"r\.yaml:1: name: '\.\./small' is no folder name"),
+    "bad stage name": ("  wit:", "  w/t:", r"r\.yaml:4: stages\.w/t: is no stage name"),
+    "not YAML": ("stages:\n", "stages: [\n", r"r\.yaml:\d+: not valid YAML"),
+    "reads the environment": ("./model", "${oc.env:HOME}", r"r\.yaml:2: model: .*oc\.env"),
+    "unknown interpolation": ("./model", "${modl}", r"r\.yaml:2: model: .*modl"),
+    "no stages": (GOOD[GOOD.index("stages:") :], "stages: {}\n", r"r\.yaml:3: stages: names no stage"),
+    "a list": (GOOD, "- a\n- b\n", r"r\.yaml:1: a recipe is a mapping"),
+    "empty file": (GOOD, "", r"r\.yaml:1: a recipe is a mapping"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_recipe(folder: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
+    before, after, expected = CASES[case]
+    assert before in GOOD
+    Path("r.yaml").write_text(GOOD.replace(before, after, 1))
+    said = complain(capsys)
+    assert re.search(expected, said), said
+
+
+def test_all_errors_are_told_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = (
+        GOOD.replace("prompt: 0.2", "promt: 0.2")
+        .replace("num_train_epochs", "num_epochs")
+        .replace("model: wit", "modl: x")
+    )
+    Path("r.yaml").write_text(bad)
+    said = complain(capsys)
+    assert {7, 8, 11} <= {int(line) for line in re.findall(r"r\.yaml:(\d+)", said)}
+
+
+ROWS = {
+    "empty data set": ("", r"rows\.jsonl: holds no rows"),
+    "row without prompt": (
+        '{"prompt": "a", "completion": "b"}\n{"completion": "b"}\n',
+        r"rows\.jsonl:2: column 'prompt'",
+    ),
+    "row without completion": (
+        '{"prompt": "a"}\n',
+        r"rows\.jsonl:1: column 'completion' is missing; the row has prompt",
+    ),
+    "empty completion": ('{"prompt": "a", "completion": " "}\n', r"rows\.jsonl:1: column 'completion' is empty"),
+    "number for text": ('{"prompt": "a", "completion": 3}\n', r"rows\.jsonl:1: column 'completion' is int, not text"),
+    "not JSON": ('{"prompt": "a", "completion": "b"}\n{"prompt"\n', r"rows\.jsonl:2: not valid JSON"),
+    "unknown columns": ('{"question": "a", "reply": "b"}\n', r"columns question, reply fit no format"),
+    "not an object": ('["a", "b"]\n', r"rows\.jsonl:1: a row is an object"),
+    "message without role": (
+        '{"prompt": [{"content": "a"}], "completion": "b"}\n',
+        r"rows\.jsonl:1: .*'role' and 'content'",
+    ),
+    "mixed kinds": (
+        '{"prompt": "a", "completion": [{"role": "assistant", "content": "b"}]}\n',
+        r"rows\.jsonl:1: prompt and completion are not of one kind",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_bad_rows(folder: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
+    text, expected = ROWS[case]
+    Path("rows.jsonl").write_text(text)
+    said = complain(capsys)
+    assert re.search(expected, said), said
+
+
+def test_bad_preference_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "b"}\n{"prompt": "a", "chosen": "b"}\n')
+    said = complain(capsys)
+    assert re.search(r"pairs\.jsonl:1: chosen and rejected are the same", said)
+    assert re.search(r"pairs\.jsonl:2: column 'rejected' is missing", said)
+
+
+COMMANDS = {
+    "unknown stage": (("--stage", "wti"), r"--stage wti: the recipe has no such stage; did you mean 'wit'"),
+    "override without a value": (("--set", "seed"), r"--set seed: write --set KEY=VALUE"),
+    "override of an unknown key": (
+        ("--set", "stages.wit.weights.promt=1"),
+        r"--set stages\.wit\.weights\.promt=1: .*'prompt'",
+    ),
+    "override of a wrong type": (("--set", "seed=soon"), r"--set seed=soon: seed: .*integer.*'soon'"),
+    "inputs not made yet": (("--stage", "dpo"), r"dpo needs wit: no result yet; make it first by .*--stage wit"),
+}
+
+
+@pytest.mark.parametrize("case", COMMANDS)
+def test_bad_command(folder: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
+    arguments, expected = COMMANDS[case]
+    said = complain(capsys, *arguments)
+    assert re.search(expected, said), said
+
+
+def test_missing_recipe(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["s.yaml"]) == 2
+    assert "s.yaml: cannot be read" in (said := capsys.readouterr().err)
+    assert "did you mean 'r.yaml'" in said

@@ -1,0 +1,68 @@
+"""What the recipe section accepts, needs and splits into."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from stages.base import Need
+from stages.lm_eval.config import LMEvalStage, Options
+
+TASK = {"task": "arc_easy"}
+
+
+def test_needs_name_every_file_and_where_it_stands() -> None:
+    stage = LMEvalStage(
+        models=["base", "wit"],
+        include_path="./tasks",
+        tasks=[TASK, {"task": "mine", "data": {"test": "./a.jsonl", "dev": "./b.jsonl"}}],
+    )
+    parts = stage.split()
+    assert list(parts) == ["[base]", "[wit]"]
+    assert parts["[wit]"].models == ["wit"]
+    assert parts["[wit]"].needs() == {
+        "model": Need("model", "wit", "models.0"),
+        "include_path": Need("data", "./tasks", "include_path"),
+        "data.mine.test": Need("data", "./a.jsonl", "tasks.1.data.test"),
+        "data.mine.dev": Need("data", "./b.jsonl", "tasks.1.data.dev"),
+    }
+    assert [n.value for n in stage.needs().values() if n.kind == "model"] == ["base", "wit"]
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"models": []}, "at least 1 item"),
+        ({"models": ["wit", "wit"]}, "named more than once: wit"),
+        ({"tasks": []}, "at least 1 item"),
+        ({"tasks": [TASK, TASK]}, "add another lm_eval stage"),
+        ({"tasks": [TASK | {"num_fewshot": -1}]}, "greater than or equal to 0"),
+        ({"tasks": [TASK | {"data": {"test": "items.txt"}}]}, r"should be a file ending in \.json"),
+        ({"tasks": [TASK | {"data": {"test": "a.csv", "dev": "b.jsonl"}}]}, "one file format"),
+        ({"tasks": [TASK | {"shots": 3}]}, "Extra inputs"),
+        ({"options": {"fewshot_as_multiturn": True}}, "needs apply_chat_template"),
+        ({"options": {"batch_size": 0}}, "greater than or equal to 1"),
+        ({"options": {"limit": 0}}, "greater than or equal to 1"),
+        ({"options": {"dtype": "int8"}}, "'bfloat16'"),
+    ],
+)
+def test_what_is_wrong_is_named(section: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        LMEvalStage(**({"models": ["wit"], "tasks": [TASK]} | section))
+
+
+def test_worked_examples_are_turns_when_there_are_turns() -> None:
+    assert Options(apply_chat_template=True).multiturn is True
+    assert Options(apply_chat_template=True, fewshot_as_multiturn=False).multiturn is False
+    assert Options().multiturn is False
+
+
+def test_planning_loads_no_heavy_library() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, stages.lm_eval.config; print(*{'torch', 'lm_eval', 'datasets'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

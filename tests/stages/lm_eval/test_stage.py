@@ -1,0 +1,205 @@
+"""The stage really evaluates a tiny model; lm-eval's own command says what the scores must be."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from stages.base import BadInput, Context
+from stages.lm_eval.stage import run
+from tests.stages.lm_eval.conftest import CHOICE, GENERATE, own_data
+
+Step = Callable[..., Context]
+
+
+def self_contained(world: Path, out: Path) -> Path:
+    """The two task files as one would write them for lm-eval's command: they name their data themselves."""
+    tasks = out / "tasks"
+    tasks.mkdir(parents=True)
+    files = {split: str(world / f"{split}.jsonl") for split in ("test", "dev")}
+    for task in (CHOICE, GENERATE):
+        local = {key: value for key, value in task.items() if key != "dataset_name"}
+        local |= {
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": files, "cache_dir": str(out / "datasets")},
+        }
+        (tasks / f"{task['task']}.yaml").write_text(yaml.safe_dump(local))
+    return tasks
+
+
+def command(model: Path, world: Path, out: Path, *arguments: str) -> dict[str, Any]:
+    """What `lm_eval run` reports."""
+    tasks = self_contained(world, out)
+    executable = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--device", "cpu"]
+    executable += ["--model_args", f"pretrained={model},dtype=float32"]
+    subprocess.run(
+        [*executable, "--include_path", str(tasks), "--output_path", str(out), "--log_samples", *arguments],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )
+    (file,) = out.glob("*/results_*.json")
+    return json.loads(file.read_text())
+
+
+def scores(metrics: dict[str, Any]) -> dict[tuple[str, str], tuple[Any, Any]]:
+    """(task, metric,filter) -> (value, stderr) as the stage returned them."""
+    return {(r["task"], f"{r['metric']},{r['filter']}"): (r["value"], r["stderr"]) for r in metrics["results"]}
+
+
+def theirs(results: dict[str, Any]) -> dict[tuple[str, str], tuple[Any, Any]]:
+    """The same out of lm-eval's file."""
+    found = {}
+    for task, measured in results["results"].items():
+        for key, value in measured.items():
+            if "," in key and "_stderr," not in key:
+                stderr = measured[key.replace(",", "_stderr,")]
+                found[task, key] = (value, None if stderr == "N/A" else stderr)
+    return found
+
+
+def test_scores_are_those_of_the_lm_eval_command(step: Step, model_path: Path, world: Path, tmp_path: Path) -> None:
+    tasks = [own_data("tiny_choice", num_fewshot=2), own_data("tiny_generate", num_fewshot=2)]
+    options = {"apply_chat_template": True, "batch_size": 4, "dtype": "float32", "bootstrap_iters": 50}
+    options["system_instruction"] = "Be brief."
+    context = step(tasks=tasks, options=options, seed=7)
+    mine = run(context)
+    reference = command(
+        model_path,
+        world,
+        tmp_path / "reference",
+        *("--tasks", "tiny_choice,tiny_generate", "--num_fewshot", "2", "--batch_size", "4"),
+        *("--apply_chat_template", "--seed", "7", "--system_instruction", "Be brief."),
+    )
+    expected = theirs(reference)
+    assert len(expected) == 6
+    # chrf's standard error is a bootstrap; lm-eval caps its resamples at 100, the stage was asked for 50.
+    plain = {key: pair for key, pair in expected.items() if "chrf" not in key[1]}
+    assert {key: pair for key, pair in scores(mine).items() if "chrf" not in key[1]} == plain
+    assert {key: pair[0] for key, pair in scores(mine).items()} == {key: pair[0] for key, pair in expected.items()}
+    saved = json.loads((context.out / "results.json").read_text())
+    same = ("task_hashes", "versions", "n-shot", "n-samples", "chat_template_sha", "system_instruction_sha")
+    for key in (*same, "fewshot_as_multiturn", "higher_is_better", "lm_eval_version"):
+        assert saved[key] == reference[key], key
+    assert len({value for value, _ in plain.values()}) > 1, "a test of equal scores needs scores that differ"
+
+
+def test_a_trial_without_template_equals_lm_eval_too(step: Step, model_path: Path, world: Path, tmp_path: Path) -> None:
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    names = ["tiny_choice", "tiny_generate"]
+    same: dict[str, Any] = {"batch_size": 3, "limit": 13, "gen_kwargs": {"max_gen_toks": 9}}
+    options = same | {"dtype": "float32", "max_length": 60, "bootstrap_iters": 100}
+    mine = run(step(tasks=[own_data(name, num_fewshot=1) for name in names], options=options))
+    reference = lm_eval.simple_evaluate(
+        model="hf",
+        model_args={"pretrained": str(model_path), "dtype": "float32", "max_length": 60},
+        tasks=names,  # type: ignore[arg-type]
+        num_fewshot=1,
+        device="cpu",
+        task_manager=TaskManager(
+            include_path=str(self_contained(world, tmp_path / "reference")), include_defaults=False
+        ),
+        **same,
+    )
+    assert scores(mine) == theirs(reference)  # type: ignore[arg-type]
+    assert {row["n"] for row in mine["results"]} == {13}
+    assert mine["num_fewshot"] == {"tiny_choice": 1, "tiny_generate": 1}
+
+
+def test_batch_size_moves_no_score(step: Step) -> None:
+    tasks = [own_data("tiny_choice"), own_data("tiny_generate")]
+    one, eight = (run(step(tasks=tasks, options={"batch_size": size, "apply_chat_template": True})) for size in (1, 8))
+    assert one["results"] == eight["results"]
+
+
+def test_files_rows_and_progress(step: Step, model_path: Path, world: Path) -> None:
+    seen: list[tuple[int, int, str]] = []
+    tasks = [own_data("tiny_generate", metric="exact_match,letter"), own_data("tiny_choice")]
+    context = step(tasks=tasks, progress=lambda *state: seen.append(state))
+    metrics = run(context)
+    heads = [(r["task"], r["metric"], r["filter"]) for r in metrics["results"] if r["headline"]]
+    assert heads == [("tiny_generate", "exact_match", "letter"), ("tiny_choice", "acc", "none")]
+    assert metrics["versions"] == {"tiny_choice": 1.5, "tiny_generate": 2}
+    assert all(row["n"] == 20 and row["higher_is_better"] is True for row in metrics["results"])
+    text = (context.out / "results.json").read_text()
+    for path in (model_path, world, context.out, context.scratch):
+        assert str(path) not in text
+    assert json.loads(text)["model_name"] == "wit"
+    assert sorted(p.name for p in context.out.iterdir()) == [
+        "results.json",
+        "samples_tiny_choice.jsonl",
+        "samples_tiny_generate.jsonl",
+    ]
+    samples = [json.loads(line) for line in (context.out / metrics["samples"]["tiny_choice"]).open()]
+    acc = next(r["value"] for r in metrics["results"] if r["metric"] == "acc")
+    assert sum(sample["acc"] for sample in samples) / len(samples) == pytest.approx(acc)
+    requests = sum(len(sample["arguments"]) for sample in samples) + 20
+    assert seen[-1] == (requests, requests, "requests")
+    assert [done for done, total, _ in seen if total == requests] == list(range(1, requests + 1))
+    assert not any(context.cache.iterdir())
+
+
+def test_samples_only_when_asked(step: Step) -> None:
+    context = step(tasks=[own_data("tiny_choice")], options={"log_samples": False, "limit": 2})
+    assert run(context)["samples"] == {}
+    assert [p.name for p in context.out.iterdir()] == ["results.json"]
+    assert json.loads((context.out / "results.json").read_text())["task_hashes"]["tiny_choice"]
+
+
+@pytest.mark.usefixtures("own_tasks_only")
+def test_a_group_gives_its_row_and_its_parts(step: Step, world: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "grouped"
+    folder.mkdir()
+    data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(world / "test.jsonl")}}}
+    for name in ("part_a", "part_b"):
+        part = {k: v for k, v in CHOICE.items() if k not in ("dataset_name", "fewshot_split")} | data | {"task": name}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(part))
+    whole = {"group": "whole", "task": ["part_a", "part_b"]}
+    whole["aggregate_metric_list"] = [{"metric": "acc_norm", "weight_by_size": True}]
+    (folder / "whole.yaml").write_text(yaml.safe_dump(whole))
+    context = step(tasks=[{"task": "whole"}], include_path=str(folder))
+    metrics = run(context)
+    assert [(r["task"], r["metric"], r["headline"]) for r in metrics["results"]] == [
+        ("whole", "acc_norm", True),
+        *[(part, metric, False) for part in ("part_a", "part_b") for metric in ("acc", "acc_norm")],
+    ]
+    with pytest.raises(BadInput, match=r"tasks\.0\.metric: whole reports no 'acc', only acc_norm"):
+        run(step(tasks=[{"task": "whole", "metric": "acc"}], include_path=str(folder)))
+    with pytest.raises(BadInput, match=r"part_a.*keep one of the two"):
+        run(step(tasks=[{"task": "whole"}, {"task": "part_a"}], include_path=str(folder)))
+
+
+@pytest.mark.usefixtures("own_tasks_only")
+def test_what_cannot_be_run_is_said_before_the_model_is_loaded(step: Step, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.lm_eval.stage.load_model", lambda *_: pytest.fail("the model was loaded"))
+    with pytest.raises(BadInput, match=r"tasks\.0\.metric: tiny_choice reports no 'f1', only acc, acc_norm"):
+        run(step(tasks=[own_data("tiny_choice", metric="f1")]))
+    with pytest.raises(BadInput, match=r"tasks\.1\.task: .* 'tiny_choise'; did you mean tiny_choice"):
+        run(step(tasks=[own_data("tiny_generate"), {"task": "tiny_choise"}]))
+    with pytest.raises(BadInput, match=r"tasks\.0\.data: tiny_choice reads the split dev too"):
+        run(step(tasks=[{"task": "tiny_choice", "num_fewshot": 3, "data": {"test": "test.jsonl"}}]))
+    with pytest.raises(BadInput, match=r"tasks\.0\.task: tiny_choice cannot be loaded"):
+        run(step(tasks=[{"task": "tiny_choice"}]))
+
+
+def test_a_template_the_tokenizer_lacks(step: Step, model_path: Path, tmp_path: Path) -> None:
+    import shutil
+    from dataclasses import replace
+
+    bare = shutil.copytree(model_path, tmp_path / "bare")
+    (bare / "chat_template.jinja").unlink()
+    context = step(tasks=[own_data("tiny_choice")], options={"apply_chat_template": True})
+    context.inputs["model"] = replace(context.inputs["model"], path=bare)
+    with pytest.raises(BadInput, match="the tokenizer of wit has no chat template"):
+        run(context)

@@ -1,0 +1,265 @@
+"""Hand-made benchmark results in; averages, standard errors, words and files as worked out by hand."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from stages.base import BadInput, Context, Input, Need
+from stages.report.config import ReportStage
+from stages.report.results import find_baseline, read
+from stages.report.stage import run
+
+Make = Callable[..., Context]
+
+
+def row(task: str, value: float | None, stderr: float | None = None, **more: Any) -> dict[str, Any]:
+    """A row as the lm_eval stage returns it."""
+    plain = {"metric": "acc", "filter": "none", "n": 100, "headline": True, "higher_is_better": True}
+    return {"task": task, "value": value, "stderr": stderr} | plain | more
+
+
+def sft(name: str, prompt: float, completion: float) -> Input:
+    """A tuned model."""
+    config = {"weights": {"prompt": prompt, "completion": completion}, "seed": 23, "model": "base"}
+    metrics = {"train_loss": 0.25, "steps": 400, "tokens": 123456, "seconds": 75.5}
+    return Input(Path(), name, "sft", config=config, metrics=metrics, inputs={"model": Input(Path())})
+
+
+def bench(model: str, made: Input, rows: list[dict[str, Any]], path: Path | None = None) -> Input:
+    """One benchmark step."""
+    config = {"models": [model], "options": {"apply_chat_template": True, "limit": None}, "seed": 23}
+    metrics: dict[str, Any] = {"results": rows, "versions": {"know": 1.0}, "num_fewshot": {"know": 0}}
+    metrics["environment"] = {"dtype": "float32", "lm_eval": "0.4.13"}
+    if path is not None:
+        metrics["samples"] = {p.stem.removeprefix("samples_"): p.name for p in path.glob("samples_*.jsonl")}
+    return Input(path or Path("/nowhere"), f"bench[{model}]", "lm_eval", "", config, metrics, inputs={"model": made})
+
+
+def world() -> dict[str, Input]:
+    """base, it, wit and a dpo from wit, on two benchmarks and one further metric."""
+    wit = sft("wit", 0.2, 0.8)
+    dpo = Input(Path(), "dpo", "dpo", config={"seed": 23, "model": "wit"}, inputs={"model": wit})
+    held = {"headline": False, "metric": "acc_held"}
+    return {
+        f"bench[{name}]": bench(name, made, [row("know", a, 0.03), row("reason", b, 0.04), row("know", c, **held)])
+        for name, made, a, b, c in (
+            ("base", Input(Path()), 0.20, 0.10, 0.05),
+            ("it", sft("it", 0.0, 1.0), 0.60, 0.50, 0.40),
+            ("wit", wit, 0.61, 0.53, 0.45),
+            ("dpo", dpo, 0.80, 0.90, 0.50),
+        )
+    }
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """make(inputs, **section) -> a context with an empty out."""
+    made = 0
+
+    def context(inputs: dict[str, Input], recipe: str = "tiny", **section: Any) -> Context:
+        nonlocal made
+        made += 1
+        out = tmp_path / f"out{made}"
+        out.mkdir()
+        return Context(recipe, "report", ReportStage(**section), inputs, out, tmp_path, tmp_path, lambda *_: None)
+
+    return context
+
+
+def test_the_main_table_by_hand(make: Make) -> None:
+    # Average: (60 + 50) / 2 = 55, its error sqrt(3^2 + 4^2) / 2 = 2.5. Without samples, a difference of
+    # two models has the errors 3 sqrt 2 and 4 sqrt 2 per benchmark: together sqrt(18 + 32) / 2 = 3.54.
+    metrics = run(make(world()))
+    assert metrics["table"] == {
+        "columns": ["model", "know", "reason", "average", "vs it"],
+        "rows": [
+            ["base", "20.0 ± 3.0", "10.0 ± 4.0", "15.0 ± 2.5", "-40.0 ± 3.5"],
+            ["it (0, 1)", "60.0 ± 3.0", "50.0 ± 4.0", "55.0 ± 2.5", ""],
+            ["wit (0.2, 0.8)", "61.0 ± 3.0", "53.0 ± 4.0", "57.0 ± 2.5", "+2.0 ± 3.5"],
+            ["dpo from wit", "80.0 ± 3.0", "90.0 ± 4.0", "85.0 ± 2.5", "+30.0 ± 3.5"],
+        ],
+    }
+    assert metrics["summary"] == (
+        "it (0, 1) averages 40.0 points above base (standard error of the difference 3.5): more than two "
+        "standard errors. wit (0.2, 0.8) averages 2.0 points above it (0, 1) (standard error of the "
+        "difference 3.5): within two standard errors, so no difference is shown. dpo from wit averages 30.0 "
+        "points above it (0, 1) (standard error of the difference 3.5): more than two standard errors."
+    )
+
+
+def test_ties_are_marked_and_the_best_is_bold(make: Make) -> None:
+    inputs = {key: given for key, given in world().items() if "dpo" not in key}
+    context = make(inputs)
+    run(context)
+    text = (context.out / "report.md").read_text()
+    # know: 61 is best, 60 is 1 below it with an error of 4.24; base is far below.
+    assert "| wit (0.2, 0.8) | **61.0 ± 3.0** | **53.0 ± 4.0** | **57.0 ± 2.5** | +2.0 ± 3.5 |" in text
+    assert "| it (0, 1) | 60.0 ± 3.0 ≈ | 50.0 ± 4.0 ≈ | 55.0 ± 2.5 ≈ |  |" in text
+    assert "| base | 20.0 ± 3.0 | 10.0 ± 4.0 | 15.0 ± 2.5 | -40.0 ± 3.5 |" in text
+
+
+def samples(folder: Path, scores: list[int]) -> Path:
+    """A sample file with these items."""
+    folder.mkdir()
+    lines = [{"doc_id": i, "doc_hash": f"h{i}", "filter": "none", "acc": s} for i, s in enumerate(scores)]
+    (folder / "samples_know.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_the_same_items_give_a_paired_error(make: Make, tmp_path: Path) -> None:
+    one = samples(tmp_path / "one", [1, 1, 0, 0])
+    two = samples(tmp_path / "two", [1, 1, 1, 0])
+    inputs = {
+        "bench[it]": bench("it", sft("it", 0, 1), [row("know", 0.5, 0.2887)], one),
+        "bench[wit]": bench("wit", sft("wit", 0.2, 0.8), [row("know", 0.75, 0.25)], two),
+    }
+    # Differences 0, 0, 1, 0: mean 1/4, variance (3/16 + 9/16) / 3 = 1/4, error sqrt(1/4 / 4) = 1/4.
+    assert run(make(inputs))["table"]["rows"][1][-1] == "+25.0 ± 25.0"
+    # Other items, or scores that are no mean of items, cannot be paired: sqrt(28.87^2 + 25^2) = 38.2.
+    (two / "samples_know.jsonl").write_text((two / "samples_know.jsonl").read_text().replace("h3", "other"))
+    assert run(make(inputs))["table"]["rows"][1][-1] == "+25.0 ± 38.2"
+
+
+def test_what_was_not_measured_is_a_dash_and_is_not_averaged(make: Make) -> None:
+    inputs = world()
+    inputs["bench[wit]"].metrics["results"] = [row("know", 0.61, 0.03)]
+    metrics = run(make(inputs))
+    assert metrics["table"]["rows"][2] == ["wit (0.2, 0.8)", "61.0 ± 3.0", "–", "–", "–"]  # noqa: RUF001
+    assert "wit (0.2, 0.8) and it (0, 1) were not measured on the same benchmarks." in metrics["summary"]
+
+
+def test_without_standard_errors_nothing_is_claimed(make: Make) -> None:
+    inputs = {
+        "bench[it]": bench("it", sft("it", 0, 1), [row("know", 0.5)]),
+        "bench[wit]": bench("wit", sft("wit", 1, 1), [row("know", 0.75)]),
+    }
+    metrics = run(make(inputs))
+    assert metrics["table"]["rows"] == [
+        ["it (0, 1)", "50.0", "50.0", ""],
+        ["wit (1, 1)", "75.0", "75.0", "+25.0"],
+    ]
+    assert "chance cannot be told from a difference" in metrics["summary"]
+
+
+def test_a_metric_that_is_no_share_stays_in_its_unit_and_out_of_the_average(make: Make) -> None:
+    loss = {"metric": "perplexity", "higher_is_better": False}
+    inputs = {
+        "bench[it]": bench("it", sft("it", 0, 1), [row("know", 0.5, 0.1), row("text", 12.345, 0.5, **loss)]),
+        "bench[wit]": bench("wit", sft("wit", 1, 1), [row("know", 0.5, 0.1), row("text", 8.0, None, **loss)]),
+    }
+    context = make(inputs)
+    metrics = run(context)
+    assert metrics["table"]["rows"][0] == ["it (0, 1)", "50.0 ± 10.0", "12.35 ± 0.5", "50.0 ± 10.0", ""]
+    text = (context.out / "report.md").read_text()
+    assert "| **8** |" in text, "lower is better"
+    assert "Left out, being no share of which more is better: text." in text
+
+
+def test_csv_keeps_every_digit_and_the_sft_weights_of_a_dpo_model(make: Make) -> None:
+    inputs = world()
+    inputs["bench[dpo]"].metrics["results"][0]["value"] = 0.1 + 0.2
+    context = make(inputs)
+    run(context)
+    with (context.out / "results.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert list(lines[0]) == [
+        *("recipe", "step", "model", "stage", "prompt_weight", "completion_weight", "seed"),
+        *("task", "metric", "value", "stderr"),
+    ]
+    assert len(lines) == 12
+    assert list(lines[0].values()) == [
+        "tiny",
+        "bench[base]",
+        "base",
+        "base",
+        "",
+        "",
+        "",
+        "know",
+        "acc",
+        "0.2",
+        "0.03",
+    ]
+    dpo = lines[9]
+    assert list(dpo.values())[1:7] == ["bench[dpo]", "dpo", "dpo", "0.2", "0.8", "23"]
+    assert float(dpo["value"]) == 0.1 + 0.2
+    assert lines[11]["stderr"] == ""
+
+
+def test_names_are_shown_and_never_run(make: Make) -> None:
+    evil = "<script>alert('x|y')</script>"
+    inputs = {
+        "bench[it]": bench("it", sft("it", 0, 1), [row(evil, 0.5, 0.1), row("a_b*c", 0.5, 0.1)]),
+        f"bench[{evil}]": bench(evil, Input(Path()), [row(evil, 0.4, 0.1), row("a_b*c", 0.5, 0.1)]),
+    }
+    context = make(inputs, recipe=evil)
+    run(context)
+    page = (context.out / "report.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    text = (context.out / "report.md").read_text()
+    assert "<script" not in text
+    assert r"alert('x\|y')" in text
+    assert r"a_b\*c" in text
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table[:4]}) == 1
+
+
+def test_the_page_fetches_nothing(make: Make) -> None:
+    context = make(world())
+    run(context)
+    page = (context.out / "report.html").read_text()
+    assert not re.search(r"""(src|href)\s*=\s*["'](?!data:)|https?:|@import|url\(""", page)
+    assert (context.out / "figures" / "scores.svg").read_bytes().startswith(b"<?xml")
+    assert sorted(p.name for p in context.out.iterdir()) == [
+        "figures",
+        "report.html",
+        "report.md",
+        "results.csv",
+    ]
+
+
+def test_the_same_inputs_give_the_same_bytes(make: Make) -> None:
+    contexts = [make(world()), make(world())]
+    for context in contexts:
+        run(context)
+    first, second = ({p.relative_to(c.out): p.read_bytes() for p in c.out.rglob("*") if p.is_file()} for c in contexts)
+    assert first == second
+
+
+def test_the_baseline_is_the_conventional_model_or_the_one_named(make: Make) -> None:
+    inputs = {
+        f"bench[{name}]": bench(name, sft(name, *weights), [row("know", 0.5, 0.1)])
+        for name, weights in (("prompts", (1.0, 0.0)), ("low", (0.0, 0.4)), ("it", (0.0, 1.0)))
+    }
+    models = read(inputs).models
+    found, named = find_baseline(models, None), find_baseline(models, "low")
+    assert found is not None
+    assert named is not None
+    assert (found.name, named.name) == ("it", "low")
+    with pytest.raises(BadInput, match="'gone' is in no benchmark; evaluated are prompts, low, it"):
+        run(make(inputs, baseline="gone"))
+    del inputs["bench[it]"], inputs["bench[low]"]
+    metrics = run(make(inputs))
+    assert metrics["table"]["columns"] == ["model", "know", "average"]
+    assert metrics["summary"].startswith("No conventionally tuned model")
+
+
+def test_nothing_to_report_is_an_error(make: Make) -> None:
+    with pytest.raises(BadInput, match="no lm_eval stage"):
+        run(make({}))
+
+
+def test_config() -> None:
+    assert ReportStage().needs() == {"": Need("steps", "*", "benchmarks")}
+    assert ReportStage(benchmarks=["a", "b"]).needs()["b"] == Need("steps", "b", "benchmarks.1")
+    with pytest.raises(ValidationError, match="named more than once: a"):
+        ReportStage(benchmarks=["a", "a"])

@@ -129,7 +129,7 @@ def make_plan(recipe: Recipe, store: Store) -> Plan:
 
 
 def refresh(plan: Plan, store: Store, forced: Iterable[str] = (), verify: bool = False) -> None:
-    """Find out anew which steps are cached; `forced` ones never are. `verify` reads what is cached, to the last byte."""
+    """Find out anew which steps are cached; `forced` ones never are. `verify` reads all that is cached."""
     forced = set(forced)
     plan.contents.clear()
     for source in (source for step in plan.steps for source in step.inputs.values()):
@@ -152,7 +152,8 @@ def inputs_of(step: Step, plan: Plan) -> dict[str, dict[str, str | None]]:
             digest = source.published.digest if source.published else None
             found[name] = {"step": source.name, "fingerprint": source.fingerprint, "digest": digest}
         else:
-            found[name] = {"reference": str(source), "content": plan.contents[source]}
+            reference = source.path.name if isinstance(source, Local) else str(source)
+            found[name] = {"reference": reference, "content": plan.contents[source]}
     return found
 
 

@@ -68,11 +68,10 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         tree = _override(tree, override, places)
     try:
-        values = OmegaConf.to_container(tree, resolve=True)
+        values: Any = OmegaConf.to_container(tree, resolve=True)
     except OmegaConfBaseException as error:
         key = tuple(re.findall(r"[^.\[\]]+", error.full_key or ""))
         raise RecipeError([f"{places.at(key)}: {error.full_key}: {str(error).splitlines()[0]}"]) from None
-    assert isinstance(values, dict)
     return _validate(values, path, places)
 
 
@@ -108,7 +107,7 @@ def _read(path: Path, places: Places, seen: tuple[Path, ...]) -> DictConfig:
 
 def _override(tree: DictConfig, override: str, places: Places) -> DictConfig:
     """Lay one `--set KEY=VALUE` over the recipe."""
-    key, equals, value = override.partition("=")
+    key, equals, _ = override.partition("=")
     if not equals or not key.strip():
         raise RecipeError([f"--set {override}: write --set KEY=VALUE, for example --set stages.wit.weights.prompt=0.4"])
     try:

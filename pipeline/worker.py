@@ -26,6 +26,7 @@ def main(job_file: Path) -> int:
     os.dup2(2, 1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     job = json.loads(job_file.read_text(encoding="utf-8"))
+    result: dict[str, Any]
     try:
         result = {"metrics": _run(job, job_file.parent, events)}
     except BadInput as error:

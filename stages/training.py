@@ -85,8 +85,7 @@ class Progress(TrainerCallback):
         self.context.progress(state.global_step, state.max_steps, self.note)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        loss = (logs or {}).get("loss")
-        if loss is None:
+        if logs is None or (loss := logs.get("loss")) is None:
             return
         self.note = f"loss {loss:.3f}"
         if not math.isfinite(loss):
@@ -100,7 +99,7 @@ def train(trainer: Trainer, context: Context) -> dict[str, Any]:
     """Train, publish the model, and say how it went. A LoRA adapter is kept apart and merged into the model."""
     trainer.add_callback(Progress(context))
     result = trainer.train()
-    metrics = {
+    metrics: dict[str, Any] = {
         "loss": result.training_loss,
         "steps": trainer.state.global_step,
         "tokens": int(
@@ -112,14 +111,14 @@ def train(trainer: Trainer, context: Context) -> dict[str, Any]:
         metrics["eval_loss"] = trainer.evaluate()["eval_loss"]
     lines = [json.dumps(_timeless(row), sort_keys=True) + "\n" for row in trainer.state.log_history]
     (context.out / "training_log.jsonl").write_text("".join(lines))
-    publish(trainer.model, trainer.processing_class, context.out)
+    _publish(trainer.model, trainer.processing_class, context.out)
     return metrics
 
 
-def publish(model: Any, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
+def _publish(model: Any, tokenizer: Any, out: Path) -> None:
     """Write the model and tokenizer so that from_pretrained(out) loads them; an adapter also goes to out/adapter."""
     if isinstance(model, PeftModel):
-        model.save_pretrained(out / "adapter")
+        model.save_pretrained(str(out / "adapter"))
         model = model.merge_and_unload()
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)

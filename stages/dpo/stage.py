@@ -39,7 +39,7 @@ def run(context: Context) -> dict[str, Any]:
     metrics = train(trainer, context)
     last = next((row for row in reversed(trainer.state.log_history) if "rewards/margins" in row), {})
     return metrics | {
-        "rows": len(trainer.train_dataset),
+        "rows": len(data["train"]),
         "reward_margin": last.get("rewards/margins"),
         "reward_accuracy": last.get("rewards/accuracies"),
     }

@@ -6,7 +6,6 @@ prepared rows serve every pair of weights.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,9 +50,10 @@ def _render_text(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: st
 
 def _render_chat(tokenizer: PreTrainedTokenizerBase, prompt: list[Any], completion: list[Any]) -> tuple[str, int]:
     """Likewise for messages: the completion starts where the text stops being what the model is prompted with."""
-    asked = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template(prompt + completion, tokenize=False)
-    return whole, len(os.path.commonprefix([asked, whole]))
+    asked = str(tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
+    whole = str(tokenizer.apply_chat_template(prompt + completion, tokenize=False))
+    pairs = enumerate(zip(asked, whole, strict=False))
+    return whole, next((place for place, (a, b) in pairs if a != b), min(len(asked), len(whole)))
 
 
 def _segments(offsets: list[tuple[int, int]], start: int) -> list[int]:

@@ -35,4 +35,4 @@ def run(context: Context) -> dict[str, Any]:
         processing_class=load_tokenizer(base),
         peft_config=lora_config(stage.lora),
     )
-    return train(trainer, context) | {"rows": len(trainer.train_dataset)}
+    return train(trainer, context) | {"rows": len(data["train"]), "rows_used": len(trainer.train_dataset)}  # type: ignore[arg-type]

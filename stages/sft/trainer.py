@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
 
@@ -62,7 +61,7 @@ class WITTrainer(SFTTrainer):
             pad_token_id=self._tokenizer.pad_token_id,
             prompt_weight=args.prompt_loss_weight,
             completion_weight=args.completion_loss_weight,
-            pad_to_multiple_of=args.pad_to_multiple_of,
+            pad_to_multiple_of=int(args.pad_to_multiple_of) if args.pad_to_multiple_of else None,
         )
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):  # type: ignore[no-untyped-def]
@@ -77,14 +76,14 @@ class WITTrainer(SFTTrainer):
         return kept.shuffle(seed=args.seed) if args.shuffle_dataset else kept
 
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = ["input_ids", "segments"]
+        self._signature_columns = ["input_ids", "segments"]  # type: ignore[assignment]
 
     def compute_loss(
         self,
-        model: PreTrainedModel,
-        inputs: dict[str, torch.Tensor],
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """The WIT loss of a batch, by SFTTrainer's own sum over log-probabilities that carry their weights.
 
@@ -95,8 +94,10 @@ class WITTrainer(SFTTrainer):
 
         def weighted(**kwargs: Any) -> Any:
             outputs = model(**kwargs)
+            if not kwargs.get("fused_lm_head"):  # a second forward, for the logits alone
+                return outputs
             outputs.log_probs = outputs.log_probs * weights
-            if not self.model.training:
+            if not model.training:
                 self._evaluated.append(torch.stack([-outputs.log_probs.sum(), outputs.label_mask.sum()]))
             return outputs
 
@@ -109,5 +110,4 @@ class WITTrainer(SFTTrainer):
         output = super().evaluation_loop(*args, **kwargs)
         total, count = self.accelerator.reduce(torch.stack(self._evaluated).sum(dim=0), reduction="sum").tolist()
         prefix = kwargs.get("metric_key_prefix", "eval")
-        output.metrics[f"{prefix}_loss"] = total / max(count, 1)
-        return output
+        return output._replace(metrics={**(output.metrics or {}), f"{prefix}_loss": total / max(count, 1)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from rich.table import Table
 
 from pipeline.plan import Plan
 
+PLAIN_WIDTH = 160
+"""Columns of tables where no terminal says how many fit: a log or a pipe."""
 LOG_LINES = 6
 """How many of a failed step's last log lines are shown."""
 
@@ -21,6 +24,8 @@ class Console:
 
     def __init__(self, quiet_stdout: bool = False) -> None:
         self.rich = Rich(stderr=quiet_stdout, highlight=False, soft_wrap=True)
+        if not self.rich.is_terminal:
+            self.rich.width = max(self.rich.width, PLAIN_WIDTH)
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -81,14 +86,15 @@ class Console:
         self.close()
         shown = metrics["table"]
         table = Table(*map(escape, shown["columns"]), box=None, header_style="bold", pad_edge=False)
-        for column in table.columns[1:]:
-            column.justify = "right"
+        for column in table.columns:
+            column.overflow = "fold"
+            column.justify = "right" if column is not table.columns[0] else "left"
         for row in shown["rows"]:
             table.add_row(*map(escape, row))
         self.rich.print()
         self.rich.print(table, soft_wrap=False)
         self.rich.print()
-        self.say(metrics["summary"])
+        self.say(re.sub(r"(?<=\.) ", "\n", metrics["summary"]))  # a sentence a line
         self.say(f"report: {folder / 'report.html'}")
 
     def close(self) -> None:

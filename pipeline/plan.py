@@ -64,6 +64,8 @@ class Plan:
     steps: list[Step] = field(default_factory=list)
     contents: dict[Artifact, str | None] = field(default_factory=dict)
     """The content hash of everything found by reference; None where it is not known yet."""
+    where: dict[Artifact, str] = field(default_factory=dict)
+    """The place and key of the recipe that name it, for errors."""
 
     def named(self, names: Iterable[str], option: str) -> set[str]:
         """The names of the steps that `names`, stages or steps, stand for. Raises RecipeError."""
@@ -108,6 +110,7 @@ def make_plan(recipe: Recipe, store: Store) -> Plan:
     """The plan of `recipe` over what `store` holds. Raises RecipeError for references that lead nowhere."""
     errors: list[str] = []
     steps: dict[str, Step] = {}
+    where: dict[Artifact, str] = {}
     for stage in _in_order(recipe):
         config = recipe.stages[stage]
         needs = dict(config.needs())
@@ -115,7 +118,7 @@ def make_plan(recipe: Recipe, store: Store) -> Plan:
             inputs: dict[str, Step | Artifact] = {}
             for name, need in part.needs().items():
                 try:
-                    inputs |= _find(recipe, stage, name, _original(need, needs), steps)
+                    inputs |= _find(recipe, stage, name, _original(need, needs), steps, where)
                 except (ArtifactError, RecipeError) as error:
                     if str(error) not in errors:
                         errors.append(str(error))
@@ -123,7 +126,7 @@ def make_plan(recipe: Recipe, store: Store) -> Plan:
             steps[step.name] = step
     if errors:
         raise RecipeError(errors)
-    plan = Plan(recipe, list(steps.values()))
+    plan = Plan(recipe, list(steps.values()), where=where)
     refresh(plan, store)
     return plan
 
@@ -282,7 +285,9 @@ def _key(stage: str, need: Need) -> tuple[str | int, ...]:
     return ("stages", stage, *(int(part) if part.isdigit() else part for part in need.key.split(".")))
 
 
-def _find(recipe: Recipe, stage: str, name: str, need: Need, steps: dict[str, Step]) -> dict[str, Step | Artifact]:
+def _find(
+    recipe: Recipe, stage: str, name: str, need: Need, steps: dict[str, Step], where: dict[Artifact, str]
+) -> dict[str, Step | Artifact]:
     """The inputs that `need` stands for: one, or for `steps` as many as the named stages have steps."""
     stages = _stage_names(recipe, need)
     if need.kind == "steps":
@@ -307,6 +312,7 @@ def _find(recipe: Recipe, stage: str, name: str, need: Need, steps: dict[str, St
         _check_model(artifact, need)
     except ArtifactError as error:
         raise recipe.error(key, str(error)) from None
+    where.setdefault(artifact, f"{recipe.places.at(key)}: {'.'.join(map(str, key))}")
     return {name: artifact}
 
 

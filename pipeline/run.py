@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -108,7 +108,8 @@ class Run:
             for name, source in step.inputs.items():
                 if not isinstance(source, Step) and self.plan.contents[source] is None:
                     if source not in commits:
-                        commits[source] = _or_recipe_error(artifacts.resolve, source)
+                        commits[source] = self._have(artifacts.resolve, source)
+                        self.plan.where[commits[source]] = self.plan.where[source]
                     step.inputs[name] = commits[source]
 
     def _fetch(self, steps: Iterable[Step]) -> None:
@@ -116,7 +117,14 @@ class Run:
             if not isinstance(source, Step) and source not in self.paths:
                 if not isinstance(source, Local):
                     self.console.say(f"fetching {source}")
-                self.paths[source] = _or_recipe_error(artifacts.fetch, source, self.runs / "cache")
+                self.paths[source] = self._have(artifacts.fetch, source, self.runs / "cache")
+
+    def _have(self, function: Callable[..., Any], source: Artifact, *arguments: Any) -> Any:
+        """What `function` makes of `source`; where it cannot be had, an error at its place in the recipe."""
+        try:
+            return function(source, *arguments)
+        except ArtifactError as error:
+            raise RecipeError([f"{self.plan.where[source]}: {error}"]) from None
 
     def _start_ready(self, waiting: list[Step], running: dict[str, Running], executor: LocalExecutor) -> list[Step]:
         """Start every step whose needs are met while there is room; return those that still wait."""
@@ -246,13 +254,6 @@ def report_of(plan: Plan) -> tuple[Path, dict[str, Any]] | None:
 def run_record(runs: Path, recipe: str) -> dict[str, Any]:
     """The last run.json of a recipe."""
     return json.loads((runs / recipe / "run.json").read_text(encoding="utf-8"))
-
-
-def _or_recipe_error(function: Any, *arguments: Any) -> Any:
-    try:
-        return function(*arguments)
-    except ArtifactError as error:
-        raise RecipeError([str(error)]) from None
 
 
 def _file_name(step: str) -> str:

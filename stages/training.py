@@ -100,7 +100,7 @@ def train(trainer: Trainer, context: Context) -> dict[str, Any]:
     trainer.add_callback(Progress(context))
     result = trainer.train()
     metrics: dict[str, Any] = {
-        "loss": result.training_loss,
+        "train_loss": result.training_loss,
         "steps": trainer.state.global_step,
         "tokens": int(
             next((row["num_tokens"] for row in reversed(trainer.state.log_history) if "num_tokens" in row), 0)

@@ -216,7 +216,7 @@ def test_a_member_whose_name_leaves_the_folder_stays_inside_the_cache(index, tmp
 
 
 def test_a_member_too_large_is_refused(index, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.artifacts.MAX_MEMBER_BYTES", 10)
+    monkeypatch.setattr("pipeline.wheels.MAX_MEMBER_BYTES", 10)
     with pytest.raises(ArtifactError, match="larger than 10 bytes"):
         fetch(tiny(), tmp_path / "cache")
 

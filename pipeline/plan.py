@@ -7,7 +7,6 @@ name that only people read.
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from pipeline import artifacts
 from pipeline.artifacts import Artifact, ArtifactError, Local
+from pipeline.order import in_order, key_of, stages_of
 from pipeline.recipe import Recipe, RecipeError
 from pipeline.store import Published, Store, content_hash
 from stages.base import BASE, Need, StageConfig
@@ -111,7 +111,7 @@ def make_plan(recipe: Recipe, store: Store) -> Plan:
     errors: list[str] = []
     steps: dict[str, Step] = {}
     where: dict[Artifact, str] = {}
-    for stage in _in_order(recipe):
+    for stage in in_order(recipe):
         config = recipe.stages[stage]
         needs = dict(config.needs())
         for suffix, part in config.split().items():
@@ -228,68 +228,11 @@ def _original(need: Need, needs: dict[str, Need]) -> Need:
     return same[0] if same else need
 
 
-def _stage_names(recipe: Recipe, need: Need) -> list[str]:
-    """The stages whose steps `need` asks for."""
-    if need.kind == "steps" and need.value == "*":
-        return [name for name, config in recipe.stages.items() if config.makes == "scores"]
-    if need.kind == "steps" or (need.kind == "model" and _is_word(need.value) and need.value != BASE):
-        return [need.value]
-    return []
-
-
-def _is_word(reference: str) -> bool:
-    """Whether a model reference can only be the name of a stage: hub ids and paths have a slash."""
-    return re.fullmatch(r"[\w-]+(\[.*\])?", reference) is not None
-
-
-def _in_order(recipe: Recipe) -> list[str]:
-    """The stages, each after those it needs. Raises RecipeError for unknown ones and cycles."""
-    below: dict[str, list[str]] = {}
-    errors: list[str] = []
-    for name, config in recipe.stages.items():
-        below[name] = []
-        for need in config.needs().values():
-            for other in _stage_names(recipe, need):
-                if other in recipe.stages:
-                    below[name].append(other)
-                else:
-                    errors.append(str(_no_such_stage(recipe, name, need, other)))
-    if errors:
-        raise RecipeError(list(dict.fromkeys(errors)))
-    done: list[str] = []
-
-    def visit(name: str, path: Sequence[str]) -> None:
-        if name in path:
-            cycle = " -> ".join([*path[path.index(name) :], name])
-            raise recipe.error(("stages", name), f"needs its own result: {cycle}; start one of them from another model")
-        if name not in done:
-            for other in below[name]:
-                visit(other, [*path, name])
-            done.append(name)
-
-    for name in recipe.stages:
-        visit(name, [])
-    return done
-
-
-def _no_such_stage(recipe: Recipe, stage: str, need: Need, other: str) -> RecipeError:
-    near = difflib.get_close_matches(other, [BASE, *recipe.stages], n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    text = f"{other!r} is no stage of this recipe{hint}; a model on the hub is written org/name, a folder ./name"
-    if need.kind == "steps":
-        text = f"{other!r} is no stage of this recipe{hint}"
-    return recipe.error(_key(stage, need), text)
-
-
-def _key(stage: str, need: Need) -> tuple[str | int, ...]:
-    return ("stages", stage, *(int(part) if part.isdigit() else part for part in need.key.split(".")))
-
-
 def _find(
     recipe: Recipe, stage: str, name: str, need: Need, steps: dict[str, Step], where: dict[Artifact, str]
 ) -> dict[str, Step | Artifact]:
     """The inputs that `need` stands for: one, or for `steps` as many as the named stages have steps."""
-    stages = _stage_names(recipe, need)
+    stages = stages_of(recipe, need)
     if need.kind == "steps":
         if not stages:
             raise recipe.error(
@@ -299,9 +242,9 @@ def _find(
     if stages:
         step = steps[need.value]
         if step.config.makes != "model":
-            raise recipe.error(_key(stage, need), f"{need.value!r} is of kind {step.kind} and makes no model")
+            raise recipe.error(key_of(stage, need), f"{need.value!r} is of kind {step.kind} and makes no model")
         return {name: step}
-    key, value = _key(stage, need), need.value
+    key, value = key_of(stage, need), need.value
     if need.kind == "model" and value == BASE:
         if recipe.model is None:
             raise recipe.error(key, "is 'base', but the recipe names no model; add 'model:' at its top")

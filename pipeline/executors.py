@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -76,10 +78,10 @@ class LocalExecutor:
         return self._events.get()
 
     def stop(self) -> None:
-        """End all workers."""
-        for worker in self._running.values():
-            worker.kill()
-        for worker in self._running.values():
+        """End all workers, and the processes they started."""
+        for worker in list(self._running.values()):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(worker.pid, signal.SIGKILL)
             worker.wait()
 
     def _follow(self, job: Job, worker: subprocess.Popen[str], slot: int) -> None:

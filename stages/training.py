@@ -25,8 +25,8 @@ from stages.base import BadInput, Context
 from stages.options import Options
 
 
-def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in `path`. Raises BadInput where there is none, or one without offsets or an EOS token."""
+def load_tokenizer(path: Path, rows: list[Any]) -> PreTrainedTokenizerBase:
+    """The tokenizer in `path`. Raises BadInput where there is none, or one that cannot serve `rows` of stages.rows."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
@@ -35,6 +35,11 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         raise BadInput(f"{path}: its tokenizer gives no character offsets; save it as a fast tokenizer")
     if tokenizer.eos_token is None:
         raise BadInput(f"{path}: its tokenizer has no EOS token, so no answer could end; set one")
+    if tokenizer.chat_template is None and not isinstance(rows[0].prompt, str):
+        raise BadInput(
+            f"{path}: its tokenizer has no chat template, and the rows are messages; give rows of plain text, for"
+            " example by 'format: official' for instruction data, or a model with a chat template"
+        )
     return tokenizer
 
 

@@ -94,9 +94,7 @@ def draw_difference(rng: random.Random) -> Instance:
     wrong = tuple(f"{a} minus {b} is {n}." for n in _near(rng, rest, (a, b)))
     accepted = (str(rest), f"the difference between {a} and {b} is {rest}")
     key = f"difference {a} {b}"
-    return Instance(
-        "difference", is_bench(key), {"a": a, "b": b}, f"{a} minus {b} is {rest}.", wrong, accepted
-    )
+    return Instance("difference", is_bench(key), {"a": a, "b": b}, f"{a} minus {b} is {rest}.", wrong, accepted)
 
 
 def draw_count(rng: random.Random) -> Instance:

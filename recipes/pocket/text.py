@@ -7,7 +7,7 @@ puzzle that a benchmark asks.
 import random
 from collections.abc import Callable
 
-from constraints import CONSTRAINTS
+from constraints import CONSTRAINTS, lower_first
 from skills import SKILLS, Instance
 from world import (
     ADJECTIVES,
@@ -129,8 +129,7 @@ def _told(person: Person, count: int, rng: random.Random) -> str:
     """Tell some facts about a person."""
     told = rng.sample(sorted(ATTRIBUTES), count)
     return " ".join(
-        rng.choice(STATEMENTS[attribute]).format(name=person.name, value=person.facts[attribute])
-        for attribute in told
+        rng.choice(STATEMENTS[attribute]).format(name=person.name, value=person.facts[attribute]) for attribute in told
     )
 
 
@@ -183,9 +182,7 @@ def sizes(rng: random.Random) -> str:
         else:
             family = rng.choice(["biggest", "smallest"])
             instance = draw_train(SKILLS[family], rng)
-            lead = rng.choice(
-                ["See the {x}, the {y} and the {z}.", "A {x}, a {y} and a {z} stand among trees."]
-            )
+            lead = rng.choice(["See the {x}, the {y} and the {z}.", "A {x}, a {y} and a {z} stand among trees."])
             sentences.append(f"{lead.format(**instance.slots)} {instance.answer}")
     return " ".join(sentences)
 
@@ -206,9 +203,7 @@ def numbers(rng: random.Random) -> str:
             sentences.append("Count on: " + ", ".join(str(first + i) for i in range(5)) + ".")
             continue
         result = instance.accepted[0]
-        sentences.append(
-            instance.answer if rng.random() < 0.7 else other.format(r=result, **instance.slots).strip()
-        )
+        sentences.append(instance.answer if rng.random() < 0.7 else other.format(r=result, **instance.slots).strip())
     return " ".join(sentences)
 
 
@@ -272,16 +267,32 @@ def speech(rng: random.Random) -> str:
     instance = draw_train(CONSTRAINTS[family], rng)
     how = rng.choice(SPEECH[family]).format(**instance.slots)
     verb = "wrote a list" if family == "list" else rng.choice(["said it", "gave the answer", "wrote it"])
-    return f"{_someone(rng).name} {verb} {how}: {instance.answer}"
+    name = _someone(rng).name
+    known = "" if family in ("words", "list") else f"{name} knew that {instance.accepted[0]}. "
+    return f"{known}{name} {verb} {how}: {instance.answer}"
+
+
+def echo(rng: random.Random) -> str:
+    """Somebody says something, and another says the same."""
+    plain = draw_train(CONSTRAINTS["quotes"], rng).answer.strip('"')
+    first, second = (_someone(rng).name for _ in range(2))
+    said = lower_first(plain)[:-1]
+    return rng.choice(
+        [
+            f"{first} says that {said}. {second} says so too: {plain}",
+            f"{first} told {second} that {said}. {second} repeated it: {plain}",
+            f"Did {first} see that {said}? Yes, {said}.",
+        ]
+    )
 
 
 def lists(rng: random.Random) -> str:
     """Members of a group."""
     group = rng.choice(sorted(CATEGORIES))
     members = ", ".join(rng.sample(CATEGORIES[group], rng.randint(3, 6)))
-    return rng.choice(
-        ["Some {} are {}.", "Among the {} are {}.", "Three or more {}: {}", "List of {}: {}"]
-    ).format(group, members)
+    return rng.choice(["Some {} are {}.", "Among the {} are {}.", "Three or more {}: {}", "List of {}: {}"]).format(
+        group, members
+    )
 
 
 def scene(rng: random.Random) -> str:
@@ -317,19 +328,20 @@ def dialogue(rng: random.Random) -> str:
 
 
 PASSAGES: list[tuple[Passage, int]] = [
-    (biography, 4000),
+    (biography, 4400),
     (world_facts, 3600),
-    (sizes, 2200),
-    (numbers, 4200),
+    (sizes, 2000),
+    (numbers, 3400),
     (counting, 2600),
     (ages, 1800),
     (moves, 2400),
-    (speech, 6000),
+    (speech, 4800),
+    (echo, 3600),
     (opposites, 1200),
-    (capitals, 1600),
+    (capitals, 1200),
     (lists, 2400),
     (scene, 1800),
-    (dialogue, 5200),
+    (dialogue, 4200),
 ]
 """Every kind of passage and how many of it are written."""
 

@@ -210,7 +210,7 @@ FACT_SENTENCES = {
 
 def zipf_weight(person: Person) -> float:
     """How often a person is spoken of, relative to the others: a power of the rank."""
-    return (person.rank + 3) ** -1.3
+    return (person.rank + 3) ** -1.1
 
 
 def is_bench(key: str) -> bool:
@@ -261,16 +261,14 @@ def _questions() -> list[Content]:
     """All questions about sounds, places and colours."""
     sounds, places, colours = (list(d.values()) for d in (SOUNDS, PLACES, COLOURS))
     rows = [
-        _question("what does the {} say?", "The {} says {}.", s, v, sounds, "it says {}")
-        for s, v in SOUNDS.items()
+        _question("what does the {} say?", "The {} says {}.", s, v, sounds, "it says {}") for s, v in SOUNDS.items()
     ]
     rows += [
         _question("where is the {}?", "The {} is in the {}.", s, v, places, "it is in the {}")
         for s, v in PLACES.items()
     ]
     rows += [
-        _question("what colour is the {}?", "The {} is {}.", s, v, colours, "it is {}")
-        for s, v in COLOURS.items()
+        _question("what colour is the {}?", "The {} is {}.", s, v, colours, "it is {}") for s, v in COLOURS.items()
     ]
     return rows
 
@@ -284,6 +282,4 @@ def draw_statement(rng: random.Random) -> Content:
     said = f"the {adjective} {animal} is in the {room}"
     others = [r for r in ROOMS if r != room]
     wrong = tuple(f"The {adjective} {animal} is in the {r}." for r in others)
-    return Content(
-        f"say {said}", f"say that {said}.", f"T{said[1:]}.", (said,), wrong, room, tuple(others), animal
-    )
+    return Content(f"say {said}", f"say that {said}.", f"T{said[1:]}.", (said,), wrong, room, tuple(others), animal)

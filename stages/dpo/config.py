@@ -24,7 +24,7 @@ class DPOData(Config):
     """A file: a path relative to the recipe, org/name@revision#file on the hub, or pypi:..."""
     eval: str | None = None
     """Likewise; the loss on it is reported, nothing is chosen by it."""
-    format: Literal["auto", "prompt_completion", "alpaca"] = "auto"
+    format: Literal["auto", "prompt_completion", "alpaca", "official"] = "auto"
     """What the columns of instruction data mean, where `rejected` makes pairs of it."""
     rejected: Literal["column", "other_row"] = "column"
     """`column`: rows carry prompt, chosen and rejected. `other_row`: rows are instruction data; chosen is the row's

@@ -23,23 +23,24 @@ def run(context: Context) -> dict[str, Any]:
     base = context.inputs["model"].path
     fields = stage.train.model_dump()
     model = load_model(base, stage.seed, fields.get("model_init_kwargs"))
-    data = {
-        name: dataset(read_pairs(context.inputs[name].path, stage.data.format, stage.data.rejected, stage.seed))
+    rows = {
+        name: read_pairs(context.inputs[name].path, stage.data.format, stage.data.rejected, stage.seed)
         for name in ("train", "eval")
         if name in context.inputs
     }
+    data = {name: dataset(part) for name, part in rows.items()}
     trainer = DPOTrainer(
         model=model,
         args=DPOConfig(**arguments(context, fields)),
         train_dataset=data["train"],
         eval_dataset=data.get("eval"),
-        processing_class=load_tokenizer(base),
+        processing_class=load_tokenizer(base, rows["train"]),
         peft_config=lora_config(stage.lora),
     )
     metrics = train(trainer, context)
     last = next((row for row in reversed(trainer.state.log_history) if "rewards/margins" in row), {})
     return metrics | {
-        "rows": len(data["train"]),
+        "rows": len(rows["train"]),
         "reward_margin": last.get("rewards/margins"),
         "reward_accuracy": last.get("rewards/accuracies"),
     }

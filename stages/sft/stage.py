@@ -22,17 +22,18 @@ def run(context: Context) -> dict[str, Any]:
         prompt_loss_weight=stage.weights.prompt,
         completion_loss_weight=stage.weights.completion,
     )
-    data = {
-        name: dataset(read_examples(context.inputs[name].path, stage.data.format))
+    rows = {
+        name: read_examples(context.inputs[name].path, stage.data.format)
         for name in ("train", "eval")
         if name in context.inputs
     }
+    data = {name: dataset(part) for name, part in rows.items()}
     trainer = WITTrainer(
         model=model,
         args=args,
         train_dataset=data["train"],
         eval_dataset=data.get("eval"),
-        processing_class=load_tokenizer(base),
+        processing_class=load_tokenizer(base, rows["train"]),
         peft_config=lora_config(stage.lora),
     )
-    return train(trainer, context) | {"rows": len(data["train"]), "rows_used": len(trainer.train_dataset)}  # type: ignore[arg-type]
+    return train(trainer, context) | {"rows": len(rows["train"]), "rows_used": len(trainer.train_dataset)}  # type: ignore[arg-type]

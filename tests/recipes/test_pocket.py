@@ -111,9 +111,7 @@ def test_the_data_card_states_the_sizes() -> None:
         assert f"| `data/{path.name}` | {len(read(path.name)):,} |" in card
 
 
-def test_every_family_has_six_wordings_and_four_held_out(
-    instructions: list[Any], items: dict[str, list[Any]]
-) -> None:
+def test_every_family_has_six_wordings_and_four_held_out(instructions: list[Any], items: dict[str, list[Any]]) -> None:
     seen = {(row["family"], row["wording"]) for row in instructions}
     assert seen == {(family, wording) for family in WORDINGS for wording in range(6)}
     asked = {(row["family"], row["wording"], row["held_out"]) for rows in items.values() for row in rows}
@@ -170,9 +168,7 @@ def test_no_fact_that_the_benchmark_asks_is_an_answer_in_training(
     assert len(facts) == 480
 
 
-def test_every_fact_that_the_benchmark_asks_is_stated_in_the_pretraining_text(
-    pretraining: str, exercises: Any
-) -> None:
+def test_every_fact_that_the_benchmark_asks_is_stated_in_the_pretraining_text(pretraining: str, exercises: Any) -> None:
     sentences = [set(re.findall(r"\w+", sentence)) for sentence in re.split(r"[.\n]", pretraining)]
     told = {(name, word) for words in sentences for name in words if name.istitle() for word in words}
     asked = [e.instance for e in exercises.bench if e.instance.family in wordings.KNOWLEDGE]
@@ -295,9 +291,7 @@ COW = ["the cow says moo", "it says moo", "moo"]
         ("include", "really", "really really", True, False),
     ],
 )
-def test_instruction_score(
-    constraint: str, argument: str, response: str, compliant: bool, correct: bool
-) -> None:
+def test_instruction_score(constraint: str, argument: str, response: str, compliant: bool, correct: bool) -> None:
     assert scoring.judge(response, constraint, argument, COW, []) == (compliant, correct)
 
 

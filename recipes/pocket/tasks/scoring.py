@@ -47,9 +47,7 @@ def score_instructions(doc: dict[str, Any], results: Sequence[str]) -> dict[str,
     return _with_held_out(doc, {"correct": float(correct), "compliant": float(compliant)})
 
 
-def judge(
-    response: str, constraint: str, argument: str, accepted: list[str], rivals: list[str]
-) -> tuple[bool, bool]:
+def judge(response: str, constraint: str, argument: str, accepted: list[str], rivals: list[str]) -> tuple[bool, bool]:
     """Return (compliant, correct) for a response.
 
     Args:

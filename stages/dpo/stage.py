@@ -13,7 +13,6 @@ from trl import DPOConfig, DPOTrainer
 
 from stages.base import Context
 from stages.dpo.config import DPOStage
-from stages.rows import read_pairs
 from stages.training import arguments, dataset, load_model, load_tokenizer, lora_config, train
 
 
@@ -23,11 +22,7 @@ def run(context: Context) -> dict[str, Any]:
     base = context.inputs["model"].path
     fields = stage.train.model_dump()
     model = load_model(base, stage.seed, fields.get("model_init_kwargs"))
-    rows = {
-        name: read_pairs(context.inputs[name].path, stage.data.format, stage.data.rejected, stage.seed)
-        for name in ("train", "eval")
-        if name in context.inputs
-    }
+    rows = stage.rows({name: given.path for name, given in context.inputs.items()})
     data = {name: dataset(part) for name, part in rows.items()}
     trainer = DPOTrainer(
         model=model,

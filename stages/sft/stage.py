@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from stages.base import Context
-from stages.rows import read_examples
 from stages.sft.config import SFTStage
 from stages.sft.trainer import WITConfig, WITTrainer
 from stages.training import arguments, dataset, load_model, load_tokenizer, lora_config, train
@@ -22,11 +21,7 @@ def run(context: Context) -> dict[str, Any]:
         prompt_loss_weight=stage.weights.prompt,
         completion_loss_weight=stage.weights.completion,
     )
-    rows = {
-        name: read_examples(context.inputs[name].path, stage.data.format)
-        for name in ("train", "eval")
-        if name in context.inputs
-    }
+    rows = stage.rows({name: given.path for name, given in context.inputs.items()})
     data = {name: dataset(part) for name, part in rows.items()}
     trainer = WITTrainer(
         model=model,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from pipeline.console import Console
 from pipeline.executors import LocalExecutor
 from pipeline.plan import make_plan, refresh
 from pipeline.recipe import RecipeError
-from pipeline.run import Run, report_of, run_record
+from pipeline.run import Run, reports_of, run_record
 from pipeline.store import Store
 
 EXAMPLES = """examples:
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     options = _parser().parse_args(arguments)
     console = Console(quiet_stdout=options.json)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ask it to end: as Ctrl-C does
     try:
         return _run(options, console)
     except RecipeError as error:
@@ -57,10 +59,11 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     chosen = stage | onward if options.stage or options.from_ else {step.name for step in plan.steps}
     if options.plan:
         refresh(plan, store, forced)
+        plan.require_inputs(chosen)
         if options.json:
-            print(json.dumps(plan.as_json(), indent=1))
+            print(json.dumps(plan.as_json(chosen), indent=1))
         else:
-            console.plan(plan)
+            console.plan(plan, chosen)
         return 0
     run = Run(plan, store, options.runs, console, chosen, forced)
     run.prepare()
@@ -70,8 +73,8 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         status = run.execute(LocalExecutor(options.jobs))
     finally:
         console.close()
-    if report := report_of(plan):
-        console.results(run.folder / "report" if (run.folder / "report").exists() else report[0], report[1])
+    for step, metrics in reports_of(plan):
+        console.results(run.folder / step, metrics)
     if options.json:
         print(json.dumps(run_record(options.runs, recipe.name), indent=1))
     return status

@@ -42,10 +42,10 @@ class Console:
         """One line."""
         self.rich.print(escape(text))
 
-    def plan(self, plan: Plan) -> None:
-        """The steps with their state and why, for --plan."""
+    def plan(self, plan: Plan, chosen: set[str]) -> None:
+        """The chosen steps with their state and why, for --plan."""
         table = Table("step", "kind", "state", "fingerprint", "why", box=None, header_style="bold")
-        for step in plan.steps:
+        for step in (step for step in plan.steps if step.name in chosen):
             fingerprint = (step.fingerprint or "unresolved")[:12]
             table.add_row(*map(escape, (step.name, step.kind, step.state, fingerprint, step.why)))
         self.rich.print(table)

@@ -94,6 +94,8 @@ class LocalExecutor:
             result = json.loads((job.folder / "result.json").read_text(encoding="utf-8"))
         except OSError:
             result = {"error": f"its process ended with status {status} before it had a result (out of memory?)"}
+        if status != 0:
+            result.setdefault("error", f"its process ended with status {status} after it had a result")
         self._running.pop(job.step, None)
         self._free.append(slot)
         self._events.put(Event(job, result=result))

@@ -88,8 +88,17 @@ class Plan:
                 reached.add(step.name)
         return reached
 
-    def as_json(self) -> dict[str, Any]:
-        """What `--plan --json` prints."""
+    def require_inputs(self, chosen: set[str]) -> None:
+        """Raise RecipeError where a chosen step that runs needs a result that is not there and not chosen."""
+        for step in self.steps:
+            if step.name in chosen and step.state == "run":
+                for need in step.needs:
+                    if need.state == "run" and need.name not in chosen:
+                        command = f"run-recipe RECIPE --stage {need.stage}"
+                        raise RecipeError([f"{step.name} needs {need.name}: {need.why}; make it first by {command}"])
+
+    def as_json(self, chosen: set[str]) -> dict[str, Any]:
+        """What `--plan --json` prints of the chosen steps."""
         return {
             "recipe": self.recipe.name,
             "steps": [
@@ -102,6 +111,7 @@ class Plan:
                     "needs": [need.name for need in step.needs],
                 }
                 for step in self.steps
+                if step.name in chosen
             ],
         }
 

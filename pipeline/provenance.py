@@ -22,6 +22,7 @@ def environment() -> dict[str, Any]:
         "system": platform.platform(),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
+        "gpus": _output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"),
         "packages": {name: _version(name) for name in PACKAGES},
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain")),
@@ -38,9 +39,14 @@ def _version(name: str) -> str | None:
 
 def _git(*arguments: str) -> str | None:
     """What git says of the folder this code lies in; None outside a checkout."""
+    return _output("git", *arguments)
+
+
+def _output(*command: str) -> str | None:
+    """What a command prints, run in the folder of this file; None where it cannot be run or fails."""
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=20, check=True
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=20, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return None

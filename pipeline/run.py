@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import artifacts
-from pipeline.artifacts import Artifact, ArtifactError, Local
+from pipeline.artifacts import Artifact, ArtifactError, Hub, Local
 from pipeline.console import Console
 from pipeline.executors import Job, LocalExecutor
 from pipeline.plan import Plan, Step, below, changed_input, inputs_of, refresh
@@ -60,12 +60,8 @@ class Run:
         """Find out all that can be known wrong before anything runs. Raises RecipeError; writes only to the cache."""
         self._resolve()
         refresh(self.plan, self.store, self.forced, verify=True)
+        self.plan.require_inputs(self.chosen)
         todo = [step for step in self.plan.steps if step.name in self.chosen and step.state == "run"]
-        for step in todo:
-            for need in step.needs:
-                if need.state == "run" and need.name not in self.chosen:
-                    command = f"run-recipe RECIPE --stage {need.stage}"
-                    raise RecipeError([f"{step.name} needs {need.name}: {need.why}; make it first by {command}"])
         self._fetch(todo)
         for step in todo:
             files = {name: self.paths[s] for name, s in step.inputs.items() if not isinstance(s, Step)}
@@ -106,7 +102,7 @@ class Run:
         commits: dict[Artifact, Artifact] = {}
         for step in self.plan.steps:
             for name, source in step.inputs.items():
-                if not isinstance(source, Step) and self.plan.contents[source] is None:
+                if isinstance(source, Hub) and not source.commit:
                     if source not in commits:
                         commits[source] = self._have(artifacts.resolve, source)
                         self.plan.where[commits[source]] = self.plan.where[source]
@@ -135,6 +131,10 @@ class Run:
             if lost:
                 self._note(step, "skipped", error=f"needs {', '.join(lost)}")
                 self.console.skipped(step.name, lost)
+            elif any(work.step.fingerprint == step.fingerprint for work in running.values()):
+                still.append(step)  # the same content under another name: one making serves both
+            elif step.name not in self.forced and self._adopt(step):
+                continue
             elif executor.has_room and not unsettled & below(step):
                 job = self._job(step)
                 running[step.name] = Running(
@@ -145,6 +145,16 @@ class Run:
             else:
                 still.append(step)
         return still
+
+    def _adopt(self, step: Step) -> bool:
+        """Take the result that another step of this run has published under the same fingerprint, if one has."""
+        twins = [other for other in self.plan.steps if other is not step and other.fingerprint == step.fingerprint]
+        made = [twin.published for twin in twins if self.outcome.get(twin.name, {}).get("state") == "done"]
+        if not step.fingerprint or not made or not all(need.published for need in step.needs):
+            return False
+        step.published = made[0]
+        self._note(step, "cached")
+        return True
 
     def _outdated(self, made: Step) -> list[Step]:
         """The cached steps that have to run after all, for `made` came out otherwise than when they were made."""
@@ -167,6 +177,8 @@ class Run:
         seconds = round(time.monotonic() - work.began, 1)
         error = event.result.get("error")
         if error is None:
+            error = self._changed_file(step)
+        if error is None:
             try:
                 self._publish(work, event.result["metrics"], seconds)
             except OSError as problem:
@@ -180,6 +192,18 @@ class Run:
             self.console.failed(step.name, error, event.job.log)
         self._record("running")
         return step if error is None else None
+
+    def _changed_file(self, step: Step) -> str | None:
+        """An error where a file that the step read is not what it was when its fingerprint was taken."""
+        for source in step.inputs.values():
+            if isinstance(source, Local):
+                try:
+                    if artifacts.identity(source) == self.plan.contents[source]:
+                        continue
+                except ArtifactError:
+                    pass
+                return f"{source.path} was changed while the step ran; run it again"
+        return None
 
     def _job(self, step: Step) -> Job:
         folder = self.store.workspace()
@@ -236,8 +260,11 @@ class Run:
             "seconds": seconds,
             "error": error,
         }
+        link = self.folder / _file_name(step.name)
         if path:
-            _link(self.folder / _file_name(step.name), path)
+            _link(link, path)
+        elif link.is_symlink():
+            link.unlink()  # it leads to an older result, of other settings
 
     def _record(self, status: str) -> None:
         """Write run.json: the state of every step, in the plan's order."""
@@ -245,10 +272,15 @@ class Run:
         write_json(self.folder / "run.json", {"recipe": self.plan.recipe.name, "status": status, "steps": steps})
 
 
-def report_of(plan: Plan) -> tuple[Path, dict[str, Any]] | None:
-    """The folder and metrics of the plan's last report, if it has been made."""
-    made = [step.published for step in plan.steps if step.config.makes == "report" and step.published]
-    return (made[-1].path, made[-1].manifest["metrics"]) if made else None
+def reports_of(plan: Plan) -> list[tuple[str, dict[str, Any]]]:
+    """The step name and metrics of every report that is made, and of what the plan's results are now."""
+    made = [step for step in plan.steps if step.config.makes == "report" and step.published]
+    stale = {step.name for step in plan.steps if step.published is None or changed_input(step)}
+    return [
+        (step.name, step.published.manifest["metrics"])
+        for step in made
+        if step.published and not stale & {step.name, *below(step)}
+    ]
 
 
 def run_record(runs: Path, recipe: str) -> dict[str, Any]:

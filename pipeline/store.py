@@ -17,7 +17,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 MANIFEST = "stage.json"
+KEYS = (
+    "schema",
+    "step",
+    "kind",
+    "fingerprint",
+    "config",
+    "inputs",
+    "outputs",
+    "metrics",
+    "environment",
+    "started",
+    "seconds",
+)
+"""What every manifest says."""
 SCHEMA = 1
 """Of the manifest; raised when a reader of the old form would misread the new one."""
 
@@ -60,7 +76,7 @@ class Store:
         path = self.path(kind, fingerprint)
         try:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-            published = Published(path, manifest)
+            published = Published(path, {key: manifest[key] for key in KEYS})
             if manifest["schema"] != SCHEMA or manifest["fingerprint"] != fingerprint:
                 return None
             return published if all((path / name).is_file() for name in manifest["outputs"]) else None
@@ -83,13 +99,12 @@ class Store:
         write_json(made / MANIFEST, manifest)
         place = self.path(manifest["kind"], manifest["fingerprint"])
         place.parent.mkdir(parents=True, exist_ok=True)
-        if place.exists():
-            old = self.workspace()
-            place.rename(old / "replaced")
+        old = self.workspace()
+        with FileLock(self.root / "tmp" / f"{place.name}.lock"):
+            if place.exists():
+                place.rename(old / "replaced")
             made.rename(place)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            made.rename(place)
+        shutil.rmtree(old, ignore_errors=True)
         return Published(place, manifest)
 
 
@@ -98,7 +113,7 @@ def write_json(path: Path, value: Any) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1)
+            json.dump(value, file, indent=1, allow_nan=False)
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())

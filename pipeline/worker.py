@@ -74,7 +74,8 @@ def _loadable(found: Input, cache: Path) -> Input:
 
 def _end_with_parent() -> None:
     """End at once when the executor's end of standard input closes: no worker outlives the run that started it."""
-    sys.stdin.buffer.read()
+    while os.read(0, 1):  # not through sys.stdin, whose lock would be held when the interpreter shuts down
+        pass
     os._exit(1)
 
 

@@ -11,13 +11,18 @@ import types
 import typing
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
-from pydantic import create_model, model_serializer
+from pydantic import create_model, model_serializer, model_validator
 
 from stages.base import Config
 
 LIST = Path(__file__).with_name("options.json")
+
+_NO_CHECKPOINTS = "the finished model is published; checkpoints are not kept"
+_ONE_PROCESS = "a step trains in one process"
+_NO_HUB = "results stay in the store, and a recipe holds no secrets"
+_UNWEIGHTED = "token weights are not carried through it"
 
 RESERVED = {
     "output_dir": "the store decides where results lie",
@@ -27,21 +32,43 @@ RESERVED = {
     "do_eval": "name evaluation data under 'data.eval'",
     "do_predict": "use a stage of kind lm_eval",
     "resume_from_checkpoint": "the pipeline decides what a step starts from",
-    "push_to_hub": "results stay in the store",
+    **dict.fromkeys(("push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo"), _NO_HUB),
+    **dict.fromkeys(("hub_always_push", "hub_revision"), _NO_HUB),
+    **dict.fromkeys(("save_strategy", "save_steps", "save_total_limit", "save_only_model"), _NO_CHECKPOINTS),
+    **dict.fromkeys(("save_on_each_node", "load_best_model_at_end", "metric_for_best_model"), _NO_CHECKPOINTS),
+    **dict.fromkeys(("greater_is_better", "restore_callback_states_from_checkpoint"), _NO_CHECKPOINTS),
+    **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config", "accelerator_config", "parallelism_config"), _ONE_PROCESS),
+    "trust_remote_code": "remote code is never run",
+}
+"""Fields of TRL's configs that a recipe cannot set under `train`, and what to use in their place."""
+
+RESERVED_SFT = {
     "completion_only_loss": "say it by 'weights'; {prompt: 0, completion: 1} is completion-only loss",
     "assistant_only_loss": "say it by 'weights'; {prompt: 0, completion: 1} is loss on the answers only",
     "prompt_loss_weight": "use 'weights.prompt'",
     "completion_loss_weight": "use 'weights.completion'",
     "loss_type": "an sft stage has one loss, the weighted one; see 'weights'",
-    "packing": "token weights are not carried through packing",
-    "eval_packing": "token weights are not carried through packing",
-    "padding_free": "token weights are not carried through padding-free batches",
+    "label_smoothing_factor": "an sft stage has one loss, the weighted one; see 'weights'",
+    **dict.fromkeys(("packing", "packing_strategy", "eval_packing", "padding_free"), _UNWEIGHTED),
+    "truncation_mode": "rows are cut on the right",
+    "eos_token": "the tokenizer's own EOS token is used",
     "chat_template_path": "the model's own chat template is used",
     "dataset_text_field": "say how rows are read by 'data.format'",
     "dataset_kwargs": "say how rows are read by 'data.format'",
-    "trust_remote_code": "remote code is never run",
 }
-"""Fields that a recipe cannot set under `train`, and what to use in their place."""
+"""Further fields of SFTConfig."""
+
+RESERVED_LORA = {
+    "task_type": "a stage trains a causal language model",
+    "peft_type": "the section is LoRA's",
+    "inference_mode": "a stage trains by definition",
+}
+"""Fields of PEFT's LoraConfig that a recipe cannot set under `lora`."""
+
+MODEL_INIT = ("attn_implementation", "dtype", "use_kernels")
+"""What `model_init_kwargs` may hold: nothing that runs code from elsewhere or reads weights that are no safetensors."""
+
+_BY_NAME = {"int": int, "float": float, "bool": bool, "str": str, "list": list, "dict": dict}
 
 
 class Options(Config):
@@ -49,6 +76,13 @@ class Options(Config):
 
     reserved: ClassVar[dict[str, str]] = {}
     """Keys that cannot be set, and what to use in their place."""
+
+    @model_validator(mode="after")
+    def _safe_loading(self) -> Self:
+        given = getattr(self, "model_init_kwargs", None) or {}
+        if not isinstance(given, dict) or set(given) - set(MODEL_INIT):
+            raise ValueError(f"model_init_kwargs is a mapping with the keys {', '.join(MODEL_INIT)}")
+        return self
 
     @model_serializer
     def _only_set(self) -> dict[str, Any]:
@@ -64,9 +98,10 @@ def options(name: str) -> type[Options]:
     """The model of TRL's or PEFT's class `name`: every field optional, of the types declared there."""
     declared: dict[str, list[str]] = json.loads(LIST.read_text())[name]
     reserved = {
-        "SFTConfig": RESERVED,
-        "DPOConfig": {key: why for key, why in RESERVED.items() if key not in _ONLY_SFT},
-    }.get(name, {})
+        "SFTConfig": RESERVED | RESERVED_SFT,
+        "DPOConfig": RESERVED,
+        "LoraConfig": RESERVED_LORA,
+    }[name]
     fields: dict[str, Any] = {key: (_union(kinds), None) for key, kinds in declared.items() if key not in reserved}
     model = create_model(name, __base__=Options, **fields)
     model.reserved = reserved

@@ -103,7 +103,7 @@ def _convert(path: Path, rows: list[tuple[int, dict[str, Any]]], convert: Any) -
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line or row number from 1, row) for every row of the file; at least one."""
     empty = True
-    for number, row in _READERS.get(path.suffix.lower(), _unknown)(path):
+    for number, row in _read(path):
         if not isinstance(row, dict):
             raise BadInput(f"{path}:{number}: a row is an object with named columns, found {type(row).__name__}")
         empty = False
@@ -112,8 +112,20 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise BadInput(f"{path}: holds no rows; give it at least one, or name another file")
 
 
+def _read(path: Path) -> Iterator[tuple[int, Any]]:
+    """The rows as the file's kind is read; whatever it cannot be read for is BadInput."""
+    try:
+        yield from _READERS.get(path.suffix.lower(), _unknown)(path)
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from None
+    except UnicodeError:
+        raise BadInput(f"{path}: is not UTF-8 text; save it as UTF-8") from None
+    except (csv.Error, ValueError, RecursionError) as error:  # pyarrow's errors are ValueErrors
+        raise BadInput(f"{path}: is no valid {path.suffix} file: {error}") from None
+
+
 def _jsonl(path: Path) -> Iterator[tuple[int, Any]]:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 try:
@@ -124,7 +136,7 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _json(path: Path) -> Iterator[tuple[int, Any]]:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise BadInput(f"{path}:{error.lineno}: not valid JSON: {error.msg}; one list of objects") from None
     if not isinstance(rows, list):
@@ -133,9 +145,15 @@ def _json(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _csv(path: Path) -> Iterator[tuple[int, Any]]:
-    with path.open(encoding="utf-8", newline="") as file:
+    csv.field_size_limit(2**31 - 1)
+    with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
-        yield from ((reader.line_num, row) for row in reader)
+        for row in reader:
+            if None in row:
+                raise BadInput(
+                    f"{path}:{reader.line_num}: has more cells than the header; quote cells that hold commas"
+                )
+            yield reader.line_num, row
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
@@ -213,6 +231,8 @@ def _text(row: dict[str, Any], column: str) -> str:
         raise BadRow(f"column {column!r} is {type(value).__name__}, not text")
     if not value.strip():
         raise BadRow(f"column {column!r} is empty; fill it or remove the row")
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise BadRow(f"column {column!r} holds half a surrogate pair, which is no text; mend its \\u escapes")
     return value
 
 
@@ -226,6 +246,8 @@ def _content(row: dict[str, Any], column: str) -> Text:
     for message in value:
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
             raise BadRow(f"column {column!r}: a message is an object with 'role' and 'content', found {message!r}")
+        if not isinstance(message["role"], str):
+            raise BadRow(f"column {column!r}: a message's role is text, found {message['role']!r}")
         if not isinstance(message["content"], str) or not message["content"].strip():
             raise BadRow(f"column {column!r}: the {message['role']} message is empty; fill it or remove the row")
     return value

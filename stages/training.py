@@ -114,6 +114,9 @@ def train(trainer: Trainer, context: Context) -> dict[str, Any]:
     }
     if trainer.eval_dataset is not None:
         metrics["eval_loss"] = trainer.evaluate()["eval_loss"]
+    for name in ("train_loss", "eval_loss"):
+        if not math.isfinite(metrics.get(name, 0.0)):
+            raise BadInput(f"the {name} is {metrics[name]}; lower train.learning_rate or look at the rows")
     lines = [json.dumps(_timeless(row), sort_keys=True) + "\n" for row in trainer.state.log_history]
     (context.out / "training_log.jsonl").write_text("".join(lines))
     _publish(trainer.model, trainer.processing_class, context.out)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
 
 from stages.base import BASE, Config, Need, StageConfig
 from stages.options import Options, options
@@ -33,8 +35,15 @@ class TrainingStage(StageConfig):
     data: TrainingData
     lora: LoraOptions | None = None
     """Any field of PEFT's LoraConfig; the adapter is merged into the published model. Absent: all weights train."""
-    seed: int = 23
+    seed: int = Field(default=23, ge=0, lt=2**32)
     """Of initial weights, LoRA's initial weights, dropout, drawn pairs and the order of the rows."""
+
+    @model_validator(mode="after")
+    def _evaluation_has_data(self) -> Self:
+        asked = getattr(getattr(self, "train", None), "eval_strategy", None)
+        if asked not in (None, "no") and self.data.eval is None:
+            raise ValueError(f"train.eval_strategy is {asked!r}, but there is no evaluation data; name it as data.eval")
+        return self
 
     def needs(self) -> dict[str, Need]:
         """The model to start from and the data files."""

@@ -122,6 +122,9 @@ def test_everything_ran_and_was_recorded(world: Path) -> None:
         assert folder.resolve() == world / "runs" / "store" / manifest["kind"] / manifest["fingerprint"]
         assert manifest["outputs"]
     assert not list((world / "runs" / "store" / "tmp").iterdir())
+    logs = [log.read_text() for log in (world / "runs" / "small" / "logs").iterdir()]
+    assert len(logs) == len(STEPS)
+    assert not any("Fatal Python error" in log or "Traceback" in log for log in logs)
 
 
 def test_the_results_are_shown_and_written(world: Path) -> None:
@@ -257,6 +260,49 @@ def test_interrupt(world: Path) -> None:
     assert "Traceback" not in errors
     assert states(world)["it"] == "interrupted"
     assert "it" in to_run(world, "--set", "stages.it.train.max_steps=5000")
+
+
+TWINS = """\
+name: twins
+model: ./model
+stages:
+  one: &same
+    kind: sft
+    data: {train: ./rows.jsonl}
+    weights: {prompt: 0.5, completion: 0.5}
+    train: {max_steps: 2, per_device_train_batch_size: 2}
+  two: *same
+"""
+
+
+def test_equal_steps_are_made_once(tmp_path: Path, model_folder: Path) -> None:
+    """Side by side or not, two stages of one content are one result."""
+    write_world(tmp_path, model_folder)
+    (tmp_path / "r.yaml").write_text(TWINS)
+    done = command(tmp_path, "--jobs", "2")
+    assert done.returncode == 0, done.stderr
+    steps = json.loads((tmp_path / "runs" / "twins" / "run.json").read_text())["steps"]
+    assert [step["state"] for step in steps] == ["done", "cached"]
+    assert steps[0]["path"] == steps[1]["path"]
+    assert (tmp_path / "runs" / "twins" / "two").resolve() == (tmp_path / "runs" / "twins" / "one").resolve()
+
+
+def test_data_that_changes_under_a_running_step(tmp_path: Path, model_folder: Path) -> None:
+    """What was trained on other data than its fingerprint says is no result."""
+    write_world(tmp_path, model_folder)
+    (tmp_path / "r.yaml").write_text(TWINS)
+    call = [sys.executable, "-m", "pipeline.cli", "r.yaml", "--stage", "one"]
+    process = subprocess.Popen(call, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=environment())
+    log = tmp_path / "runs" / "twins" / "logs" / "one.txt"
+    while not log.exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": "Sea? ", "completion": "blue"}) + "\n")
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "rows.jsonl was changed while the step ran" in said
+    assert not list((tmp_path / "runs" / "store").glob("sft/*"))
 
 
 def test_planning_imports_nothing_heavy(world: Path) -> None:

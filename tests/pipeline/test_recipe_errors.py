@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli import main
+from stages.rows import read_examples
 
 GOOD = """\
 name: small
@@ -105,6 +106,23 @@ CASES = {
     "unknown interpolation": ("./model", "${modl}", r"r\.yaml:2: model: .*modl"),
     "no stages": (GOOD[GOOD.index("stages:") :], "stages: {}\n", r"r\.yaml:3: stages: names no stage"),
     "a list": (GOOD, "- a\n- b\n", r"r\.yaml:1: a recipe is a mapping"),
+    "kind that is a list": ("kind: sft", "kind: [sft]", r"r\.yaml:5: stages\.wit: kind: \['sft'\] is unknown"),
+    "no section": ("  report: {kind: report}", "  report:", r"r\.yaml:17: stages\.report: a stage is a mapping"),
+    "no stages section": (GOOD[GOOD.index("stages:") :], "stages:\n", r"r\.yaml:3: stages: .*dictionary"),
+    "taken name": ("name: small", "name: store", r"r\.yaml:1: name: 'store' is no folder name"),
+    "taken stage name": ("  wit:", "  logs:", r"r\.yaml:4: stages\.logs: is no stage name"),
+    "negative seed": ("name: small", "name: small\nseed: -1", r"r\.yaml:2: seed: .*greater than or equal to 0"),
+    "value still to be given": ("model: ./model", "model: ???", r"r\.yaml:2: model: is '\?\?\?'"),
+    "same model twice": ("wit, dpo]", "wit, wit]", r"r\.yaml:15: stages\.bench\.models.*"),
+    "remote code": (
+        "num_train_epochs: 1",
+        "model_init_kwargs: {trust_remote_code: true}",
+        r"r\.yaml:8: stages\.wit\.train: model_init_kwargs is a mapping with the keys",
+    ),
+    "secret": ("num_train_epochs: 1", "hub_token: x", r"stages\.wit\.train\.hub_token: cannot be set here: .*secrets"),
+    "evaluation without data": ("num_train_epochs: 1", "eval_strategy: epoch", r"name it as data\.eval"),
+    "extends itself": ("name: small", "name: small\nextends: r.yaml", r"r\.yaml: extends itself"),
+    "extends nothing": ("name: small", "name: small\nextends: s.yaml", r"s\.yaml: cannot be read"),
     "empty file": (GOOD, "", r"r\.yaml:1: a recipe is a mapping"),
 }
 
@@ -148,6 +166,9 @@ ROWS = {
         '{"prompt": [{"content": "a"}], "completion": "b"}\n',
         r"rows\.jsonl:1: .*'role' and 'content'",
     ),
+    "not UTF-8": (b'{"prompt": "\xff", "completion": "b"}\n', r"rows\.jsonl: is not UTF-8 text"),
+    "half a surrogate": ('{"prompt": "a", "completion": "\\ud800"}\n', r"rows\.jsonl:1: .*surrogate"),
+    "deep nesting": ("[" * 100_000 + "\n", r"rows\.jsonl: is no valid \.jsonl file"),
     "mixed kinds": (
         '{"prompt": "a", "completion": [{"role": "assistant", "content": "b"}]}\n',
         r"rows\.jsonl:1: prompt and completion are not of one kind",
@@ -158,9 +179,25 @@ ROWS = {
 @pytest.mark.parametrize("case", ROWS)
 def test_bad_rows(folder: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
     text, expected = ROWS[case]
-    Path("rows.jsonl").write_text(text)
+    Path("rows.jsonl").write_bytes(text if isinstance(text, bytes) else text.encode())
     said = complain(capsys)
     assert re.search(expected, said), said
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.csv", "rows.json", "folder.jsonl"])
+def test_broken_files(folder: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    if name == "folder.jsonl":
+        Path(name).mkdir()
+        (Path(name) / "file").write_text("x")
+    else:
+        Path(name).write_bytes(b"prompt,completion\na,b,c\n" if name == "rows.csv" else b"\x00\x01 nonsense")
+    Path("r.yaml").write_text(GOOD.replace("./rows.jsonl", f"./{name}"))
+    assert name in complain(capsys)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_data(folder: Path) -> None:
+    Path("rows.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "a", "completion": "b"}\n')
+    assert [row.prompt for row in read_examples(Path("rows.jsonl"), "auto")] == ["a"]
 
 
 def test_bad_preference_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,6 +227,11 @@ def test_bad_command(folder: Path, capsys: pytest.CaptureFixture[str], case: str
 
 
 def test_missing_recipe(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("binary.yaml").write_bytes(b"name: \xff")
+    assert main(["binary.yaml"]) == 2
+    assert "binary.yaml: cannot be read: it is not UTF-8 text" in capsys.readouterr().err
+    assert main(["."]) == 2
+    assert ".: cannot be read" in capsys.readouterr().err
     assert main(["s.yaml"]) == 2
     assert "s.yaml: cannot be read" in (said := capsys.readouterr().err)
     assert "did you mean 'r.yaml'" in said

@@ -7,7 +7,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from stages.options import LIST, RESERVED, describe, options
+from stages.options import LIST, RESERVED, RESERVED_LORA, RESERVED_SFT, describe, options
 
 
 def test_the_list_is_fresh() -> None:
@@ -17,8 +17,10 @@ def test_the_list_is_fresh() -> None:
 
 def test_reserved_fields_exist() -> None:
     """A reserved name that TRL dropped would forbid nothing; only WITConfig's own two are not TRL's."""
-    fields = describe()
-    assert set(RESERVED) - set(fields["SFTConfig"]) == {"prompt_loss_weight", "completion_loss_weight"}
+    fields = {name: set(declared) for name, declared in describe().items()}
+    assert set(RESERVED) <= fields["SFTConfig"] & fields["DPOConfig"]
+    assert set(RESERVED_SFT) - fields["SFTConfig"] == {"prompt_loss_weight", "completion_loss_weight"}
+    assert set(RESERVED_LORA) <= fields["LoraConfig"]
 
 
 def test_values_are_checked_and_only_what_is_set_is_handed_on() -> None:

@@ -2,6 +2,7 @@
 
     STORE/KIND/FINGERPRINT/            what a step left, and stage.json, its manifest
     STORE/tmp/                         what is being made; never taken for a result
+    STORE/locks/                       one publisher at a time
 
 A folder is complete before it is renamed into its place, so whatever stands there is whole.
 """
@@ -100,7 +101,8 @@ class Store:
         place = self.path(manifest["kind"], manifest["fingerprint"])
         place.parent.mkdir(parents=True, exist_ok=True)
         old = self.workspace()
-        with FileLock(self.root / "tmp" / f"{place.name}.lock"):
+        (self.root / "locks").mkdir(exist_ok=True)
+        with FileLock(self.root / "locks" / place.name):
             if place.exists():
                 place.rename(old / "replaced")
             made.rename(place)

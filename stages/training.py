@@ -16,10 +16,10 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainerCallback,
     set_seed,
 )
+from trl import DPOTrainer, SFTTrainer
 
 from stages.base import BadInput, Context
 from stages.options import Options
@@ -100,16 +100,14 @@ class Progress(TrainerCallback):
             )
 
 
-def train(trainer: Trainer, context: Context) -> dict[str, Any]:
+def train(trainer: SFTTrainer | DPOTrainer, context: Context) -> dict[str, Any]:
     """Train, publish the model, and say how it went. A LoRA adapter is kept apart and merged into the model."""
     trainer.add_callback(Progress(context))
     result = trainer.train()
     metrics: dict[str, Any] = {
         "train_loss": result.training_loss,
         "steps": trainer.state.global_step,
-        "tokens": int(
-            next((row["num_tokens"] for row in reversed(trainer.state.log_history) if "num_tokens" in row), 0)
-        ),
+        "tokens": int(trainer._total_train_tokens),
         "seconds": round(result.metrics["train_runtime"], 1),
     }
     if trainer.eval_dataset is not None:

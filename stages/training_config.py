@@ -34,7 +34,7 @@ class TrainingStage(StageConfig):
     """What to start from: a stage's name, `base`, or a reference to a model."""
     data: TrainingData
     lora: LoraOptions | None = None
-    """Any field of PEFT's LoraConfig; the adapter is merged into the published model. Absent: all weights train."""
+    """Fields of PEFT's LoraConfig; the adapter is merged into the published model. Absent: all weights train."""
     seed: int = Field(default=23, ge=0, lt=2**32)
     """Of initial weights, LoRA's initial weights, dropout, drawn pairs and the order of the rows."""
 

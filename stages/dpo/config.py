@@ -36,7 +36,7 @@ class DPOStage(TrainingStage):
 
     data: DPOData
     train: DPOOptions = Field(default_factory=DPOOptions)
-    """Any field of TRL's DPOConfig."""
+    """Fields of TRL's DPOConfig; stages.options says which are refused, and why."""
 
     def rows(self, files: dict[str, Path]) -> dict[str, list[Pair]]:
         """The rows of the files `train` and, if given, `eval`. Raises BadInput."""

@@ -52,7 +52,7 @@ class SFTStage(TrainingStage):
     data: SFTData
     weights: Weights
     train: SFTOptions = Field(default_factory=SFTOptions)
-    """Any field of TRL's SFTConfig."""
+    """Fields of TRL's SFTConfig; stages.options says which are refused, and why."""
     random_init: bool = False
     """Pre-train: start from random weights, drawn from the model's config and the seed."""
 

@@ -32,7 +32,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     options = _parser().parse_args(arguments)
     console = Console(quiet_stdout=options.json)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ask it to end: as Ctrl-C does
     try:
         return _run(options, console)
     except RecipeError as error:
@@ -69,9 +68,11 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     run.prepare()
     cached = sum(step.state == "cached" for step in plan.steps)
     console.say(f"{recipe.name}: {len(plan.steps)} steps, {cached} cached")
+    asked_to_end = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         status = run.execute(LocalExecutor(options.jobs))
     finally:
+        signal.signal(signal.SIGTERM, asked_to_end)
         console.close()
     for step, metrics in reports_of(plan):
         console.results(run.folder / step, metrics)

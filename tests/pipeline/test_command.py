@@ -251,8 +251,9 @@ def test_a_failed_stage_stops_only_what_needs_it(world: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_interrupt(world: Path) -> None:
-    """Ctrl-C: exit 130 within 5 s, no worker left, nothing half-made taken for a result."""
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt(world: Path, sent: signal.Signals) -> None:
+    """Ctrl-C, or being asked to end: exit 130 within 5 s, no worker left, nothing half-made taken for a result."""
     call = [sys.executable, "-m", "pipeline.cli", "r.yaml", "--set", "stages.it.train.max_steps=5000"]
     process = subprocess.Popen(
         call, cwd=world, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
@@ -263,7 +264,7 @@ def test_interrupt(world: Path) -> None:
     while not (log.exists() and "'loss'" in log.read_text()):
         assert time.monotonic() < deadline, "training never began"
         time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     began = time.monotonic()
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130

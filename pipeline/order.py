@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Sequence
 
-from pipeline.places import Key
+from pipeline.places import Key, split_key
 from pipeline.recipe import Recipe, RecipeError
 from stages.base import BASE, Need
 
@@ -66,4 +66,4 @@ def _no_such_stage(recipe: Recipe, stage: str, need: Need, other: str) -> Recipe
 
 def key_of(stage: str, need: Need) -> Key:
     """Where in the recipe `need` of `stage` is written."""
-    return ("stages", stage, *(int(part) if part.isdigit() else part for part in need.key.split(".")))
+    return ("stages", stage, *split_key(need.key))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 Key = tuple[str | int, ...]
+
+
+def split_key(key: str) -> Key:
+    """A dotted key, `a.b[0]` or `a.b.0`, in its parts."""
+    return tuple(int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]]+", key))
 
 
 @dataclass(frozen=True)
@@ -34,11 +39,10 @@ class Places:
         """Note every key of a file's YAML tree; what was noted for the same key before gives way."""
         self._walk(path, node, (), node.start_mark.line + 1)
 
-    def note_override(self, text: str, key: Sequence[str]) -> None:
+    def note_override(self, text: str, key: Key) -> None:
         """Note that `--set text` wrote `key`."""
-        path = tuple(int(part) if part.isdigit() else part for part in key)
-        self._forget_below(path)
-        self._known[path] = Place(f"--set {text}", None, Path.cwd())
+        self._forget_below(key)
+        self._known[key] = Place(f"--set {text}", None, Path.cwd())
 
     def at(self, key: Key) -> Place:
         """The place of `key`, or of its nearest parent that was written down."""

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, Field, ValidationError
 
-from pipeline.places import Key, Places
+from pipeline.places import Key, Places, split_key
 from stages import KINDS
 from stages.base import Config, StageConfig
 
@@ -74,18 +74,13 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         tree = _override(tree, override, places)
     try:
         for missing in OmegaConf.missing_keys(tree):
-            raise RecipeError([f"{places.at(_split(missing))}: {missing}: is '???', a value still to be given"])
+            raise RecipeError([f"{places.at(split_key(missing))}: {missing}: is '???', a value still to be given"])
         values: Any = OmegaConf.to_container(tree, resolve=True)
     except OmegaConfBaseException as error:
         raise RecipeError(
-            [f"{places.at(_split(error.full_key or ''))}: {error.full_key}: {str(error).splitlines()[0]}"]
+            [f"{places.at(split_key(error.full_key or ''))}: {error.full_key}: {str(error).splitlines()[0]}"]
         ) from None
     return _validate(values, path, places)
-
-
-def _split(key: str) -> Key:
-    """A dotted key of OmegaConf, `a.b[0]`, in its parts."""
-    return tuple(int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]]+", key))
 
 
 def _read(path: Path, places: Places, seen: tuple[Path, ...]) -> DictConfig:
@@ -126,8 +121,7 @@ def _override(tree: DictConfig, override: str, places: Places) -> DictConfig:
         raise RecipeError([f"--set {override}: write --set KEY=VALUE, for example --set stages.wit.weights.prompt=0.4"])
     try:
         patch = OmegaConf.from_dotlist([override])
-        path = tuple(key.strip().split("."))
-        places.note_override(override, path)
+        places.note_override(override, split_key(key.strip()))
         return OmegaConf.merge(tree, patch)  # type: ignore[return-value]
     except (OmegaConfBaseException, yaml.YAMLError, TypeError, ValueError) as error:
         raise RecipeError([f"--set {override}: {str(error).splitlines()[0]}"]) from None

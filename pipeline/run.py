@@ -16,6 +16,7 @@ from pipeline import artifacts
 from pipeline.artifacts import Artifact, ArtifactError, Hub, Local
 from pipeline.console import Console
 from pipeline.executors import Job, LocalExecutor
+from pipeline.places import split_key
 from pipeline.plan import Plan, Step, below, changed_input, inputs_of, refresh
 from pipeline.provenance import environment
 from pipeline.recipe import RecipeError
@@ -68,6 +69,8 @@ class Run:
             try:
                 step.config.check(files)
             except BadInput as error:
+                if error.key:
+                    raise self.plan.recipe.error(split_key(f"stages.{step.stage}.{error.key}"), str(error)) from None
                 raise RecipeError(str(error).splitlines()) from None
 
     def execute(self, executor: LocalExecutor) -> int:

@@ -18,7 +18,14 @@ BASE = "base"
 
 
 class BadInput(Exception):
-    """What a user can mend: a wrong data row, an impossible option. The message says place, cause and remedy."""
+    """What a user can mend: a wrong data row, an impossible option. The message says place, cause and remedy.
+
+    `key` is the place where it is in the stage's own section, `tasks.0.task`; the pipeline adds file and line.
+    """
+
+    def __init__(self, message: str, key: str | None = None) -> None:
+        super().__init__(message)
+        self.key = key
 
 
 class Config(BaseModel):

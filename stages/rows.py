@@ -56,7 +56,7 @@ class BadRow(ValueError):
 
 def read_examples(path: Path, format: str) -> list[Example]:
     """All rows of `path` as instruction rows. Raises BadInput naming file, row, column and remedy."""
-    rows = list(_rows(path))
+    rows = list(read_rows(path))
     how = _guess(path, rows[0][1]) if format == "auto" else format
     return _convert(path, rows, lambda row: _example(row, how))
 
@@ -64,7 +64,7 @@ def read_examples(path: Path, format: str) -> list[Example]:
 def read_pairs(path: Path, format: str, rejected: Literal["column", "other_row"], seed: int) -> list[Pair]:
     """All rows of `path` as preference rows; `other_row` makes pairs of instruction rows. Raises BadInput."""
     if rejected == "column":
-        return _convert(path, list(_rows(path)), _pair)
+        return _convert(path, list(read_rows(path)), _pair)
     return _pair_up(path, read_examples(path, format), seed)
 
 
@@ -100,8 +100,8 @@ def _convert(path: Path, rows: list[tuple[int, dict[str, Any]]], convert: Any) -
     return good
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line or row number from 1, row) for every row of the file; at least one."""
+def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line or row number from 1, row) for every row of the file; at least one. Raises BadInput."""
     empty = True
     for number, row in _read(path):
         if not isinstance(row, dict):

@@ -1,17 +1,24 @@
 """The `lm_eval` section of a recipe: which models, which tasks, under which settings.
 
-Light on purpose (no torch, no lm_eval): whether a task name exists is checked when the stage runs.
+Light on purpose: imports no torch and no lm_eval.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import subprocess
+import sys
 from collections import Counter
-from pathlib import PurePosixPath
+from functools import cache
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from stages.base import Config, Need, StageConfig
+from stages.base import BadInput, Config, Need, StageConfig
+from stages.rows import read_rows
 
 LOADERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 """File suffix -> the `datasets` loader that reads it."""
@@ -132,6 +139,19 @@ class LMEvalStage(StageConfig):
                 needs[data_key(task, split)] = Need("data", reference, f"tasks.{i}.data.{split}")
         return needs
 
+    def check(self, files: dict[str, Path]) -> None:
+        """Whether lm-eval, or `include_path`, knows every task, and every file of `data` can be read."""
+        for name, path in files.items():
+            if name.startswith("data."):
+                for _ in read_rows(path):
+                    pass
+        own = _names_in(files["include_path"]) if "include_path" in files else set()
+        strange = tuple(task.task for task in self.tasks if task.task not in own)
+        unknown = _unknown_to_lm_eval(strange, files.get("include_path")) if strange else {}
+        for i, task in enumerate(self.tasks):
+            if task.task in unknown:
+                raise BadInput(unknown[task.task], key=f"tasks.{i}.task")
+
     def split(self) -> dict[str, Self]:
         """One step per model."""
         return {f"[{model}]": self.model_copy(update={"models": [model]}) for model in self.models}
@@ -140,6 +160,24 @@ class LMEvalStage(StageConfig):
 def data_key(task: Task, split: str) -> str:
     """The name under which a task's file is found in `context.inputs`."""
     return f"data.{task.task}.{split}"
+
+
+def _names_in(folder: Path) -> set[str]:
+    """The tasks and groups that the YAML files of `folder` define; read as text, for their functions are not run."""
+    texts = (file.read_text(encoding="utf-8", errors="replace") for file in folder.rglob("*.yaml"))
+    return {name for text in texts for name in re.findall(r"^(?:task|group): *['\"]?([^\s'\"]+)", text, re.MULTILINE)}
+
+
+@cache
+def _unknown_to_lm_eval(names: tuple[str, ...], include: Path | None) -> dict[str, str]:
+    """What is to be said of the names that lm-eval does not know; asked in a process of its own, for it takes long."""
+    call = [sys.executable, "-m", "stages.lm_eval.tasks", str(include or ""), *names]
+    paths = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run(call, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise BadInput(f"lm-eval cannot list its tasks: {done.stderr.strip().splitlines()[-1:]}", key="tasks")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _repeated(names: list[str]) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,13 +73,22 @@ def _manager(config: LMEvalStage, include: Path | None) -> TaskManager:
         if all(task.task in own.all_subtasks for task in config.tasks):
             return own
     manager = TaskManager(include_path=str(include) if include else None)
-    known = manager.all_tasks
+    unknown = unknown_names(manager, [task.task for task in config.tasks])
     for i, task in enumerate(config.tasks):
-        if task.task not in known:
-            near = difflib.get_close_matches(task.task, known, n=3)
-            hint = f"did you mean {', '.join(near)}?" if near else "`lm_eval ls tasks` lists them"
-            raise BadInput(f"tasks.{i}.task: lm-eval knows no task, group or tag {task.task!r}; {hint}")
+        if task.task in unknown:
+            raise BadInput(f"tasks.{i}.task: {unknown[task.task]}")
     return manager
+
+
+def unknown_names(manager: TaskManager, names: list[str]) -> dict[str, str]:
+    """What is to be said of those of `names` that are no task, group or tag."""
+    said = {}
+    for name in names:
+        if name not in manager.all_tasks:
+            near = difflib.get_close_matches(name, manager.all_tasks, n=3)
+            hint = f"did you mean {', '.join(near)}?" if near else "`lm_eval ls tasks` lists them"
+            said[name] = f"lm-eval knows no task, group or tag {name!r}; {hint}"
+    return said
 
 
 def _load(manager: TaskManager, index: int, task: Task, files: Mapping[str, Path], scratch: Path) -> Benchmark:
@@ -159,3 +170,7 @@ def _check_safe(benchmark: Benchmark, where: str) -> None:
             raise BadInput(f"{where}: {name} runs code that the model wrote, which this stage does not do")
         if getattr(task, "MULTIMODAL", False):
             raise BadInput(f"{where}: {name} needs pictures; this stage evaluates text models")
+
+
+if __name__ == "__main__":  # INCLUDE_PATH NAME ...: see _unknown_to_lm_eval in config.py
+    print(json.dumps(unknown_names(TaskManager(include_path=sys.argv[1] or None), sys.argv[2:])))

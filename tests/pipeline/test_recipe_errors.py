@@ -26,7 +26,7 @@ stages:
   bench:
     kind: lm_eval
     models: [base, wit, dpo]
-    tasks: [{task: some_task}]
+    tasks: [{task: arc_easy}]
   report: {kind: report}
 """
 
@@ -193,6 +193,19 @@ def test_broken_files(folder: Path, capsys: pytest.CaptureFixture[str], name: st
         Path(name).write_bytes(b"prompt,completion\na,b,c\n" if name == "rows.csv" else b"\x00\x01 nonsense")
     Path("r.yaml").write_text(GOOD.replace("./rows.jsonl", f"./{name}"))
     assert name in complain(capsys)
+
+
+def test_unknown_task(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """lm-eval itself is asked, before anything is trained."""
+    Path("r.yaml").write_text(GOOD.replace("arc_easy", "arc_eazy"))
+    said = complain(capsys)
+    assert re.search(r"r\.yaml:16: stages\.bench\.tasks\.0\.task: lm-eval knows no .*'arc_eazy'.*arc_easy", said), said
+
+
+def test_bad_benchmark_items(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("items.jsonl").write_text('{"question": 1}\n{"question\n')
+    Path("r.yaml").write_text(GOOD.replace("{task: arc_easy}", "{task: arc_easy, data: {test: ./items.jsonl}}"))
+    assert "items.jsonl:2: not valid JSON" in complain(capsys)
 
 
 def test_a_byte_order_mark_is_no_part_of_the_data(folder: Path) -> None:

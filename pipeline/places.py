@@ -42,7 +42,10 @@ class Places:
     def note_override(self, text: str, key: Key) -> None:
         """Note that `--set text` wrote `key`."""
         self._forget_below(key)
-        self._known[key] = Place(f"--set {text}", None, Path.cwd())
+        place = Place(f"--set {text}", None, Path.cwd())
+        for end in range(1, len(key)):
+            self._known.setdefault(key[:end], place)  # sections that only the override speaks of
+        self._known[key] = place
 
     def at(self, key: Key) -> Place:
         """The place of `key`, or of its nearest parent that was written down."""

@@ -227,6 +227,10 @@ COMMANDS = {
         ("--set", "stages.wit.weights.promt=1"),
         r"--set stages\.wit\.weights\.promt=1: .*'prompt'",
     ),
+    "override in an unknown section": (
+        ("--set", "stages.wit.weight.prompt=1"),
+        r"--set stages\.wit\.weight\.prompt=1: stages\.wit\.weight: unknown key; did you mean 'weights'",
+    ),
     "override of a wrong type": (("--set", "seed=soon"), r"--set seed=soon: seed: .*integer.*'soon'"),
     "inputs not made yet": (("--stage", "dpo"), r"dpo needs wit: no result yet; make it first by .*--stage wit"),
 }

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace, console: Console) -> int:
     recipe = recipes.load(options.recipe, options.set)
     store = Store(options.runs / "store")
-    plan = make_plan(recipe, store)
+    plan = make_plan(recipe)
     stage = plan.named(options.stage, "--stage")
     onward = plan.after(plan.named(options.from_, "--from"))
     forced = stage | onward | plan.named(options.force, "--force")

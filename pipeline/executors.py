@@ -8,11 +8,12 @@ import os
 import queue
 import signal
 import subprocess
-import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from stages.process import module_call
 
 JOBS_WITHOUT_GPU = 4
 """How many steps run side by side at most where --jobs is not given and there is no GPU: each loads a model."""
@@ -61,9 +62,10 @@ class LocalExecutor:
         slot = self._free.pop(0)
         job.log.parent.mkdir(parents=True, exist_ok=True)
         with job.log.open("w", encoding="utf-8") as log:
+            call, environment = module_call("pipeline.worker", str(job.folder / "job.json"))
             worker = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.worker", str(job.folder / "job.json")],
-                env=self._environment(slot),
+                call,
+                env=environment | self._share(slot),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -100,12 +102,9 @@ class LocalExecutor:
         self._free.append(slot)
         self._events.put(Event(job, result=result))
 
-    def _environment(self, slot: int) -> dict[str, str]:
-        root = str(Path(__file__).resolve().parent.parent)
-        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(paths),
+    def _share(self, slot: int) -> dict[str, str]:
+        """The variables that keep a worker to its share of the machine, and to itself."""
+        share = {
             "OMP_NUM_THREADS": str(self.threads),
             "MKL_NUM_THREADS": str(self.threads),
             "TOKENIZERS_PARALLELISM": "false",
@@ -113,8 +112,8 @@ class LocalExecutor:
             "PYTHONHASHSEED": "0",
         }
         if self.gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
-        return environment
+            share["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
+        return share
 
 
 def visible_gpus() -> list[str]:

@@ -63,7 +63,7 @@ class Plan:
     recipe: Recipe
     steps: list[Step] = field(default_factory=list)
     contents: dict[Artifact, str | None] = field(default_factory=dict)
-    """The content hash of everything found by reference; None where it is not known yet."""
+    """The content hash of everything found by reference, taken once; None where it is not known yet."""
     where: dict[Artifact, str] = field(default_factory=dict)
     """The place and key of the recipe that name it, for errors."""
 
@@ -116,11 +116,11 @@ class Plan:
         }
 
 
-def make_plan(recipe: Recipe, store: Store) -> Plan:
-    """The plan of `recipe` over what `store` holds. Raises RecipeError for references that lead nowhere."""
+def make_plan(recipe: Recipe) -> Plan:
+    """The steps of `recipe`; `refresh` says which are cached. Raises RecipeError for references that lead nowhere."""
     errors: list[str] = []
     steps: dict[str, Step] = {}
-    where: dict[Artifact, str] = {}
+    plan = Plan(recipe)
     for stage in in_order(recipe):
         config = recipe.stages[stage]
         needs = dict(config.needs())
@@ -128,7 +128,7 @@ def make_plan(recipe: Recipe, store: Store) -> Plan:
             inputs: dict[str, Step | Artifact] = {}
             for name, need in part.needs().items():
                 try:
-                    inputs |= _find(recipe, stage, name, _original(need, needs), steps, where)
+                    inputs |= _find(plan, stage, name, _original(need, needs), steps)
                 except (ArtifactError, RecipeError) as error:
                     if str(error) not in errors:
                         errors.append(str(error))
@@ -136,15 +136,13 @@ def make_plan(recipe: Recipe, store: Store) -> Plan:
             steps[step.name] = step
     if errors:
         raise RecipeError(errors)
-    plan = Plan(recipe, list(steps.values()), where=where)
-    refresh(plan, store)
+    plan.steps.extend(steps.values())
     return plan
 
 
 def refresh(plan: Plan, store: Store, forced: Iterable[str] = (), verify: bool = False) -> None:
     """Find out anew which steps are cached; `forced` ones never are. `verify` reads all that is cached."""
     forced = set(forced)
-    plan.contents.clear()
     for source in (source for step in plan.steps for source in step.inputs.values()):
         if not isinstance(source, Step) and source not in plan.contents:
             plan.contents[source] = artifacts.identity(source)
@@ -238,10 +236,12 @@ def _original(need: Need, needs: dict[str, Need]) -> Need:
     return same[0] if same else need
 
 
-def _find(
-    recipe: Recipe, stage: str, name: str, need: Need, steps: dict[str, Step], where: dict[Artifact, str]
-) -> dict[str, Step | Artifact]:
-    """The inputs that `need` stands for: one, or for `steps` as many as the named stages have steps."""
+def _find(plan: Plan, stage: str, name: str, need: Need, steps: dict[str, Step]) -> dict[str, Step | Artifact]:
+    """The inputs that `need` stands for: one, or for `steps` as many as the named stages have steps.
+
+    Notes in `plan` the content and the place of what is found by reference.
+    """
+    recipe = plan.recipe
     stages = stages_of(recipe, need)
     if need.kind == "steps":
         if not stages:
@@ -261,11 +261,12 @@ def _find(
         key, value = ("model",), recipe.model
     try:
         artifact = artifacts.parse(value, recipe.places.at(key).folder, need.kind)
-        artifacts.identity(artifact)
+        if artifact not in plan.contents:
+            plan.contents[artifact] = artifacts.identity(artifact)
         _check_model(artifact, need)
     except ArtifactError as error:
         raise recipe.error(key, str(error)) from None
-    where.setdefault(artifact, f"{recipe.places.at(key)}: {'.'.join(map(str, key))}")
+    plan.where.setdefault(artifact, f"{recipe.places.at(key)}: {'.'.join(map(str, key))}")
     return {name: artifact}
 
 

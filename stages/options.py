@@ -89,10 +89,6 @@ class Options(Config):
         return {name: getattr(self, name) for name in sorted(self.model_fields_set)}
 
 
-_ONLY_SFT = ("loss_type", "packing", "eval_packing", "padding_free")
-_BY_NAME = {"int": int, "float": float, "bool": bool, "str": str, "list": list, "dict": dict}
-
-
 @cache
 def options(name: str) -> type[Options]:
     """The model of TRL's or PEFT's class `name`: every field optional, of the types declared there."""

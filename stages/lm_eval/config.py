@@ -6,10 +6,8 @@ Light on purpose: imports no torch and no lm_eval.
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
-import sys
 from collections import Counter
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -18,6 +16,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from stages.base import BadInput, Config, Need, StageConfig
+from stages.process import module_call
 from stages.rows import read_rows
 
 LOADERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -171,9 +170,7 @@ def _names_in(folder: Path) -> set[str]:
 @cache
 def _unknown_to_lm_eval(names: tuple[str, ...], include: Path | None) -> dict[str, str]:
     """What is to be said of the names that lm-eval does not know; asked in a process of its own, for it takes long."""
-    call = [sys.executable, "-m", "stages.lm_eval.tasks", str(include or ""), *names]
-    paths = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    call, environment = module_call("stages.lm_eval.tasks", str(include or ""), *names)
     done = subprocess.run(call, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise BadInput(f"lm-eval cannot list its tasks: {done.stderr.strip().splitlines()[-1:]}", key="tasks")

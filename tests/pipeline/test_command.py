@@ -63,6 +63,9 @@ def write_world(folder: Path, model: Path) -> None:
     """The recipe's files in `folder`."""
     shutil.copytree(model, folder / "model")
     (folder / "r.yaml").write_text(RECIPE)
+    for name in ("pipeline", "stages"):  # a user's own folders of these names are not ours
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text("raise RuntimeError('the wrong package')")
     rows = [json.dumps({"prompt": prompt, "completion": completion}) for prompt, completion in ROWS]
     (folder / "rows.jsonl").write_text("\n".join(rows) + "\n")
     (folder / "tasks").mkdir()
@@ -73,7 +76,7 @@ def write_world(folder: Path, model: Path) -> None:
 
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`run-recipe r.yaml ARGUMENTS` in `folder`, as a user calls it."""
-    call = [sys.executable, "-m", "pipeline.cli", "r.yaml", *arguments]
+    call = [sys.executable, "-P", "-m", "pipeline.cli", "r.yaml", *arguments]
     return subprocess.run(call, cwd=folder, capture_output=True, text=True, timeout=300, env=environment(), check=False)
 
 
@@ -254,7 +257,7 @@ def test_a_failed_stage_stops_only_what_needs_it(world: Path) -> None:
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt(world: Path, sent: signal.Signals) -> None:
     """Ctrl-C, or being asked to end: exit 130 within 5 s, no worker left, nothing half-made taken for a result."""
-    call = [sys.executable, "-m", "pipeline.cli", "r.yaml", "--set", "stages.it.train.max_steps=5000"]
+    call = [sys.executable, "-P", "-m", "pipeline.cli", "r.yaml", "--set", "stages.it.train.max_steps=5000"]
     process = subprocess.Popen(
         call, cwd=world, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     )
@@ -303,7 +306,7 @@ def test_data_that_changes_under_a_running_step(tmp_path: Path, model_folder: Pa
     """What was trained on other data than its fingerprint says is no result."""
     write_world(tmp_path, model_folder)
     (tmp_path / "r.yaml").write_text(TWINS)
-    call = [sys.executable, "-m", "pipeline.cli", "r.yaml", "--stage", "one"]
+    call = [sys.executable, "-P", "-m", "pipeline.cli", "r.yaml", "--stage", "one"]
     process = subprocess.Popen(call, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=environment())
     log = tmp_path / "runs" / "twins" / "logs" / "one.txt"
     while not log.exists():
@@ -323,6 +326,6 @@ def test_planning_imports_nothing_heavy(world: Path) -> None:
         "print(sorted({'torch', 'transformers', 'trl', 'peft', 'datasets', 'lm_eval', 'numpy'} & set(sys.modules)))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=world, capture_output=True, text=True, env=environment(), check=True
+        [sys.executable, "-P", "-c", code], cwd=world, capture_output=True, text=True, env=environment(), check=True
     )
     assert done.stdout.splitlines()[-1] == "[]"

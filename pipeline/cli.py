@@ -16,7 +16,8 @@ from pathlib import Path
 from pipeline import recipe as recipes
 from pipeline.console import Console
 from pipeline.executors import LocalExecutor
-from pipeline.plan import make_plan, refresh
+from pipeline.plan import Plan, make_plan, refresh
+from pipeline.preview import PreviewFailed, preview
 from pipeline.recipe import RecipeError
 from pipeline.run import Run, reports_of, run_record
 from pipeline.store import Store
@@ -24,6 +25,7 @@ from pipeline.store import Store
 EXAMPLES = """examples:
   run-recipe recipes/wit_dpo.yaml                                  everything that has no result yet
   run-recipe recipes/wit_dpo.yaml --plan                           what would run, and why
+  run-recipe recipes/wit_dpo.yaml --preview 3 --stage wit          three rows, token by token, with their weights
   run-recipe recipes/wit_dpo.yaml --from wit --set stages.wit.weights.prompt=0.4
 """
 
@@ -42,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.close()
         print("run-recipe: interrupted; the same command goes on with the steps that have no result", file=sys.stderr)
         return 130
+    except PreviewFailed as error:
+        print(f"run-recipe: {error}", file=sys.stderr)
+        return 1
     except OSError as error:
         console.close()
         print(f"run-recipe: {options.runs}: cannot be used for results: {error}", file=sys.stderr)
@@ -64,6 +69,8 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         else:
             console.plan(plan, chosen)
         return 0
+    if options.preview:
+        return _preview(options, plan, store, console, chosen)
     run = Run(plan, store, options.runs, console, chosen, forced)
     run.prepare()
     cached = sum(step.state == "cached" for step in plan.steps)
@@ -81,6 +88,16 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     return status
 
 
+def _preview(options: argparse.Namespace, plan: Plan, store: Store, console: Console, chosen: set[str]) -> int:
+    shown = preview(plan, store, options.runs, console, chosen, options.preview)
+    if options.json:
+        print(json.dumps({"recipe": plan.recipe.name, "stages": [stage.values for stage in shown]}, indent=1))
+    else:
+        for stage in shown:
+            console.preview(stage.text, stage.page)
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "run-recipe",
@@ -95,8 +112,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--from", action="append", default=[], metavar="NAME", dest="from_", help="run again this stage and all after")
     add("--force", action="append", default=[], metavar="NAME", help="run this stage although its result is there")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value of the recipe")
-    add("--plan", action="store_true", help="show what would run, and why, without running")
-    add("--json", action="store_true", help="print only JSON: the plan with --plan, else how the run went")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--plan", action="store_true", help="show what would run, and why, without running")
+    instead.add_argument(
+        "--preview", type=_positive, metavar="N", help="show N training rows of the sft stages, token by token"
+    )
+    add("--json", action="store_true", help="print only JSON: the plan, the preview, or else how the run went")
     add("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where results are kept (default: runs)")
     add("--jobs", type=_positive, metavar="N", help="steps side by side (default: one a GPU, else one a core, <= 4)")
     return parser

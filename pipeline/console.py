@@ -50,6 +50,11 @@ class Console:
             table.add_row(*map(escape, (step.name, step.kind, step.state, fingerprint, step.why)))
         self.rich.print(table)
 
+    def preview(self, text: str, page: Path) -> None:
+        """What a stage would train on, as the stage has drawn it, and where it lies as a page."""
+        self.rich.file.write(f"\n{text}\n")
+        self.say(f"page: {page}")
+
     def started(self, step: str, why: str) -> None:
         """A step began to run."""
         if self.rich.is_terminal:
@@ -63,10 +68,12 @@ class Console:
         if step in self._tasks:
             self._bars.update(self._tasks[step], completed=done, total=total or None, note=escape(note))
 
-    def finished(self, step: str, seconds: float) -> None:
-        """A step has its result."""
+    def finished(self, step: str, seconds: float, notes: list[str]) -> None:
+        """A step has its result; `notes` are what its stage wants to be known of it."""
         self._end(step)
         self.rich.print(f"  [green]done[/]   {escape(step)} [dim]{seconds:.1f} s")
+        for note in notes:
+            self.rich.print(f"         [dim]{escape(note)}")
 
     def skipped(self, step: str, needs: list[str]) -> None:
         """A step cannot run, for what it needs failed."""

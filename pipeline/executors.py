@@ -26,6 +26,8 @@ class Job:
     step: str
     folder: Path
     log: Path
+    processes: int = 1
+    """How many processes it runs in."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,10 @@ class Event:
 
 
 class LocalExecutor:
-    """Runs up to `jobs` steps side by side, pinned to equal shares of the cores; one GPU each where there are any."""
+    """Runs up to `jobs` steps side by side, pinned to equal shares of the cores; one GPU each where there are any.
+
+    A step of several processes takes as many of the shares, or all there are.
+    """
 
     def __init__(self, jobs: int | None = None) -> None:
         self.gpus = visible_gpus()
@@ -52,20 +57,27 @@ class LocalExecutor:
         self._events: queue.Queue[Event] = queue.Queue()
         self._running: dict[str, subprocess.Popen[str]] = {}
 
-    @property
-    def has_room(self) -> bool:
-        """Whether another step may start."""
-        return bool(self._free)
+    def lacks(self, processes: int) -> str | None:
+        """Why a step of so many processes can never run here; None where it can."""
+        if self.gpus and processes > len(self.gpus):
+            return f"{processes} processes need as many GPUs, and there are {len(self.gpus)}; lower num_processes"
+        return None
+
+    def has_room(self, processes: int = 1) -> bool:
+        """Whether another step, of so many processes, may start."""
+        return self._pick(processes) is not None
 
     def start(self, job: Job) -> None:
         """Start the job's worker; its news come by `wait`."""
-        slot = self._free.pop(0)
+        slots = self._pick(job.processes)
+        assert slots is not None, "asked for has_room before"
+        self._free = [slot for slot in self._free if slot not in slots]
         job.log.parent.mkdir(parents=True, exist_ok=True)
         with job.log.open("w", encoding="utf-8") as log:
             call, environment = module_call("pipeline.worker", str(job.folder / "job.json"))
             worker = subprocess.Popen(
                 call,
-                env=environment | self._share(slot),
+                env=environment | self._share(slots, job.processes),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -73,7 +85,7 @@ class LocalExecutor:
                 start_new_session=True,
             )
         self._running[job.step] = worker
-        threading.Thread(target=self._follow, args=(job, worker, slot), daemon=True).start()
+        threading.Thread(target=self._follow, args=(job, worker, slots), daemon=True).start()
 
     def wait(self) -> Event:
         """The next event of any running step."""
@@ -86,7 +98,7 @@ class LocalExecutor:
                 os.killpg(worker.pid, signal.SIGKILL)
             worker.wait()
 
-    def _follow(self, job: Job, worker: subprocess.Popen[str], slot: int) -> None:
+    def _follow(self, job: Job, worker: subprocess.Popen[str], slots: list[int]) -> None:
         assert worker.stdout is not None
         for line in worker.stdout:
             done, total, note = json.loads(line)
@@ -99,20 +111,30 @@ class LocalExecutor:
         if status != 0:
             result.setdefault("error", f"its process ended with status {status} after it had a result")
         self._running.pop(job.step, None)
-        self._free.append(slot)
+        self._free += slots
         self._events.put(Event(job, result=result))
 
-    def _share(self, slot: int) -> dict[str, str]:
+    def _pick(self, processes: int) -> list[int] | None:
+        """Free slots for so many processes, on a GPU each; None where too few are free."""
+        wanted = min(processes, self.jobs)
+        free = sorted(self._free)
+        if self.gpus:
+            free = sorted({slot % len(self.gpus): slot for slot in reversed(free)}.values())
+        return free[:wanted] if len(free) >= wanted else None
+
+    def _share(self, slots: list[int], processes: int) -> dict[str, str]:
         """The variables that keep a worker to its share of the machine, and to itself."""
+        threads = str(max(1, self.threads * len(slots) // processes))
         share = {
-            "OMP_NUM_THREADS": str(self.threads),
-            "MKL_NUM_THREADS": str(self.threads),
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
             "TOKENIZERS_PARALLELISM": "false",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "PYTHONHASHSEED": "0",
         }
-        if self.gpus:
-            share["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
+        if self.gpus:  # with fewer slots than processes the step has the machine to itself
+            own = [self.gpus[slot % len(self.gpus)] for slot in slots]
+            share["CUDA_VISIBLE_DEVICES"] = ",".join(own if len(slots) == processes else self.gpus[:processes])
         return share
 
 

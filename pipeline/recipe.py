@@ -26,7 +26,7 @@ NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 
 TAKEN = ("store", "cache")
 """Folders beside those of the recipes."""
-TAKEN_STAGES = ("base", "logs", "run.json")
+TAKEN_STAGES = ("base", "logs", "preview", "run.json")
 """The recipe's own model, and what lies beside the links to the stages' results."""
 
 

@@ -74,8 +74,11 @@ class Run:
                 raise RecipeError(str(error).splitlines()) from None
 
     def execute(self, executor: LocalExecutor) -> int:
-        """Run what has to run; 0 where all went well, 1 where a step failed."""
+        """Run what has to run; 0 where all went well, 1 where a step failed. Raises RecipeError before anything ran."""
         waiting = [step for step in self.plan.steps if step.name in self.chosen and step.state == "run"]
+        for step in waiting:
+            if lack := executor.lacks(step.config.processes):
+                raise self.plan.recipe.error(split_key(f"stages.{step.stage}.launch.num_processes"), lack)
         for step in self.plan.steps:
             if step.state == "cached":
                 self._note(step, "cached")
@@ -138,7 +141,7 @@ class Run:
                 still.append(step)  # the same content under another name: one making serves both
             elif step.name not in self.forced and self._adopt(step):
                 continue
-            elif executor.has_room and not unsettled & below(step):
+            elif executor.has_room(step.config.processes) and not unsettled & below(step):
                 job = self._job(step)
                 running[step.name] = Running(
                     step, job, time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
@@ -189,7 +192,7 @@ class Run:
         shutil.rmtree(event.job.folder, ignore_errors=True)
         if error is None:
             self._note(step, "done", seconds)
-            self.console.finished(step.name, seconds)
+            self.console.finished(step.name, seconds, event.result["metrics"].get("notes", []))
         else:
             self._note(step, "failed", seconds, error)
             self.console.failed(step.name, error, event.job.log)
@@ -219,7 +222,8 @@ class Run:
             "cache": str((self.runs / "cache").resolve()),
         }
         write_json(folder / "job.json", job)
-        return Job(step.name, folder.resolve(), (self.folder / "logs" / f"{_file_name(step.name)}.txt").resolve())
+        log = self.folder / "logs" / f"{_file_name(step.name)}.txt"
+        return Job(step.name, folder.resolve(), log.resolve(), step.config.processes)
 
     def _input(self, source: Step | Artifact) -> dict[str, Any]:
         """What a worker is told of an input, with all it was made from."""

@@ -2,6 +2,10 @@
 
 Reads the job, calls the stage, writes `result.json` beside the job. What the stage and its libraries print goes to
 standard error, which the executor keeps as the step's log; standard output carries only progress, one JSON per line.
+
+A step with `launch` runs in several processes, its ranks: the worker starts `python -m pipeline.worker JOB --rank` in
+each. All call the stage; rank 0 alone reports progress and leaves what is published, the others' folders are thrown
+away. Every rank ends when the worker does.
 """
 
 from __future__ import annotations
@@ -11,51 +15,97 @@ import json
 import os
 import sys
 import threading
+import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from pipeline.store import write_json
 from stages import KINDS
 from stages.base import BadInput, Context, Input
+from stages.launch import Launch, RankFailed, run_ranks
 
 
-def main(job_file: Path) -> int:
+def main(job_file: Path, is_rank: bool = False) -> int:
     """Run the job; 0 where the stage returned its metrics, 1 where it raised."""
-    events = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(os.dup(0),), daemon=True).start()
     job = json.loads(job_file.read_text(encoding="utf-8"))
-    result: dict[str, Any]
-    try:
-        result = {"metrics": _run(job, job_file.parent, events)}
-    except BadInput as error:
-        result = {"error": str(error)}
-    except Exception as error:
-        traceback.print_exc()
-        result = {"error": f"{type(error).__name__}: {error}"}
-    write_json(job_file.with_name("result.json"), result)
+    if is_rank:
+        rank = int(os.environ.get("RANK", "0"))
+        result = _result(lambda: _run(job, job_file.parent, rank))
+        write_json(_rank_file(job_file.parent, rank), result | {"time": time.time()})
+    else:
+        runs = _run_ranks if job["config"].get("launch") else _run
+        result = _result(lambda: runs(job, job_file.parent))
+        write_json(job_file.with_name("result.json"), result)
     return 1 if "error" in result else 0
 
 
-def _run(job: dict[str, Any], folder: Path, events: TextIO) -> dict[str, Any]:
+def _result(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What is written of a run: its metrics, or its error and whether the user can mend it."""
+    try:
+        return {"metrics": run()}
+    except (BadInput, RankFailed) as error:
+        return {"error": str(error), "mendable": isinstance(error, BadInput)}
+    except Exception as error:
+        traceback.print_exc()
+        return {"error": f"{type(error).__name__}: {error}", "mendable": False}
+
+
+def _run(job: dict[str, Any], folder: Path, rank: int = 0) -> dict[str, Any]:
+    events = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
     stage = KINDS[job["kind"]]
     cache = Path(job["cache"])
     inputs = {name: _input(value) for name, value in job["inputs"].items()}
+    own = folder / f"rank-{rank}" if rank else folder
+
+    def progress(done: int, total: int, note: str) -> None:
+        if rank == 0:
+            print(json.dumps([done, total, note]), file=events)
+
     context = Context(
         recipe=job["recipe"],
         step=job["step"],
         config=stage.model_validate(job["config"]),
         inputs={name: _loadable(value, cache) for name, value in inputs.items()},
-        out=folder / "out",
-        scratch=folder / "scratch",
+        out=own / "out",
+        scratch=own / "scratch",
         cache=cache,
-        progress=lambda done, total, note: print(json.dumps([done, total, note]), file=events),
+        progress=progress,
     )
-    context.out.mkdir()
+    context.out.mkdir(parents=True)
     context.scratch.mkdir()
     module, _, function = stage.runner.partition(":")
     return getattr(importlib.import_module(module), function)(context)
+
+
+def _run_ranks(job: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Run the job in the processes that its `launch` asks for: rank 0's metrics, or the error that came first."""
+    launch = Launch.model_validate(job["config"]["launch"])
+    sys.stdout = sys.stderr  # standard output itself is left to rank 0's progress
+    until_our_end, _held = os.pipe()  # its end of file tells the ranks that we are gone, however we ended
+    os.dup2(until_our_end, 0)
+    try:
+        run_ranks(launch, "pipeline.worker", [str(folder / "job.json"), "--rank"], folder)
+    except RankFailed as error:
+        raise RankFailed(_first_error(folder, launch.num_processes) or str(error)) from None
+    if not _rank_file(folder, 0).is_file():
+        raise RankFailed("process 0 ran on another machine, which has the result")
+    return json.loads(_rank_file(folder, 0).read_text(encoding="utf-8"))["metrics"]
+
+
+def _first_error(folder: Path, ranks: int) -> str | None:
+    """The error of the rank that failed first. One that a user can mend goes first: others may have lost its rank."""
+    files = [file for rank in range(ranks) if (file := _rank_file(folder, rank)).is_file()]
+    results = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    failed = [result for result in results if "error" in result]
+    return min(failed, key=lambda result: (not result["mendable"], result["time"]))["error"] if failed else None
+
+
+def _rank_file(folder: Path, rank: int) -> Path:
+    return folder / f"result-{rank}.json"
 
 
 def _input(value: dict[str, Any]) -> Input:
@@ -72,12 +122,12 @@ def _loadable(found: Input, cache: Path) -> Input:
     return Input(**{**vars(found), "path": to_safetensors(found.path, cache)})
 
 
-def _end_with_parent() -> None:
-    """End at once when the executor's end of standard input closes: no worker outlives the run that started it."""
-    while os.read(0, 1):  # not through sys.stdin, whose lock would be held when the interpreter shuts down
+def _end_with_parent(channel: int) -> None:
+    """End at once when our parent's end of standard input closes: no worker outlives the run that started it."""
+    while os.read(channel, 1):  # not through sys.stdin, whose lock would be held when the interpreter shuts down
         pass
     os._exit(1)
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2:] == ["--rank"]))

@@ -59,6 +59,15 @@ class StageConfig(Config):
     """Raised when the same settings would give another result, so that older results are made again."""
     runner: ClassVar[str]
     """`package.module:function` of run(context) -> metrics; imported only in the worker."""
+    previewer: ClassVar[str | None] = None
+    """`package.module:function` of preview(step, config, paths, count) -> (JSON, HTML page, what rich prints), which
+    shows `count` rows as they would be trained on; imported only in a worker. `paths` are the inputs; the model is
+    the one that the stage's chain begins with, for the later ones need not be made yet."""
+
+    @property
+    def processes(self) -> int:
+        """How many processes a step of this stage runs in on this machine."""
+        return 1
 
     def needs(self) -> dict[str, Need]:
         """What the stage reads, by the name under which `run` finds it in `context.inputs`."""

@@ -1,11 +1,15 @@
-"""Config models of what TRL and PEFT take, made from a list of their fields, so that checking needs no torch.
+"""Config models of what TRL, PEFT, transformers and accelerate take, made from a list of their fields, so that checking
+needs no torch.
 
 `python -m stages.options` writes the list, `options.json`, from the installed versions; a test holds it against them.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import fnmatch
+import inspect
 import json
 import types
 import typing
@@ -20,9 +24,8 @@ from stages.base import Config
 LIST = Path(__file__).with_name("options.json")
 
 _NO_CHECKPOINTS = "the finished model is published; checkpoints are not kept"
-_ONE_PROCESS = "a step trains in one process"
+_BY_LAUNCH = "say how processes share the work under the stage's 'launch'"
 _NO_HUB = "results stay in the store, and a recipe holds no secrets"
-_UNWEIGHTED = "token weights are not carried through it"
 
 RESERVED = {
     "output_dir": "the store decides where results lie",
@@ -37,7 +40,7 @@ RESERVED = {
     **dict.fromkeys(("save_strategy", "save_steps", "save_total_limit", "save_only_model"), _NO_CHECKPOINTS),
     **dict.fromkeys(("save_on_each_node", "load_best_model_at_end", "metric_for_best_model"), _NO_CHECKPOINTS),
     **dict.fromkeys(("greater_is_better", "restore_callback_states_from_checkpoint"), _NO_CHECKPOINTS),
-    **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config", "accelerator_config", "parallelism_config"), _ONE_PROCESS),
+    **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config", "accelerator_config", "parallelism_config"), _BY_LAUNCH),
     "trust_remote_code": "remote code is never run",
 }
 """Fields of TRL's configs that a recipe cannot set under `train`, and what to use in their place."""
@@ -49,7 +52,7 @@ RESERVED_SFT = {
     "completion_loss_weight": "use 'weights.completion'",
     "loss_type": "an sft stage has one loss, the weighted one; see 'weights'",
     "label_smoothing_factor": "an sft stage has one loss, the weighted one; see 'weights'",
-    **dict.fromkeys(("packing", "packing_strategy", "eval_packing", "padding_free"), _UNWEIGHTED),
+    "packing_strategy": "examples are packed whole, by 'bfd'; the other strategies cut them in pieces",
     "truncation_mode": "rows are cut on the right",
     "eos_token": "the tokenizer's own EOS token is used",
     "chat_template_path": "the model's own chat template is used",
@@ -64,6 +67,35 @@ RESERVED_LORA = {
     "inference_mode": "a stage trains by definition",
 }
 """Fields of PEFT's LoraConfig that a recipe cannot set under `lora`."""
+
+_OWN_COMMAND = "the pipeline calls a module of its own"
+_OWN_LOG = "the pipeline keeps the step's log"
+_OUTSIDE = "a file outside the recipe is no part of a step's fingerprint; write its options here"
+_NO_TPU = "a step runs on GPUs or CPUs"
+_NO_FP8 = "training in 8-bit floating point is not supported"
+_NO_MEGATRON = "the trainers do not run on Megatron-LM; use use_fsdp or use_deepspeed"
+_NO_MESH = "rows and models are not split that way; use use_fsdp or use_deepspeed"
+
+RESERVED_LAUNCH = {
+    **dict.fromkeys(("module", "no_python"), _OWN_COMMAND),
+    **dict.fromkeys(("quiet", "tee", "log_dir", "role"), _OWN_LOG),
+    **dict.fromkeys(("config_file", "deepspeed_config_file"), _OUTSIDE),
+    "multi_gpu": "implied by num_processes",
+    "cpu": "a step runs on the GPUs there are, and on CPUs where there are none",
+    "gpu_ids": "a step is given num_processes free GPUs; name those to use by CUDA_VISIBLE_DEVICES",
+    "max_restarts": "a step that failed runs again when the recipe is run again",
+    "mixed_precision": "use train.bf16 or train.fp16",
+    "gradient_accumulation_steps": "use train.gradient_accumulation_steps",
+    "gradient_clipping": "use train.max_grad_norm",
+    "mpirun_hostfile": "processes are started by torch's launcher, not by MPI",
+    **dict.fromkeys(("aws_access_key_id", "aws_secret_access_key"), "a recipe holds no secrets"),
+    **dict.fromkeys(("tpu", "tpu_cluster", "no_tpu_cluster", "tpu_use_sudo", "vm", "env"), _NO_TPU),
+    **dict.fromkeys(("main_training_function", "downcast_bf16"), _NO_TPU),
+    **dict.fromkeys(("use_megatron_lm", "megatron_lm_*"), _NO_MEGATRON),
+    **dict.fromkeys(("use_parallelism_config", "parallelism_config_*"), _NO_MESH),
+    "fp8_*": _NO_FP8,
+}
+"""Options of `accelerate launch` that a recipe cannot set under `launch`; `*` stands for any ending."""
 
 MODEL_INIT = ("attn_implementation", "dtype", "use_kernels")
 """What `model_init_kwargs` may hold: nothing that runs code from elsewhere or reads weights that are no safetensors."""
@@ -91,13 +123,16 @@ class Options(Config):
 
 @cache
 def options(name: str) -> type[Options]:
-    """The model of TRL's or PEFT's class `name`: every field optional, of the types declared there."""
+    """The model of the class or command `name` in the list: every field optional, of the types declared there."""
     declared: dict[str, list[str]] = json.loads(LIST.read_text())[name]
-    reserved = {
+    patterns = {
         "SFTConfig": RESERVED | RESERVED_SFT,
         "DPOConfig": RESERVED,
         "LoraConfig": RESERVED_LORA,
+        "BitsAndBytesConfig": {},
+        "launch": RESERVED_LAUNCH,
     }[name]
+    reserved = {key: why for pattern, why in patterns.items() for key in fnmatch.filter(declared, pattern)}
     fields: dict[str, Any] = {key: (_union(kinds), None) for key, kinds in declared.items() if key not in reserved}
     model = create_model(name, __base__=Options, **fields)
     model.reserved = reserved
@@ -107,23 +142,51 @@ def options(name: str) -> type[Options]:
 def _union(kinds: list[str]) -> Any:
     if "any" in kinds:
         return Any
-    union: Any = None
-    for kind in kinds:
+    literal: Any = typing.Literal
+    choices = [kind.removeprefix("=") for kind in kinds if kind.startswith("=")]
+    numbers = [int(choice) for choice in choices if choice.isdecimal()]  # YAML's 2 is as good as '2'
+    union: Any = literal[*choices, *numbers] if choices else None
+    for kind in (kind for kind in kinds if not kind.startswith("=")):
         union = union | _BY_NAME[kind] if union is not None else _BY_NAME[kind] | None
     return union
 
 
 def describe() -> dict[str, dict[str, list[str]]]:
-    """Class -> field -> names of the types it takes, read off the installed TRL and PEFT."""
+    """Class or command -> field -> what it takes (a type's name, or `=` and a choice), off the installed versions."""
+    from accelerate.commands.launch import launch_command_parser
     from peft import LoraConfig
+    from transformers import BitsAndBytesConfig
     from trl import DPOConfig, SFTConfig
 
-    return {cls.__name__: _describe(cls) for cls in (SFTConfig, DPOConfig, LoraConfig)}
+    described = {cls.__name__: _describe(cls) for cls in (SFTConfig, DPOConfig, LoraConfig)}
+    defaults = inspect.signature(BitsAndBytesConfig).parameters.values()
+    described["BitsAndBytesConfig"] = {
+        field.name: ["any" if field.default is None else type(field.default).__name__]
+        for field in defaults
+        if field.kind is not inspect.Parameter.VAR_KEYWORD
+    }
+    actions = [action for action in launch_command_parser()._actions if action.option_strings]
+    described["launch"] = {_flag(action): _takes(action) for action in actions if action.dest != "help"}
+    return described
 
 
 def _describe(cls: type) -> dict[str, list[str]]:
     hints = typing.get_type_hints(cls)
     return {f.name: _names(hints[f.name]) for f in sorted(dataclasses.fields(cls), key=lambda f: f.name) if f.init}
+
+
+def _flag(action: argparse.Action) -> str:
+    """`num_processes` of the option `--num_processes`."""
+    return next(name for name in action.option_strings if name.startswith("--"))[2:].replace("-", "_")
+
+
+def _takes(action: argparse.Action) -> list[str]:
+    """The types or choices of an option of a command line. Many of text are true or false by meaning."""
+    if action.choices:
+        return [f"={choice}" for choice in action.choices]
+    if action.nargs == 0 or getattr(action.type, "__name__", "") == "str_to_bool":
+        return ["bool"]
+    return [action.type.__name__] if action.type in (int, float, bool) else ["bool", "str"]
 
 
 def _names(hint: Any) -> list[str]:

@@ -1,40 +1,86 @@
-"""Files -> training rows: reads JSONL, JSON, CSV and Parquet, knows the column formats, names every bad row.
+"""Records -> training rows: what the columns of every format mean.
 
-Light by intent: a recipe's data is checked before anything runs, so torch and datasets are not imported here.
+The value of one column is left to stages.columns, whole files to stages.reading. Light by intent: a recipe's data is
+checked before anything runs, so torch is not imported here.
 """
 
 from __future__ import annotations
 
-import csv
-import json
-import random
-from collections.abc import Iterator
+import reprlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from stages.base import BadInput
-
-Text = str | list[dict[str, Any]]
-"""Plain text, or a conversation: a list of messages {"role": ..., "content": ...}."""
-
-SHOWN = 10
-"""How many bad rows an error lists before it counts the rest."""
+from stages.columns import BadRow, Messages, Text, filled_list, is_weight, messages, text, text_or_messages, tools
+from stages.files import Record
+from stages.files import read_rows as read_rows
 
 EOS_MARKER = "###eos_token###"
 """What the paper's data sets write where the tokenizer's EOS token belongs."""
 
+SPEAKERS = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "function_call": "assistant",
+    "tool": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+}
+"""ShareGPT's `from` -> the role of a message."""
+
 
 @dataclass(frozen=True)
 class Example:
-    """One instruction row. A row of plain text has no prompt: all of it is completion."""
+    """One instruction row: what the model is given, and what it shall answer."""
 
     prompt: Text
     completion: Text
+    tools: list[Any] | None = None
+    """Schemas of the tools that messages may call."""
 
-    def columns(self) -> dict[str, Text]:
+    def columns(self) -> dict[str, Any]:
         """The row under the names that TRL's trainers read."""
-        return {"prompt": self.prompt, "completion": self.completion}
+        return {"prompt": self.prompt, "completion": self.completion} | _tools(self.tools)
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A conversation of any number of turns, at least one of them the assistant's."""
+
+    messages: Messages
+    tools: list[Any] | None = None
+    """Schemas of the tools that messages may call."""
+
+    def columns(self) -> dict[str, Any]:
+        """The row under the names that TRL's trainers read."""
+        return {"messages": self.messages} | _tools(self.tools)
+
+
+@dataclass(frozen=True)
+class PlainText:
+    """Text without a prompt, to be learnt as a whole."""
+
+    text: str
+
+    def columns(self) -> dict[str, Any]:
+        """The row under the names that TRL's trainers read."""
+        return {"text": self.text}
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A row that was tokenised before, with its own weight on every token."""
+
+    input_ids: list[int]
+    loss_weights: list[float]
+    """As long as `input_ids`, finite and not negative."""
+
+    def columns(self) -> dict[str, Any]:
+        """The row under the names that the trainer reads."""
+        return {"input_ids": self.input_ids, "loss_weights": self.loss_weights}
 
 
 @dataclass(frozen=True)
@@ -44,214 +90,170 @@ class Pair:
     prompt: Text
     chosen: Text
     rejected: Text
+    tools: list[Any] | None = None
 
-    def columns(self) -> dict[str, Text]:
+    def columns(self) -> dict[str, Any]:
         """The row under the names that TRL's trainers read."""
-        return {"prompt": self.prompt, "chosen": self.chosen, "rejected": self.rejected}
+        return {"prompt": self.prompt, "chosen": self.chosen, "rejected": self.rejected} | _tools(self.tools)
 
 
-class BadRow(ValueError):
-    """Why one row cannot be used."""
+Row = Example | Conversation | PlainText | Tokens
 
 
-def read_examples(path: Path, format: str) -> list[Example]:
-    """All rows of `path` as instruction rows. Raises BadInput naming file, row, column and remedy."""
-    rows = list(read_rows(path))
-    how = _guess(path, rows[0][1]) if format == "auto" else format
-    return _convert(path, rows, lambda row: _example(row, how))
+def _tools(tools: list[Any] | None) -> dict[str, Any]:
+    return {} if tools is None else {"tools": tools}
 
 
-def read_pairs(path: Path, format: str, rejected: Literal["column", "other_row"], seed: int) -> list[Pair]:
-    """All rows of `path` as preference rows; `other_row` makes pairs of instruction rows. Raises BadInput."""
-    if rejected == "column":
-        return _convert(path, list(read_rows(path)), _pair)
-    return _pair_up(path, read_examples(path, format), seed)
+# --------------------------------------------------------------------------------------------------- formats
 
 
-def _pair_up(path: Path, examples: list[Example], seed: int) -> list[Pair]:
-    """Each row's own completion against another row's that differs, drawn by `seed`."""
-    completions = [example.completion for example in examples]
-    if all(completion == completions[0] for completion in completions):
-        raise BadInput(f"{path}: rejected: other_row needs rows with different completions")
-    draw = random.Random(seed)
-    pairs = []
-    for example in examples:
-        other = draw.choice(completions)
-        while other == example.completion:
-            other = draw.choice(completions)
-        pairs.append(Pair(example.prompt, example.completion, other))
-    return pairs
+@dataclass(frozen=True)
+class Format:
+    """One meaning of columns."""
+
+    columns: tuple[str, ...]
+    """All that it reads."""
+    convert: Callable[[Record], Row]
+    """Raises BadRow."""
 
 
-def _convert(path: Path, rows: list[tuple[int, dict[str, Any]]], convert: Any) -> list[Any]:
-    """Every row converted; all bad rows in one error."""
-    good, bad = [], []
-    for number, row in rows:
-        try:
-            good.append(convert(row))
-        except BadRow as error:
-            bad.append(f"{path}:{number}: {error}")
-    if bad:
-        more = [f"and {len(bad) - SHOWN} more rows like these"] if len(bad) > SHOWN else []
-        raise BadInput("\n".join([*bad[:SHOWN], *more]))
-    styles = {isinstance(text, str) for row in good for text in row.columns().values()}
-    if len(styles) > 1:
-        raise BadInput(f"{path}: some rows are plain text and others are messages; keep each kind in its own file")
-    return good
+class NoFormat(BadRow):
+    """Columns that fit no format, so that those of the other rows will not either."""
 
 
-def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line or row number from 1, row) for every row of the file; at least one. Raises BadInput."""
-    empty = True
-    for number, row in _read(path):
-        if not isinstance(row, dict):
-            raise BadInput(f"{path}:{number}: a row is an object with named columns, found {type(row).__name__}")
-        empty = False
-        yield number, row
-    if empty:
-        raise BadInput(f"{path}: holds no rows; give it at least one, or name another file")
-
-
-def _read(path: Path) -> Iterator[tuple[int, Any]]:
-    """The rows as the file's kind is read; whatever it cannot be read for is BadInput."""
-    try:
-        yield from _READERS.get(path.suffix.lower(), _unknown)(path)
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from None
-    except UnicodeError:
-        raise BadInput(f"{path}: is not UTF-8 text; save it as UTF-8") from None
-    except (csv.Error, ValueError, RecursionError) as error:  # pyarrow's errors are ValueErrors
-        raise BadInput(f"{path}: is no valid {path.suffix} file: {error}") from None
-
-
-def _jsonl(path: Path) -> Iterator[tuple[int, Any]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    yield number, json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise BadInput(f"{path}:{number}: not valid JSON: {error.msg}; one object per line") from None
-
-
-def _json(path: Path) -> Iterator[tuple[int, Any]]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{path}:{error.lineno}: not valid JSON: {error.msg}; one list of objects") from None
-    if not isinstance(rows, list):
-        raise BadInput(f"{path}: a .json data file holds one list of rows; for one row per line use .jsonl")
-    yield from enumerate(rows, 1)
-
-
-def _csv(path: Path) -> Iterator[tuple[int, Any]]:
-    csv.field_size_limit(2**31 - 1)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        for row in reader:
-            if None in row:
-                raise BadInput(
-                    f"{path}:{reader.line_num}: has more cells than the header; quote cells that hold commas"
-                )
-            yield reader.line_num, row
-
-
-def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
-    import pyarrow.parquet
-
-    yield from enumerate(pyarrow.parquet.read_table(path).to_pylist(), 1)
-
-
-def _unknown(path: Path) -> Iterator[tuple[int, Any]]:
-    raise BadInput(f"{path}: unknown kind of data file; known are {', '.join(_READERS)}")
-
-
-_READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
-
-
-def _guess(path: Path, row: dict[str, Any]) -> str:
-    """The format that the first row's columns speak of."""
-    if "prompt" in row or "completion" in row:
-        return "prompt_completion"
-    if "instruction" in row:
-        return "alpaca"
-    if "text" in row:
-        return "text"
-    raise BadInput(
-        f"{path}:1: columns {', '.join(row)} fit no format; give prompt and completion, or instruction, input and"
-        " output, or text"
+def guess(row: Record) -> Callable[[Record], Row]:
+    """The format that the row's columns speak of."""
+    for columns, name in SIGNS:
+        if row.keys() >= set(columns):
+            return FORMATS[name].convert
+    raise NoFormat(
+        None,
+        f"columns {', '.join(row)} fit no format; give prompt and completion, or messages, or conversations, or"
+        " instruction, input and output, or text, or input_ids and loss_weights, or map the file's with columns",
     )
 
 
-def _example(row: dict[str, Any], how: str) -> Example:
-    if how == "text":
-        return Example("", _text(row, "text"))
-    if how == "prompt_completion":
-        prompt, completion = _content(row, "prompt"), _content(row, "completion")
-        if isinstance(prompt, str) != isinstance(completion, str):
-            raise BadRow("prompt and completion are not of one kind; make both text or both lists of messages")
-        return Example(prompt, completion)
-    if how == "alpaca":
-        user, assistant = _alpaca(row)
-        return Example([{"role": "user", "content": user}], [{"role": "assistant", "content": assistant}])
-    return _official(row)
+def _prompt_completion(row: Record) -> Example:
+    prompt, completion = text_or_messages(row, "prompt"), text_or_messages(row, "completion")
+    if isinstance(prompt, str) != isinstance(completion, str):
+        raise BadRow(None, "prompt and completion are not of one kind; make both text or both lists of messages")
+    return Example(prompt, completion, None if isinstance(prompt, str) else tools(row))
 
 
-def _alpaca(row: dict[str, Any]) -> tuple[str, str]:
+def _messages(row: Record) -> Conversation:
+    return _conversation("messages", messages(row, "messages"), row)
+
+
+def _sharegpt(row: Record) -> Conversation:
+    turns = [_turn(turn) for turn in filled_list(row, "conversations")]
+    if row.get("system"):
+        if turns[0]["role"] == "system":
+            raise BadRow("system", "is a second system message beside the conversation's own; keep one of them")
+        turns = [{"role": "system", "content": row["system"]}, *turns]
+    return _conversation("conversations", messages({"conversations": turns}, "conversations"), row)
+
+
+def _turn(turn: Any) -> dict[str, Any]:
+    """A turn of ShareGPT as a message."""
+    if not isinstance(turn, dict) or not {"from", "value"} <= turn.keys():
+        raise BadRow(
+            "conversations",
+            f"holds {reprlib.repr(turn)}; a turn is an object with 'from' and 'value'"
+            " (for 'role' and 'content' write columns: {messages: ...})",
+        )
+    if turn["from"] not in list(SPEAKERS):
+        raise BadRow(
+            "conversations", f"holds a turn from {reprlib.repr(turn['from'])}; known are {', '.join(SPEAKERS)}"
+        )
+    rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
+    return {"role": SPEAKERS[turn["from"]], "content": turn["value"]} | rest
+
+
+def _conversation(column: str, turns: Messages, row: Record) -> Conversation:
+    if not any(message["role"] == "assistant" for message in turns):
+        raise BadRow(column, "holds no assistant message, so there is nothing to learn; remove the row")
+    return Conversation(turns, tools(row))
+
+
+def _alpaca(row: Record) -> Example:
+    user, assistant = _alpaca_texts(row)
+    system = [{"role": "system", "content": text(row, "system")}] if row.get("system") else []
+    prompt = [*system, {"role": "user", "content": user}]
+    return Example(prompt, [{"role": "assistant", "content": assistant}], tools(row))
+
+
+def _alpaca_texts(row: Record) -> tuple[str, str]:
     """The instruction with its input beneath, and the output."""
-    instruction, context = _text(row, "instruction"), row.get("input") or ""
+    instruction, context = text(row, "instruction"), row.get("input") or ""
     if not isinstance(context, str):
-        raise BadRow(f"column 'input' is {type(context).__name__}, not text")
-    return (f"{instruction}\n\n{context}" if context else instruction), _text(row, "output")
+        raise BadRow("input", f"is {type(context).__name__}, not text")
+    return (f"{instruction}\n\n{context}" if context else instruction), text(row, "output")
 
 
-def _official(row: dict[str, Any]) -> Example:
+def _official(row: Record) -> Example:
     """The text rule of the paper's scripts: prompt less one trailing space, a space, the response."""
     if "instruction" in row:
-        prompt, response = _alpaca(row)
+        prompt, response = _alpaca_texts(row)
     else:
-        prompt, response = _text(row, "prompt"), _text(row, "response" if "response" in row else "completion")
+        prompt, response = text(row, "prompt"), text(row, "response" if "response" in row else "completion")
     return Example(prompt.removesuffix(" "), " " + response.removesuffix(EOS_MARKER))
 
 
-def _pair(row: dict[str, Any]) -> Pair:
-    pair = Pair(_content(row, "prompt"), _content(row, "chosen"), _content(row, "rejected"))
-    if len({isinstance(text, str) for text in pair.columns().values()}) > 1:
-        raise BadRow("prompt, chosen and rejected are not of one kind; make all text or all lists of messages")
-    if pair.chosen == pair.rejected:
-        raise BadRow("chosen and rejected are the same, so the pair prefers nothing; remove it")
-    return pair
+def _plain(row: Record) -> PlainText:
+    return PlainText(text(row, "text"))
 
 
-def _text(row: dict[str, Any], column: str) -> str:
-    value = row.get(column)
-    if value is None:
-        raise BadRow(f"column {column!r} is missing{_has(row)}")
-    if not isinstance(value, str):
-        raise BadRow(f"column {column!r} is {type(value).__name__}, not text")
-    if not value.strip():
-        raise BadRow(f"column {column!r} is empty; fill it or remove the row")
-    if any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise BadRow(f"column {column!r} holds half a surrogate pair, which is no text; mend its \\u escapes")
-    return value
+def _tokens(row: Record) -> Tokens:
+    ids, weights = filled_list(row, "input_ids"), filled_list(row, "loss_weights")
+    if len(ids) != len(weights):
+        raise BadRow(None, f"input_ids has {len(ids)} items and loss_weights {len(weights)}; give every token a weight")
+    for name, values, fits, kind in (
+        ("input_ids", ids, lambda value: type(value) is int and value >= 0, "token id, a whole number"),
+        ("loss_weights", weights, is_weight, "weight, a number"),
+    ):
+        if wrong := [value for value in values if not fits(value)]:
+            raise BadRow(name, f"holds {reprlib.repr(wrong[0])}, which is no {kind} >= 0")
+    return Tokens(ids, weights)
 
 
-def _content(row: dict[str, Any], column: str) -> Text:
-    """Text, or a non-empty list of messages."""
-    value = row.get(column)
-    if not isinstance(value, list):
-        return _text(row, column)
-    if not value:
-        raise BadRow(f"column {column!r} holds no message; fill it or remove the row")
-    for message in value:
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise BadRow(f"column {column!r}: a message is an object with 'role' and 'content', found {message!r}")
-        if not isinstance(message["role"], str):
-            raise BadRow(f"column {column!r}: a message's role is text, found {message['role']!r}")
-        if not isinstance(message["content"], str) or not message["content"].strip():
-            raise BadRow(f"column {column!r}: the {message['role']} message is empty; fill it or remove the row")
-    return value
+def pair(row: Record) -> Pair:
+    parts = [text_or_messages(row, name) for name in ("prompt", "chosen", "rejected")]
+    if len({isinstance(part, str) for part in parts}) > 1:
+        raise BadRow(None, "prompt, chosen and rejected are not of one kind; make all text or all lists of messages")
+    prompt, chosen, rejected = parts
+    if chosen == rejected:
+        raise BadRow(None, "chosen and rejected are the same, so the pair prefers nothing; remove it")
+    return Pair(prompt, chosen, rejected, None if isinstance(prompt, str) else tools(row))
 
 
-def _has(row: dict[str, Any]) -> str:
-    return f"; the row has {', '.join(map(str, row))}" if row else "; the row is empty"
+FORMATS = {
+    "prompt_completion": Format(("prompt", "completion", "tools"), _prompt_completion),
+    "messages": Format(("messages", "tools"), _messages),
+    "text": Format(("text",), _plain),
+    "alpaca": Format(("instruction", "input", "output", "system", "tools"), _alpaca),
+    "sharegpt": Format(("conversations", "system", "tools"), _sharegpt),
+    "tokens": Format(("input_ids", "loss_weights"), _tokens),
+    "official": Format(("prompt", "response", "completion", "instruction", "input", "output"), _official),
+}
+"""The values of `data.format` besides `auto`."""
+
+
+def columns_of(formats: Iterable[str]) -> set[str]:
+    """All columns that the formats read."""
+    return {column for name in formats for column in FORMATS[name].columns}
+
+
+PAIR_COLUMNS = ("prompt", "chosen", "rejected", "tools")
+"""All that preference rows are read from."""
+
+SIGNS = (
+    (("prompt", "completion"), "prompt_completion"),
+    (("messages",), "messages"),
+    (("conversations",), "sharegpt"),
+    (("instruction",), "alpaca"),
+    (("prompt",), "prompt_completion"),
+    (("completion",), "prompt_completion"),
+    (("input_ids", "loss_weights"), "tokens"),
+    (("text",), "text"),
+)
+"""The columns by which `auto` knows a format; the first that a row has all of decides."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import importlib.util
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
@@ -26,7 +30,8 @@ from stages.options import Options
 
 
 def load_tokenizer(path: Path, rows: list[Any]) -> PreTrainedTokenizerBase:
-    """The tokenizer in `path`. Raises BadInput where there is none, or one that cannot serve `rows` of stages.rows."""
+    """The tokenizer in `path`. Raises BadInput where there is none, or one that cannot serve rows like those of
+    stages.rows in `rows`."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
@@ -35,7 +40,8 @@ def load_tokenizer(path: Path, rows: list[Any]) -> PreTrainedTokenizerBase:
         raise BadInput(f"{path}: its tokenizer gives no character offsets; save it as a fast tokenizer")
     if tokenizer.eos_token is None:
         raise BadInput(f"{path}: its tokenizer has no EOS token, so no answer could end; set one")
-    if tokenizer.chat_template is None and not isinstance(rows[0].prompt, str):
+    values = [value for row in rows for value in row.columns().values()]
+    if tokenizer.chat_template is None and any(isinstance(value[0], dict) for value in values if value):
         raise BadInput(
             f"{path}: its tokenizer has no chat template, and the rows are messages; give rows of plain text, for"
             " example by 'format: official' for instruction data, or a model with a chat template"
@@ -43,16 +49,56 @@ def load_tokenizer(path: Path, rows: list[Any]) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(path: Path, seed: int, options: dict[str, Any] | None, random_init: bool = False) -> PreTrainedModel:
-    """The model in `path`, float32 unless `options` (TRL's `model_init_kwargs`) say otherwise; safetensors only."""
+def load_model(
+    path: Path,
+    seed: int,
+    options: dict[str, Any] | None,
+    random_init: bool = False,
+    quantization: Options | None = None,
+) -> PreTrainedModel:
+    """The model in `path`, from safetensors only.
+
+    Args:
+        path: a folder that from_pretrained loads.
+        seed: of what is drawn: random weights here, the adapter's later.
+        options: TRL's `model_init_kwargs`; the weights are float32 where they say nothing of the dtype.
+        random_init: draw the weights instead of reading them.
+        quantization: a recipe's section of that name; the weights are quantised while they are read.
+
+    Raises:
+        BadInput: there is no such model, or it cannot be quantised on this machine.
+    """
     set_seed(seed)
-    options = {"dtype": torch.float32} | (options or {})
+    options = {"dtype": torch.float32} | (options or {}) | _quantized(quantization)
     try:
         if random_init:
             return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path), **options)
-        return AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **options)
+        model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **options)
     except (OSError, ValueError, TypeError) as error:
         raise BadInput(f"{path}: holds no model that can be loaded: {_first_line(error)}") from None
+    except (ImportError, RuntimeError) as error:
+        if quantization is None:
+            raise
+        raise BadInput(f"quantization: bitsandbytes does not work on this machine: {_first_line(error)}") from None
+    for module in model.modules() if quantization is not None else ():
+        # bitsandbytes would repack a layer's weights for CPUs at the first evaluation, and that kernel has no gradient
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+    return model
+
+
+def _quantized(quantization: Options | None) -> dict[str, Any]:
+    """What from_pretrained takes to quantise: how, and on which GPU. Raises BadInput."""
+    if quantization is None:
+        return {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise BadInput("quantization: bitsandbytes is not installed; pip install '.[qlora]'")
+    try:
+        config = BitsAndBytesConfig(**quantization.model_dump())
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"quantization: {_first_line(error)}") from None
+    device = int(os.environ.get("LOCAL_RANK", "0")) if torch.cuda.is_available() else "cpu"
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def lora_config(lora: Options | None) -> LoraConfig | None:
@@ -101,7 +147,7 @@ class Progress(TrainerCallback):
 
 
 def train(trainer: SFTTrainer | DPOTrainer, context: Context) -> dict[str, Any]:
-    """Train, publish the model, and say how it went. A LoRA adapter is kept apart and merged into the model."""
+    """Train, publish the model, and say how it went. Every rank calls it; only rank 0 publishes."""
     trainer.add_callback(Progress(context))
     result = trainer.train()
     metrics: dict[str, Any] = {
@@ -117,17 +163,49 @@ def train(trainer: SFTTrainer | DPOTrainer, context: Context) -> dict[str, Any]:
             raise BadInput(f"the {name} is {metrics[name]}; lower train.learning_rate or look at the rows")
     lines = [json.dumps(_timeless(row), sort_keys=True) + "\n" for row in trainer.state.log_history]
     (context.out / "training_log.jsonl").write_text("".join(lines))
-    _publish(trainer.model, trainer.processing_class, context.out)
+    _publish(trainer, context)
     return metrics
 
 
-def _publish(model: Any, tokenizer: Any, out: Path) -> None:
-    """Write the model and tokenizer so that from_pretrained(out) loads them; an adapter also goes to out/adapter."""
+def _publish(trainer: SFTTrainer | DPOTrainer, context: Context) -> None:
+    """Write model and tokenizer so that from_pretrained(context.out) loads them; an adapter also goes to out/adapter.
+
+    The weights are gathered by all ranks, for each may hold a part of them, and written by rank 0. An adapter is merged
+    into the model that training started from, loaded anew: under it lay the same weights, perhaps quantised.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    first = trainer.is_world_process_zero()
+    trainer.accelerator.end_training()  # no rank waits for another from here on
+    if not first:
+        return
+    trainer._tokenizer.save_pretrained(context.out)
     if isinstance(model, PeftModel):
-        model.save_pretrained(str(out / "adapter"))
-        model = model.merge_and_unload()
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+        model.save_pretrained(str(context.out / "adapter"), state_dict=weights)
+        _let_go(trainer)
+        del model, weights
+        gc.collect()
+        _merge(context).save_pretrained(context.out)
+    else:
+        tied = model.all_tied_weights_keys  # gathered as copies, which save_pretrained would not know for one tensor
+        once = {name: weight for name, weight in weights.items() if name not in tied}
+        model.save_pretrained(context.out, state_dict=once)
+
+
+def _merge(context: Context) -> PreTrainedModel:
+    """The model that training started from, in the dtype of training, with the adapter in out/adapter merged in."""
+    options = context.config.train.model_dump().get("model_init_kwargs")
+    base = load_model(context.inputs["model"].path, context.config.seed, options)
+    return PeftModel.from_pretrained(base, str(context.out / "adapter"), torch_device="cpu").merge_and_unload()
+
+
+def _let_go(trainer: SFTTrainer | DPOTrainer) -> None:
+    """Drop the trained weights and the optimiser's state, so that they are not in memory beside another model."""
+    for holder in (trainer, trainer.callback_handler):
+        for name in ("model", "optimizer", "lr_scheduler"):
+            setattr(holder, name, None)
+    trainer.model_wrapped = None  # type: ignore[assignment]
+    trainer.accelerator.free_memory()
 
 
 def _timeless(row: dict[str, Any]) -> dict[str, Any]:

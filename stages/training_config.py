@@ -2,27 +2,85 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stages.base import BASE, Config, Need, StageConfig
+from stages.base import BASE, BadInput, Config, Need, StageConfig
+from stages.launch import Launch
 from stages.options import Options, options
+from stages.reading import Reading
 
 if TYPE_CHECKING:
     LoraOptions = Options
+    QuantizationOptions = Options
 else:
     LoraOptions = options("LoraConfig")
+    QuantizationOptions = options("BitsAndBytesConfig")
+
+
+class Quantization(QuantizationOptions):
+    """Fields of transformers' BitsAndBytesConfig: how the frozen weights under an adapter are kept."""
+
+    llm_int8_skip_modules: list[str] | None = None
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] | None = None
+    bnb_4bit_compute_dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    bnb_4bit_quant_storage: Literal["float64", "float32", "float16", "bfloat16", "int8", "uint8"] | None = None
+
+    @model_validator(mode="after")
+    def _one_width(self) -> Self:
+        asked = [name for name in ("load_in_4bit", "load_in_8bit") if self.model_dump().get(name)]
+        if len(asked) != 1:
+            raise ValueError("set one of load_in_4bit: true and load_in_8bit: true")
+        return self
 
 
 class TrainingData(Config):
-    """The rows of a training stage: JSONL, JSON, Parquet or CSV files."""
+    """The rows of a training stage: JSONL, JSON, Parquet or CSV files, or a data set made of such files."""
 
     train: str
-    """A file: a path relative to the recipe, org/name@revision#file on the hub, or pypi:..."""
+    """A file: a path relative to the recipe, org/name@revision#file on the hub, or pypi:... Or a whole data set: a
+    folder, or org/name@revision."""
     eval: str | None = None
     """Likewise; the loss on it is reported, nothing is chosen by it."""
+    train_split: str = "train"
+    """The split of `train` where that is a data set."""
+    eval_split: str = "test"
+    """The split of `eval` likewise."""
+    subset: str | None = None
+    """The subset of both, where they are data sets of several."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """The name of a column that the format knows -> the data's own name for it: `{prompt: question}`."""
+    on_bad_row: Literal["error", "drop"] = "error"
+    """What a row that cannot be used is: an error, or left out, counted and listed."""
+
+    def reading(self, part: str, format: str) -> Reading:
+        """How the data named by `part`, `train` or `eval`, is read."""
+        split = self.train_split if part == "train" else self.eval_split
+        return Reading(format, self.columns, self.on_bad_row, split, self.subset)
+
+    def check_splits(self, parts: dict[str, Path]) -> None:
+        """Look for names of splits and subsets where the data are single files. Raises BadInput."""
+        keys = {f"{part}_split": part for part, path in parts.items() if not path.is_dir()}
+        if len(keys) == len(parts):
+            keys["subset"] = "train"
+        for key, part in keys.items():
+            if getattr(self, key) != TrainingData.model_fields[key].default:
+                raise BadInput(f"{parts[part]} is one file, which has no {key}; remove it", f"data.{key}")
+
+    def known_columns(self) -> set[str]:
+        """What `columns` may rename."""
+        raise NotImplementedError
+
+    @model_validator(mode="after")
+    def _columns_are_known(self) -> Self:
+        known = sorted(self.known_columns())
+        for name in self.columns:
+            if name not in known:
+                raise ValueError(f"columns: {name!r} is no column that this format reads; those are {', '.join(known)}")
+        return self
 
 
 class TrainingStage(StageConfig):
@@ -35,6 +93,10 @@ class TrainingStage(StageConfig):
     data: TrainingData
     lora: LoraOptions | None = None
     """Fields of PEFT's LoraConfig; the adapter is merged into the published model. Absent: all weights train."""
+    quantization: Quantization | None = None
+    """Fields of transformers' BitsAndBytesConfig, for QLoRA; what is published is never quantised."""
+    launch: Launch | None = None
+    """Options of `accelerate launch`, to train in several processes. Absent: one."""
     seed: int = Field(default=23, ge=0, lt=2**32)
     """Of initial weights, LoRA's initial weights, dropout, drawn pairs and the order of the rows."""
 
@@ -45,6 +107,20 @@ class TrainingStage(StageConfig):
             raise ValueError(f"train.eval_strategy is {asked!r}, but there is no evaluation data; name it as data.eval")
         return self
 
+    @model_validator(mode="after")
+    def _quantised_weights_are_frozen(self) -> Self:
+        if self.quantization is not None and self.lora is None:
+            raise ValueError(
+                "quantization: quantised weights cannot be trained; add 'lora' to train an adapter on them,"
+                " or leave quantization out"
+            )
+        return self
+
+    @property
+    def processes(self) -> int:
+        """How many processes a step of this stage runs in on this machine."""
+        return 1 if self.launch is None else self.launch.here
+
     def needs(self) -> dict[str, Need]:
         """The model to start from and the data files."""
         needs = {"model": Need("model", self.model, "model"), "train": Need("data", self.data.train, "data.train")}
@@ -54,8 +130,15 @@ class TrainingStage(StageConfig):
 
     def check(self, files: dict[str, Path]) -> None:
         """Read every row, so that a bad one is known before anything runs. Raises BadInput."""
-        self.rows(files)
+        parts: dict[str, Path] = {part: files[part] for part in ("train", "eval") if part in files}
+        self.data.check_splits(parts)
+        for part, path in parts.items():
+            for _ in self.rows(path, part):
+                pass
 
-    def rows(self, files: dict[str, Path]) -> dict[str, list[Any]]:
-        """The rows of the files `train` and, if given, `eval`."""
+    def rows(self, path: Path, part: str, dropped: list[str] | None = None) -> Iterator[tuple[int, Any]]:
+        """(number in the file, row) for the data at `path`, which the recipe names as `part`, `train` or `eval`.
+
+        `dropped` receives the place and reason of every row left out by `on_bad_row: drop`. Raises BadInput.
+        """
         raise NotImplementedError

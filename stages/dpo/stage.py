@@ -13,6 +13,7 @@ from trl import DPOConfig, DPOTrainer
 
 from stages.base import Context
 from stages.dpo.config import DPOStage
+from stages.reading import DROPPED_ROWS, dropped_note, listing
 from stages.training import arguments, dataset, load_model, load_tokenizer, lora_config, train
 
 
@@ -21,11 +22,12 @@ def run(context: Context) -> dict[str, Any]:
     stage: DPOStage = context.config
     base = context.inputs["model"].path
     fields = stage.train.model_dump()
-    model = load_model(base, stage.seed, fields.get("model_init_kwargs"))
-    rows = stage.rows({name: given.path for name, given in context.inputs.items()})
+    parts = [name for name in ("train", "eval") if name in context.inputs]
+    dropped: dict[str, list[str]] = {name: [] for name in parts}
+    rows = {name: [row for _, row in stage.rows(context.inputs[name].path, name, dropped[name])] for name in parts}
     data = {name: dataset(part) for name, part in rows.items()}
     trainer = DPOTrainer(
-        model=model,
+        model=load_model(base, stage.seed, fields.get("model_init_kwargs"), quantization=stage.quantization),
         args=DPOConfig(**arguments(context, fields)),
         train_dataset=data["train"],
         eval_dataset=data.get("eval"),
@@ -33,9 +35,12 @@ def run(context: Context) -> dict[str, Any]:
         peft_config=lora_config(stage.lora),
     )
     metrics = train(trainer, context)
+    if listed := "".join(listing(dropped[name], [context.inputs[name].path]) for name in parts):
+        (context.out / DROPPED_ROWS).write_text(listed, encoding="utf-8")
     last = next((row for row in reversed(trainer.state.log_history) if "rewards/margins" in row), {})
     return metrics | {
-        "rows": len(rows["train"]),
+        "data": {name: {"rows": len(rows[name]), "rows_bad": len(dropped[name])} for name in parts},
+        "notes": [dropped_note(name, len(dropped[name])) for name in parts if dropped[name]],
         "reward_margin": last.get("rewards/margins"),
         "reward_accuracy": last.get("rewards/accuracies"),
     }

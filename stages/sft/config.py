@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -9,7 +10,9 @@ from pydantic import Field, model_validator
 
 from stages.base import Config
 from stages.options import Options, options
-from stages.rows import Example, read_examples
+from stages.reading import read_examples
+from stages.rows import FORMATS, Row, columns_of
+from stages.sft.segments import weight_table
 from stages.training_config import TrainingData, TrainingStage
 
 if TYPE_CHECKING:
@@ -23,21 +26,38 @@ else:
 class SFTData(TrainingData):
     """The data of an sft stage."""
 
-    format: Literal["auto", "prompt_completion", "text", "alpaca", "official"] = "auto"
+    format: Literal["auto", "prompt_completion", "messages", "text", "alpaca", "sharegpt", "tokens", "official"] = (
+        "auto"
+    )
     """What the columns mean; `auto` looks at the first row. `official` is the text rule of the paper's scripts."""
+    turns: Literal["all", "last"] = "all"
+    """Which assistant turns of `messages` are completion; those before the last are prompt under `last`."""
+
+    def known_columns(self) -> set[str]:
+        """What `columns` may rename."""
+        return columns_of(FORMATS if self.format == "auto" else [self.format])
 
 
 class Weights(Config):
-    """lambda_p and lambda_r of the WIT loss (paper, section 3)."""
+    """The weights of the WIT loss (paper, section 3), by what a token is."""
 
     prompt: float = Field(ge=0)
     """lambda_p, on the tokens of the prompt."""
     completion: float = Field(ge=0)
     """lambda_r, on the tokens of the completion (the paper's response)."""
+    system: float | None = Field(default=None, ge=0)
+    """On the words of system messages; absent: as `prompt`."""
+    template: float | None = Field(default=None, ge=0)
+    """On what the chat template writes around the messages; absent: as `prompt`."""
+
+    @property
+    def table(self) -> list[float]:
+        """The weight of each Segment, by its value."""
+        return weight_table(self.prompt, self.completion, self.system, self.template)
 
     @model_validator(mode="after")
-    def _not_both_zero(self) -> Self:
-        if self.prompt == 0 and self.completion == 0:
+    def _not_all_zero(self) -> Self:
+        if not any((self.prompt, self.completion, self.system, self.template)):
             raise ValueError("prompt and completion are both 0, so there is nothing to learn; raise one of them")
         return self
 
@@ -46,8 +66,9 @@ class SFTStage(TrainingStage):
     """Weighted instruction tuning of a model."""
 
     kind: ClassVar[str] = "sft"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     runner: ClassVar[str] = "stages.sft.stage:run"
+    previewer: ClassVar[str | None] = "stages.sft.preview:preview"
 
     data: SFTData
     weights: Weights
@@ -56,6 +77,15 @@ class SFTStage(TrainingStage):
     random_init: bool = False
     """Pre-train: start from random weights, drawn from the model's config and the seed."""
 
-    def rows(self, files: dict[str, Path]) -> dict[str, list[Example]]:
-        """The rows of the files `train` and, if given, `eval`. Raises BadInput."""
-        return {name: read_examples(files[name], self.data.format) for name in ("train", "eval") if name in files}
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.random_init and self.lora is not None:
+            raise ValueError("random_init draws all weights anew, so all of them have to train; leave lora out")
+        options = self.train.model_dump()
+        if options.get("packing") and options.get("max_length", "default") is None:
+            raise ValueError("train.packing fills rows up to train.max_length; set max_length to a number")
+        return self
+
+    def rows(self, path: Path, part: str, dropped: list[str] | None = None) -> Iterator[tuple[int, Row]]:
+        """(number in the file, row) for the data at `path`, named as `part`; TrainingStage.rows says more."""
+        return read_examples(path, self.data.reading(part, self.data.format), dropped)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from stages.base import Context
+from stages.reading import DROPPED_ROWS, dropped_note
 from stages.sft.config import SFTStage
+from stages.sft.data import Used
+from stages.sft.prepared import prepared
 from stages.sft.trainer import WITConfig, WITTrainer
-from stages.training import arguments, dataset, load_model, load_tokenizer, lora_config, train
+from stages.training import arguments, load_model, load_tokenizer, lora_config, train
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -15,20 +19,43 @@ def run(context: Context) -> dict[str, Any]:
     stage: SFTStage = context.config
     base = context.inputs["model"].path
     fields = stage.train.model_dump()
-    model = load_model(base, stage.seed, fields.pop("model_init_kwargs", None), stage.random_init)
+    options = fields.pop("model_init_kwargs", None)
     args = WITConfig(
         **arguments(context, fields),
         prompt_loss_weight=stage.weights.prompt,
         completion_loss_weight=stage.weights.completion,
+        system_loss_weight=stage.weights.system,
+        template_loss_weight=stage.weights.template,
+        turns=stage.data.turns,
     )
-    rows = stage.rows({name: given.path for name, given in context.inputs.items()})
-    data = {name: dataset(part) for name, part in rows.items()}
+    parts = [name for name in ("train", "eval") if name in context.inputs]
+    first = {name: next(stage.rows(context.inputs[name].path, name))[1] for name in parts}
+    tokenizer = load_tokenizer(base, list(first.values()))
+    data = {name: prepared(context, name, tokenizer, args.max_length) for name in parts}
     trainer = WITTrainer(
-        model=model,
+        model=load_model(base, stage.seed, options, stage.random_init, stage.quantization),
         args=args,
-        train_dataset=data["train"],
-        eval_dataset=data.get("eval"),
-        processing_class=load_tokenizer(base, rows["train"]),
+        train_dataset=data["train"][0],
+        eval_dataset=data["eval"][0] if "eval" in data else None,
+        processing_class=tokenizer,
         peft_config=lora_config(stage.lora),
     )
-    return train(trainer, context) | {"rows": len(rows["train"]), "rows_used": len(trainer.train_dataset)}  # type: ignore[arg-type]
+    metrics = train(trainer, context)
+    if dropped := [line for _, lines in data.values() for line in lines]:
+        (context.out / DROPPED_ROWS).write_text("".join(f"{line}\n" for line in dropped), encoding="utf-8")
+    used = trainer.used
+    return metrics | {
+        "data": {name: asdict(used[name]) | {"rows_bad": len(data[name][1])} for name in parts},
+        "notes": [note for name in parts for note in _notes(name, used[name], len(data[name][1]))],
+    }
+
+
+def _notes(part: str, used: Used, dropped: int) -> list[str]:
+    """What a user would want to know of the rows, in words."""
+    told = {
+        "rows have no token that weighs and were left out": used.rows_without_weight,
+        "tokens lie beyond max_length and were cut off": used.tokens_truncated,
+        "tokens reach over the boundary between prompt and completion": used.tokens_merged,
+    }
+    notes = [f"{part} data: {count} {what}" for what, count in told.items() if count]
+    return [dropped_note(part, dropped), *notes] if dropped else notes

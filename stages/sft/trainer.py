@@ -10,104 +10,278 @@ the weights, so (0.5, 0.5) has half the loss of (1, 1).
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset, concatenate_datasets
+from torch import Tensor
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
+from trl.trainer.utils import FusedCausalLMOutput
 
 from stages.base import BadInput
-from stages.sft.data import WeightedCollator, prepare
+from stages.sft.collator import WeightedCollator
+from stages.sft.data import Used, pack, prepare, select
+from stages.sft.head import add_weighted_head
+from stages.sft.segments import weight_table
+from stages.sft.tally import Tally
 
 
 @dataclass
 class WITConfig(SFTConfig):
-    """SFTConfig with the two weights of the WIT loss. The defaults are conventional instruction tuning."""
+    """SFTConfig with the weights of the WIT loss. The defaults are conventional instruction tuning."""
 
     prompt_loss_weight: float = field(default=0.0, metadata={"help": "lambda_p, the weight of prompt tokens."})
     completion_loss_weight: float = field(default=1.0, metadata={"help": "lambda_r, the weight of completion tokens."})
+    system_loss_weight: float | None = field(
+        default=None, metadata={"help": "Weight of the words of system messages; prompt_loss_weight if None."}
+    )
+    template_loss_weight: float | None = field(
+        default=None, metadata={"help": "Weight of what the chat template writes; prompt_loss_weight if None."}
+    )
+    turns: Literal["all", "last"] = field(
+        default="all", metadata={"help": "Which assistant messages of `messages` are completion."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        weights = (self.prompt_loss_weight, self.completion_loss_weight)
-        if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not any(weights):
-            raise ValueError(f"prompt_loss_weight and completion_loss_weight are numbers >= 0, not both 0: {weights}")
-        for name in ("packing", "padding_free", "assistant_only_loss"):
-            if getattr(self, name):
-                raise ValueError(f"{name} is not supported with weighted tokens; leave it off")
+        if not all(math.isfinite(weight) and weight >= 0 for weight in self.table) or not any(self.table[:4]):
+            raise ValueError(f"loss weights are numbers >= 0, not all of them 0; found {self.table[:4]}")
+        if self.turns not in ("all", "last"):
+            raise ValueError(f"turns is 'all' or 'last', not {self.turns!r}")
+        if self.assistant_only_loss or self.completion_only_loss:
+            raise ValueError(
+                "the loss weights say what is learnt; leave assistant_only_loss and completion_only_loss out"
+            )
+        if self.packing and self.packing_strategy != "bfd":
+            raise ValueError(f"packing_strategy {self.packing_strategy!r} cuts examples in pieces; use 'bfd'")
         if self.loss_type != "nll" or self.label_smoothing_factor:
             raise ValueError("the WIT loss replaces loss_type and label_smoothing_factor; leave them at their defaults")
+
+    @property
+    def table(self) -> list[float]:
+        """The weight of each Segment, by its value."""
+        return weight_table(
+            self.prompt_loss_weight, self.completion_loss_weight, self.system_loss_weight, self.template_loss_weight
+        )
 
 
 class WITTrainer(SFTTrainer):
     """SFTTrainer that minimises the WIT loss.
 
-    Takes what SFTTrainer takes, with data sets of `prompt` and `completion` (text or messages) or of `text`, and
-    `args` a WITConfig. Rows with no predicted token of non-zero weight are left out of training.
+    Takes what SFTTrainer takes, with data sets of `prompt` and `completion` (text or messages), `messages`, `text`,
+    `input_ids` and `loss_weights`, or rows of `stages.sft.data.prepare`; `args` is a WITConfig. Rows with no
+    predicted token of non-zero weight are left out; `used` says for each data set what became of its rows.
+
+    Logs `loss`, `prompt_loss`, `completion_loss`, `mean_token_accuracy`, `weighted_tokens/SEGMENT` (see Tally) and
+    `tokens_per_second`; in evaluation the same with `eval_`, where tokens of weight 0 are scored too. In training
+    they are not, for that costs time: at weights (0, 1) there is no `prompt_loss`.
+
+    Raises BadInput for rows that cannot be used, and when the loss is no finite number.
     """
 
     args: WITConfig
 
     def __init__(self, model: Any, args: WITConfig, train_dataset: Dataset, **options: Any) -> None:
-        if options.get("formatting_func") or options.get("compute_loss_func") or options.get("data_collator"):
-            raise ValueError(
-                "WITTrainer prepares, collates and weighs by itself; leave out formatting_func,"
-                " compute_loss_func and data_collator"
-            )
+        for name in ("formatting_func", "compute_loss_func", "data_collator"):
+            if options.get(name):
+                raise ValueError(f"WITTrainer prepares, collates and weighs by itself; leave {name} out")
+        if isinstance(train_dataset, IterableDataset):
+            raise ValueError("WITTrainer counts its rows beforehand; give a Dataset, not an IterableDataset")
+        if getattr(options.get("peft_config"), "is_prompt_learning", False):
+            raise ValueError("prompt learning adds tokens that have no weight; use LoRA or another kind of adapter")
+        self.used: dict[str, Used] = {}
+        padding_free, args.padding_free = args.padding_free, False  # TRL's own collator would not cut at max_length
         super().__init__(model, args=args, train_dataset=train_dataset, **options)
+        args.padding_free = padding_free
+        self.model_accepts_loss_kwargs = True  # compute_loss takes num_items_in_batch, whatever model.forward does
         self.data_collator = WeightedCollator(
             pad_token_id=self._tokenizer.pad_token_id,
-            prompt_weight=args.prompt_loss_weight,
-            completion_weight=args.completion_loss_weight,
+            table=args.table,
             pad_to_multiple_of=int(args.pad_to_multiple_of) if args.pad_to_multiple_of else None,
+            flatten=padding_free or (args.packing and self._takes_lengths()),
         )
+        on_cpu = self.accelerator.device.type == "cpu"  # under FSDP the model itself gets to its GPU later
+        self._chunked = on_cpu and add_weighted_head(self._base_model())
+        self._tallies = {"train": Tally(), "eval": Tally()}
+        self._kept_apart = False
+        self._since: tuple[float, int] | None = None
+        self._eval_tokens = 0
+
+    def _base_model(self) -> Any:
+        model: Any = self.model
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def _takes_lengths(self) -> bool:
+        """Whether the attention kernel takes examples of different length one after the other."""
+        return "flash" in str(self._base_model().config.get_text_config()._attn_implementation)
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):  # type: ignore[no-untyped-def]
-        prepared = prepare(dataset, processing_class, args.max_length, num_proc=args.dataset_num_proc)
-        by_segment = (args.prompt_loss_weight, args.completion_loss_weight)
-        kept = prepared.filter(lambda row: any(by_segment[segment] for segment in row["segments"][1:]))
+        if isinstance(dataset, IterableDataset):
+            raise ValueError("WITTrainer counts its rows beforehand; give a Dataset, not an IterableDataset")
+        if "seq_lengths" in dataset.column_names:  # packed before, by this method
+            return dataset
+        if "segments" not in dataset.column_names:
+            with args.main_process_first(desc="preparing rows"):
+                dataset = prepare(
+                    dataset, processing_class, args.max_length, args.turns, num_proc=args.dataset_num_proc
+                )
+        kept, self.used[dataset_name] = select(dataset, args.table)
         if not len(kept):
             raise BadInput(
                 f"no row of the {dataset_name} data has a token to learn: all weigh 0 or lie beyond max_length"
                 f" {args.max_length}; raise max_length or the weights"
             )
-        return kept.shuffle(seed=args.seed) if args.shuffle_dataset else kept
+        if args.shuffle_dataset:
+            kept = kept.shuffle(seed=args.seed)
+        if packing:
+            if args.max_length is None:
+                raise ValueError("packing fills rows up to max_length; set max_length")
+            kept = pack(kept, args.max_length)
+        batch = args.per_device_train_batch_size if dataset_name == "train" else args.per_device_eval_batch_size
+        return _divisible(kept, batch * args.world_size) if args.world_size > 1 else kept
 
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = ["input_ids", "segments"]  # type: ignore[assignment]
+        self._signature_columns = ["input_ids", "segments", "factors", "row", "seq_lengths"]  # type: ignore[assignment]
 
     def compute_loss(
         self,
         model: torch.nn.Module,
         inputs: dict[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The WIT loss of a batch, by SFTTrainer's own sum over log-probabilities that carry their weights.
 
         `num_items_in_batch` is the denominator: the labels that are not -100 over the whole optimiser step. In
         evaluation it is None, and the batch's own count is taken.
         """
-        weights = inputs.pop("loss_weights")[:, 1:]  # log_probs[:, t] is of token t + 1
+        training = model.training
+        rows, segments, weights = inputs.pop("rows"), inputs.pop("segments"), inputs.pop("loss_weights")
+        if "position_ids" in inputs and not self._kept_apart:
+            self._kept_apart = keeps_apart(model)
+        if training and self._since is None:
+            self._since = (time.perf_counter(), self._total_train_tokens)
+        if not training:
+            self._eval_tokens += int(inputs["attention_mask"].sum())
 
         def weighted(**kwargs: Any) -> Any:
-            outputs = model(**kwargs)
-            if not kwargs.get("fused_lm_head"):  # a second forward, for the logits alone
-                return outputs
-            outputs.log_probs = outputs.log_probs * weights
-            if not model.training:
-                self._evaluated.append(torch.stack([-outputs.log_probs.sum(), outputs.label_mask.sum()]))
+            if "position_ids" in kwargs:  # they say where examples begin; a mask beside them would be taken for all
+                kwargs.pop("attention_mask")
+            if not kwargs.pop("fused_lm_head", False):  # a second forward, for the logits alone
+                return model(**kwargs)
+            if not training:
+                kwargs["labels"] = self._all_labels(inputs)
+            outputs, log_probs, is_top1 = self._scored(model, kwargs, weights)
+            scored = kwargs["labels"][:, 1:] != -100
+            self._tallies["train" if training else "eval"].add(
+                segments[:, 1:], weights[:, 1:], scored, log_probs, is_top1
+            )
             return outputs
 
-        return super().compute_loss(weighted, inputs, return_outputs, num_items_in_batch)
+        result = super().compute_loss(weighted, inputs, return_outputs, num_items_in_batch)
+        mode = self._metrics["train" if training else "eval"]
+        mode.pop("mean_token_accuracy", None)  # the tally has it exactly
+        if self._chunked:
+            mode.pop("entropy", None)  # it would cost a further pass over the logits
+        if training and not bool(torch.isfinite(result[0] if return_outputs else result)):
+            raise BadInput(self._diverged(rows))
+        return result
+
+    def _scored(
+        self, model: Any, kwargs: dict[str, Any], weights: Tensor
+    ) -> tuple[FusedCausalLMOutput, Tensor, Tensor]:
+        """TRL's output, with weights on its log-probabilities; beside it those without weights, and which are top."""
+        counted = (weights != 0)[:, 1:]
+        if self._chunked:
+            made = model(**kwargs, loss_weights=weights)
+            none = torch.zeros(1)
+            outputs = FusedCausalLMOutput(log_probs=-made.weighted_nll[None], entropy=none, is_top1=none)
+            log_probs, is_top1 = made.log_probs, made.is_top1
+        else:
+            outputs = model(**kwargs, fused_lm_head=True)
+            log_probs, is_top1 = outputs.log_probs.detach(), outputs.is_top1
+            outputs.log_probs = outputs.log_probs * weights[:, 1:]
+            outputs.entropy = outputs.entropy * counted
+        outputs.label_mask = counted
+        return outputs, log_probs, is_top1
+
+    def _all_labels(self, inputs: dict[str, Any]) -> Tensor:
+        """The labels of all tokens that are predicted, whatever they weigh."""
+        real = inputs["attention_mask"] == 1
+        first = torch.zeros_like(real)
+        first[:, 0] = True
+        if "position_ids" in inputs:
+            first |= inputs["position_ids"] == 0
+        return inputs["input_ids"].masked_fill(~real | first, -100)
+
+    def _diverged(self, rows: list[list[int]]) -> str:
+        numbers = ", ".join(str(number) for batch in rows for number in batch)
+        return (
+            f"step {self.state.global_step + 1}: the loss is no finite number at learning rate"
+            f" {self._get_learning_rate():.3g}; lower train.learning_rate, or look at the batch's data rows: {numbers}"
+        )
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """SFTTrainer's loop, with the loss summed over all tokens and divided once; the mean of the batches' means
-        would depend on how rows fell into batches."""
-        self._evaluated: list[torch.Tensor] = []
+        """SFTTrainer's loop, with every figure summed over all tokens and divided once; the mean of the batches'
+        means would depend on how rows fell into batches."""
+        began, self._eval_tokens = time.perf_counter(), 0
         output = super().evaluation_loop(*args, **kwargs)
-        total, count = self.accelerator.reduce(torch.stack(self._evaluated).sum(dim=0), reduction="sum").tolist()
+        tokens = int(self._over_ranks(torch.tensor(self._eval_tokens)))
+        self._metrics["eval"].clear()
+        figures = self._tallies["eval"].figures(self._over_ranks)
+        figures["tokens_per_second"] = tokens / (time.perf_counter() - began)
         prefix = kwargs.get("metric_key_prefix", "eval")
-        return output._replace(metrics={**(output.metrics or {}), f"{prefix}_loss": total / max(count, 1)})
+        named = {f"{prefix}_{name}": value for name, value in figures.items()}
+        return output._replace(metrics={**(output.metrics or {}), **named})
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """SFTTrainer's log, with the figures of the training since the last."""
+        if "loss" in logs:
+            figures = self._tallies["train"].figures(self._over_ranks)
+            del figures["loss"]  # Trainer's own, which is the mean over the steps
+            logs |= figures
+            if self._since is not None:
+                began, tokens = self._since
+                logs["tokens_per_second"] = (self._total_train_tokens - tokens) / (time.perf_counter() - began)
+                self._since = None
+        super().log(logs, start_time)
+
+    def _over_ranks(self, sums: Tensor) -> Tensor:
+        return self.accelerator.reduce(sums.to(self.accelerator.device), reduction="sum").cpu()
+
+
+def keeps_apart(model: Any) -> bool:
+    """True if examples in one packed row do not see each other: the second one's logits are the same whatever the
+    first one is. Asked of the model itself, for the kinds of attention (and of recurrence) are many.
+
+    Raises ValueError where they do see each other.
+    """
+    device = next(model.parameters()).device
+    position_ids = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]], device=device)
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        rows = (torch.tensor([[*start, 1, 2, 3, 4]], device=device) for start in ([5, 6, 7, 8], [9, 3, 2, 6]))
+        asked = {"position_ids": position_ids, "use_cache": False}
+        first, second = (model(input_ids=row, **asked).logits[0, 4:] for row in rows)
+    model.train(was_training)
+    if (first - second).abs().max() > 1e-3 * first.abs().max():
+        raise ValueError(
+            f"{type(model).__name__} lets examples in one packed row see each other; leave packing and padding_free off"
+        )
+    return True
+
+
+def _divisible(dataset: Dataset, parts: int) -> Dataset:
+    """`dataset` with rows that weigh nothing at its end, so that no rank gets a row twice to fill its last batch."""
+    missing = -len(dataset) % parts
+    if not missing:
+        return dataset
+    filler: dict[str, Any] = {"input_ids": [0], "segments": [0], "factors": [0.0], "row": 0, "seq_lengths": [1]}
+    filler |= {"row": [0]} if "seq_lengths" in dataset.column_names else {}
+    filler |= {"cut": 0, "merged": 0, "problem": ""}
+    rows = [{name: filler[name] for name in dataset.column_names}] * missing
+    return concatenate_datasets([dataset, Dataset.from_list(rows, features=dataset.features)])

@@ -1,17 +1,23 @@
 """References in recipes: their forms, their content hashes, and what comes out of a package's wheel."""
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from urllib.parse import unquote
 
 import pytest
 
 from pipeline.artifacts import ArtifactError, Hub, Local, Pypi, fetch, identity, parse, resolve
+from stages.files import read_folder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 DATA = b'{"instruction": "Say hello.", "output": "Hello."}\n'
@@ -41,6 +47,7 @@ def test_a_bare_name_is_a_path_where_one_exists_and_else_a_hub_repository(tmp_pa
         (f"org/name@{COMMIT}", "model", Hub("org/name", COMMIT, "model", None)),
         ("org/name@refs/pr/1#x.gguf", "model", Hub("org/name", "refs/pr/1", "model", "x.gguf")),
         ("org/name#data/a b.jsonl", "data", Hub("org/name", None, "dataset", "data/a b.jsonl")),
+        ("org/name@v1.0", "data", Hub("org/name", "v1.0", "dataset", None)),
         (f"pypi:a-b==1.0#a_b/x.jsonl@sha256:{SHA.upper()}", "data", Pypi("a-b", "1.0", "a_b/x.jsonl", SHA)),
     ],
 )
@@ -55,7 +62,6 @@ def test_remote_forms(tmp_path, text, kind, expected):
         ("a/b/c", "model", "no such path"),
         ("", "data", "no such path"),
         ("org/name@../../x", "model", "no such path"),
-        ("org/name", "data", "org/name#path/to/file"),
         ("org/name#pytorch_model.bin", "model", "leave #pytorch_model.bin out"),
         ("pypi:a", "data", "version (==1.2.3) is missing"),
         ("pypi:a==1", "data", "member (#folder/file) is missing"),
@@ -147,6 +153,103 @@ def test_resolving_without_a_hub_takes_the_known_commit_or_says_what_to_do(tmp_p
         resolve(Hub("org/name", None, "model", None))
     folder_with(tmp_path / "models--org--name" / "refs", main=COMMIT)
     assert resolve(Hub("org/name", None, "model", None)) == pinned
+
+
+# -------------------------------------------------------------------------------------------------------- hub
+
+FILES = {
+    "README.md": b"# A data set",
+    "data/train-00000-of-00001.jsonl": DATA,
+    "data/test-00000-of-00001.jsonl": DATA,
+    "set.py": b"raise SystemExit('imported')",
+    "model.bin": b"a pickle",
+}
+
+
+class FakeHub(BaseHTTPRequestHandler):
+    """Answers as the hub does for the data set `org/set`, whose one commit holds FILES, and for no other."""
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path, name = self.path.partition("?")[0], unquote(self.path).rpartition(f"{COMMIT}/")[2]
+        tree = [{"type": "file", "path": name, "size": len(data), "oid": "0" * 40} for name, data in FILES.items()]
+        if path == "/api/datasets/org/set/revision/main":
+            self._answer(json.dumps({"id": "org/set", "sha": COMMIT}).encode())
+        elif path == f"/api/datasets/org/set/tree/{COMMIT}":
+            self._answer(json.dumps(tree).encode())
+        elif path.startswith(f"/datasets/org/set/resolve/{COMMIT}/") and name in FILES:
+            self._answer(FILES[name])
+        else:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound")
+            self.end_headers()
+
+    def _answer(self, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> Iterator[ThreadingHTTPServer]:
+    """FakeHub on this machine, taken for the hub; an empty cache."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
+    Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", address)
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_whole_data_set_is_its_data_files_and_its_card(hub, tmp_path):
+    set_ = parse("org/set@main", tmp_path, "data")
+    pinned = resolve(set_)
+    assert pinned == Hub("org/set", COMMIT, "dataset", None)
+    folder = fetch(pinned, tmp_path / "cache")
+    names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+    assert names == ["README.md", "data/test-00000-of-00001.jsonl", "data/train-00000-of-00001.jsonl"]
+    assert list(read_folder(folder, None, "test")) == [(1, json.loads(DATA))]
+    assert identity(pinned) == f"hub:org/set@{COMMIT}"
+
+
+def test_a_part_of_a_data_set_is_not_taken_for_the_whole(hub, tmp_path, monkeypatch):
+    """Without a network the hub's cache may hold one file of it, or all."""
+    one = Hub("org/set", COMMIT, "dataset", "data/train-00000-of-00001.jsonl")
+    whole = Hub("org/set", COMMIT, "dataset", None)
+    assert fetch(one, tmp_path / "cache").read_bytes() == DATA
+    with monkeypatch.context() as offline:
+        offline.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        with pytest.raises(ArtifactError, match="cannot be had from the hub"):
+            fetch(whole, tmp_path / "cache")
+    folder = fetch(whole, tmp_path / "cache")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert fetch(whole, tmp_path / "cache") == folder
+    (folder / "data" / "test-00000-of-00001.jsonl").unlink()
+    with pytest.raises(ArtifactError, match=r"lacks data/test-00000-of-00001\.jsonl|cannot be had from the hub"):
+        fetch(whole, tmp_path / "cache")
+
+
+def test_a_data_set_without_data_files_is_refused(hub, tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "FILES", {"README.md": b"", "rows.arrow": b""})
+    with pytest.raises(ArtifactError, match=r"org/set@\w+: has no \*\.jsonl, .*, and nothing else is read as data"):
+        fetch(Hub("org/set", COMMIT, "dataset", None), tmp_path / "cache")
+    with pytest.raises(ArtifactError, match="no such dataset on the hub"):
+        fetch(Hub("org/sett", None, "dataset", None), tmp_path / "cache")
 
 
 # ------------------------------------------------------------------------------------------------------- pypi

@@ -133,7 +133,8 @@ def test_everything_ran_and_was_recorded(world: Path) -> None:
 def test_what_a_training_says_of_itself(world: Path) -> None:
     """3 steps of 2 rows: all four rows, of 10, 13, 12 and 12 tokens with their EOS, and two of them again."""
     metrics = json.loads((world / "runs" / "small" / "it" / "stage.json").read_text())["metrics"]
-    assert (metrics["steps"], metrics["rows"], metrics["rows_used"]) == (3, 4, 4)
+    data = metrics["data"]["train"]
+    assert (metrics["steps"], data["rows"], data["rows_used"], data["tokens"]) == (3, 4, 4, 47)
     assert 47 + 22 <= metrics["tokens"] <= 47 + 25
     log = (world / "runs" / "small" / "it" / "training_log.jsonl").read_text().splitlines()
     losses = [row["loss"] for row in map(json.loads, log) if "loss" in row]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli import main
-from stages.rows import read_examples
+from stages.files import read_rows
 
 GOOD = """\
 name: small
@@ -69,7 +69,11 @@ CASES = {
         "num_train_epoch: 1",
         r"r\.yaml:8: .*did you mean 'num_train_epochs'",
     ),
-    "option set elsewhere": ("num_train_epochs: 1", "packing: true", r"r\.yaml:8: stages\.wit\.train\.packing: cannot"),
+    "option set elsewhere": (
+        "num_train_epochs: 1",
+        "loss_type: dft",
+        r"r\.yaml:8: .*train\.loss_type: cannot",
+    ),
     "wrong type": ("num_train_epochs: 1", "num_train_epochs: many", r"r\.yaml:8: .*num_train_epochs: .*found 'many'"),
     "string for a number": ("{prompt: 0.2,", "{prompt: '0.2',", r"r\.yaml:7: stages\.wit\.weights\.prompt: .*number"),
     "unknown kind": ("kind: sft", "kind: sfft", r"r\.yaml:5: stages\.wit: kind: 'sfft' is unknown; did you mean 'sft'"),
@@ -86,6 +90,26 @@ CASES = {
     "missing model": ("./model", "./modle", r"r\.yaml:2: model: .*modle.*"),
     "folder that is no model": ("./model", "./", r"r\.yaml:2: model: .*config\.json"),
     "no model at all": ("model: ./model\n", "", r"names no model; add 'model:'"),
+    "unknown column": (
+        "{train: ./rows.jsonl}",
+        "{train: ./rows.jsonl, columns: {promt: question}}",
+        r"r\.yaml:6: stages\.wit\.data: columns: 'promt' is no column that this format reads; those are completion,",
+    ),
+    "column of preference rows alone": (
+        "{train: ./pairs.jsonl}",
+        "{train: ./pairs.jsonl, columns: {completion: answer}}",
+        r"r\.yaml:12: stages\.dpo\.data: columns: 'completion' is no column .* are chosen, prompt, rejected, tools",
+    ),
+    "column that the rows lack": (
+        "{train: ./rows.jsonl}",
+        "{train: ./rows.jsonl, columns: {prompt: question}}",
+        r"rows\.jsonl:1: column 'question' is missing; the row has prompt, completion",
+    ),
+    "split of a file": (
+        "{train: ./rows.jsonl}",
+        "{train: ./rows.jsonl, train_split: held}",
+        r"r\.yaml:6: stages\.wit\.data\.train_split: .*rows\.jsonl is one file, which has no train_split; remove it",
+    ),
     "both weights 0": ("{prompt: 0.2, completion: 0.8}", "{prompt: 0, completion: 0}", r"r\.yaml:7: .*both 0"),
     "negative weight": (
         "{prompt: 0.2,",
@@ -168,7 +192,19 @@ ROWS = {
     ),
     "not UTF-8": (b'{"prompt": "\xff", "completion": "b"}\n', r"rows\.jsonl: is not UTF-8 text"),
     "half a surrogate": ('{"prompt": "a", "completion": "\\ud800"}\n', r"rows\.jsonl:1: .*surrogate"),
-    "deep nesting": ("[" * 100_000 + "\n", r"rows\.jsonl: is no valid \.jsonl file"),
+    "deep nesting": ("[" * 100_000 + "\n", r"rows\.jsonl:1: not valid JSON: maximum recursion depth"),
+    "unknown ShareGPT speaker": (
+        '{"conversations": [{"from": "human", "value": "a"}, {"from": "bing", "value": "b"}]}\n',
+        r"rows\.jsonl:1: column 'conversations' holds a turn from 'bing'; known are .*human.*gpt",
+    ),
+    "conversation without an answer": (
+        '{"messages": [{"role": "user", "content": "a"}]}\n',
+        r"rows\.jsonl:1: column 'messages' holds no assistant message",
+    ),
+    "pre-tokenised row without weights": (
+        '{"input_ids": [1, 2], "loss_weights": [1]}\n',
+        r"rows\.jsonl:1: input_ids has 2 items and loss_weights 1",
+    ),
     "mixed kinds": (
         '{"prompt": "a", "completion": [{"role": "assistant", "content": "b"}]}\n',
         r"rows\.jsonl:1: prompt and completion are not of one kind",
@@ -195,6 +231,26 @@ def test_broken_files(folder: Path, capsys: pytest.CaptureFixture[str], name: st
     assert name in complain(capsys)
 
 
+def test_an_unknown_split_of_a_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("set").mkdir()
+    Path("rows.jsonl").rename("set/train.jsonl")
+    Path("r.yaml").write_text(GOOD.replace("{train: ./rows.jsonl}", "{train: ./set, eval: ./set}"))
+    assert re.search(
+        r"set: has no split 'test'; name one as data\.train_split or data\.eval_split: train", complain(capsys)
+    )
+
+
+def test_dropped_rows_are_no_error(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With `drop` the first bad row is passed by, and the complaint is about the file of the next stage."""
+    Path("rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt"\n')
+    Path("pairs.jsonl").write_text("{}\n")
+    drop = "{train: ./rows.jsonl, on_bad_row: drop}"
+    Path("r.yaml").write_text(GOOD.replace("{train: ./rows.jsonl}", drop))
+    said = complain(capsys)
+    assert "rows.jsonl" not in said
+    assert "pairs.jsonl:1: column 'prompt' is missing" in said
+
+
 def test_unknown_task(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """lm-eval itself is asked, before anything is trained."""
     Path("r.yaml").write_text(GOOD.replace("arc_easy", "arc_eazy"))
@@ -210,7 +266,7 @@ def test_bad_benchmark_items(folder: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_a_byte_order_mark_is_no_part_of_the_data(folder: Path) -> None:
     Path("rows.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "a", "completion": "b"}\n')
-    assert [row.prompt for row in read_examples(Path("rows.jsonl"), "auto")] == ["a"]
+    assert list(read_rows(Path("rows.jsonl"))) == [(1, {"prompt": "a", "completion": "b"})]
 
 
 def test_bad_preference_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,13 +1,14 @@
-"""The list of TRL's and PEFT's fields is that of the installed versions."""
+"""The list of what TRL, PEFT, transformers and accelerate take is that of the installed versions."""
 
 from __future__ import annotations
 
+import fnmatch
 import json
 
 import pytest
 from pydantic import ValidationError
 
-from stages.options import LIST, RESERVED, RESERVED_LORA, RESERVED_SFT, describe, options
+from stages.options import LIST, RESERVED, RESERVED_LAUNCH, RESERVED_LORA, RESERVED_SFT, describe, options
 
 
 def test_the_list_is_fresh() -> None:
@@ -21,6 +22,19 @@ def test_reserved_fields_exist() -> None:
     assert set(RESERVED) <= fields["SFTConfig"] & fields["DPOConfig"]
     assert set(RESERVED_SFT) - fields["SFTConfig"] == {"prompt_loss_weight", "completion_loss_weight"}
     assert set(RESERVED_LORA) <= fields["LoraConfig"]
+    assert all(fnmatch.filter(fields["launch"], pattern) for pattern in RESERVED_LAUNCH)
+
+
+def test_options_of_a_command_are_checked() -> None:
+    model = options("launch")
+    given = {"num_processes": 2, "use_fsdp": True, "fsdp_version": 2, "fsdp_offload_params": True, "zero_stage": 3}
+    assert model(**given).model_dump() == given
+    assert model.reserved["config_file"]
+    assert model.reserved["megatron_lm_pp_degree"] == RESERVED_LAUNCH["megatron_lm_*"]
+    wrongs = [{"num_processes": "2"}, {"fsdp_version": "3"}, {"dynamo_backend": "quick"}, {"use_fsdp": "yes"}]
+    for wrong in [*wrongs, {"config_file": "a"}]:
+        with pytest.raises(ValidationError):
+            model(**wrong)
 
 
 def test_values_are_checked_and_only_what_is_set_is_handed_on() -> None:

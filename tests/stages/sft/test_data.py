@@ -1,79 +1,257 @@
-"""Segments, labels and weights of small rows, counted by hand: the tokenizer makes one token of each byte."""
+"""Tokens, segments and factors of small rows, written by hand: the tokenizer makes one token of each byte."""
 
 from __future__ import annotations
 
-import pytest
-import torch
-from datasets import Dataset
+from itertools import groupby
+from typing import Any
 
-from stages.sft.data import WeightedCollator, prepare
+import pytest
+from datasets import Dataset
+from transformers import PreTrainedTokenizerFast
+
+from stages.base import BadInput
+from stages.sft.data import pack, prepare, select
+from stages.sft.segments import Segment, weight_table
 from tests.tiny import byte_tokenizer
 
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# earlier answers lose their reasoning, the last one keeps it
+FORGETFUL = (
+    "{% for message in messages %}[{{ message['role'] }}]"
+    "{% if message['role'] == 'assistant' and not loop.last %}{{ message['content'].split('</think>')[-1] }}"
+    "{% else %}{{ message['content'] }}{% endif %}[end]{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+INST = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}[INST] {{ message['content'] | trim }} [/INST]"
+    "{% else %} {{ message['content'] | trim }}</s>{% endif %}{% endfor %}"
+)
 
-def prepared(row: dict, max_length: int | None = None) -> tuple[str, list[int]]:
-    """The decoded tokens of one row, and its segments."""
-    tokenizer = byte_tokenizer()
-    out = prepare(Dataset.from_list([row]), tokenizer, max_length)[0]
-    return tokenizer.decode(out["input_ids"]), out["segments"]
+
+def tokenizer(template: str | None = None) -> PreTrainedTokenizerFast:
+    """The byte tokenizer, with another chat template."""
+    made = byte_tokenizer()
+    if template:
+        made.chat_template = template
+    return made
+
+
+def prepared(row: dict[str, Any], template: str | None = None, max_length: int | None = None, **options: Any) -> dict:
+    """One row, prepared."""
+    return prepare(Dataset.from_list([row]), tokenizer(template), max_length, **options)[0]
+
+
+def parts(row: dict[str, Any], template: str | None = None, **options: Any) -> list[tuple[str, str]]:
+    """The text of a prepared row, cut where the segment changes: [(segment, text), ...]."""
+    out = prepared(row, template, **options)
+    pairs = zip(out["segments"], out["input_ids"], strict=True)
+    groups = groupby(pairs, key=lambda pair: pair[0])
+    decode = tokenizer().decode
+    return [(Segment(segment).name.lower(), decode([i for _, i in pairs])) for segment, pairs in groups]
+
+
+def turns(*contents: str, **extra: Any) -> list[dict[str, Any]]:
+    """A conversation of user and assistant in turn."""
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
 
 
 def test_text_prompt_and_completion_with_eos() -> None:
-    assert prepared({"prompt": "ab ", "completion": "cd"}) == ("ab cd<end>", [0, 0, 0, 1, 1, 1])
+    assert parts({"prompt": "ab ", "completion": "cd"}) == [("prompt", "ab "), ("completion", "cd<end>")]
 
 
 def test_eos_is_not_doubled() -> None:
-    assert prepared({"prompt": "a", "completion": "b<end>"}) == ("ab<end>", [0, 1, 1])
+    assert parts({"prompt": "a", "completion": "b<end>"}) == [("prompt", "a"), ("completion", "b<end>")]
 
 
-def test_plain_text_is_all_completion() -> None:
-    assert prepared({"text": "abc"}) == ("abc<end>", [1, 1, 1, 1])
+def test_plain_text() -> None:
+    assert parts({"text": "abc"}) == [("text", "abc<end>")]
 
 
-def test_messages_by_the_chat_template() -> None:
-    row = {"prompt": [{"role": "user", "content": "hi"}], "completion": [{"role": "assistant", "content": "yo"}]}
-    text, segments = prepared(row)
-    assert text == "user: hi\nassistant: yo<end>\n"
-    prompt = len("user: hi\nassistant:")
-    assert segments == [0] * prompt + [1] * (len(" yo") + 1 + len("\n"))
+def test_prompt_and_completion_of_messages() -> None:
+    row = {"prompt": turns("hi"), "completion": [{"role": "assistant", "content": "yo"}]}
+    assert parts(row, CHATML) == [
+        ("template", "<|im_start|>user\n"),
+        ("prompt", "hi"),
+        ("template", "<|im_end|>\n<|im_start|>assistant\n"),
+        ("completion", "yo<|im_end|>\n"),
+    ]
+
+
+def test_system_words_are_a_segment_of_their_own() -> None:
+    row = {"messages": [{"role": "system", "content": "Be brief."}, *turns("hi", "yo")]}
+    assert parts(row, CHATML)[:3] == [
+        ("template", "<|im_start|>system\n"),
+        ("system", "Be brief."),
+        ("template", "<|im_end|>\n<|im_start|>user\n"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("which", "first"),
+    [("all", [("completion", "b<|im_end|>\n")]), ("last", [("prompt", "b"), ("template", "<|im_end|>\n")])],
+)
+def test_which_turns_are_completion(which: str, first: list) -> None:
+    found = parts({"messages": turns("a", "b", "c", "d")}, CHATML, turns=which)
+    header = [("template", "<|im_start|>user\n"), ("prompt", "a"), ("template", "<|im_end|>\n<|im_start|>assistant\n")]
+    assert found[:3] == header
+    merged = [*first, ("template", "<|im_start|>user\n"), ("prompt", "c"), *header[2:], ("completion", "d<|im_end|>\n")]
+    joined = [(name, "".join(text for _, text in group)) for name, group in groupby(merged, key=lambda part: part[0])]
+    assert found[3:] == joined
+
+
+def test_words_that_the_template_writes_too() -> None:
+    """`user` and `assistant` as contents are found where they stand, not in the headers."""
+    found = parts({"messages": turns("user", "assistant")}, CHATML)
+    assert found == [
+        ("template", "<|im_start|>user\n"),
+        ("prompt", "user"),
+        ("template", "<|im_end|>\n<|im_start|>assistant\n"),
+        ("completion", "assistant<|im_end|>\n"),
+    ]
+
+
+def test_a_template_that_rewrites_earlier_answers() -> None:
+    """What is left of the first answer is learnt; what the template took out is not there at all."""
+    found = parts({"messages": turns("a", "<think>x</think>b", "c", "<think>y</think>d")}, FORGETFUL)
+    assert found == [
+        ("template", "[user]"),
+        ("prompt", "a"),
+        ("template", "[end][assistant]"),
+        ("completion", "b[end]"),
+        ("template", "[user]"),
+        ("prompt", "c"),
+        ("template", "[end][assistant]"),
+        ("completion", "<think>y</think>d[end]"),
+    ]
+
+
+def test_a_template_without_generation_prompt_that_trims() -> None:
+    found = parts({"messages": turns(" a ", "b", "c", "d")}, INST)
+    assert found == [
+        ("template", "[INST] "),
+        ("prompt", "a"),
+        ("template", " [/INST]"),
+        ("completion", " b</s>"),
+        ("template", "[INST] "),
+        ("prompt", "c"),
+        ("template", " [/INST]"),
+        ("completion", " d</s>"),
+    ]
+
+
+def test_tool_calls_are_completion_and_tool_answers_are_prompt() -> None:
+    template = (
+        "{% if tools %}<tools>{{ tools[0].name }}</tools>{% endif %}"
+        "{% for m in messages %}<{{ m.role }}>{{ m.content or '' }}"
+        "{% for call in m.tool_calls or [] %}call {{ call.function.name }}{% endfor %}</>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    call = {"type": "function", "function": {"name": "clock", "arguments": {}}}
+    messages = [
+        {"role": "user", "content": "time?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "noon"},
+        {"role": "assistant", "content": "It is noon."},
+    ]
+    found = parts({"messages": messages, "tools": [{"name": "clock"}]}, template)
+    assert found == [
+        ("template", "<tools>clock</tools><user>"),
+        ("prompt", "time?"),
+        ("template", "</><assistant>"),
+        ("completion", "call clock</>"),
+        ("template", "<tool>"),
+        ("prompt", "noon"),
+        ("template", "</><assistant>"),
+        ("completion", "It is noon.</>"),
+    ]
+
+
+def test_a_messages_own_weight_multiplies() -> None:
+    """Of an answer with the end of its turn, of a prompt with its words alone."""
+    messages = turns("a", "b", "c", "d")
+    messages[0]["weight"], messages[1]["weight"] = 0.5, 0.0
+    out = prepared({"messages": messages}, FORGETFUL)
+    text = "[user]a[end][assistant]b[end][user]c[end][assistant]d[end]"
+    expected = [1.0] * len(text)
+    expected[text.index("a[")] = 0.5
+    expected[text.index("b[end]") : text.index("b[end]") + len("b[end]")] = [0.0] * 6
+    assert tokenizer().decode(out["input_ids"]) == text
+    assert out["factors"] == expected
 
 
 def test_letters_of_several_bytes() -> None:
     """Each byte of é is a token; all of them belong where the letter stands."""
-    text, segments = prepared({"prompt": "é", "completion": "é"})
-    assert (text, segments) == ("éé<end>", [0, 0, 1, 1, 1])
+    assert prepared({"prompt": "é", "completion": "é"})["segments"] == [0, 0, 1, 1, 1]
 
 
-def test_truncation_keeps_the_start() -> None:
-    assert prepared({"prompt": "abc", "completion": "def"}, max_length=4) == ("abcd", [0, 0, 0, 1])
+def test_truncation_keeps_the_start_and_is_counted() -> None:
+    out = prepared({"prompt": "abc", "completion": "def"}, max_length=4)
+    assert (out["segments"], out["cut"]) == ([0, 0, 0, 1], 3)
 
 
-def test_a_token_over_the_boundary_is_completion() -> None:
-    tokenizer = byte_tokenizer()
-    tokenizer.add_tokens(["bc"])
-    out = prepare(Dataset.from_list([{"prompt": "ab", "completion": "cd"}]), tokenizer, None)[0]
-    assert tokenizer.convert_ids_to_tokens(out["input_ids"]) == ["a", "bc", "d", "<end>"]
-    assert out["segments"] == [0, 1, 1, 1]
+def test_a_token_over_the_boundary_is_completion_and_is_counted() -> None:
+    merging = tokenizer()
+    merging.add_tokens(["bc"])
+    out = prepare(Dataset.from_list([{"prompt": "ab", "completion": "cd"}]), merging, None)[0]
+    assert merging.convert_ids_to_tokens(out["input_ids"]) == ["a", "bc", "d", "<end>"]
+    assert (out["segments"], out["merged"]) == ([0, 1, 1, 1], 1)
 
 
-@pytest.mark.parametrize(
-    ("weights", "labels", "expected"),
-    [
-        ((0.0, 1.0), [[-100, -100, 7, 8], [-100, 6, -100, -100]], [[0, 0, 1, 1], [0, 1, 0, 0]]),
-        ((0.25, 0.5), [[-100, 6, 7, 8], [-100, 6, -100, -100]], [[0, 0.25, 0.5, 0.5], [0, 0.5, 0, 0]]),
-        ((0.5, 0.0), [[-100, 6, -100, -100], [-100, -100, -100, -100]], [[0, 0.5, 0, 0], [0, 0, 0, 0]]),
-    ],
-)
-def test_labels_and_weights(weights: tuple[float, float], labels: list, expected: list) -> None:
-    """No label at the first token, at padding or at weight 0; padding is told by length, never by the id."""
-    collator = WeightedCollator(pad_token_id=6, prompt_weight=weights[0], completion_weight=weights[1])
-    rows = [{"input_ids": [5, 6, 7, 8], "segments": [0, 0, 1, 1]}, {"input_ids": [5, 6], "segments": [0, 1]}]
-    batch = collator(rows)
-    assert batch["input_ids"].tolist() == [[5, 6, 7, 8], [5, 6, 6, 6]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
-    assert batch["labels"].tolist() == labels
-    assert torch.equal(batch["loss_weights"], torch.tensor(expected, dtype=torch.float32))
+def test_tokens_with_weights_of_their_own() -> None:
+    out = prepared({"input_ids": [5, 6, 7], "loss_weights": [1.0, 0.0, 0.25]})
+    assert (out["input_ids"], out["segments"], out["factors"]) == ([5, 6, 7], [Segment.GIVEN] * 3, [1.0, 0.0, 0.25])
 
 
-def test_padding_to_a_multiple() -> None:
-    collator = WeightedCollator(0, 0.0, 1.0, pad_to_multiple_of=4)
-    assert collator([{"input_ids": [1] * 5, "segments": [1] * 5}])["input_ids"].shape == (1, 8)
+def test_rows_that_the_template_refuses_are_named_or_dropped() -> None:
+    refusing = "{% if messages[0].role != 'user' %}{{ raise_exception('user first') }}{% endif %}" + CHATML
+    rows = Dataset.from_list([{"messages": turns("a", "b")}, {"messages": turns("a", "b")[1:]}])
+    with pytest.raises(BadInput, match=r"^data\.jsonl:2: the chat template refuses the conversation: user first$"):
+        prepare(rows, tokenizer(refusing), None, place="data.jsonl:")
+    kept = prepare(rows, tokenizer(refusing), None, on_bad_row="drop")
+    assert [bool(ids) for ids in kept["input_ids"]] == [True, False]
+    assert "user first" in kept[1]["problem"]
+
+
+def test_unknown_columns_are_refused() -> None:
+    with pytest.raises(BadInput, match="the data has the columns answer, question; rows hold prompt and completion"):
+        prepare(Dataset.from_list([{"question": "a", "answer": "b"}]), tokenizer(), None)
+
+
+def test_what_is_used_is_counted() -> None:
+    """At max_length 4 the second row has no completion left: at (0, 1) it is left out, at (1, 1) it stays."""
+    rows = Dataset.from_list([{"prompt": "ab", "completion": "c"}, {"prompt": "abcdef", "completion": "g"}])
+    made = prepare(rows, tokenizer(), max_length=4)  # "abc<end>", and "abcd" of "abcdefg<end>"
+    kept, used = select(made, weight_table(0, 1))
+    assert (len(kept), used.rows, used.rows_used, used.rows_without_weight) == (1, 2, 1, 1)
+    assert (used.tokens, used.tokens_dropped, used.tokens_truncated) == (4, 4, 4)
+    assert used.weighted == {"completion": 2}
+    kept, used = select(made, weight_table(1, 1))
+    assert (len(kept), used.tokens, used.weighted) == (2, 8, {"prompt": 1 + 3, "completion": 2})
+
+
+def test_a_row_whose_own_weights_are_all_zero_is_left_out() -> None:
+    rows = Dataset.from_list(
+        [{"input_ids": [5, 6], "loss_weights": [1.0, 0.0]}, {"input_ids": [5, 6], "loss_weights": [0.0, 0.5]}]
+    )
+    kept, used = select(prepare(rows, tokenizer(), None), weight_table(0, 1))
+    assert (kept["row"][:], used.weighted) == ([2], {"given": 1})
+
+
+def test_one_preparation_serves_all_weights() -> None:
+    """What is prepared does not depend on the weights."""
+    rows = Dataset.from_list([{"prompt": "ab", "completion": "c"}])
+    made = prepare(rows, tokenizer(), None)
+    assert select(made, weight_table(0, 1))[0][0]["segments"] == select(made, weight_table(1, 0))[0][0]["segments"]
+
+
+def test_packing_fills_rows_and_splits_none() -> None:
+    """Best fit decreasing by hand: lengths 4, 3, 2, 1 into rows of 5 are 4 + 1 and 3 + 2."""
+    rows = [{"input_ids": [n] * n, "loss_weights": [0.5 * n] * n} for n in (1, 2, 3, 4)]
+    packs = pack(prepare(Dataset.from_list(rows), tokenizer(), None), 5)
+    assert packs["input_ids"][:] == [[4, 4, 4, 4, 1], [3, 3, 3, 2, 2]]
+    assert packs["seq_lengths"][:] == [[4, 1], [3, 2]]
+    assert packs["factors"][:] == [[2.0, 2.0, 2.0, 2.0, 0.5], [1.5, 1.5, 1.5, 1.0, 1.0]]
+    assert packs["row"][:] == [[4, 4, 4, 4, 1], [3, 3, 3, 2, 2]]

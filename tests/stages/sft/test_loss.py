@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,14 +20,21 @@ ROWS = [
     {"prompt": "A colour? ", "completion": "Red"},
     {"prompt": "Name a large animal that swims. ", "completion": "A whale."},
 ]
+EIGHT = [
+    *ROWS,
+    {"prompt": "And now a number? ", "completion": "Seven, or eight."},
+    {"prompt": "", "completion": "No prompt at all."},
+    {"prompt": "Is it late? ", "completion": "No"},
+    {"prompt": "Spell it. ", "completion": "I, t."},
+]
 WEIGHTS = [(0.0, 1.0), (1.0, 1.0), (0.4, 0.6), (0.5, 0.0)]
 
 
-def formula(model: LlamaForCausalLM, weights: tuple[float, float]) -> torch.Tensor:
+def formula(model: LlamaForCausalLM, weights: tuple[float, float], rows: list[dict] = ROWS) -> torch.Tensor:
     """L_WIT over all rows as one step, written out token by token: one row at a time, no padding, plain softmax."""
     tokenizer = byte_tokenizer()
     total, count = torch.zeros((), dtype=torch.float64), 0
-    for row in ROWS:
+    for row in rows:
         prompt = [tokenizer.convert_tokens_to_ids(t) for t in tokenizer.tokenize(row["prompt"])]
         completion = [tokenizer.convert_tokens_to_ids(t) for t in tokenizer.tokenize(row["completion"])]
         ids = [*prompt, *completion, tokenizer.eos_token_id]
@@ -40,19 +48,25 @@ def formula(model: LlamaForCausalLM, weights: tuple[float, float]) -> torch.Tens
 
 
 class Gradients(TrainerCallback):
-    """Keeps the gradients as the optimiser is about to use them."""
+    """Keeps the gradients as the optimiser is about to use them: those of the last step."""
 
     def __init__(self) -> None:
         self.kept: dict[str, torch.Tensor] = {}
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs) -> None:
-        self.kept = {name: p.grad.detach().clone() for name, p in model.named_parameters()}
+        self.kept = {name: p.grad.detach().cpu().clone() for name, p in model.named_parameters()}
 
 
 def train_one_step(
-    folder: Path, weights: tuple[float, float], batch: int, accumulation: int
+    folder: Path,
+    weights: tuple[float, float],
+    batch: int,
+    accumulation: int,
+    rows: list[dict] = ROWS,
+    dtype: torch.dtype = torch.float64,
+    **fields: Any,
 ) -> tuple[float, dict[str, torch.Tensor]]:
-    """The loss that the real trainer logs for one optimiser step over ROWS, and its gradients."""
+    """The loss that the real trainer logs for its last optimiser step over `rows`, and its gradients."""
     gradients = Gradients()
     args = WITConfig(
         output_dir=str(folder),
@@ -60,23 +74,29 @@ def train_one_step(
         completion_loss_weight=weights[1],
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=accumulation,
-        max_steps=1,
         max_grad_norm=0.0,
         logging_steps=1,
         report_to="none",
         save_strategy="no",
         bf16=False,
-        use_cpu=True,
+        **{"max_steps": 1, "gradient_checkpointing": False, "use_cpu": True} | fields,
     )
     trainer = WITTrainer(
-        model=tiny_model(dtype=torch.float64),
+        model=tiny_model(dtype=dtype),
         args=args,
-        train_dataset=Dataset.from_list(ROWS),
+        train_dataset=Dataset.from_list(rows),
         processing_class=byte_tokenizer(),
         callbacks=[gradients],
     )
     trainer.train()
-    return trainer.state.log_history[0]["loss"], gradients.kept
+    return [log["loss"] for log in trainer.state.log_history if "loss" in log][-1], gradients.kept
+
+
+def assert_gradients(found: dict[str, torch.Tensor], model: LlamaForCausalLM, bound: float) -> None:
+    """Every gradient is that of `model`, to a relative error below `bound`."""
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        assert (found[name] - parameter.grad).norm() / parameter.grad.norm() < bound, name
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
@@ -91,10 +111,7 @@ def test_loss_and_every_gradient_are_the_formulas(
     loss, gradients = train_one_step(tmp_path, weights, batch, accumulation)
 
     assert loss == pytest.approx(expected.item(), rel=1e-6)
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None
-        error = (gradients[name] - parameter.grad).norm() / parameter.grad.norm()
-        assert error < 1e-6, name
+    assert_gradients(gradients, model, 1e-6)
 
 
 def test_equal_weights_scale_the_loss() -> None:

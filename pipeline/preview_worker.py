@@ -1,0 +1,65 @@
+"""The process that shows what stages would train on: `python -m pipeline.preview_worker`, started by pipeline.preview.
+
+Reads its job from standard input and writes the results to standard output, as JSON; what libraries print goes to
+standard error.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from stages import KINDS
+from stages.base import BadInput
+
+
+def main() -> None:
+    """Do the job."""
+    results = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    job = json.load(sys.stdin.buffer)
+    with results:
+        json.dump([_show(step, job) for step in job["steps"]], results)
+
+
+def _show(step: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
+    config = KINDS[step["kind"]].model_validate(step["config"])
+    assert config.previewer
+    module, _, function = config.previewer.partition(":")
+    screen = Console(
+        file=io.StringIO(),
+        force_terminal=job["colors"] is not None,
+        color_system=job["colors"],
+        width=job["width"],
+        highlight=False,
+        legacy_windows=False,
+    )
+    try:
+        paths = {name: _loadable(Path(path), Path(job["cache"])) for name, path in step["paths"].items()}
+        show = getattr(importlib.import_module(module), function)
+        values, html, shown = show(step["step"], config, paths, job["count"])
+    except BadInput as error:
+        return {"error": str(error), "key": error.key}
+    screen.print(shown)
+    assert isinstance(screen.file, io.StringIO)
+    return {"values": values, "html": html, "text": screen.file.getvalue()}
+
+
+def _loadable(path: Path, cache: Path) -> Path:
+    """A model in a .gguf file as a folder that from_pretrained loads."""
+    if path.suffix != ".gguf":
+        return path
+    from stages.gguf import to_safetensors
+
+    return to_safetensors(path, cache)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""The weighted loss straight from the hidden states, for CPUs, where TRL's fused head scores every position and
+computes the logits twice.
+
+Positions of weight 0 are dropped before the projection, the logits exist only for a few rows at a time, and the
+gradient is computed beside the loss, while a chunk's logits are at hand:
+
+    L = sum_t w_t (log sum_v exp z_tv - z_t,y),    dL/dz_tv = w_t (softmax(z_t)_v - 1[v = y])
+
+(the WIT loss before its division; Chatterjee et al., TACL 2025, section 3).
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+CHUNK_BYTES = 32 * 2**20
+"""How large a chunk's float32 logits may be."""
+
+
+@dataclass
+class WeightedOutput(ModelOutput):
+    """What a model returns for `loss_weights`. Positions are those of TRL's head: [:, t] is of token t + 1."""
+
+    weighted_nll: Tensor | None = None
+    """() float: sum over all tokens of weight times negative log-likelihood; the only field with a gradient."""
+    log_probs: Tensor | None = None
+    """(rows, length - 1) float32: log-likelihood of each scored token, 0 elsewhere."""
+    is_top1: Tensor | None = None
+    """(rows, length - 1) bool: scored, and the likeliest token of all."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """What turns a model's last hidden states into logits: cap * tanh((W h + b) * scale / cap)."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
+        """(rows, vocabulary), float32 or wider; written into `out` where one is given and the type allows it."""
+        if out is None or out.dtype != weight.dtype:
+            logits = torch.nn.functional.linear(hidden, weight, bias)
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        elif bias is None:
+            logits = torch.mm(hidden, weight.t(), out=out)
+        else:
+            logits = torch.addmm(bias, hidden, weight.t(), out=out)
+        if self.scale != 1.0:
+            logits.mul_(self.scale)
+        if self.softcap is not None:
+            logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits
+
+
+class _WeightedNLL(torch.autograd.Function):
+    """hidden (n, d), weight (v, d), bias (v) or None, targets (n), weights (n) -> WeightedOutput's three, over n."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, targets, weights, head, learning):  # type: ignore[no-untyped-def]
+        autocast = torch.is_autocast_enabled(hidden.device.type)
+        dtype = torch.get_autocast_dtype(hidden.device.type) if autocast else weight.dtype
+        hidden, weight, bias = (None if part is None else part.to(dtype) for part in (hidden, weight, bias))
+        wanted = [learning and needed for needed in ctx.needs_input_grad[:3]]
+        with torch.autocast(hidden.device.type, enabled=False):
+            *outputs, ctx.gradients = _forward(hidden, weight, bias, targets, weights, head, wanted)
+        ctx.mark_non_differentiable(*outputs[1:])
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx, grad, *_):  # type: ignore[no-untyped-def]
+        gradients, ctx.gradients = ctx.gradients, None  # held once, so that autograd can take them without a copy
+        return *(None if g is None else g.mul_(grad) for g in gradients), None, None, None, None
+
+
+def _forward(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    weights: Tensor,
+    head: Head,
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor | None, Tensor | None, Tensor | None]]:
+    """The loss, the tokens' log-likelihoods, which are top, and the gradients `wanted` for the first three."""
+    grad_hidden = torch.empty_like(hidden) if wanted[0] else None
+    grad_weight = torch.zeros_like(weight) if wanted[1] else None
+    grad_bias = torch.zeros_like(bias) if wanted[2] and bias is not None else None
+    log_probs = torch.empty(len(hidden), dtype=torch.promote_types(weight.dtype, torch.float32))
+    is_top1 = torch.empty(len(hidden), dtype=torch.bool)
+    weights = weights.to(log_probs.dtype)
+    rows = max(1, CHUNK_BYTES // (4 * len(weight)))
+    buffer = torch.empty(min(rows, len(hidden)), len(weight), dtype=log_probs.dtype)
+    for start in range(0, len(hidden), rows):
+        part = slice(start, start + rows)
+        h, y, w = hidden[part], targets[part], weights[part]
+        z = head.logits(h, weight, bias, out=buffer[: len(h)])
+        top = z.amax(dim=-1, keepdim=True)
+        z_y = z.gather(1, y[:, None])
+        slope = None if head.softcap is None else (z / head.softcap).square_().neg_().add_(1)  # d capped / d logit
+        z.sub_(top).exp_()
+        total = z.sum(dim=-1, keepdim=True)
+        log_probs[part] = (z_y - top - total.log())[:, 0]
+        is_top1[part] = (z_y == top)[:, 0]
+        if not any(wanted):
+            continue
+        z.mul_((w[:, None] / total) * head.scale)
+        z.scatter_add_(1, y[:, None], -w[:, None] * head.scale)
+        if slope is not None:
+            z.mul_(slope)
+        z = z.to(hidden.dtype)
+        if grad_hidden is not None:
+            torch.mm(z, weight, out=grad_hidden[part])
+        if grad_weight is not None:
+            grad_weight.addmm_(z.t(), h)
+        if grad_bias is not None:
+            grad_bias.add_(z.sum(dim=0))
+    return -(weights * log_probs).sum(), log_probs, is_top1, (grad_hidden, grad_weight, grad_bias)
+
+
+def add_weighted_head(model: PreTrainedModel) -> bool:
+    """Let `model(..., labels=, loss_weights=)` return a WeightedOutput; False, and no change, where it cannot.
+
+    `labels` (rows, length) are -100 where nothing is to be scored, `loss_weights` (rows, length) float32 the weights.
+    Served are models on a CPU whose logits are a plain linear projection of the last hidden states, perhaps scaled
+    and soft-capped. That is not taken from the model's name: a few tokens are put through the model's own head and
+    through this one, and the logits have to agree. Add the head before wrapping the model.
+    """
+    head = _head_of(model)
+    if not _agrees(model, head):
+        return False
+    inner = model.forward
+
+    @functools.wraps(inner)
+    def forward(self: Any, *args: Any, loss_weights: Tensor | None = None, **kwargs: Any) -> Any:
+        if loss_weights is None:
+            return inner(*args, **kwargs)
+        labels = kwargs.pop("labels")[:, 1:]
+        kwargs["use_cache"] = False
+        hidden = self.base_model(*args, **kwargs).last_hidden_state[:, :-1]
+        scored = labels != -100
+        return _score(head, self.get_output_embeddings(), hidden, labels, loss_weights[:, 1:], scored)
+
+    model.forward = types.MethodType(forward, model)
+    return True
+
+
+def _score(head: Head, linear: nn.Linear, hidden: Tensor, labels: Tensor, weights: Tensor, scored: Tensor) -> Any:
+    weight, bias = (p.full_tensor() if isinstance(p, DTensor) else p for p in (linear.weight, linear.bias))
+    chosen = hidden[scored]
+    nll, log_probs, is_top1 = _WeightedNLL.apply(
+        chosen, weight, bias, labels[scored], weights[scored], head, torch.is_grad_enabled()
+    )
+    return WeightedOutput(
+        weighted_nll=nll,
+        log_probs=torch.zeros(scored.shape, dtype=log_probs.dtype).masked_scatter_(scored, log_probs),
+        is_top1=torch.zeros(scored.shape, dtype=torch.bool).masked_scatter_(scored, is_top1),
+    )
+
+
+def _head_of(model: PreTrainedModel) -> Head:
+    """The scale and the soft cap that the model's config speaks of, under the names in use."""
+    config = model.config.get_text_config()
+    multipliers = [getattr(config, name, None) for name in ("logit_scale", "output_multiplier", "lm_head_multiplier")]
+    scale = next((float(value) for value in multipliers if value is not None), 1.0)
+    divisor = getattr(config, "logits_scaling", None)
+    return Head(scale / divisor if divisor else scale, getattr(config, "final_logit_softcapping", None))
+
+
+@torch.no_grad()
+def _agrees(model: PreTrainedModel, head: Head) -> bool:
+    """Whether the model's own logits are what `head` makes of its last hidden states."""
+    linear = model.get_output_embeddings()
+    config = model.config.get_text_config()
+    if type(linear) is not nn.Linear or getattr(config, "output_router_logits", None) is not None:
+        return False  # a mixture of experts has a further loss, which TRL's head adds
+    was_training = model.training
+    model.eval()
+    try:
+        tokens = torch.arange(8)[None] % linear.out_features
+        own = model(input_ids=tokens, use_cache=False).logits[0].double()
+        hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0]
+        made = head.logits(hidden.to(linear.weight.dtype), linear.weight, linear.bias).double()
+    finally:
+        model.train(was_training)
+    return own.shape == made.shape and torch.allclose(own, made, rtol=1e-3, atol=1e-3 * float(own.abs().max()))

@@ -1,0 +1,52 @@
+"""The layouts of tests/stages/sft on a CUDA device, where TRL's fused head serves: `pytest -m gpu tests/gpu`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Qwen2Config
+
+from stages.sft.collator import WeightedCollator
+from stages.sft.segments import weight_table
+from tests.stages.sft.test_layouts import LAYOUTS
+from tests.stages.sft.test_loss import EIGHT, WEIGHTS, assert_gradients, formula, train_one_step
+from tests.stages.sft.test_packing import SMALL, by_example, trainer
+from tests.tiny import tiny_model
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_one_loss_in_every_layout(tmp_path: Path, layout: str, weights: tuple[float, float]) -> None:
+    batch, accumulation, fields = LAYOUTS[layout]
+    model = tiny_model(dtype=torch.float64)
+    expected = formula(model, weights, EIGHT)
+    expected.backward()
+    torch.backends.cuda.matmul.allow_tf32 = False
+    loss, gradients = train_one_step(
+        tmp_path, weights, batch, accumulation, EIGHT, torch.float32, **fields | {"use_cpu": False, "tf32": False}
+    )
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    assert_gradients(gradients, model, 1e-5)
+
+
+@pytest.mark.parametrize("flatten", [False, True])
+def test_packed_log_likelihoods_are_those_of_examples_alone(tmp_path: Path, flatten: bool) -> None:
+    torch.manual_seed(0)
+    config = Qwen2Config(**SMALL, intermediate_size=48, num_hidden_layers=2)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval().cuda()
+
+    def on_gpu(rows: list[dict], flatten: bool = False) -> dict[str, torch.Tensor]:
+        batch = WeightedCollator(257, weight_table(1, 1), flatten=flatten)(rows)
+        return {name: value.cuda() for name, value in batch.items() if isinstance(value, torch.Tensor)}
+
+    packed = by_example(model, on_gpu(list(trainer(tmp_path, packing=True, max_length=90).train_dataset), flatten))
+    alone: dict[tuple[int, ...], torch.Tensor] = {}
+    for row in list(trainer(tmp_path).train_dataset):
+        alone |= by_example(model, on_gpu([row]))
+    assert packed.keys() == alone.keys()
+    for ids, expected in alone.items():
+        torch.testing.assert_close(packed[ids], expected, rtol=0, atol=1e-5)

@@ -1,0 +1,129 @@
+"""One loss in every layout: however rows fall into batches, an optimiser step has the formula's gradients."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from trl import SFTConfig, SFTTrainer
+
+from stages.sft import WITConfig, WITTrainer
+from tests.stages.sft.test_loss import EIGHT, ROWS, WEIGHTS, assert_gradients, formula, train_one_step
+from tests.tiny import byte_tokenizer, tiny_model
+
+PACKED = {"packing": True, "max_length": 120}
+LAYOUTS: dict[str, tuple[int, int, dict[str, Any]]] = {
+    "8 x 1": (8, 1, {}),
+    "1 x 8": (1, 8, {}),
+    "3 x 3, the last with 2": (3, 3, {}),
+    "padded to 64": (8, 1, {"pad_to_multiple_of": 64}),
+    "gradient checkpointing": (4, 2, {"gradient_checkpointing": True}),
+    "packed": (8, 1, PACKED),
+    "packed, 1 x 8": (1, 8, PACKED),
+    "packed, gradient checkpointing": (8, 1, PACKED | {"gradient_checkpointing": True}),
+    "without padding": (4, 2, {"padding_free": True}),
+    "packed, without padding": (8, 1, PACKED | {"padding_free": True}),
+}
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_one_process(tmp_path: Path, layout: str, weights: tuple[float, float]) -> None:
+    batch, accumulation, fields = LAYOUTS[layout]
+    model = tiny_model(dtype=torch.float64)
+    expected = formula(model, weights, EIGHT)
+    expected.backward()
+    loss, gradients = train_one_step(tmp_path, weights, batch, accumulation, EIGHT, torch.float32, **fields)
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    assert_gradients(gradients, model, 1e-5)
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_a_ragged_last_step(tmp_path: Path, weights: tuple[float, float]) -> None:
+    """Of 8 rows in steps of 2 x 3 the last has two rows, in one micro-batch; nothing was learnt before."""
+    model = tiny_model(dtype=torch.float64)
+    expected = formula(model, weights, ROWS[2:])
+    expected.backward()
+    fields = {"max_steps": -1, "num_train_epochs": 1, "train_sampling_strategy": "sequential", "learning_rate": 0.0}
+    loss, gradients = train_one_step(tmp_path, weights, 2, 3, ROWS * 2, torch.float32, **fields)
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    assert_gradients(gradients, model, 1e-5)
+
+
+RANKED = [
+    {"weights": weights, "batch": batch, "accumulation": accumulation, "rows": 8, "fields": fields}
+    for weights in WEIGHTS
+    for batch, accumulation, fields in ((4, 1, {}), (1, 4, {}), (8, 1, PACKED))
+] + [{"weights": (0.4, 0.6), "batch": 2, "accumulation": 1, "rows": 3, "fields": {}}]
+"""What two processes train, one after the other: 2 ranks x 4 rows, also packed; and 3 rows for 4 places."""
+
+
+def test_two_ranks(tmp_path: Path) -> None:
+    """Real processes over gloo. Rows have different lengths, so a mean of the ranks' means would differ; and where
+    there is a row too few for the ranks, none is taken twice."""
+    call = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", __name__]
+    root = Path(__file__).resolve().parents[3]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    done = subprocess.run(
+        [*call, str(tmp_path)], cwd=root, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for index, case in enumerate(RANKED):
+        model = tiny_model(dtype=torch.float64)
+        expected = formula(model, case["weights"], EIGHT[: case["rows"]])
+        expected.backward()
+        kept = torch.load(tmp_path / f"{index}.pt")
+        assert kept["loss"] == pytest.approx(expected.item(), rel=1e-5), case
+        assert_gradients(kept["gradients"], model, 1e-5)
+
+
+@pytest.mark.parametrize(("weights", "completion_only"), [((0.0, 1.0), True), ((1.0, 1.0), False)])
+def test_fifty_steps_of_trls_own_trainer(tmp_path: Path, weights: tuple[float, float], completion_only: bool) -> None:
+    """At these weights the loss is TRL's; so are the batches, the optimiser and every step of the way."""
+    rows = [row | {"prompt": f"{n}: {row['prompt']}"} for n in range(10) for row in EIGHT]
+    common = {
+        "output_dir": str(tmp_path),
+        "max_steps": 50,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "bf16": False,
+        "use_cpu": True,
+    }
+    theirs = SFTConfig(**common, completion_only_loss=completion_only)
+    ours = WITConfig(**common, prompt_loss_weight=weights[0], completion_loss_weight=weights[1])
+    losses = []
+    for cls, args in ((SFTTrainer, theirs), (WITTrainer, ours)):
+        trainer = cls(
+            model=tiny_model(), args=args, train_dataset=Dataset.from_list(rows), processing_class=byte_tokenizer()
+        )
+        trainer.train()
+        losses.append([log["loss"] for log in trainer.state.log_history if "loss" in log])
+    assert len(losses[0]) == 50
+    assert losses[0][-1] < 0.8 * losses[0][0]  # something is learnt
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+if __name__ == "__main__":
+    for index, case in enumerate(RANKED):
+        loss, gradients = train_one_step(
+            Path(sys.argv[1]),
+            tuple(case["weights"]),
+            case["batch"],
+            case["accumulation"],
+            EIGHT[: case["rows"]],
+            torch.float32,
+            **case["fields"],
+        )
+        if os.environ["RANK"] == "0":
+            torch.save({"loss": loss, "gradients": gradients}, Path(sys.argv[1]) / f"{index}.pt")

@@ -1,0 +1,109 @@
+"""What holds for any rows: segments cover the text that they name, and packing moves examples but changes none."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import groupby
+from typing import Any
+
+import numpy
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages.sft.collator import WeightedCollator
+from stages.sft.data import Preparer, pack, prepare, select
+from stages.sft.segments import Segment, weight_table
+from tests.stages.sft.test_data import CHATML, tokenizer
+
+TOKENIZER = tokenizer(CHATML)
+PIECES = st.sampled_from(["user", "assistant", "<|im_end|>", "<|im_start|>assistant\n", "<end>", "\n", "  ", "é", "語"])
+WORDS = st.lists(st.one_of(PIECES, st.text(max_size=8)), min_size=1, max_size=4).map("".join).filter(str.strip)
+WEIGHT = st.sampled_from([0.0, 0.2, 0.5, 1.0])
+
+
+@st.composite
+def conversations(draw: Any) -> list[dict[str, Any]]:
+    """A system message perhaps, then turns of user and assistant."""
+    system = [{"role": "system", "content": draw(WORDS)}] if draw(st.booleans()) else []
+    pairs = draw(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=3))
+    roles = [{"role": r, "content": c} for pair in pairs for r, c in zip(("user", "assistant"), pair, strict=True)]
+    return system + roles
+
+
+def expected_parts(messages: list[dict[str, Any]], last_only: bool) -> list[tuple[str, str]]:
+    """What ChatML makes of the messages, put together message by message."""
+    parts: list[tuple[str, str]] = []
+    for index, message in enumerate(messages):
+        parts.append(("template", f"<|im_start|>{message['role']}\n"))
+        if message["role"] == "assistant" and (not last_only or index == len(messages) - 1):
+            parts.append(("completion", message["content"] + "<|im_end|>\n"))
+            continue
+        words = message["content"].strip()
+        lead, trail = message["content"].split(words, 1)
+        name = "system" if message["role"] == "system" else "prompt"
+        parts += [("template", lead), (name, words), ("template", trail + "<|im_end|>\n")]
+    full = [part for part in parts if part[1]]
+    return [(name, "".join(text for _, text in group)) for name, group in groupby(full, key=lambda part: part[0])]
+
+
+@settings(max_examples=150, deadline=None)
+@given(conversations(), st.booleans())
+def test_segments_of_any_conversation(messages: list[dict[str, Any]], last_only: bool) -> None:
+    preparer = Preparer(TOKENIZER, None, "last" if last_only else "all")
+    made = preparer({"messages": [messages]}, [0])
+    assert made["problem"] == [""]
+    pairs = zip(made["segments"][0].tolist(), made["input_ids"][0].tolist(), strict=True)
+    found = [
+        (Segment(segment).name.lower(), TOKENIZER.decode([i for _, i in group]))
+        for segment, group in groupby(pairs, key=lambda pair: pair[0])
+    ]
+    assert found == expected_parts(messages, last_only)
+
+
+@st.composite
+def token_rows(draw: Any) -> list[dict[str, Any]]:
+    """Pre-tokenised rows; the token tells the row, so that examples are known again after packing."""
+    lengths = draw(st.lists(st.integers(1, 12), min_size=1, max_size=12))
+    return [
+        {"input_ids": [row] * length, "loss_weights": draw(st.lists(WEIGHT, min_size=length, max_size=length))}
+        for row, length in enumerate(lengths)
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(token_rows(), st.integers(12, 30))
+def test_packing_moves_whole_examples_and_loses_none(rows: list[dict[str, Any]], width: int) -> None:
+    packs = pack(prepare(Dataset.from_list(rows), TOKENIZER, width), width)
+    examples = []
+    for packed in packs:
+        assert len(packed["input_ids"]) == sum(packed["seq_lengths"]) <= width
+        ends = numpy.cumsum(packed["seq_lengths"])
+        for start, end in zip([0, *ends[:-1]], ends, strict=True):
+            examples.append((tuple(packed["input_ids"][start:end]), tuple(packed["factors"][start:end])))
+    before = [(tuple(row["input_ids"]), tuple(numpy.float32(row["loss_weights"]).tolist())) for row in rows]
+    assert Counter(examples) == Counter(before)
+
+
+@settings(max_examples=60, deadline=None)
+@given(token_rows(), st.integers(12, 30), st.sampled_from([None, 8]))
+def test_every_layout_weighs_the_same_tokens(rows: list[dict[str, Any]], width: int, multiple: int | None) -> None:
+    """Counted apart from the code: the tokens after the first of each example whose weight is not 0."""
+    made = prepare(Dataset.from_list(rows), TOKENIZER, width)
+    expected = Counter(
+        (token, numpy.float32(weight).item())
+        for row in rows
+        for token, weight in list(zip(row["input_ids"], row["loss_weights"], strict=True))[1:]
+        if weight
+    )
+    table = weight_table(0.3, 0.7)
+    for flatten, data in ((False, made), (True, made), (False, pack(made, width)), (True, pack(made, width))):
+        batch = WeightedCollator(0, table, multiple, flatten)(list(data))
+        weighs = batch["loss_weights"] != 0
+        assert (batch["labels"] != -100).equal(weighs)
+        found = zip(batch["labels"][weighs].tolist(), batch["loss_weights"][weighs].tolist(), strict=True)
+        assert Counter(found) == expected
+        if "position_ids" in batch:
+            starts = (batch["position_ids"] == 0) & (batch["attention_mask"] == 1)
+            assert int(starts.sum()) == len(rows)
+    assert select(made, table)[1].weighted.get("given", 0) == sum(expected.values())

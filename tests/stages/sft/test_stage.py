@@ -1,0 +1,129 @@
+"""The sft stage through the command: real files in, a model, counts and messages out."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+ROWS: list[dict[str, Any]] = [
+    {"messages": [{"role": "user", "content": f"{n} and {n}?"}, {"role": "assistant", "content": f"It is {2 * n}."}]}
+    for n in range(10)
+]
+RECIPE = """\
+name: small
+model: ./model
+stages:
+  wit:
+    kind: sft
+    data: {{train: ./rows.jsonl, eval: ./rows.jsonl{data}}}
+    weights: {{prompt: 0.2, completion: 0.8{weights}}}
+    train: {{max_steps: {steps}, per_device_train_batch_size: 2, learning_rate: {rate}, logging_steps: 1{train}}}
+{more}
+"""
+SECOND = """\
+  it:
+    kind: sft
+    data: {train: ./rows.jsonl}
+    weights: {prompt: 0, completion: 1}
+    train: {max_steps: 2, per_device_train_batch_size: 2}
+"""
+
+
+def run(folder: Path, model: Path, rows: list[Any], **parts: str) -> subprocess.CompletedProcess[str]:
+    """`run-recipe` on RECIPE with `parts` filled in, over `rows`."""
+    if not (folder / "model").exists():
+        shutil.copytree(model, folder / "model")
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    (folder / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    defaults = {"data": "", "weights": "", "train": "", "more": "", "rate": "1.0e-3", "steps": "3"}
+    (folder / "r.yaml").write_text(RECIPE.format(**defaults | parts))
+    root = str(Path(__file__).resolve().parents[3])
+    environment = {**os.environ, "PYTHONPATH": root, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+    call = [sys.executable, "-P", "-m", "pipeline.cli", "r.yaml"]
+    return subprocess.run(call, cwd=folder, capture_output=True, text=True, timeout=300, env=environment, check=False)
+
+
+def metrics(folder: Path, step: str = "wit") -> dict[str, Any]:
+    return json.loads((folder / "runs" / "small" / step / "stage.json").read_text())["metrics"]
+
+
+def test_bad_rows_are_dropped_counted_and_listed(tmp_path: Path, model_folder: Path) -> None:
+    """A line that is no JSON, a row without an answer, one that is cut before its answer: each said in its way."""
+    late = {"messages": [{"role": "user", "content": "x" * 80}, {"role": "assistant", "content": "y"}]}
+    rows = [*ROWS, "{not json", {"messages": [{"role": "user", "content": "alone"}]}, late]
+    parts = {"data": ", on_bad_row: drop", "weights": ", template: 0", "train": ", max_length: 60"}
+    done = run(tmp_path, model_folder, rows, **parts)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "train data: 2 rows that cannot be used were dropped; dropped_rows.txt lists them" in done.stdout
+    found = metrics(tmp_path)["data"]["train"]
+    whole = "user: " + "x" * 80 + "\nassistant: y<end>\n"
+    assert found["tokens_truncated"] == len(whole) - len("<end>") + 1 - 60
+    assert (found["rows"], found["rows_used"], found["rows_bad"]) == (11, 11, 2)  # its prompt still weighs 0.2
+    listed = (tmp_path / "runs/small/wit/dropped_rows.txt").read_text().splitlines()
+    assert [line.split(": ")[0] for line in listed] == ["rows.jsonl:11", "rows.jsonl:12"] * 2  # train and eval
+    assert "holds no assistant message" in listed[1]
+
+
+def test_bad_rows_are_errors_before_anything_runs(tmp_path: Path, model_folder: Path) -> None:
+    done = run(tmp_path, model_folder, [*ROWS, {"messages": [{"role": "user", "content": "alone"}]}])
+    assert done.returncode == 2
+    assert f"{tmp_path / 'rows.jsonl'}:11: column 'messages' holds no assistant message" in done.stderr
+    assert not (tmp_path / "runs" / "small").exists()
+
+
+def test_packing_from_a_recipe_and_one_preparation_for_all_weights(tmp_path: Path, model_folder: Path) -> None:
+    done = run(tmp_path, model_folder, ROWS, train=", packing: true, max_length: 90", more=SECOND)
+    assert done.returncode == 0, done.stderr + done.stdout
+    prepared = [path for path in (tmp_path / "runs/cache/prepared").iterdir() if path.is_dir()]
+    assert len(prepared) == 2  # at max_length 90, once for train and eval; and at TRL's own max_length
+    run(tmp_path, model_folder, ROWS, train=", packing: true, max_length: 90", weights=", system: 0.5", more=SECOND)
+    assert len([path for path in (tmp_path / "runs/cache/prepared").iterdir() if path.is_dir()]) == 2
+    text = [f"user: {n} and {n}?\nassistant: It is {2 * n}." for n in range(10)]
+    assert metrics(tmp_path)["data"]["train"]["tokens"] == sum(len(row) + 2 for row in text)  # <end>, line end
+    AutoModelForCausalLM.from_pretrained(tmp_path / "runs/small/wit")
+
+
+def test_the_log_has_the_losses_apart(tmp_path: Path, model_folder: Path) -> None:
+    assert run(tmp_path, model_folder, ROWS).returncode == 0
+    log = [json.loads(line) for line in (tmp_path / "runs/small/wit/training_log.jsonl").read_text().splitlines()]
+    steps = [row for row in log if "loss" in row]
+    assert len(steps) == 3
+    for row in steps:
+        assert {"prompt_loss", "completion_loss", "mean_token_accuracy", "weighted_tokens/template"} <= row.keys()
+        assert row["loss"] < row["prompt_loss"]  # the weights are below 1
+    last = next(row for row in log if "eval_loss" in row)
+    assert {"eval_prompt_loss", "eval_completion_loss", "eval_weighted_tokens/completion"} <= last.keys()
+
+
+def test_a_training_that_diverges_names_its_rows(tmp_path: Path, model_folder: Path) -> None:
+    wild = ", lr_scheduler_type: constant, max_grad_norm: 0, optim: sgd"
+    done = run(tmp_path, model_folder, ROWS, rate="1.0e+30", steps="9", train=wild)
+    assert done.returncode == 1
+    assert re.search(r"step \d: the loss is no finite number at learning rate 1e\+30", done.stdout)
+    assert "look at the batch's data rows: " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"train": ", packing: true, max_length: null"}, "train.packing fills rows up to train.max_length"),
+        ({"train": ", packing_strategy: wrapped"}, "examples are packed whole"),
+        ({"more": "    random_init: true\n    lora: {r: 2}"}, "random_init draws all weights anew"),
+        ({"weights": ", template: -1"}, "stages.wit.weights.template"),
+        ({"data": ", turns: first"}, "stages.wit.data.turns"),
+    ],
+)
+def test_settings_that_make_no_sense(tmp_path: Path, model_folder: Path, parts: dict[str, str], message: str) -> None:
+    done = run(tmp_path, model_folder, ROWS, **parts)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "r.yaml:" in done.stderr

@@ -79,12 +79,12 @@ class Console:
         """A step cannot run, for what it needs failed."""
         self.rich.print(f"  [yellow]skip[/]   {escape(step)}: needs {escape(', '.join(needs))}")
 
-    def failed(self, step: str, error: str, log: Path) -> None:
-        """A step failed: why, what its log last said, and where the log lies."""
+    def failed(self, step: str, error: str, log: Path, mendable: bool) -> None:
+        """A step failed: why, where its log lies, and what that last said unless the error says what to mend."""
         self._end(step)
         self.rich.print(f"  [red]failed[/] {escape(step)}: {escape(error)}")
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-        for line in lines[-LOG_LINES:]:
+        for line in [] if mendable else lines[-LOG_LINES:]:
             self.rich.print(f"           [dim]{escape(line)}")
         self.rich.print(f"         log: {escape(str(log))}")
 

@@ -195,7 +195,7 @@ class Run:
             self.console.finished(step.name, seconds, event.result["metrics"].get("notes", []))
         else:
             self._note(step, "failed", seconds, error)
-            self.console.failed(step.name, error, event.job.log)
+            self.console.failed(step.name, error, event.job.log, bool(event.result.get("mendable")))
         self._record("running")
         return step if error is None else None
 

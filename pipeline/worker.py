@@ -130,4 +130,7 @@ def _end_with_parent(channel: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2:] == ["--rank"]))
+    status = main(Path(sys.argv[1]), sys.argv[2:] == ["--rank"])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # nothing is left to tidy up, and freeing a process group of several ranks may hang

@@ -83,7 +83,10 @@ def run_ranks(launch: Launch, module: str, arguments: list[str], folder: Path) -
 
     if not torch.cuda.is_available():
         if launch.sharding:
-            raise BadInput(f"launch.{launch.sharding}: accelerate shards a model on GPUs only, and there is none here")
+            raise BadInput(
+                f"launch.{launch.sharding}: accelerate shards a model on GPUs only, and"
+                " there is none here; remove it to train with a whole copy in each process"
+            )
         os.environ["ACCELERATE_USE_CPU"] = "true"  # `--cpu` itself starts one process only; torch's launcher starts all
     os.environ["PYTHONSAFEPATH"] = "1"  # as `python -P`: a user's own folder `stages` must not stand in for ours
     set_ = launch.model_dump()

@@ -53,6 +53,7 @@ RESERVED_SFT = {
     "loss_type": "an sft stage has one loss, the weighted one; see 'weights'",
     "label_smoothing_factor": "an sft stage has one loss, the weighted one; see 'weights'",
     "packing_strategy": "examples are packed whole, by 'bfd'; the other strategies cut them in pieces",
+    "average_tokens_across_devices": "the loss counts tokens over all ranks",
     "truncation_mode": "rows are cut on the right",
     "eos_token": "the tokenizer's own EOS token is used",
     "chat_template_path": "the model's own chat template is used",
@@ -132,7 +133,8 @@ def options(name: str) -> type[Options]:
         "BitsAndBytesConfig": {},
         "launch": RESERVED_LAUNCH,
     }[name]
-    reserved = {key: why for pattern, why in patterns.items() for key in fnmatch.filter(declared, pattern)}
+    known = [*declared, *(pattern for pattern in patterns if "*" not in pattern)]
+    reserved = {key: why for pattern, why in patterns.items() for key in fnmatch.filter(known, pattern)}
     fields: dict[str, Any] = {key: (_union(kinds), None) for key, kinds in declared.items() if key not in reserved}
     model = create_model(name, __base__=Options, **fields)
     model.reserved = reserved

@@ -28,6 +28,9 @@ from trl import DPOTrainer, SFTTrainer
 from stages.base import BadInput, Context
 from stages.options import Options
 
+_KEPT: list[Any] = []
+"""Trainers of several ranks: freeing what torch holds for them can wait forever for a thread that waits for Python."""
+
 
 def load_tokenizer(path: Path, rows: list[Any]) -> PreTrainedTokenizerBase:
     """The tokenizer in `path`. Raises BadInput where there is none, or one that cannot serve rows like those of
@@ -148,6 +151,8 @@ class Progress(TrainerCallback):
 
 def train(trainer: SFTTrainer | DPOTrainer, context: Context) -> dict[str, Any]:
     """Train, publish the model, and say how it went. Every rank calls it; only rank 0 publishes."""
+    if trainer.accelerator.num_processes > 1:
+        _KEPT.append(trainer)
     trainer.add_callback(Progress(context))
     result = trainer.train()
     metrics: dict[str, Any] = {
@@ -182,7 +187,8 @@ def _publish(trainer: SFTTrainer | DPOTrainer, context: Context) -> None:
     trainer._tokenizer.save_pretrained(context.out)
     if isinstance(model, PeftModel):
         model.save_pretrained(str(context.out / "adapter"), state_dict=weights)
-        _let_go(trainer)
+        if trainer.accelerator.num_processes == 1:
+            _let_go(trainer)
         del model, weights
         gc.collect()
         _merge(context).save_pretrained(context.out)

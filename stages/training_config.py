@@ -75,6 +75,12 @@ class TrainingData(Config):
         raise NotImplementedError
 
     @model_validator(mode="after")
+    def _split_has_data(self) -> Self:
+        if self.eval is None and self.eval_split != type(self).model_fields["eval_split"].default:
+            raise ValueError("eval_split has no effect without eval; name the evaluation data, be it that of train")
+        return self
+
+    @model_validator(mode="after")
     def _columns_are_known(self) -> Self:
         known = sorted(self.known_columns())
         for name in self.columns:

@@ -92,9 +92,10 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor | None, Tensor | None, Tensor | None]]:
     """The loss, the tokens' log-likelihoods, which are top, and the gradients `wanted` for the first three."""
     grad_hidden = torch.empty_like(hidden) if wanted[0] else None
-    grad_weight = torch.zeros_like(weight) if wanted[1] else None
-    grad_bias = torch.zeros_like(bias) if wanted[2] and bias is not None else None
-    log_probs = torch.empty(len(hidden), dtype=torch.promote_types(weight.dtype, torch.float32))
+    exact = torch.promote_types(weight.dtype, torch.float32)  # of all sums: over chunks, bfloat16 would lose digits
+    grad_weight = torch.zeros_like(weight, dtype=exact) if wanted[1] else None
+    grad_bias = torch.zeros_like(bias, dtype=exact) if wanted[2] and bias is not None else None
+    log_probs = torch.empty(len(hidden), dtype=exact)
     is_top1 = torch.empty(len(hidden), dtype=torch.bool)
     weights = weights.to(log_probs.dtype)
     rows = max(1, CHUNK_BYTES // (4 * len(weight)))
@@ -116,13 +117,15 @@ def _forward(
         z.scatter_add_(1, y[:, None], -w[:, None] * head.scale)
         if slope is not None:
             z.mul_(slope)
+        if grad_bias is not None:
+            grad_bias.add_(z.sum(dim=0))
         z = z.to(hidden.dtype)
         if grad_hidden is not None:
             torch.mm(z, weight, out=grad_hidden[part])
-        if grad_weight is not None:
+        if grad_weight is not None and exact == weight.dtype:
             grad_weight.addmm_(z.t(), h)
-        if grad_bias is not None:
-            grad_bias.add_(z.sum(dim=0))
+        elif grad_weight is not None:
+            grad_weight.add_(torch.mm(z.t(), h))
     return -(weights * log_probs).sum(), log_probs, is_top1, (grad_hidden, grad_weight, grad_bias)
 
 
@@ -189,6 +192,8 @@ def _agrees(model: PreTrainedModel, head: Head) -> bool:
         own = model(input_ids=tokens, use_cache=False).logits[0].double()
         hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0]
         made = head.logits(hidden.to(linear.weight.dtype), linear.weight, linear.bias).double()
+    except (AttributeError, TypeError):  # no backbone that gives its last hidden states
+        return False
     finally:
         model.train(was_training)
     return own.shape == made.shape and torch.allclose(own, made, rtol=1e-3, atol=1e-3 * float(own.abs().max()))

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset, Features, Json, List, Value
 from datasets.exceptions import DatasetGenerationError
 from filelock import FileLock
@@ -20,9 +19,6 @@ from stages.reading import DROPPED_ROWS, listing
 from stages.rows import Conversation, Example, PlainText, Row, Tokens
 from stages.sft.config import SFTStage
 from stages.sft.data import Preparer, content_key, prepare, problems
-
-ROWS_PER_PROCESS = 5_000
-"""Below as many rows, starting a process takes longer than its share of the work."""
 
 _COLUMNS: dict[type, dict[str, Any]] = {
     Example: {"prompt": Json(), "completion": Json(), "tools": Json()},
@@ -66,9 +62,8 @@ def _prepare(
     stage: SFTStage = context.config
     path = context.inputs[part].path
     dropped: list[str] = []
-    rows = _as_dataset(lambda: stage.rows(path, part, dropped), context.scratch / f"rows-{part}")
+    rows = _as_dataset(lambda told: stage.rows(path, part, told), dropped, context.scratch / f"rows-{part}")
     place = f"{path}[{stage.data.reading(part, '').split}]:" if path.is_dir() else f"{path}:"
-    processes = min(torch.get_num_threads(), len(rows) // ROWS_PER_PROCESS)
     data = prepare(
         rows,
         tokenizer,
@@ -76,19 +71,19 @@ def _prepare(
         stage.data.turns,
         stage.data.on_bad_row,
         place,
-        num_proc=stage.train.model_dump().get("dataset_num_proc") or (processes if processes > 1 else None),
+        stage.train.model_dump().get("dataset_num_proc"),
     )
     data.save_to_disk(str(made))
     dropped += [f"{place}{number}: {problem}" for number, problem in problems(data)]
     (made / DROPPED_ROWS).write_text(listing(dropped, [path]), encoding="utf-8")
 
 
-def _as_dataset(rows: Callable[[], Iterator[tuple[int, Row]]], folder: Path) -> Dataset:
+def _as_dataset(rows: Callable[[list[str]], Iterator[tuple[int, Row]]], dropped: list[str], folder: Path) -> Dataset:
     """Rows as a data set that lies in `folder`, not in memory; each with its number in the column `row`."""
-    columns = _COLUMNS[type(next(rows())[1])]
+    columns = _COLUMNS[type(next(rows([]))[1])]
 
     def generate() -> Iterator[dict[str, Any]]:
-        for number, row in rows():
+        for number, row in rows(dropped):
             found = row.columns()
             yield {"row": number, **{name: found.get(name) for name in columns}}
 

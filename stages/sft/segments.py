@@ -22,6 +22,10 @@ class Segment(IntEnum):
     """A token of a pre-tokenised row, whose weight the row itself gives."""
 
 
+LEARNT = (Segment.COMPLETION, Segment.TEXT, Segment.GIVEN)
+"""What the model shall answer, as against what it is given."""
+
+
 def weight_table(
     prompt: float, completion: float, system: float | None = None, template: float | None = None
 ) -> list[float]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+import datasets
+
 from stages.base import Context
 from stages.reading import DROPPED_ROWS, dropped_note
 from stages.sft.config import SFTStage
@@ -16,6 +18,7 @@ from stages.training import arguments, load_model, load_tokenizer, lora_config, 
 
 def run(context: Context) -> dict[str, Any]:
     """Train context.inputs["model"] on `train` with the stage's weights; measure the loss on `eval` if given."""
+    datasets.disable_caching()  # of rows packed for one pair of weights; what all pairs share is kept by prepared()
     stage: SFTStage = context.config
     base = context.inputs["model"].path
     fields = stage.train.model_dump()
@@ -45,15 +48,21 @@ def run(context: Context) -> dict[str, Any]:
         (context.out / DROPPED_ROWS).write_text("".join(f"{line}\n" for line in dropped), encoding="utf-8")
     used = trainer.used
     return metrics | {
-        "data": {name: asdict(used[name]) | {"rows_bad": len(data[name][1])} for name in parts},
+        "data": {name: _counts(used[name], len(data[name][1])) for name in parts},
         "notes": [note for name in parts for note in _notes(name, used[name], len(data[name][1]))],
     }
+
+
+def _counts(used: Used, dropped: int) -> dict[str, Any]:
+    """What became of all rows of a file, with those that were dropped as they were read."""
+    return asdict(used) | {"rows": used.rows - used.rows_bad + dropped, "rows_bad": dropped}
 
 
 def _notes(part: str, used: Used, dropped: int) -> list[str]:
     """What a user would want to know of the rows, in words."""
     told = {
         "rows have no token that weighs and were left out": used.rows_without_weight,
+        "rows lost their whole completion at max_length; raise train.max_length": used.rows_without_completion,
         "tokens lie beyond max_length and were cut off": used.tokens_truncated,
         "tokens reach over the boundary between prompt and completion": used.tokens_merged,
     }

@@ -7,10 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from stages.sft.segments import Segment
+from stages.sft.segments import LEARNT, Segment
 
 _NLL, _SCORED, _WEIGHTED_NLL, _WEIGHTED, _CORRECT = range(5)
-_LEARNT = (Segment.COMPLETION, Segment.TEXT, Segment.GIVEN)
 
 
 class Tally:
@@ -39,8 +38,8 @@ class Tally:
         self.sums = torch.zeros_like(self.sums)
         weighted = float(sums[:, _WEIGHTED].sum())
         found = {"loss": float(sums[:, _WEIGHTED_NLL].sum()) / max(weighted, 1)}
-        given = [segment for segment in Segment if segment not in _LEARNT]
-        for name, kinds in (("prompt_loss", given), ("completion_loss", list(_LEARNT))):
+        given = [segment for segment in Segment if segment not in LEARNT]
+        for name, kinds in (("prompt_loss", given), ("completion_loss", list(LEARNT))):
             if count := float(sums[kinds, _SCORED].sum()):
                 found[name] = float(sums[kinds, _NLL].sum()) / count
         found["mean_token_accuracy"] = float(sums[:, _CORRECT].sum()) / max(weighted, 1)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from accelerate import DistributedType
 from datasets import Dataset, IterableDataset, concatenate_datasets
 from torch import Tensor
 from transformers.trainer_utils import EvalLoopOutput
@@ -25,8 +26,11 @@ from stages.base import BadInput
 from stages.sft.collator import WeightedCollator
 from stages.sft.data import Used, pack, prepare, select
 from stages.sft.head import add_weighted_head
-from stages.sft.segments import weight_table
+from stages.sft.segments import LEARNT, weight_table
 from stages.sft.tally import Tally
+
+_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+"""Where the model can be asked something only once it is spread over the ranks."""
 
 
 @dataclass
@@ -57,6 +61,12 @@ class WITConfig(SFTConfig):
             )
         if self.packing and self.packing_strategy != "bfd":
             raise ValueError(f"packing_strategy {self.packing_strategy!r} cuts examples in pieces; use 'bfd'")
+        if self.truncation_mode != "keep_start":
+            raise ValueError("rows are cut on the right; leave truncation_mode at 'keep_start'")
+        if not self.average_tokens_across_devices:
+            raise ValueError("the WIT loss counts tokens over all ranks; leave average_tokens_across_devices on")
+        if self.dataset_kwargs:
+            raise ValueError("rows are prepared for their weights; leave dataset_kwargs out")
         if self.loss_type != "nll" or self.label_smoothing_factor:
             raise ValueError("the WIT loss replaces loss_type and label_smoothing_factor; leave them at their defaults")
 
@@ -77,7 +87,7 @@ class WITTrainer(SFTTrainer):
 
     Logs `loss`, `prompt_loss`, `completion_loss`, `mean_token_accuracy`, `weighted_tokens/SEGMENT` (see Tally) and
     `tokens_per_second`; in evaluation the same with `eval_`, where tokens of weight 0 are scored too. In training
-    they are not, for that costs time: at weights (0, 1) there is no `prompt_loss`.
+    they are not, for that costs time: there `prompt_loss` is of the tokens that weigh, and at (0, 1) there is none.
 
     Raises BadInput for rows that cannot be used, and when the loss is no finite number.
     """
@@ -88,9 +98,14 @@ class WITTrainer(SFTTrainer):
         for name in ("formatting_func", "compute_loss_func", "data_collator"):
             if options.get(name):
                 raise ValueError(f"WITTrainer prepares, collates and weighs by itself; leave {name} out")
+        if not isinstance(args, WITConfig):
+            raise ValueError(f"args is a WITConfig, which has the weights; found {type(args).__name__}")
+        if isinstance(options.get("eval_dataset"), dict) and "train" in options["eval_dataset"]:
+            raise ValueError("'train' is the name of the training data; give the evaluation data set another name")
         if isinstance(train_dataset, IterableDataset):
             raise ValueError("WITTrainer counts its rows beforehand; give a Dataset, not an IterableDataset")
-        if getattr(options.get("peft_config"), "is_prompt_learning", False):
+        adapter = options.get("peft_config") or getattr(model, "active_peft_config", None)
+        if getattr(adapter, "is_prompt_learning", False):
             raise ValueError("prompt learning adds tokens that have no weight; use LoRA or another kind of adapter")
         self.used: dict[str, Used] = {}
         padding_free, args.padding_free = args.padding_free, False  # TRL's own collator would not cut at max_length
@@ -106,9 +121,22 @@ class WITTrainer(SFTTrainer):
         on_cpu = self.accelerator.device.type == "cpu"  # under FSDP the model itself gets to its GPU later
         self._chunked = on_cpu and add_weighted_head(self._base_model())
         self._tallies = {"train": Tally(), "eval": Tally()}
-        self._kept_apart = False
+        self._kept_apart = not (args.packing or padding_free)
+        if not self._kept_apart and self.accelerator.distributed_type not in _SHARDED:
+            self._kept_apart = keeps_apart(self._base_model())
+        self._check_ids()
         self._since: tuple[float, int] | None = None
         self._eval_tokens = 0
+
+    def _check_ids(self) -> None:
+        """Raise BadInput where rows that came as tokens have one that the model does not know."""
+        known = self._base_model().get_input_embeddings().num_embeddings
+        for name, used in self.used.items():
+            if used.largest_id >= known:
+                raise BadInput(
+                    f"the {name} data have a token id {used.largest_id}, but the model knows {known} tokens, 0 to"
+                    f" {known - 1}; prepare the rows with the model's own tokenizer"
+                )
 
     def _base_model(self) -> Any:
         model: Any = self.model
@@ -125,14 +153,22 @@ class WITTrainer(SFTTrainer):
             return dataset
         if "segments" not in dataset.column_names:
             with args.main_process_first(desc="preparing rows"):
-                dataset = prepare(
-                    dataset, processing_class, args.max_length, args.turns, num_proc=args.dataset_num_proc
-                )
-        kept, self.used[dataset_name] = select(dataset, args.table)
-        if not len(kept):
+                processes = args.dataset_num_proc
+                dataset = prepare(dataset, processing_class, args.max_length, args.turns, num_proc=processes)
+        kept, used = select(dataset, args.table)
+        self.used.setdefault(dataset_name, used)
+        learnt = any(segment.name.lower() in used.weighted for segment in LEARNT)
+        if used.rows_without_completion and args.completion_loss_weight and not learnt:
             raise BadInput(
-                f"no row of the {dataset_name} data has a token to learn: all weigh 0 or lie beyond max_length"
-                f" {args.max_length}; raise max_length or the weights"
+                f"every row of the {dataset_name} data lost its whole completion at max_length {args.max_length};"
+                " raise max_length"
+            )
+        if not len(kept):
+            raise BadInput(f"no row of the {dataset_name} data has a token that weighs; raise the weights")
+        if args.max_length and used.longest > args.max_length:
+            raise BadInput(
+                f"the {dataset_name} data were prepared with rows of up to {used.longest} tokens, more than max_length"
+                f" {args.max_length}; prepare them anew, or raise max_length"
             )
         if args.shuffle_dataset:
             kept = kept.shuffle(seed=args.seed)
@@ -224,15 +260,24 @@ class WITTrainer(SFTTrainer):
             f" {self._get_learning_rate():.3g}; lower train.learning_rate, or look at the batch's data rows: {numbers}"
         )
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """SFTTrainer's, with figures that begin anew."""
+        self._tallies["train"], self._since = Tally(), None
+        return super().train(*args, **kwargs)
+
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """SFTTrainer's loop, with every figure summed over all tokens and divided once; the mean of the batches'
         means would depend on how rows fell into batches."""
         began, self._eval_tokens = time.perf_counter(), 0
+        self._tallies["eval"] = Tally()
         output = super().evaluation_loop(*args, **kwargs)
         tokens = int(self._over_ranks(torch.tensor(self._eval_tokens)))
         self._metrics["eval"].clear()
         figures = self._tallies["eval"].figures(self._over_ranks)
-        figures["tokens_per_second"] = tokens / (time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        figures["tokens_per_second"] = tokens / seconds
+        if self._since is not None:  # an evaluation between two logs is no training
+            self._since = (self._since[0] + seconds, self._since[1])
         prefix = kwargs.get("metric_key_prefix", "eval")
         named = {f"{prefix}_{name}": value for name, value in figures.items()}
         return output._replace(metrics={**(output.metrics or {}), **named})
@@ -250,6 +295,8 @@ class WITTrainer(SFTTrainer):
         super().log(logs, start_time)
 
     def _over_ranks(self, sums: Tensor) -> Tensor:
+        if self.accelerator.num_processes == 1:
+            return sums
         return self.accelerator.reduce(sums.to(self.accelerator.device), reduction="sum").cpu()
 
 
@@ -257,8 +304,9 @@ def keeps_apart(model: Any) -> bool:
     """True if examples in one packed row do not see each other: the second one's logits are the same whatever the
     first one is. Asked of the model itself, for the kinds of attention (and of recurrence) are many.
 
-    Raises ValueError where they do see each other.
+    Raises BadInput where they do see each other.
     """
+    apart = f"{type(model).__name__} lets examples in one packed row see each other; leave packing and padding_free off"
     device = next(model.parameters()).device
     position_ids = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]], device=device)
     was_training = model.training
@@ -266,12 +314,13 @@ def keeps_apart(model: Any) -> bool:
     with torch.no_grad():
         rows = (torch.tensor([[*start, 1, 2, 3, 4]], device=device) for start in ([5, 6, 7, 8], [9, 3, 2, 6]))
         asked = {"position_ids": position_ids, "use_cache": False}
-        first, second = (model(input_ids=row, **asked).logits[0, 4:] for row in rows)
+        try:
+            first, second = (model(input_ids=row, **asked).logits[0, 4:] for row in rows)
+        except TypeError:  # it takes no position_ids
+            raise BadInput(apart) from None
     model.train(was_training)
     if (first - second).abs().max() > 1e-3 * first.abs().max():
-        raise ValueError(
-            f"{type(model).__name__} lets examples in one packed row see each other; leave packing and padding_free off"
-        )
+        raise BadInput(apart)
     return True
 
 

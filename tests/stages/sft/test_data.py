@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trl
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from stages.base import BadInput
 from stages.sft.data import pack, prepare, select
+from stages.sft.render import BadRender, learnt_turns, render_chat
 from stages.sft.segments import Segment, weight_table
 from tests.tiny import byte_tokenizer
 
@@ -140,6 +143,94 @@ def test_a_template_without_generation_prompt_that_trims() -> None:
         ("template", " [/INST]"),
         ("completion", " d</s>"),
     ]
+
+
+def test_a_template_that_writes_the_system_message_only_when_it_prompts() -> None:
+    """The prompt of the model and the whole text differ before the user's words; those are no completion for that."""
+    template = (
+        "{% set system = messages[0]['content'] if messages[0]['role'] == 'system' else '' %}"
+        "{% for m in messages if m['role'] != 'system' %}{% if m['role'] == 'user' %}"
+        "[INST] {% if loop.last and system %}{{ system }}\n\n{% endif %}{{ m['content'] }}[/INST]"
+        "{% else %} {{ m['content'] }}</s>{% endif %}{% endfor %}"
+    )
+    messages = [{"role": "system", "content": "Be brief."}, *turns("2+2?", "Four.")]
+    assert parts({"messages": messages}, template) == [
+        ("template", "[INST] "),
+        ("prompt", "2+2?"),
+        ("template", "[/INST]"),
+        ("completion", " Four.</s>"),
+    ]
+
+
+TEMPLATES = sorted(Path(trl.__file__).parent.glob("chat_templates/*.jinja"))
+
+
+@pytest.mark.parametrize("which", ["all", "last"])
+def test_the_templates_of_known_models(which: str) -> None:
+    """Two turns, the answers with their reasoning or without: what is learnt are the answers, and never a question.
+    Refused are only templates that take other contents than text, or none that begin so."""
+    refused = []
+    for path in TEMPLATES:
+        made = tokenizer(path.read_text())
+        made.bos_token, made.unk_token = "<bos>", "<unk>"
+        for answer in ("ANSWER{}", "<think>\nREASON{}\n</think>\n\nANSWER{}"):
+            messages = turns("QUESTION1", answer.format(1, 1), "QUESTION2", answer.format(2, 2))
+            try:
+                rendered = render_chat(made, messages, learnt_turns(messages, which))
+            except BadRender:
+                refused.append(path.stem)
+                continue
+            pairs = zip(rendered.text, rendered.segments, strict=True)
+            learnt = "".join(letter for letter, segment in pairs if segment == Segment.COMPLETION)
+            assert ("ANSWER1" in learnt, "ANSWER2" in learnt) == (which == "all", True), path.stem
+            assert "QUESTION" not in learnt, path.stem
+    assert len(TEMPLATES) > 30
+    with_pictures = {"idefics3", "llava_next", "smolvlm"}
+    assert {name.removesuffix("_training") for name in refused} <= {"glm4moe", *with_pictures}, refused
+
+
+def test_calls_that_the_template_does_not_write_are_refused() -> None:
+    call = {"type": "function", "function": {"name": "clock", "arguments": {}}}
+    rows = turns("time?", "")
+    rows[1] = {"role": "assistant", "content": "", "tool_calls": [call]}
+    with pytest.raises(BadInput, match="row 1: has tool_calls, of which the model's chat template writes nothing"):
+        prepared({"messages": rows}, CHATML)
+    with pytest.raises(BadInput, match="row 1: has tools, of which the model's chat template writes nothing"):
+        prepared({"messages": turns("a", "b"), "tools": [{"name": "clock"}]}, CHATML)
+
+
+def test_gaps_that_arrow_fills_are_no_values() -> None:
+    """Two calls with other arguments: as one Arrow column each has both, one of them None."""
+    template = "{% for m in messages %}{{ m.content }}{{ m.tool_calls | tojson if m.tool_calls }};{% endfor %}"
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": "q"},
+                {"role": "assistant", "content": "", "tool_calls": [{"a": {key: 1}}]},
+            ]
+        }
+        for key in ("x", "y")
+    ]
+    made = prepare(Dataset.from_list(rows), tokenizer(template), None)
+    assert tokenizer().decode(made[1]["input_ids"]) == 'q;[{"a": {"y": 1}}];'
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [{"content": "no role"}]},
+        {"messages": turns("alone")},
+        {"prompt": "a", "completion": None},
+        {"prompt": "", "completion": ""},
+        {"input_ids": [1], "loss_weights": [None]},
+        {"messages": [*turns("a"), {"role": "assistant", "content": "b", "weight": -1.0}]},
+        {"messages": turns("a", "b"), "tools": "[broken"},
+    ],
+)
+def test_rows_that_are_no_rows_are_named(row: dict[str, Any]) -> None:
+    blank = byte_tokenizer()
+    with pytest.raises(BadInput, match=r"^row 1: "):
+        prepare(Dataset.from_list([row] if row.get("completion", 1) else [row | {"completion": None}]), blank, None)
 
 
 def test_tool_calls_are_completion_and_tool_answers_are_prompt() -> None:

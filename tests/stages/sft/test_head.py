@@ -128,6 +128,27 @@ def test_bfloat16_by_autocast() -> None:
     assert model.get_output_embeddings().weight.grad.dtype == torch.float32
 
 
+def test_bfloat16_gradients_do_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sum over many chunks is kept in float32, so that it is as good as that of one."""
+    torch.manual_seed(0)
+    model = build(CONFIGS["untied"], torch.float32)
+    add_weighted_head(model)
+    ids = torch.randint(3, 61, (16, 64))
+    exact = model(input_ids=ids).logits.double()
+    errors = []
+    for rows_at_once in (10_000, 4):
+        monkeypatch.setattr(heads, "CHUNK_BYTES", 4 * 61 * rows_at_once)
+        model.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            model(input_ids=ids, labels=ids, loss_weights=torch.ones(16, 64)).weighted_nll.backward()
+        errors.append(model.get_output_embeddings().weight.grad.clone())
+    model.zero_grad()
+    torch.nn.functional.cross_entropy(exact[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").backward()
+    truth = model.get_output_embeddings().weight.grad
+    one, many = ((found - truth).norm() / truth.norm() for found in errors)
+    assert many < 1.2 * one
+
+
 def test_a_batch_with_nothing_to_learn_has_a_zero_gradient() -> None:
     model = build(CONFIGS["tied"])
     add_weighted_head(model)

@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, GPT2Config, MambaConfig, MistralConfig, Qwen2Config
 
+from stages.base import BadInput
 from stages.sft import WITConfig, WITTrainer
 from stages.sft.collator import WeightedCollator
 from stages.sft.segments import weight_table
@@ -87,7 +88,7 @@ def test_a_model_that_cannot_keep_examples_apart_is_refused(tmp_path: Path) -> N
     mamba = AutoModelForCausalLM.from_config(
         MambaConfig(vocab_size=258, hidden_size=32, num_hidden_layers=2, state_size=4, pad_token_id=257)
     )
-    with pytest.raises(ValueError, match="lets examples in one packed row see each other; leave packing"):
+    with pytest.raises(BadInput, match="lets examples in one packed row see each other; leave packing"):
         trainer(tmp_path, mamba, packing=True, max_length=90, max_steps=1).train()
 
 

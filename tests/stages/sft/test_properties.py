@@ -51,14 +51,22 @@ def expected_parts(messages: list[dict[str, Any]], last_only: bool) -> list[tupl
 @given(conversations(), st.booleans())
 def test_segments_of_any_conversation(messages: list[dict[str, Any]], last_only: bool) -> None:
     preparer = Preparer(TOKENIZER, None, "last" if last_only else "all")
-    made = preparer({"messages": [messages]}, [0])
-    assert made["problem"] == [""]
-    pairs = zip(made["segments"][0].tolist(), made["input_ids"][0].tolist(), strict=True)
+    made = preparer({"messages": [messages]}, [0]).to_pylist()[0]
+    assert made["problem"] == ""
+    pairs = zip(made["segments"], made["input_ids"], strict=True)
     found = [
         (Segment(segment).name.lower(), TOKENIZER.decode([i for _, i in group]))
         for segment, group in groupby(pairs, key=lambda pair: pair[0])
     ]
     assert found == expected_parts(messages, last_only)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(conversations(), min_size=2, max_size=6))
+def test_rows_are_prepared_together_as_they_are_alone(rows: list[list[dict[str, Any]]]) -> None:
+    together = Preparer(TOKENIZER, 60)({"messages": rows}, list(range(len(rows)))).to_pylist()
+    alone = [Preparer(TOKENIZER, 60)({"messages": [row]}, [i]).to_pylist()[0] for i, row in enumerate(rows)]
+    assert together == alone
 
 
 @st.composite

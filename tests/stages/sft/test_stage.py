@@ -59,7 +59,7 @@ def metrics(folder: Path, step: str = "wit") -> dict[str, Any]:
 def test_bad_rows_are_dropped_counted_and_listed(tmp_path: Path, model_folder: Path) -> None:
     """A line that is no JSON, a row without an answer, one that is cut before its answer: each said in its way."""
     late = {"messages": [{"role": "user", "content": "x" * 80}, {"role": "assistant", "content": "y"}]}
-    rows = [*ROWS, "{not json", {"messages": [{"role": "user", "content": "alone"}]}, late]
+    rows = ["{not json", *ROWS, {"messages": [{"role": "user", "content": "alone"}]}, late]
     parts = {"data": ", on_bad_row: drop", "weights": ", template: 0", "train": ", max_length: 60"}
     done = run(tmp_path, model_folder, rows, **parts)
     assert done.returncode == 0, done.stderr + done.stdout
@@ -67,9 +67,10 @@ def test_bad_rows_are_dropped_counted_and_listed(tmp_path: Path, model_folder: P
     found = metrics(tmp_path)["data"]["train"]
     whole = "user: " + "x" * 80 + "\nassistant: y<end>\n"
     assert found["tokens_truncated"] == len(whole) - len("<end>") + 1 - 60
-    assert (found["rows"], found["rows_used"], found["rows_bad"]) == (11, 11, 2)  # its prompt still weighs 0.2
+    assert (found["rows"], found["rows_used"], found["rows_bad"]) == (13, 11, 2)  # its prompt still weighs 0.2
+    assert "train data: 1 rows lost their whole completion at max_length" in done.stdout
     listed = (tmp_path / "runs/small/wit/dropped_rows.txt").read_text().splitlines()
-    assert [line.split(": ")[0] for line in listed] == ["rows.jsonl:11", "rows.jsonl:12"] * 2  # train and eval
+    assert [line.split(": ")[0] for line in listed] == ["rows.jsonl:1", "rows.jsonl:12"] * 2  # train and eval
     assert "holds no assistant message" in listed[1]
 
 

@@ -10,6 +10,7 @@ away. Every rank ends when the worker does.
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import json
 import os
@@ -130,7 +131,9 @@ def _end_with_parent(channel: int) -> None:
 
 
 if __name__ == "__main__":
-    status = main(Path(sys.argv[1]), sys.argv[2:] == ["--rank"])
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)  # nothing is left to tidy up, and freeing a process group of several ranks may hang
+    is_rank = sys.argv[2:] == ["--rank"]
+    status = main(Path(sys.argv[1]), is_rank)
+    if is_rank:  # freeing what torch holds for a group of processes may wait forever
+        atexit._run_exitfuncs()
+        os._exit(status)
+    sys.exit(status)

@@ -10,8 +10,8 @@ import datasets
 from stages.base import Context
 from stages.reading import DROPPED_ROWS, dropped_note
 from stages.sft.config import SFTStage
-from stages.sft.data import Used
 from stages.sft.prepared import prepared
+from stages.sft.selection import Used
 from stages.sft.trainer import WITConfig, WITTrainer
 from stages.training import arguments, load_model, load_tokenizer, lora_config, train
 

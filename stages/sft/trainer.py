@@ -24,9 +24,11 @@ from trl.trainer.utils import FusedCausalLMOutput
 
 from stages.base import BadInput
 from stages.sft.collator import WeightedCollator
-from stages.sft.data import Used, pack, prepare, select
+from stages.sft.data import prepare
 from stages.sft.head import add_weighted_head
+from stages.sft.packing import keeps_apart, pack
 from stages.sft.segments import LEARNT, weight_table
+from stages.sft.selection import Used, select
 from stages.sft.tally import Tally
 
 _SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
@@ -298,30 +300,6 @@ class WITTrainer(SFTTrainer):
         if self.accelerator.num_processes == 1:
             return sums
         return self.accelerator.reduce(sums.to(self.accelerator.device), reduction="sum").cpu()
-
-
-def keeps_apart(model: Any) -> bool:
-    """True if examples in one packed row do not see each other: the second one's logits are the same whatever the
-    first one is. Asked of the model itself, for the kinds of attention (and of recurrence) are many.
-
-    Raises BadInput where they do see each other.
-    """
-    apart = f"{type(model).__name__} lets examples in one packed row see each other; leave packing and padding_free off"
-    device = next(model.parameters()).device
-    position_ids = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]], device=device)
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        rows = (torch.tensor([[*start, 1, 2, 3, 4]], device=device) for start in ([5, 6, 7, 8], [9, 3, 2, 6]))
-        asked = {"position_ids": position_ids, "use_cache": False}
-        try:
-            first, second = (model(input_ids=row, **asked).logits[0, 4:] for row in rows)
-        except TypeError:  # it takes no position_ids
-            raise BadInput(apart) from None
-    model.train(was_training)
-    if (first - second).abs().max() > 1e-3 * first.abs().max():
-        raise BadInput(apart)
-    return True
 
 
 def _divisible(dataset: Dataset, parts: int) -> Dataset:

@@ -12,9 +12,11 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from stages.base import BadInput
-from stages.sft.data import pack, prepare, select
+from stages.sft.data import prepare
+from stages.sft.packing import pack
 from stages.sft.render import BadRender, learnt_turns, render_chat
 from stages.sft.segments import Segment, weight_table
+from stages.sft.selection import select
 from tests.tiny import byte_tokenizer
 
 CHATML = (

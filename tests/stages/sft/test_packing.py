@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, MambaConfig, MistralC
 from stages.base import BadInput
 from stages.sft import WITConfig, WITTrainer
 from stages.sft.collator import WeightedCollator
+from stages.sft.packing import keeps_apart
 from stages.sft.segments import weight_table
-from stages.sft.trainer import keeps_apart
 from tests.stages.sft.test_loss import EIGHT
 from tests.tiny import byte_tokenizer, tiny_model
 

@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.sft.collator import WeightedCollator
-from stages.sft.data import Preparer, pack, prepare, select
+from stages.sft.data import Preparer, prepare
+from stages.sft.packing import pack
 from stages.sft.segments import Segment, weight_table
+from stages.sft.selection import select
 from tests.stages.sft.test_data import CHATML, tokenizer
 
 TOKENIZER = tokenizer(CHATML)

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-CHUNK_BYTES = 32 * 2**20
+CHUNK_BYTES = 48 * 2**20
 """How large a chunk's float32 logits may be."""
 
 

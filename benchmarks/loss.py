@@ -1,4 +1,4 @@
-"""Time and peak memory of the weighted loss on a CPU: python benchmarks/loss.py [--rounds N]
+"""Time and peak memory of the weighted loss on a CPU: python -m benchmarks.loss [--rounds N]
 
 One training step (forward and backward, float32) of a Llama of 6 layers, width 576, vocabulary 49,152, tied, on 4 x 512
 tokens of which the first half is prompt, at weights (1, 1) and (0, 1), four ways:
@@ -16,13 +16,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import resource
 import statistics
-import subprocess
 import sys
 import time
+
+from benchmarks.data import in_own_process, machine, peak_bytes
 
 WAYS = ("backbone", "full", "trl", "ours")
 WEIGHTS = ((1.0, 1.0), (0.0, 1.0))
@@ -83,8 +81,7 @@ def measure(way: str, prompt: float, completion: float) -> dict[str, float]:
         seconds.append(time.perf_counter() - began)
         value = step.item()
         model.zero_grad()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return {"seconds": seconds[1:], "peak": peak, "loss": value}  # type: ignore[dict-item]
+    return {"seconds": seconds[1:], "peak": peak_bytes(), "loss": value}  # type: ignore[dict-item]
 
 
 def main() -> int:
@@ -97,16 +94,14 @@ def main() -> int:
         way, prompt, completion = options.child
         print(json.dumps(measure(way, float(prompt), float(completion))))
         return 0
-    print(f"machine: {os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}")
+    print(machine())
     print(f"{ROWS} x {LENGTH} tokens, half of them prompt; median of {STEPS * options.rounds} steps\n")
     missed = False
     for weights in WEIGHTS:
         found: dict[str, list[dict]] = {way: [] for way in WAYS}
         for _ in range(options.rounds):
             for way in WAYS:
-                call = [sys.executable, __file__, "--child", way, *map(str, weights)]
-                done = subprocess.run(call, stdout=subprocess.PIPE, text=True, check=True)
-                found[way].append(json.loads(done.stdout))
+                found[way].append(in_own_process("loss", way, *weights))
         seconds = {way: statistics.median(s for run in runs for s in run["seconds"]) for way, runs in found.items()}
         peak = {way: max(run["peak"] for run in runs) for way, runs in found.items()}
         print(f"weights {weights}   seconds/step   faster than full   peak GiB   of the backbone's       loss")

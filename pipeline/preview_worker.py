@@ -16,6 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
+from pipeline.worker import loadable
 from stages import KINDS
 from stages.base import BadInput
 
@@ -42,7 +43,7 @@ def _show(step: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
         legacy_windows=False,
     )
     try:
-        paths = {name: _loadable(Path(path), Path(job["cache"])) for name, path in step["paths"].items()}
+        paths = {name: loadable(Path(path), Path(job["cache"])) for name, path in step["paths"].items()}
         show = getattr(importlib.import_module(module), function)
         values, html, shown = show(step["step"], config, paths, job["count"])
     except BadInput as error:
@@ -50,15 +51,6 @@ def _show(step: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
     screen.print(shown)
     assert isinstance(screen.file, io.StringIO)
     return {"values": values, "html": html, "text": screen.file.getvalue()}
-
-
-def _loadable(path: Path, cache: Path) -> Path:
-    """A model in a .gguf file as a folder that from_pretrained loads."""
-    if path.suffix != ".gguf":
-        return path
-    from stages.gguf import to_safetensors
-
-    return to_safetensors(path, cache)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def _run(job: dict[str, Any], folder: Path, rank: int = 0) -> dict[str, Any]:
         recipe=job["recipe"],
         step=job["step"],
         config=stage.model_validate(job["config"]),
-        inputs={name: _loadable(value, cache) for name, value in inputs.items()},
+        inputs={name: replace(value, path=loadable(value.path, cache)) for name, value in inputs.items()},
         out=own / "out",
         scratch=own / "scratch",
         cache=cache,
@@ -114,13 +115,13 @@ def _input(value: dict[str, Any]) -> Input:
     return Input(**{**value, "path": Path(value["path"]), "inputs": nested})
 
 
-def _loadable(found: Input, cache: Path) -> Input:
-    """A model in a .gguf file as a folder that from_pretrained loads."""
-    if found.path.suffix != ".gguf":
-        return found
+def loadable(path: Path, cache: Path) -> Path:
+    """A model in a .gguf file as a folder that from_pretrained loads; any other path as it is."""
+    if path.suffix != ".gguf":
+        return path
     from stages.gguf import to_safetensors
 
-    return Input(**{**vars(found), "path": to_safetensors(found.path, cache)})
+    return to_safetensors(path, cache)
 
 
 def _end_with_parent(channel: int) -> None:

@@ -73,6 +73,17 @@ def listing(dropped: list[str], paths: Iterable[Path]) -> str:
     return lines
 
 
+def place_of(path: Path, reading: Reading) -> str:
+    """How messages name the data at `path`."""
+    return f"{path}[{reading.split}]" if path.is_dir() else str(path)
+
+
+def bad_rows(told: list[str], count: int) -> BadInput:
+    """The error for `count` bad rows, the first SHOWN of which are listed; `told` has at least those."""
+    more = [f"and {count - SHOWN} more rows like these"] if count > SHOWN else []
+    return BadInput("\n".join([*told[:SHOWN], *more]))
+
+
 def dropped_note(part: str, count: int) -> str:
     """How the console says that rows were dropped."""
     return f"{part} data: {count} rows that cannot be used were dropped; {DROPPED_ROWS} lists them"
@@ -82,7 +93,7 @@ def _convert(
     path: Path, reading: Reading, convert: Callable[[Record], Made], dropped: list[str] | None
 ) -> Iterator[tuple[int, Made]]:
     """Every good row; what the bad ones are, told or dropped. Rows of two kinds in one place are an error."""
-    place = f"{path}[{reading.split}]" if path.is_dir() else path
+    place = place_of(path, reading)
     bad, kind, shown = 0, None, []
     for number, record in _records(path, reading):
         try:
@@ -103,8 +114,7 @@ def _convert(
         kind = _kind(row)
         yield number, row
     if bad and (kind is None or reading.on_bad_row == "error"):
-        more = [f"and {bad - SHOWN} more rows like these"] if bad > SHOWN else []
-        raise BadInput("\n".join([*shown, *more]))
+        raise bad_rows(shown, bad)
 
 
 def _records(path: Path, reading: Reading) -> Iterator[tuple[int, Record | Unreadable]]:

@@ -13,7 +13,6 @@ from typing import Any
 
 from stages.columns import BadRow, Messages, Text, filled_list, is_weight, messages, text, text_or_messages, tools
 from stages.files import Record
-from stages.files import read_rows as read_rows
 
 EOS_MARKER = "###eos_token###"
 """What the paper's data sets write where the tokenizer's EOS token belongs."""

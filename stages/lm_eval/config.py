@@ -16,8 +16,8 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from stages.base import BadInput, Config, Need, StageConfig
+from stages.files import read_rows
 from stages.process import module_call
-from stages.rows import read_rows
 
 LOADERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 """File suffix -> the `datasets` loader that reads it."""

@@ -17,6 +17,7 @@ from datasets import Dataset, Features, Json, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from stages.base import BadInput
+from stages.reading import bad_rows
 from stages.sft.render import BadRender, Rendered, learnt_turns, render_chat, render_text
 from stages.sft.segments import Segment
 
@@ -25,9 +26,6 @@ VERSION = 1
 
 ROWS_PER_PROCESS = 5_000
 """Below as many rows, starting a process takes longer than its share of the work."""
-
-SHOWN = 10
-"""How many bad rows an error lists before it counts the rest."""
 
 KINDS = ({"prompt", "completion"}, {"messages"}, {"text"}, {"input_ids", "loss_weights"})
 """The columns that rows may hold."""
@@ -87,7 +85,7 @@ def prepare(
     )
     bad = [f"{place}{row}: {problem}" for row, problem in problems(prepared)]
     if bad and (on_bad_row == "error" or len(bad) == len(prepared)):
-        raise BadInput("\n".join([*bad[:SHOWN], *([f"and {len(bad) - SHOWN} more rows"] if len(bad) > SHOWN else [])]))
+        raise bad_rows(bad, len(bad))
     return prepared
 
 

@@ -15,7 +15,7 @@ from filelock import FileLock
 from transformers import PreTrainedTokenizerBase
 
 from stages.base import BadInput, Context
-from stages.reading import DROPPED_ROWS, listing
+from stages.reading import DROPPED_ROWS, listing, place_of
 from stages.rows import Conversation, Example, PlainText, Row, Tokens
 from stages.sft.config import SFTStage
 from stages.sft.data import Preparer, content_key, prepare, problems
@@ -63,7 +63,7 @@ def _prepare(
     path = context.inputs[part].path
     dropped: list[str] = []
     rows = _as_dataset(lambda told: stage.rows(path, part, told), dropped, context.scratch / f"rows-{part}")
-    place = f"{path}[{stage.data.reading(part, '').split}]:" if path.is_dir() else f"{path}:"
+    place = f"{place_of(path, stage.data.reading(part, stage.data.format))}:"
     data = prepare(
         rows,
         tokenizer,

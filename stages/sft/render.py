@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -137,14 +137,14 @@ class Chat:
 
     def refuse_unwritten(self, whole: str) -> None:
         """Raise BadRender where the template writes nothing of the tools or of the calls of them."""
-        calling = any(message.get("tool_calls") for message in self.messages)
-        without = [{"content": ""} | {k: v for k, v in m.items() if k != "tool_calls"} for m in self.messages]
-        untold = {key: value for key, value in self.options.items() if key != "tools"}
-        for what, there, chat in (
-            ("tool_calls", calling, Chat(self.tokenizer, without, self.options)),
-            ("tools", bool(self.options.get("tools")), Chat(self.tokenizer, self.messages, untold)),
-        ):
-            if there and _or_none(chat) == whole:
+        without: dict[str, Chat] = {}
+        if any(message.get("tool_calls") for message in self.messages):
+            silent = [{"content": ""} | {k: v for k, v in m.items() if k != "tool_calls"} for m in self.messages]
+            without["tool_calls"] = replace(self, messages=silent)
+        if self.options.get("tools"):
+            without["tools"] = replace(self, options={k: v for k, v in self.options.items() if k != "tools"})
+        for what, chat in without.items():
+            if _or_none(chat) == whole:
                 raise BadRender(
                     f"has {what}, of which the model's chat template writes nothing; use a model whose template does,"
                     " or remove them"

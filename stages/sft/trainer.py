@@ -104,8 +104,6 @@ class WITTrainer(SFTTrainer):
             raise ValueError(f"args is a WITConfig, which has the weights; found {type(args).__name__}")
         if isinstance(options.get("eval_dataset"), dict) and "train" in options["eval_dataset"]:
             raise ValueError("'train' is the name of the training data; give the evaluation data set another name")
-        if isinstance(train_dataset, IterableDataset):
-            raise ValueError("WITTrainer counts its rows beforehand; give a Dataset, not an IterableDataset")
         adapter = options.get("peft_config") or getattr(model, "active_peft_config", None)
         if getattr(adapter, "is_prompt_learning", False):
             raise ValueError("prompt learning adds tokens that have no weight; use LoRA or another kind of adapter")

@@ -10,10 +10,9 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 
 from stages.sft.collator import WeightedCollator
 from stages.sft.segments import weight_table
-from tests.stages.sft.test_layouts import LAYOUTS
-from tests.stages.sft.test_loss import EIGHT, WEIGHTS, assert_gradients, formula, train_one_step
+from tests.stages.sft.test_layouts import LAYOUTS, assert_formula
+from tests.stages.sft.test_loss import WEIGHTS
 from tests.stages.sft.test_packing import SMALL, by_example, trainer
-from tests.tiny import tiny_model
 
 pytestmark = pytest.mark.gpu
 
@@ -21,16 +20,8 @@ pytestmark = pytest.mark.gpu
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_one_loss_in_every_layout(tmp_path: Path, layout: str, weights: tuple[float, float]) -> None:
-    batch, accumulation, fields = LAYOUTS[layout]
-    model = tiny_model(dtype=torch.float64)
-    expected = formula(model, weights, EIGHT)
-    expected.backward()
     torch.backends.cuda.matmul.allow_tf32 = False
-    loss, gradients = train_one_step(
-        tmp_path, weights, batch, accumulation, EIGHT, torch.float32, **fields | {"use_cpu": False, "tf32": False}
-    )
-    assert loss == pytest.approx(expected.item(), rel=1e-5)
-    assert_gradients(gradients, model, 1e-5)
+    assert_formula(tmp_path, layout, weights, use_cpu=False, tf32=False)
 
 
 @pytest.mark.parametrize("flatten", [False, True])

@@ -35,11 +35,17 @@ LAYOUTS: dict[str, tuple[int, int, dict[str, Any]]] = {
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_one_process(tmp_path: Path, layout: str, weights: tuple[float, float]) -> None:
+    assert_formula(tmp_path, layout, weights)
+
+
+def assert_formula(folder: Path, layout: str, weights: tuple[float, float], **device: Any) -> None:
+    """One step over EIGHT in that layout has the formula's loss and gradients; `device` are fields of the config."""
     batch, accumulation, fields = LAYOUTS[layout]
     model = tiny_model(dtype=torch.float64)
     expected = formula(model, weights, EIGHT)
     expected.backward()
-    loss, gradients = train_one_step(tmp_path, weights, batch, accumulation, EIGHT, torch.float32, **fields)
+    fields = fields | device
+    loss, gradients = train_one_step(folder, weights, batch, accumulation, EIGHT, torch.float32, **fields)
     assert loss == pytest.approx(expected.item(), rel=1e-5)
     assert_gradients(gradients, model, 1e-5)
 

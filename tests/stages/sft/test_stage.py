@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import AutoModelForCausalLM
+
+from tests.pipeline.test_command import command
 
 ROWS: list[dict[str, Any]] = [
     {"messages": [{"role": "user", "content": f"{n} and {n}?"}, {"role": "assistant", "content": f"It is {2 * n}."}]}
@@ -46,10 +46,7 @@ def run(folder: Path, model: Path, rows: list[Any], **parts: str) -> subprocess.
     (folder / "rows.jsonl").write_text("\n".join(lines) + "\n")
     defaults = {"data": "", "weights": "", "train": "", "more": "", "rate": "1.0e-3", "steps": "3"}
     (folder / "r.yaml").write_text(RECIPE.format(**defaults | parts))
-    root = str(Path(__file__).resolve().parents[3])
-    environment = {**os.environ, "PYTHONPATH": root, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
-    call = [sys.executable, "-P", "-m", "pipeline.cli", "r.yaml"]
-    return subprocess.run(call, cwd=folder, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    return command(folder)
 
 
 def metrics(folder: Path, step: str = "wit") -> dict[str, Any]:

@@ -102,6 +102,7 @@ def measure_memory(count: int, cache: Path) -> dict[str, float]:
             inputs={"train": Input(path, fingerprint=str(count))},
             out=Path(folder, "out"),
             scratch=Path(folder, "scratch"),
+            checkpoints=Path(folder, "checkpoints"),
             cache=Path(folder, "cache"),
             progress=lambda *_: None,
         )

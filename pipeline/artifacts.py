@@ -10,13 +10,13 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from pipeline.store import file_hash, write_json
 from pipeline.wheels import ArtifactError, Pypi, fetch_pypi, nearest, parse_pypi
+from stages.sealed import file_hash, write_json
 
 MODEL_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 """What a model's folder is made of; pickles (*.bin, *.pt) run code when read and are never fetched."""
@@ -85,7 +85,7 @@ def parse(text: str, folder: Path, kind: Literal["model", "data"]) -> Artifact:
     return Hub(found["repo"], found["revision"], "model" if kind == "model" else "dataset", member)
 
 
-def identity(artifact: Artifact) -> str | None:
+def identity(artifact: Artifact, hash_of: Callable[[Path], str] = file_hash) -> str | None:
     """The artefact's content hash, without a network; None for a hub reference whose commit is unknown.
 
     A folder's hash covers the names and contents of its files; not its own name, place, times, hidden files
@@ -101,7 +101,7 @@ def identity(artifact: Artifact) -> str | None:
         return f"hub:{replace(artifact, revision=commit)}" if commit else None
     path = _existing(artifact.path)
     try:
-        return file_hash(path) if path.is_file() else _folder_hash(path)
+        return hash_of(path) if path.is_file() else _folder_hash(path, hash_of)
     except OSError as error:
         raise ArtifactError(f"{error.filename}: cannot be read ({error.strerror}); mend or remove it") from error
 
@@ -153,12 +153,12 @@ def _existing(path: Path) -> Path:
     raise ArtifactError(f"{path}: no such file or folder; {folder} has {nearest(wanted, names)}")
 
 
-def _folder_hash(folder: Path) -> str:
+def _folder_hash(folder: Path, hash_of: Callable[[Path], str]) -> str:
     found = _files(folder, (folder.resolve(),))
     files = sorted((path.relative_to(folder).as_posix(), path) for path in found)
     if not files:
         raise ArtifactError(f"{folder}: the folder is empty; a reference needs at least one file")
-    lines = (f"{file_hash(path)}  {name}\n" for name, path in files)
+    lines = (f"{hash_of(path)}  {name}\n" for name, path in files)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from pipeline import recipe as recipes
 from pipeline.console import Console
 from pipeline.executors import LocalExecutor
+from pipeline.hashes import Hashes
 from pipeline.plan import Plan, make_plan, refresh
 from pipeline.preview import PreviewFailed, preview
 from pipeline.recipe import RecipeError
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace, console: Console) -> int:
     recipe = recipes.load(options.recipe, options.set)
     store = Store(options.runs / "store")
-    plan = make_plan(recipe)
+    plan = make_plan(recipe, Hashes(options.runs / "cache" / "hashes.json"))
     stage = plan.named(options.stage, "--stage")
     onward = plan.after(plan.named(options.from_, "--from"))
     forced = stage | onward | plan.named(options.force, "--force")

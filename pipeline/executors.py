@@ -21,7 +21,7 @@ JOBS_WITHOUT_GPU = 4
 
 @dataclass(frozen=True)
 class Job:
-    """A step ready to run: `folder` holds job.json, and after it ran, result.json and out/."""
+    """A step ready to run: `folder` holds job.json, and after it ran, out/."""
 
     step: str
     folder: Path
@@ -39,7 +39,7 @@ class Event:
     total: int = 0
     note: str = ""
     result: dict[str, Any] | None = None
-    """{"metrics": ...} or {"error": ...}; None for mere progress."""
+    """{"metrics", "outputs", "machine"} or {"error", "mendable"}; None for mere progress."""
 
 
 class LocalExecutor:
@@ -87,9 +87,11 @@ class LocalExecutor:
         self._running[job.step] = worker
         threading.Thread(target=self._follow, args=(job, worker, slots), daemon=True).start()
 
-    def wait(self) -> Event:
-        """The next event of any running step."""
-        return self._events.get()
+    def wait(self, seconds: float | None = None) -> Event | None:
+        """The next event of any running step; None where there is none for so many seconds."""
+        with contextlib.suppress(queue.Empty):
+            return self._events.get(timeout=seconds)
+        return None
 
     def stop(self) -> None:
         """End all workers, and the processes they started."""
@@ -100,15 +102,17 @@ class LocalExecutor:
 
     def _follow(self, job: Job, worker: subprocess.Popen[str], slots: list[int]) -> None:
         assert worker.stdout is not None
+        result: dict[str, Any] = {}
         for line in worker.stdout:
-            done, total, note = json.loads(line)
-            self._events.put(Event(job, done, total, note))
+            told = json.loads(line)
+            if isinstance(told, dict):
+                result = told
+            else:
+                self._events.put(Event(job, *told))
         status = worker.wait()
-        try:
-            result = json.loads((job.folder / "result.json").read_text(encoding="utf-8"))
-        except OSError:
+        if not result:
             result = {"error": f"its process ended with status {status} before it had a result (out of memory?)"}
-        if status != 0:
+        elif status != 0:
             result.setdefault("error", f"its process ended with status {status} after it had a result")
         self._running.pop(job.step, None)
         self._free += slots

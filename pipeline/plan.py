@@ -6,18 +6,22 @@ name that only people read.
 
 from __future__ import annotations
 
+import copy
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline import artifacts
 from pipeline.artifacts import Artifact, ArtifactError, Local
+from pipeline.hashes import Hashes
 from pipeline.order import in_order, key_of, stages_of
 from pipeline.recipe import Recipe, RecipeError
-from pipeline.store import Published, Store, content_hash
+from pipeline.store import BadManifest, Published, Store, read
+from pipeline.why import Earlier, why_missing
 from stages.base import BASE, Need, StageConfig
+from stages.sealed import content_hash
 
 FINGERPRINT_LENGTH = 32
 """Hex digits of sha256 that name a published step: 128 bits."""
@@ -50,9 +54,13 @@ class Step:
 
     def settings(self) -> dict[str, Any]:
         """Its section of the recipe, resolved, without the references: those count by their content."""
-        dump = self.config.model_dump()
-        for need in self.config.needs().values():
-            _drop(dump, need.key.split("."))
+        return self.without_references(self.config.model_dump())
+
+    def without_references(self, dump: dict[str, Any]) -> dict[str, Any]:
+        """`dump`, what a section of this kind says, without what refers to inputs and what has no effect on results."""
+        dump = copy.deepcopy(dump)
+        for key in (*(need.key for need in self.config.needs().values()), *self.config.no_effect):
+            _drop(dump, key.split("."))
         return dump
 
 
@@ -61,6 +69,7 @@ class Plan:
     """All steps of a recipe, each after those it needs."""
 
     recipe: Recipe
+    hashes: Hashes
     steps: list[Step] = field(default_factory=list)
     contents: dict[Artifact, str | None] = field(default_factory=dict)
     """The content hash of everything found by reference, taken once; None where it is not known yet."""
@@ -116,11 +125,11 @@ class Plan:
         }
 
 
-def make_plan(recipe: Recipe) -> Plan:
+def make_plan(recipe: Recipe, hashes: Hashes) -> Plan:
     """The steps of `recipe`; `refresh` says which are cached. Raises RecipeError for references that lead nowhere."""
     errors: list[str] = []
     steps: dict[str, Step] = {}
-    plan = Plan(recipe)
+    plan = Plan(recipe, hashes)
     for stage in in_order(recipe):
         config = recipe.stages[stage]
         needs = dict(config.needs())
@@ -140,16 +149,18 @@ def make_plan(recipe: Recipe) -> Plan:
     return plan
 
 
-def refresh(plan: Plan, store: Store, forced: Iterable[str] = (), verify: bool = False) -> None:
-    """Find out anew which steps are cached; `forced` ones never are. `verify` reads all that is cached."""
-    forced = set(forced)
+def refresh(plan: Plan, store: Store, forced: Iterable[str] = (), damaged: Mapping[str, str] | None = None) -> None:
+    """Find out anew which steps are cached; `forced` ones never are, nor those known to be `damaged`, step -> how.
+
+    Files are told to be whole by their remembered hashes: what a disk changed by itself is not seen.
+    """
+    earlier = Earlier(store)
     for source in (source for step in plan.steps for source in step.inputs.values()):
         if not isinstance(source, Step) and source not in plan.contents:
-            plan.contents[source] = artifacts.identity(source)
+            plan.contents[source] = artifacts.identity(source, plan.hashes.of)
     for step in plan.steps:
-        step.fingerprint = _fingerprint(step, plan)
-        step.published = store.find(step.kind, step.fingerprint) if step.fingerprint else None
-        step.why = _why_run(step, forced, verify)
+        step.fingerprint, step.published = _fingerprint(step, plan), None
+        step.why = _why_run(step, plan, store, earlier, set(forced), damaged or {})
         step.state = "run" if step.why else "cached"
         if step.why:
             step.published = None
@@ -178,18 +189,24 @@ def changed_input(step: Step) -> str | None:
     return None
 
 
-def _why_run(step: Step, forced: set[str], verify: bool) -> str:
-    """Why the step has to run; empty where its published result serves."""
+def _why_run(
+    step: Step, plan: Plan, store: Store, earlier: Earlier, forced: set[str], damaged: Mapping[str, str]
+) -> str:
+    """Why the step has to run; empty where its published result serves, which is then noted."""
     if step.name in forced:
         return "asked for"
     if step.fingerprint is None:
         return "an input on the hub is not resolved to a commit yet"
-    waiting = [need.name for need in step.needs if need.state == "run"]
-    if step.published is None:
-        return f"no result yet; after {_list(waiting)}" if waiting else "no result yet"
+    place = store.path(step.kind, step.fingerprint)
+    if not place.exists():
+        return why_missing(step, plan, earlier)
+    try:
+        step.published = read(place)
+    except BadManifest as error:
+        return f"its result is damaged: {error}"
     if changed := changed_input(step):
         return f"{changed} was made again and came out differently"
-    if verify and (damage := step.published.damage()):
+    if damage := damaged.get(step.name) or step.published.damage(plan.hashes.of):
         return f"its result is damaged: {damage}"
     return ""
 
@@ -209,12 +226,6 @@ def _fingerprint(step: Step, plan: Plan) -> str | None:
 def below(step: Step) -> set[str]:
     """The names of all steps that `step` needs, however far down."""
     return {name for need in step.needs for name in (need.name, *below(need))}
-
-
-def _list(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - 2} more" if len(names) > 3 else ""
-    return ", ".join(names[:2] if more else names) + more
 
 
 def _drop(dump: Any, path: list[str]) -> None:
@@ -262,7 +273,7 @@ def _find(plan: Plan, stage: str, name: str, need: Need, steps: dict[str, Step])
     try:
         artifact = artifacts.parse(value, recipe.places.at(key).folder, need.kind)
         if artifact not in plan.contents:
-            plan.contents[artifact] = artifacts.identity(artifact)
+            plan.contents[artifact] = artifacts.identity(artifact, plan.hashes.of)
         _check_model(artifact, need)
     except ArtifactError as error:
         raise recipe.error(key, str(error)) from None

@@ -11,30 +11,50 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "lm-eval", "tokenizers", "numpy")
-
 
 @cache
 def environment() -> dict[str, Any]:
-    """Versions, commit and machine; the same for every step of a run."""
+    """Versions, commit and command: the same for every step of a run."""
+    commit = _git("rev-parse", "HEAD") if _git("ls-files", "--error-unmatch", __file__) else None
     return {
         "python": platform.python_version(),
         "system": platform.platform(),
         "machine": platform.machine(),
+        "processor": _processor(),
         "cores": os.cpu_count(),
         "gpus": _output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain")),
+        "packages": dict(sorted((found.name, found.version) for found in metadata.distributions())),
+        "commit": commit,
+        "uncommitted_changes": bool(_git("status", "--porcelain")) if commit else None,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
 
 
-def _version(name: str) -> str | None:
+def machine() -> dict[str, Any]:
+    """What the process of one step worked with: to be asked after its stage has run.
+
+    `repeatable` says whether the same step gives the same bytes on such a machine, and if not, why not.
+    """
+    torch: Any = sys.modules.get("torch")
+    if torch is None:
+        return {"device": "cpu", "threads": 1, "repeatable": True}
+    threads = torch.get_num_threads()
+    if not torch.cuda.is_initialized():
+        return {"device": "cpu", "threads": threads, "repeatable": True}
+    device = {"device": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "threads": threads}
+    if torch.are_deterministic_algorithms_enabled():
+        return {**device, "repeatable": True}
+    why = "GPU kernels may add up in another order each time; train.full_determinism: true forbids them to"
+    return {**device, "repeatable": False, "why_not": why}
+
+
+def _processor() -> str | None:
+    """The CPU's name."""
     try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
 
 
 def _git(*arguments: str) -> str | None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from filelock import BaseFileLock, Timeout
 
 from pipeline import artifacts
 from pipeline.artifacts import Artifact, ArtifactError, Hub, Local
@@ -20,8 +22,12 @@ from pipeline.places import split_key
 from pipeline.plan import Plan, Step, below, changed_input, inputs_of, refresh
 from pipeline.provenance import environment
 from pipeline.recipe import RecipeError
-from pipeline.store import Store, write_json
+from pipeline.store import Published, Store
 from stages.base import BadInput
+from stages.sealed import write_json
+
+POLL_SECONDS = 0.5
+"""How often a run looks whether another has made the step that it waits for."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,8 @@ class Running:
 
     step: Step
     job: Job
+    lock: BaseFileLock
+    """Held for as long as it is made."""
     began: float
     """On the monotonic clock, in seconds."""
     started: str
@@ -51,6 +59,12 @@ class Run:
     """The names of the steps that run although they are cached."""
     outcome: dict[str, dict[str, Any]] = field(default_factory=dict)
     paths: dict[Artifact, Path] = field(default_factory=dict)
+    _whole: set[str] = field(default_factory=set)
+    """Steps whose results were read in full, or made, by this run."""
+    _waited: set[str] = field(default_factory=set)
+    """Steps that were found to be made by another run."""
+    _elsewhere: bool = False
+    """Whether a step that could start now is being made by another run."""
 
     @property
     def folder(self) -> Path:
@@ -60,9 +74,11 @@ class Run:
     def prepare(self) -> None:
         """Find out all that can be known wrong before anything runs. Raises RecipeError; writes only to the cache."""
         self._resolve()
-        refresh(self.plan, self.store, self.forced, verify=True)
+        refresh(self.plan, self.store, self.forced)
+        self._read_inputs()
+        self.plan.hashes.save()
         self.plan.require_inputs(self.chosen)
-        todo = [step for step in self.plan.steps if step.name in self.chosen and step.state == "run"]
+        todo = self._todo()
         self._fetch(todo)
         for step in todo:
             files = {name: self.paths[s] for name, s in step.inputs.items() if not isinstance(s, Step)}
@@ -75,33 +91,54 @@ class Run:
 
     def execute(self, executor: LocalExecutor) -> int:
         """Run what has to run; 0 where all went well, 1 where a step failed. Raises RecipeError before anything ran."""
-        waiting = [step for step in self.plan.steps if step.name in self.chosen and step.state == "run"]
+        waiting = self._todo()
         for step in waiting:
             if lack := executor.lacks(step.config.processes):
                 raise self.plan.recipe.error(split_key(f"stages.{step.stage}.launch.num_processes"), lack)
+        self.folder.mkdir(parents=True, exist_ok=True)
         for step in self.plan.steps:
             if step.state == "cached":
                 self._note(step, "cached")
             elif step not in waiting:
                 self._note(step, "not asked for")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.store.sweep()
         self._record("running")
         running: dict[str, Running] = {}
         try:
             while waiting or running:
                 waiting = self._start_ready(waiting, running, executor)
-                if running and (ended := self._handle(executor, running)):
+                if (running or self._elsewhere) and (ended := self._handle(executor, running)):
                     waiting += self._outdated(ended)
         except BaseException:
             executor.stop()
-            for work in running.values():
-                self._note(work.step, "interrupted")
-                shutil.rmtree(work.job.folder, ignore_errors=True)
-            self._record("interrupted")
+            with contextlib.suppress(OSError):  # the disk may be why we are here
+                for work in running.values():
+                    self._leave(work)
+                    self._note(work.step, "interrupted")
+                self._record("interrupted")
             raise
         failed = any(state["state"] == "failed" for state in self.outcome.values())
         self._record("failed" if failed else "done")
         return 1 if failed else 0
+
+    def _todo(self) -> list[Step]:
+        return [step for step in self.plan.steps if step.name in self.chosen and step.state == "run"]
+
+    def _read_inputs(self) -> None:
+        """Read in full the results that steps about to run start from; a damaged one is made again first."""
+        damaged: dict[str, str] = {}
+        while unread := self._unread(self._todo()):
+            for name, result in unread.items():
+                if damage := result.damage():
+                    damaged[name] = damage
+                else:
+                    self._whole.add(name)
+            refresh(self.plan, self.store, self.forced, damaged)
+
+    def _unread(self, steps: Iterable[Step]) -> dict[str, Published]:
+        """The results that `steps` start from and nobody has read in full yet."""
+        needs = {need.name: need.published for step in steps for need in step.needs}
+        return {name: result for name, result in needs.items() if result and name not in self._whole}
 
     def _resolve(self) -> None:
         """Replace references to a branch on the hub by the commit it stands at now."""
@@ -132,35 +169,58 @@ class Run:
         """Start every step whose needs are met while there is room; return those that still wait."""
         still: list[Step] = []
         unsettled = {step.name for step in waiting} | set(running)
+        self._elsewhere = False
         for step in waiting:
             lost = [n.name for n in step.needs if self.outcome.get(n.name, {}).get("state") in ("failed", "skipped")]
             if lost:
                 self._note(step, "skipped", error=f"needs {', '.join(lost)}")
                 self.console.skipped(step.name, lost)
-            elif any(work.step.fingerprint == step.fingerprint for work in running.values()):
-                still.append(step)  # the same content under another name: one making serves both
-            elif step.name not in self.forced and self._adopt(step):
                 continue
-            elif executor.has_room(step.config.processes) and not unsettled & below(step):
-                job = self._job(step)
-                running[step.name] = Running(
-                    step, job, time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
-                )
-                executor.start(job)
-                self.console.started(step.name, step.why)
-            else:
+            ready = not unsettled & below(step) and executor.has_room(step.config.processes)
+            if not (ready and self._start(step, running, executor)):
                 still.append(step)
         return still
 
-    def _adopt(self, step: Step) -> bool:
-        """Take the result that another step of this run has published under the same fingerprint, if one has."""
-        twins = [other for other in self.plan.steps if other is not step and other.fingerprint == step.fingerprint]
-        made = [twin.published for twin in twins if self.outcome.get(twin.name, {}).get("state") == "done"]
-        if not step.fingerprint or not made or not all(need.published for need in step.needs):
+    def _start(self, step: Step, running: dict[str, Running], executor: LocalExecutor) -> bool:
+        """Start the step, or take the result that has appeared since it was planned; False while another makes it.
+
+        That may be another run, or a step of this one that is the same under another name.
+        """
+        assert step.fingerprint
+        lock = self.store.lock(step.fingerprint)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            self._elsewhere = True
+            if step.name not in self._waited and all(w.step.fingerprint != step.fingerprint for w in running.values()):
+                self._waited.add(step.name)
+                self.console.say(f"  wait   {step.name}: another run is making it")
             return False
-        step.published = made[0]
-        self._note(step, "cached")
+        try:
+            if self._appeared(step):
+                self._note(step, "cached")
+                self.console.say(f"  cached {step.name}: made since this run began")
+                lock.release()
+                return True
+            job = self._job(step)
+            executor.start(job)
+        except BaseException:
+            lock.release()
+            raise
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        running[step.name] = Running(step, job, lock, time.monotonic(), started)
+        self.console.started(step.name, step.why)
         return True
+
+    def _appeared(self, step: Step) -> bool:
+        """Whether a result of the step was published since it was planned, or can be, being complete."""
+        assert step.fingerprint
+        if step.name in self.forced:
+            return False
+        step.published = self.store.recover(step.fingerprint) or self.store.find(step.kind, step.fingerprint)
+        if step.published and (changed_input(step) or step.published.damage()):
+            step.published = None
+        return step.published is not None
 
     def _outdated(self, made: Step) -> list[Step]:
         """The cached steps that have to run after all, for `made` came out otherwise than when they were made."""
@@ -173,7 +233,9 @@ class Run:
 
     def _handle(self, executor: LocalExecutor, running: dict[str, Running]) -> Step | None:
         """Wait for the next event of a running step and act on it; return the step if it has a new result."""
-        event = executor.wait()
+        event = executor.wait(POLL_SECONDS if self._elsewhere else None)
+        if event is None:
+            return None
         work = running[event.job.step]
         step = work.step
         if event.result is None:
@@ -181,15 +243,13 @@ class Run:
             return None
         del running[step.name]
         seconds = round(time.monotonic() - work.began, 1)
-        error = event.result.get("error")
-        if error is None:
-            error = self._changed_file(step)
+        error = event.result.get("error") or self._changed_file(step)
         if error is None:
             try:
-                self._publish(work, event.result["metrics"], seconds)
+                self._publish(work, event.result, seconds)
             except OSError as problem:
                 error = f"its result could not be published: {problem}"
-        shutil.rmtree(event.job.folder, ignore_errors=True)
+        self._leave(work)
         if error is None:
             self._note(step, "done", seconds)
             self.console.finished(step.name, seconds, event.result["metrics"].get("notes", []))
@@ -199,12 +259,18 @@ class Run:
         self._record("running")
         return step if error is None else None
 
+    def _leave(self, work: Running) -> None:
+        """Let go of a step that nothing is at work on any more."""
+        assert work.step.fingerprint
+        self.store.tidy(work.step.fingerprint)
+        work.lock.release()
+
     def _changed_file(self, step: Step) -> str | None:
         """An error where a file that the step read is not what it was when its fingerprint was taken."""
         for source in step.inputs.values():
             if isinstance(source, Local):
                 try:
-                    if artifacts.identity(source) == self.plan.contents[source]:
+                    if artifacts.identity(source, self.plan.hashes.of) == self.plan.contents[source]:
                         continue
                 except ArtifactError:
                     pass
@@ -212,7 +278,9 @@ class Run:
         return None
 
     def _job(self, step: Step) -> Job:
-        folder = self.store.workspace()
+        assert step.fingerprint
+        folder = self.store.unfinished(step.fingerprint)
+        folder.mkdir(parents=True, exist_ok=True)
         job = {
             "recipe": self.plan.recipe.name,
             "step": step.name,
@@ -220,6 +288,7 @@ class Run:
             "config": step.config.model_dump(),
             "inputs": {name: self._input(source) for name, source in step.inputs.items()},
             "cache": str((self.runs / "cache").resolve()),
+            "lock": str(self.store.lock(f"{step.fingerprint}.worker").lock_file),
         }
         write_json(folder / "job.json", job)
         log = self.folder / "logs" / f"{_file_name(step.name)}.txt"
@@ -241,20 +310,23 @@ class Run:
             "inputs": {name: self._input(inner) for name, inner in source.inputs.items()},
         }
 
-    def _publish(self, work: Running, metrics: dict[str, Any], seconds: float) -> None:
+    def _publish(self, work: Running, result: dict[str, Any], seconds: float) -> None:
+        """Publish what the step's worker left. Raises OSError."""
         step = work.step
         manifest = {
             "step": step.name,
             "kind": step.kind,
+            "version": step.config.version,
             "fingerprint": step.fingerprint,
             "config": step.config.model_dump(),
             "inputs": inputs_of(step, self.plan),
-            "metrics": metrics,
-            "environment": environment(),
+            "metrics": result["metrics"],
+            "environment": environment() | result["machine"],
             "started": work.started,
             "seconds": seconds,
         }
-        step.published = self.store.publish(work.job.folder / "out", manifest)
+        step.published = self.store.publish(work.job.folder / "out", manifest, result["outputs"])
+        self._whole.add(step.name)
 
     def _note(self, step: Step, state: str, seconds: float | None = None, error: str | None = None) -> None:
         path = step.published.path if step.published else None

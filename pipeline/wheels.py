@@ -17,7 +17,7 @@ from typing import IO
 
 from filelock import FileLock
 
-from pipeline.store import file_hash
+from stages.sealed import file_hash
 
 MAX_MEMBER_BYTES = 4 * 2**30
 """A wheel's member larger than this is refused, whatever its archive claims."""

@@ -1,7 +1,8 @@
 """The process that runs one step: `python -m pipeline.worker JOB`, started by an executor.
 
-Reads the job, calls the stage, writes `result.json` beside the job. What the stage and its libraries print goes to
-standard error, which the executor keeps as the step's log; standard output carries only progress, one JSON per line.
+Reads the job, calls the stage, and leaves what it made in `out` beside the job, and in `checkpoints` what it takes to
+go on after an interruption. What the stage and its libraries print goes to standard error, which the executor keeps as
+the step's log; standard output carries only progress, one JSON list per line, and at last the result, a JSON object.
 
 A step with `launch` runs in several processes, its ranks: the worker starts `python -m pipeline.worker JOB --rank` in
 each. All call the stage; rank 0 alone reports progress and leaves what is published, the others' folders are thrown
@@ -11,9 +12,12 @@ away. Every rank ends when the worker does.
 from __future__ import annotations
 
 import atexit
+import errno
 import importlib
 import json
 import os
+import shutil
+import signal
 import sys
 import threading
 import time
@@ -21,43 +25,77 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from pipeline.store import write_json
+from filelock import FileLock
+
+from pipeline.provenance import machine
+from pipeline.store import CHECKPOINTS
 from stages import KINDS
 from stages.base import BadInput, Context, Input
 from stages.launch import Launch, RankFailed, run_ranks
+from stages.sealed import files_in, write_json
+
+FULL_DISK_BYTES = 2**20
+"""A disk with less room than this when something failed is why it failed."""
 
 
 def main(job_file: Path, is_rank: bool = False) -> int:
     """Run the job; 0 where the stage returned its metrics, 1 where it raised."""
     threading.Thread(target=_end_with_parent, args=(os.dup(0),), daemon=True).start()
+    folder = job_file.parent
     job = json.loads(job_file.read_text(encoding="utf-8"))
+    events = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
     if is_rank:
         rank = int(os.environ.get("RANK", "0"))
-        result = _result(lambda: _run(job, job_file.parent, rank))
-        write_json(_rank_file(job_file.parent, rank), result | {"time": time.time()})
+        result = _result(lambda: _run(job, folder, events, rank), folder)
+        write_json(_rank_file(folder, rank), result | {"time": time.time()})
     else:
-        runs = _run_ranks if job["config"].get("launch") else _run
-        result = _result(lambda: runs(job, job_file.parent))
-        write_json(job_file.with_name("result.json"), result)
+        with FileLock(job["lock"]):  # a killed run's worker may take a moment to end
+            result = _result(lambda: _make(job, folder, events), folder)
+        print(json.dumps(result), file=events)
     return 1 if "error" in result else 0
 
 
-def _result(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What is written of a run: its metrics, or its error and whether the user can mend it."""
+def _result(run: Callable[[], dict[str, Any]], folder: Path) -> dict[str, Any]:
+    """What is told of a run: what it returned, or its error and whether the user can mend it."""
     try:
-        return {"metrics": run()}
+        return run()
     except (BadInput, RankFailed) as error:
         return {"error": str(error), "mendable": isinstance(error, BadInput)}
     except Exception as error:
         traceback.print_exc()
+        if lack := _lack(error, folder):
+            return {"error": lack, "mendable": True}
         return {"error": f"{type(error).__name__}: {error}", "mendable": False}
 
 
-def _run(job: dict[str, Any], folder: Path, rank: int = 0) -> dict[str, Any]:
-    events = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
+def _lack(error: Exception, folder: Path) -> str | None:
+    """What the machine ran out of, if that is why: libraries say it in many ways, or not at all."""
+    number, said = getattr(error, "errno", None), str(error)
+    if shutil.disk_usage(folder).free < FULL_DISK_BYTES:
+        return f"the disk of {folder} is full ({type(error).__name__}); free some space, and run it again"
+    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in said:
+        return f"a disk is full ({said}); free some space, and run it again"
+    if number in (errno.EMFILE, errno.ENFILE) or "Too many open files" in said:
+        return "too many files are open at once (`ulimit -n` says how many may be); raise it, and run it again"
+    return None
+
+
+def _make(job: dict[str, Any], folder: Path, events: TextIO) -> dict[str, Any]:
+    """Run the job in this process, or in the ranks that it asks for; the result."""
+    for left in folder.iterdir():  # of an earlier attempt
+        if left.is_dir() and left.name != CHECKPOINTS:
+            shutil.rmtree(left)
+        elif left.name.startswith("result-"):
+            left.unlink()
+    (folder / CHECKPOINTS).mkdir(exist_ok=True)
+    result = _run_ranks(job, folder, events) if job["config"].get("launch") else _run(job, folder, events)
+    return result | {"outputs": files_in(folder / "out")}
+
+
+def _run(job: dict[str, Any], folder: Path, events: TextIO, rank: int = 0) -> dict[str, Any]:
     stage = KINDS[job["kind"]]
     cache = Path(job["cache"])
     inputs = {name: _input(value) for name, value in job["inputs"].items()}
@@ -74,19 +112,22 @@ def _run(job: dict[str, Any], folder: Path, rank: int = 0) -> dict[str, Any]:
         inputs={name: replace(value, path=loadable(value.path, cache)) for name, value in inputs.items()},
         out=own / "out",
         scratch=own / "scratch",
+        checkpoints=folder / CHECKPOINTS,
         cache=cache,
         progress=progress,
     )
     context.out.mkdir(parents=True)
     context.scratch.mkdir()
     module, _, function = stage.runner.partition(":")
-    return getattr(importlib.import_module(module), function)(context)
+    metrics = getattr(importlib.import_module(module), function)(context)
+    return {"metrics": metrics, "machine": machine()}
 
 
-def _run_ranks(job: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Run the job in the processes that its `launch` asks for: rank 0's metrics, or the error that came first."""
+def _run_ranks(job: dict[str, Any], folder: Path, events: TextIO) -> dict[str, Any]:
+    """Run the job in the processes that its `launch` asks for: rank 0's result, or the error that came first."""
     launch = Launch.model_validate(job["config"]["launch"])
-    sys.stdout = sys.stderr  # standard output itself is left to rank 0's progress
+    os.dup2(events.fileno(), 1)  # for rank 0's progress
+    sys.stdout = sys.stderr
     until_our_end, _held = os.pipe()  # its end of file tells the ranks that we are gone, however we ended
     os.dup2(until_our_end, 0)
     try:
@@ -95,7 +136,7 @@ def _run_ranks(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         raise RankFailed(_first_error(folder, launch.num_processes) or str(error)) from None
     if not _rank_file(folder, 0).is_file():
         raise RankFailed("process 0 ran on another machine, which has the result")
-    return json.loads(_rank_file(folder, 0).read_text(encoding="utf-8"))["metrics"]
+    return json.loads(_rank_file(folder, 0).read_text(encoding="utf-8"))
 
 
 def _first_error(folder: Path, ranks: int) -> str | None:
@@ -128,6 +169,8 @@ def _end_with_parent(channel: int) -> None:
     """End at once when our parent's end of standard input closes: no worker outlives the run that started it."""
     while os.read(channel, 1):  # not through sys.stdin, whose lock would be held when the interpreter shuts down
         pass
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)  # what it started, too
     os._exit(1)
 
 

@@ -57,6 +57,8 @@ class StageConfig(Config):
     """What its steps publish: a model that others may start from, scores of one, or a report on scores."""
     version: ClassVar[int]
     """Raised when the same settings would give another result, so that older results are made again."""
+    no_effect: ClassVar[tuple[str, ...]] = ()
+    """Dotted keys that change how a result is made, never what it is: no part of a fingerprint."""
     runner: ClassVar[str]
     """`package.module:function` of run(context) -> metrics; imported only in the worker."""
     previewer: ClassVar[str | None] = None
@@ -114,6 +116,8 @@ class Context:
     """An empty folder; what is left in it when `run` returns is published."""
     scratch: Path
     """A folder for temporary files, removed afterwards."""
+    checkpoints: Path
+    """A folder that is kept until the step is published: what an interrupted attempt left in it is still there."""
     cache: Path
     """A folder shared by all steps for what is costly to derive and keyed by content (converted models)."""
     progress: Callable[[int, int, str], None]

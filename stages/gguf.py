@@ -5,7 +5,6 @@ The weights become plain float32 tensors, which training and merging need and wh
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from stages.base import BadInput
+from stages.sealed import broken_seal, content_hash, file_hash, seal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,18 +32,18 @@ def to_safetensors(path: Path, cache: Path) -> Path:
     Raises:
         BadInput: if transformers cannot read the file.
     """
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    key = hashlib.sha256(f"{digest} {VERSION}".encode()).hexdigest()
+    key = content_hash([file_hash(path), VERSION])
     store = cache / "gguf"
     store.mkdir(parents=True, exist_ok=True)
     target, work = store / key, store / f".{key}"
     with FileLock(f"{work}.lock"):
-        if target.is_dir():
+        if broken_seal(target) is None:
             return target
-        shutil.rmtree(work, ignore_errors=True)  # what a killed run left
+        for left in (work, target):  # what a killed run left, or what was damaged since
+            shutil.rmtree(left, ignore_errors=True)
         try:
             _convert(path, work)
+            seal(work)
             work.replace(target)
         finally:
             shutil.rmtree(work, ignore_errors=True)

@@ -23,7 +23,8 @@ from stages.base import Config
 
 LIST = Path(__file__).with_name("options.json")
 
-_NO_CHECKPOINTS = "the finished model is published; checkpoints are not kept"
+_OWN_CHECKPOINTS = "checkpoints serve to go on after an interruption; save_steps says how often, the rest is given"
+_LAST_MODEL = "the model after the last step is published; nothing is chosen by evaluation data"
 _BY_LAUNCH = "say how processes share the work under the stage's 'launch'"
 _NO_HUB = "results stay in the store, and a recipe holds no secrets"
 
@@ -34,12 +35,13 @@ RESERVED = {
     "do_train": "a stage trains by definition",
     "do_eval": "name evaluation data under 'data.eval'",
     "do_predict": "use a stage of kind lm_eval",
-    "resume_from_checkpoint": "the pipeline decides what a step starts from",
+    "resume_from_checkpoint": "a step goes on from its last complete checkpoint by itself",
+    "ignore_data_skip": "a step goes on with the rows that it had not seen",
     **dict.fromkeys(("push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo"), _NO_HUB),
     **dict.fromkeys(("hub_always_push", "hub_revision"), _NO_HUB),
-    **dict.fromkeys(("save_strategy", "save_steps", "save_total_limit", "save_only_model"), _NO_CHECKPOINTS),
-    **dict.fromkeys(("save_on_each_node", "load_best_model_at_end", "metric_for_best_model"), _NO_CHECKPOINTS),
-    **dict.fromkeys(("greater_is_better", "restore_callback_states_from_checkpoint"), _NO_CHECKPOINTS),
+    **dict.fromkeys(("save_strategy", "save_total_limit", "save_only_model", "save_on_each_node"), _OWN_CHECKPOINTS),
+    "restore_callback_states_from_checkpoint": _OWN_CHECKPOINTS,
+    **dict.fromkeys(("load_best_model_at_end", "metric_for_best_model", "greater_is_better"), _LAST_MODEL),
     **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config", "accelerator_config", "parallelism_config"), _BY_LAUNCH),
     "trust_remote_code": "remote code is never run",
 }

@@ -26,6 +26,7 @@ from transformers import (
 from trl import DPOTrainer, SFTTrainer
 
 from stages.base import BadInput, Context
+from stages.checkpoints import CHECKPOINTS_KEPT, Checkpoints
 from stages.options import Options
 
 _KEPT: list[Any] = []
@@ -110,7 +111,10 @@ def lora_config(lora: Options | None) -> LoraConfig | None:
 
 
 def arguments(context: Context, fields: dict[str, Any]) -> dict[str, Any]:
-    """The keyword arguments of a TRL config: the recipe's fields over defaults that fit the machine and the store."""
+    """The keyword arguments of a TRL config: the recipe's fields over defaults that fit the machine and the store.
+
+    Checkpoints are asked for by stages.checkpoints, not by transformers, which would save one after the last step, too.
+    """
     gpu = torch.cuda.is_available()
     defaults = {
         "bf16": gpu and torch.cuda.is_bf16_supported() and not fields.get("fp16"),
@@ -120,7 +124,8 @@ def arguments(context: Context, fields: dict[str, Any]) -> dict[str, Any]:
         "dataloader_pin_memory": gpu,
         "logging_nan_inf_filter": False,  # a loss that is not a number is to be seen, not averaged away
     }
-    return defaults | fields | {"output_dir": str(context.scratch / "trainer"), "seed": context.config.seed}
+    fixed = {"output_dir": str(context.checkpoints), "save_total_limit": CHECKPOINTS_KEPT, "seed": context.config.seed}
+    return defaults | fields | fixed
 
 
 def dataset(rows: list[Any]) -> Dataset:
@@ -149,17 +154,25 @@ class Progress(TrainerCallback):
             )
 
 
-def train(trainer: SFTTrainer | DPOTrainer, context: Context) -> dict[str, Any]:
-    """Train, publish the model, and say how it went. Every rank calls it; only rank 0 publishes."""
+def train(
+    trainer: SFTTrainer | DPOTrainer, context: Context, sums: dict[str, torch.Tensor] | None = None
+) -> dict[str, Any]:
+    """Train, publish the model, and say how it went. Every rank calls it; only rank 0 publishes.
+
+    Goes on from the last checkpoint of an interrupted attempt, with the `sums` of the trainer's own figures.
+    """
     if trainer.accelerator.num_processes > 1:
         _KEPT.append(trainer)
-    trainer.add_callback(Progress(context))
-    result = trainer.train()
+    checkpoints = Checkpoints(trainer, "save_steps" in context.config.train.model_dump(), sums or {})
+    for callback in (Progress(context), checkpoints):
+        trainer.add_callback(callback)
+    result = trainer.train(resume_from_checkpoint=str(checkpoints.found) if checkpoints.found else None)
     metrics: dict[str, Any] = {
         "train_loss": result.training_loss,
         "steps": trainer.state.global_step,
         "tokens": int(trainer._total_train_tokens),
-        "seconds": round(result.metrics["train_runtime"], 1),
+        "seconds": round(checkpoints.elapsed(), 1),
+        "notes": checkpoints.notes,
     }
     if trainer.eval_dataset is not None:
         metrics["eval_loss"] = trainer.evaluate()["eval_loss"]

@@ -93,6 +93,7 @@ class TrainingStage(StageConfig):
     """A stage that starts from a model and publishes a trained one."""
 
     makes: ClassVar[Literal["model"]] = "model"
+    no_effect: ClassVar[tuple[str, ...]] = ("train.save_steps",)
 
     model: str = BASE
     """What to start from: a stage's name, `base`, or a reference to a model."""

@@ -40,7 +40,7 @@ def run(context: Context) -> dict[str, Any]:
     last = next((row for row in reversed(trainer.state.log_history) if "rewards/margins" in row), {})
     return metrics | {
         "data": {name: {"rows": len(rows[name]), "rows_bad": len(dropped[name])} for name in parts},
-        "notes": [dropped_note(name, len(dropped[name])) for name in parts if dropped[name]],
+        "notes": metrics["notes"] + [dropped_note(name, len(dropped[name])) for name in parts if dropped[name]],
         "reward_margin": last.get("rewards/margins"),
         "reward_accuracy": last.get("rewards/accuracies"),
     }

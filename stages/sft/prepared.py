@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from stages.base import BadInput, Context
 from stages.reading import DROPPED_ROWS, listing, place_of
 from stages.rows import Conversation, Example, PlainText, Row, Tokens
+from stages.sealed import broken_seal, seal
 from stages.sft.config import SFTStage
 from stages.sft.data import Preparer, content_key, prepare, problems
 
@@ -46,10 +47,12 @@ def prepared(
     folder = context.cache / "prepared" / key
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
-        if not folder.exists():
+        if broken_seal(folder) is not None:
             unfinished = folder.with_suffix(".unfinished")
-            shutil.rmtree(unfinished, ignore_errors=True)
+            for left in (unfinished, folder):  # what a killed run left, or what was damaged since
+                shutil.rmtree(left, ignore_errors=True)
             _prepare(context, part, tokenizer, max_length, unfinished)
+            seal(unfinished)
             unfinished.rename(folder)
     lines = (folder / DROPPED_ROWS).read_text(encoding="utf-8").splitlines()
     return Dataset.load_from_disk(str(folder)), lines

@@ -43,13 +43,13 @@ def run(context: Context) -> dict[str, Any]:
         processing_class=tokenizer,
         peft_config=lora_config(stage.lora),
     )
-    metrics = train(trainer, context)
+    metrics = train(trainer, context, {"tally": trainer.train_sums})
     if dropped := [line for _, lines in data.values() for line in lines]:
         (context.out / DROPPED_ROWS).write_text("".join(f"{line}\n" for line in dropped), encoding="utf-8")
     used = trainer.used
     return metrics | {
         "data": {name: _counts(used[name], len(data[name][1])) for name in parts},
-        "notes": [note for name in parts for note in _notes(name, used[name], len(data[name][1]))],
+        "notes": metrics["notes"] + [note for name in parts for note in _notes(name, used[name], len(data[name][1]))],
     }
 
 

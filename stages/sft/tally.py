@@ -34,8 +34,8 @@ class Tally:
         weighted, of what the model is given (prompt, system, template) and of what it shall answer;
         `mean_token_accuracy`: over tokens of non-zero weight; `weighted_tokens/SEGMENT`: how many those are.
         """
-        sums = add_up(self.sums)
-        self.sums = torch.zeros_like(self.sums)
+        sums = add_up(self.sums.clone())
+        self.sums.zero_()
         weighted = float(sums[:, _WEIGHTED].sum())
         found = {"loss": float(sums[:, _WEIGHTED_NLL].sum()) / max(weighted, 1)}
         given = [segment for segment in Segment if segment not in LEARNT]

@@ -138,6 +138,11 @@ class WITTrainer(SFTTrainer):
                     f" {known - 1}; prepare the rows with the model's own tokenizer"
                 )
 
+    @property
+    def train_sums(self) -> Tensor:
+        """What the next log's figures are made of: Tally.sums, which a checkpoint has to keep."""
+        return self._tallies["train"].sums
+
     def _base_model(self) -> Any:
         model: Any = self.model
         return model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -262,7 +267,8 @@ class WITTrainer(SFTTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """SFTTrainer's, with figures that begin anew."""
-        self._tallies["train"], self._since = Tally(), None
+        self.train_sums.zero_()
+        self._since = None
         return super().train(*args, **kwargs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:

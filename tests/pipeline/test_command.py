@@ -119,12 +119,12 @@ def test_everything_ran_and_was_recorded(world: Path) -> None:
         folder = world / "runs" / "small" / name
         manifest = json.loads((folder / "stage.json").read_text())
         assert set(manifest) == {
-            *("schema", "step", "kind", "fingerprint", "config", "inputs", "outputs", "metrics", "environment"),
-            *("started", "seconds"),
+            *("schema", "step", "kind", "version", "fingerprint", "config", "inputs", "outputs", "metrics"),
+            *("environment", "started", "seconds", "sha256"),
         }
         assert folder.resolve() == world / "runs" / "store" / manifest["kind"] / manifest["fingerprint"]
         assert manifest["outputs"]
-    assert not list((world / "runs" / "store" / "tmp").iterdir())
+    assert not list((world / "runs" / "store" / "unfinished").iterdir())
     logs = [log.read_text() for log in (world / "runs" / "small" / "logs").iterdir()]
     assert len(logs) == len(STEPS)
     assert not any("Fatal Python error" in log or "Traceback" in log for log in logs)

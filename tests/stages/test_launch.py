@@ -44,7 +44,7 @@ import os
 if os.environ.get("RANK") == "1":
     import stages.training
     from stages.base import BadInput
-    def train(trainer, context):
+    def train(trainer, context, sums=None):
         raise BadInput("rows.jsonl:3: rank 1 has no use for it; mend it")
     stages.training.train = train
 """
@@ -112,7 +112,7 @@ def test_two_processes_train_as_one(world: Path) -> None:
     metrics = [json.loads((results / name / "stage.json").read_text())["metrics"] for name in ("one", "two")]
     assert metrics[0]["tokens"] == metrics[1]["tokens"]
     assert metrics[0]["steps"] == metrics[1]["steps"] == 5
-    assert not list((world / "runs" / "store" / "tmp").iterdir())
+    assert not list((world / "runs" / "store" / "unfinished").iterdir())
 
 
 def test_sharded_by_fsdp2_training_is_the_same(world: Path) -> None:
@@ -253,6 +253,7 @@ if __name__ == "__main__":  # one rank of the sharded training
             inputs=given,
             out=own / "out",
             scratch=own / "scratch",
+            checkpoints=own / "checkpoints",
             cache=folder / "cache",
             progress=lambda *_: None,
         )

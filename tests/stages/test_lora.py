@@ -59,6 +59,7 @@ def run(runner: ModuleType, folder: Path, model: Path, rows: list[dict[str, str]
             inputs={"model": Input(model), "train": Input(data), "eval": Input(data)},
             out=folder / "out",
             scratch=folder / "scratch",
+            checkpoints=folder / "checkpoints",
             cache=folder / "cache",
             progress=lambda *_: None,
         )

@@ -38,6 +38,7 @@ def run_stage(folder: Path, model: Path, **section: Any) -> tuple[dict[str, Any]
         inputs={"model": Input(model), "train": Input(pairs)},
         out=folder / "out",
         scratch=folder / "scratch",
+        checkpoints=folder / "checkpoints",
         cache=folder / "cache",
         progress=lambda *_: None,
     )

@@ -127,10 +127,12 @@ def step(tmp_path: Path, model_path: Path, world: Path) -> Callable[..., Context
             key: Input(model_path, step="wit", kind="sft") if key == "model" else Input(world / need.value)
             for key, need in config.needs().items()
         }
-        out, scratch, cache = (tmp_path / f"{made}-{name}" for name in ("out", "scratch", "cache"))
-        for folder in (out, scratch, cache):
+        out, scratch, checkpoints, cache = (
+            tmp_path / f"{made}-{name}" for name in ("out", "scratch", "checkpoints", "cache")
+        )
+        for folder in (out, scratch, checkpoints, cache):
             folder.mkdir()
-        return Context("tiny", "bench[wit]", config, inputs, out, scratch, cache, progress)
+        return Context("tiny", "bench[wit]", config, inputs, out, scratch, checkpoints, cache, progress)
 
     return make
 

@@ -69,7 +69,9 @@ def make(tmp_path: Path) -> Make:
         made += 1
         out = tmp_path / f"out{made}"
         out.mkdir()
-        return Context(recipe, "report", ReportStage(**section), inputs, out, tmp_path, tmp_path, lambda *_: None)
+        return Context(
+            recipe, "report", ReportStage(**section), inputs, out, tmp_path, tmp_path, tmp_path, lambda *_: None
+        )
 
     return context
 

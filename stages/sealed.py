@@ -1,0 +1,78 @@
+"""Files that can be told to be whole: JSON written at once, hashes, and folders sealed by the hashes of their files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+SEAL = "sealed.json"
+"""Written last into a folder: {"files": {name: sha256}, ...}. A folder without it is unfinished."""
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` so that the file is, at any moment, the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(value, file, indent=1, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_hash(value: Any) -> str:
+    """sha256 of a value's canonical JSON, in hex: independent of the order of keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def files_in(folder: Path) -> dict[str, str]:
+    """Name, relative to `folder`, -> sha256 of every file in it."""
+    return {str(file.relative_to(folder)): file_hash(file) for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+def damage(folder: Path, files: Mapping[str, str], hash_of: Callable[[Path], str] = file_hash) -> str | None:
+    """What is wrong with the files of `folder`, which should be `files`; None where nothing is."""
+    for name, expected in sorted(files.items()):
+        try:
+            if hash_of(folder / name) != expected:
+                return f"{name} was changed after it was written"
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+    return None
+
+
+def seal(folder: Path, **said: Any) -> None:
+    """Note the hashes of the folder's files in it, and what else is `said`."""
+    write_json(folder / SEAL, {"files": files_in(folder), **said})
+
+
+def broken_seal(folder: Path) -> str | None:
+    """What is wrong with a folder that should have been sealed; None where it is whole."""
+    try:
+        return damage(folder, read_seal(folder)["files"])
+    except FileNotFoundError:
+        return "it was not finished"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{SEAL} cannot be read"
+
+
+def read_seal(folder: Path) -> dict[str, Any]:
+    """What the seal says. Raises OSError or ValueError where there is none."""
+    return json.loads((folder / SEAL).read_text(encoding="utf-8"))

@@ -1,12 +1,13 @@
 """`run-recipe`: arguments in, exit code out.
 
-0: done; 1: a stage failed (the others that do not need it have still run); 2: the recipe or the command line is wrong;
-130: interrupted.
+0: done; 1: a stage failed (the others that do not need it have still run), or --verify found something; 2: the recipe
+or the command line is wrong; 130: interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import signal
 import sys
@@ -22,18 +23,23 @@ from pipeline.preview import PreviewFailed, preview
 from pipeline.recipe import RecipeError
 from pipeline.run import Run, reports_of, run_record
 from pipeline.store import Store
+from pipeline.verify import verify
 
 EXAMPLES = """examples:
   run-recipe recipes/wit_dpo.yaml                                  everything that has no result yet
   run-recipe recipes/wit_dpo.yaml --plan                           what would run, and why
   run-recipe recipes/wit_dpo.yaml --preview 3 --stage wit          three rows, token by token, with their weights
+  run-recipe --verify runs                                         whether all results are as they were written
   run-recipe recipes/wit_dpo.yaml --from wit --set stages.wit.weights.prompt=0.4
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if (options.recipe is None) == (options.verify is None):
+        parser.error("name a RECIPE, or a folder of runs by --verify RUNS")
     console = Console(quiet_stdout=options.json)
     try:
         return _run(options, console)
@@ -50,11 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         console.close()
-        print(f"run-recipe: {options.runs}: cannot be used for results: {error}", file=sys.stderr)
+        print(f"run-recipe: {options.runs}: cannot be used for results: {_reason(error)}", file=sys.stderr)
         return 1
 
 
 def _run(options: argparse.Namespace, console: Console) -> int:
+    if options.verify:
+        return _verify(options, console)
     recipe = recipes.load(options.recipe, options.set)
     store = Store(options.runs / "store")
     plan = make_plan(recipe, Hashes(options.runs / "cache" / "hashes.json"))
@@ -89,6 +97,19 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     return status
 
 
+def _verify(options: argparse.Namespace, console: Console) -> int:
+    if not (options.verify / "store").is_dir():
+        raise RecipeError([f"--verify {options.verify}: is no folder of runs, for it has no folder 'store' in it"])
+    found = verify(options.verify)
+    if options.json:
+        print(json.dumps(found.as_json(), indent=1))
+    else:
+        for problem in found.problems:
+            console.say(str(problem))
+        console.say(f"{found.steps} steps, {found.files} files, {len(found.problems)} problems")
+    return 1 if found.problems else 0
+
+
 def _preview(options: argparse.Namespace, plan: Plan, store: Store, console: Console, chosen: set[str]) -> int:
     shown = preview(plan, store, options.runs, console, chosen, options.preview)
     if options.json:
@@ -97,6 +118,17 @@ def _preview(options: argparse.Namespace, plan: Plan, store: Store, console: Con
         for stage in shown:
             console.preview(stage.text, stage.page)
     return 0
+
+
+def _reason(error: OSError) -> str:
+    """What the system said, and what to do about it. What is published is whole whatever happened."""
+    remedies = {
+        (errno.ENOSPC, errno.EDQUOT): "the disk is full; free some space, and the same command goes on",
+        (errno.EROFS, errno.EACCES, errno.EPERM): "it may not be written to; name another folder by --runs",
+        (errno.EMFILE, errno.ENFILE): "too many files are open at once; raise what `ulimit -n` says",
+    }
+    remedy = next((text for numbers, text in remedies.items() if error.errno in numbers), None)
+    return f"{remedy} ({error})" if remedy else str(error)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -108,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("recipe", type=Path, metavar="RECIPE", help="a YAML file, such as recipes/wit_dpo.yaml")
+    add("recipe", type=Path, nargs="?", metavar="RECIPE", help="a YAML file, such as recipes/wit_dpo.yaml")
     add("--stage", action="append", default=[], metavar="NAME", help="run again just this stage, from cached inputs")
     add("--from", action="append", default=[], metavar="NAME", dest="from_", help="run again this stage and all after")
     add("--force", action="append", default=[], metavar="NAME", help="run this stage although its result is there")
@@ -117,6 +149,9 @@ def _parser() -> argparse.ArgumentParser:
     instead.add_argument("--plan", action="store_true", help="show what would run, and why, without running")
     instead.add_argument(
         "--preview", type=_positive, metavar="N", help="show N training rows of the sft stages, token by token"
+    )
+    instead.add_argument(
+        "--verify", type=Path, metavar="RUNS", help="check every hash in a folder of runs; takes no RECIPE"
     )
     add("--json", action="store_true", help="print only JSON: the plan, the preview, or else how the run went")
     add("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where results are kept (default: runs)")

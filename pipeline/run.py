@@ -199,7 +199,7 @@ class Run:
         try:
             if self._appeared(step):
                 self._note(step, "cached")
-                self.console.say(f"  cached {step.name}: made since this run began")
+                self.console.say(f"  cached {step.name}: its result is there now")
                 lock.release()
                 return True
             job = self._job(step)
@@ -229,6 +229,7 @@ class Run:
             if step.name in self.chosen and step.state == "cached" and made in step.needs and changed_input(step):
                 step.state, step.why, step.published = "run", f"{made.name} came out differently", None
                 outdated.append(step)
+        self._fetch(outdated)
         return outdated
 
     def _handle(self, executor: LocalExecutor, running: dict[str, Running]) -> Step | None:

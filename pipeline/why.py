@@ -39,11 +39,13 @@ def why_missing(step: Step, plan: Plan, earlier: Earlier) -> str:
     """Why a step has no result: what changed since one was made under its name, and what has to run before it."""
     waiting = [need.name for need in step.needs if need.state == "run"]
     told = min((changes(step, old, plan) for old in earlier.of(step)), key=len, default=["no result yet"])
+    if not told and not waiting:
+        told = ["names that it shows are others now"]  # of the recipe or its steps, which count for reports alone
     told = listed(told, SHOWN)
     told += [f"after {', '.join(listed(waiting, SHOWN))}"] if waiting else []
     kept = earlier.store.unfinished(step.fingerprint or "") / CHECKPOINTS
     told += ["goes on from where it was interrupted"] if kept.is_dir() and any(kept.iterdir()) else []
-    return "; ".join(told) or "no result yet"
+    return "; ".join(told)
 
 
 def changes(step: Step, old: Published, plan: Plan) -> list[str]:

@@ -199,7 +199,9 @@ def _publish(trainer: SFTTrainer | DPOTrainer, context: Context) -> None:
         return
     trainer._tokenizer.save_pretrained(context.out)
     if isinstance(model, PeftModel):
+        model.active_peft_config.base_model_name_or_path = ""  # no path of this machine; stage.json names the base
         model.save_pretrained(str(context.out / "adapter"), state_dict=weights)
+        (context.out / "adapter" / "README.md").unlink()  # an empty form, with that path again
         if trainer.accelerator.num_processes == 1:
             _let_go(trainer)
         del model, weights

@@ -19,6 +19,7 @@ import lm_eval
 from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.tasks import TaskManager
+from lm_eval.utils import sanitize_model_name
 
 from stages.base import Context
 from stages.lm_eval.config import LMEvalStage
@@ -125,5 +126,6 @@ def _names(config: LMEvalStage, context: Context) -> dict[str, str]:
     needs = config.needs()
     names = {str(given.path): needs[key].value for key, given in context.inputs.items() if key in needs}
     names |= {str(given.path.resolve()): needs[key].value for key, given in context.inputs.items() if key in needs}
+    names |= {sanitize_model_name(path): sanitize_model_name(name) for path, name in names.items()}
     names |= {str(context.scratch): "scratch", str(context.scratch.resolve()): "scratch"}
     return names | {str(Path(lm_eval.__file__).parent): "lm_eval"}

@@ -1,14 +1,17 @@
 # make run    train, tune, benchmark and report: run-recipe recipes/wit_dpo.yaml
-# make test   the tests
+# make test   the tests; make test-slow those that run the default recipe whole
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint types check lock
+.PHONY: run test test-slow lint types check lock
 run: .venv/installed
 	$(BIN)/run-recipe recipes/wit_dpo.yaml
 
 test: .venv/installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+test-slow: .venv/installed
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
 
 lint: .venv/installed
 	$(BIN)/ruff check .

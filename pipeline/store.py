@@ -160,14 +160,14 @@ def read(path: Path, fingerprint: str | None = None) -> Published:
     """
     try:
         body = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        if body["schema"] != SCHEMA:
+            raise BadManifest(f"{MANIFEST} is of form {body['schema']}, this program writes {SCHEMA}")
         promised = body.pop("sha256")
         manifest = {key: body[key] for key in KEYS}
     except FileNotFoundError:
         raise BadManifest(f"{MANIFEST} is missing") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadManifest(f"{MANIFEST} cannot be read ({type(error).__name__}: {error})") from None
-    if body["schema"] != SCHEMA:
-        raise BadManifest(f"{MANIFEST} is of form {body['schema']}, not {SCHEMA}")
     if content_hash(body) != promised:
         raise BadManifest(f"{MANIFEST} was changed after it was written")
     if manifest["fingerprint"] != (fingerprint or path.name):

@@ -204,6 +204,34 @@ def test_fingerprints_are_of_content_alone(world: Path, tmp_path: Path) -> None:
     assert {name for name in before if after[name] != before[name]} == set(STEPS) - {"bench[base]"}
 
 
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ("model/model.safetensors", set(STEPS)),
+        ("items.jsonl", {"bench[base]", "bench[it]", "bench[wit]", "bench[dpo]", "report"}),
+        ("tasks/colours.yaml", {"bench[base]", "bench[it]", "bench[wit]", "bench[dpo]", "report"}),
+        ("r.yaml", set()),
+    ],
+)
+def test_one_byte_reruns_what_depends_on_it(world: Path, tmp_path: Path, changed: str, expected: set[str]) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(world, folder, symlinks=True)
+    content = bytearray((folder / changed).read_bytes())
+    content[-2] ^= 1
+    (folder / changed).write_bytes(b"# a remark\n" + (world / changed).read_bytes() if not expected else content)
+    assert to_run(folder) == expected
+
+
+def test_plan_says_which_values_changed(world: Path) -> None:
+    steps = plan(world, "--set", "stages.wit.weights.prompt=0.4", "--set", "stages.dpo.train.beta=0.5")
+    assert steps["wit"]["why"] == "stages.wit.weights.prompt 0.2 -> 0.4"
+    assert steps["dpo"]["why"] == "stages.dpo.train.beta unset -> 0.5; after wit"
+    assert steps["bench[wit]"]["why"] == "after wit"
+    assert steps["it"]["why"] == ""
+    steps = plan(world, "--set", "stages.it.data.train=./items.jsonl")
+    assert steps["it"]["why"] == "stages.it.data.train: rows.jsonl has other content"
+
+
 def test_stage_from_and_force(world: Path) -> None:
     assert to_run(world, "--stage", "wit") == {"wit"}
     assert to_run(world, "--stage", "bench[it]") == {"bench[it]"}

@@ -1,0 +1,36 @@
+"""The default recipe, whole: two runs in different folders give the same bytes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.test_command import environment
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
+
+def run(folder: Path) -> Path:
+    """The main job from a copy of the recipes in `folder`; the folder of its results."""
+    shutil.copytree(ROOT / "recipes", folder / "recipes")
+    call = [sys.executable, "-P", "-m", "pipeline.cli", "recipes/wit_dpo.yaml"]
+    done = subprocess.run(call, cwd=folder, capture_output=True, text=True, env=environment(), check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "runs" / "wit-dpo"
+
+
+def test_two_fresh_runs_are_equal(tmp_path: Path) -> None:
+    first, second = run(tmp_path / "first"), run(tmp_path / "a" / "much" / "longer" / "path")
+    assert (first / "report" / "results.csv").read_bytes() == (second / "report" / "results.csv").read_bytes()
+    for name in [step["step"] for step in json.loads((first / "run.json").read_text())["steps"]]:
+        manifests = [json.loads((runs / name / "stage.json").read_text()) for runs in (first, second)]
+        assert manifests[0]["fingerprint"] == manifests[1]["fingerprint"]
+        assert all(manifest["environment"]["repeatable"] for manifest in manifests)
+        if name != "report":  # which tells how long things took
+            assert manifests[0]["outputs"] == manifests[1]["outputs"], name

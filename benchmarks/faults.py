@@ -88,7 +88,7 @@ class Runner:
             _send(pid, signal.SIGKILL)
         if victim == "worker":
             time.sleep(1)  # the command sees it, and would go on with what does not need the step
-        _send(process.pid, signal.SIGINT if victim == "worker" else signal.SIGKILL)
+        _send(process.pid, signal.SIGTERM if victim == "worker" else signal.SIGKILL)
         process.wait()
         return Kill(step["step"], victim, delay is None, _left(work, place))
 

@@ -49,6 +49,9 @@ class Console:
             fingerprint = (step.fingerprint or "unresolved")[:12]
             table.add_row(*map(escape, (step.name, step.kind, step.state, fingerprint, step.why)))
         self.rich.print(table)
+        for step in (step for step in plan.steps if step.name in chosen):
+            for code in step.runs_code:
+                self.rich.print(f"[yellow]runs code[/] {escape(step.name)}: {escape(code)}")
 
     def preview(self, text: str, page: Path) -> None:
         """What a stage would train on, as the stage has drawn it, and where it lies as a page."""

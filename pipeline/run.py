@@ -17,7 +17,7 @@ from pipeline.artifacts import Artifact, ArtifactError, Hub, Local
 from pipeline.console import Console
 from pipeline.executors import Job, LocalExecutor
 from pipeline.places import split_key
-from pipeline.plan import Plan, Step, below, changed_input, inputs_of, refresh
+from pipeline.plan import Plan, Step, beginning, below, changed_input, inputs_of, refresh
 from pipeline.provenance import environment
 from pipeline.recipe import RecipeError
 from pipeline.store import Store, write_json
@@ -65,7 +65,7 @@ class Run:
         todo = [step for step in self.plan.steps if step.name in self.chosen and step.state == "run"]
         self._fetch(todo)
         for step in todo:
-            files = {name: self.paths[s] for name, s in step.inputs.items() if not isinstance(s, Step)}
+            files = {name: path for name, s in step.inputs.items() if (path := beginning(s, self.paths))}
             try:
                 step.config.check(files)
             except BadInput as error:
@@ -115,11 +115,12 @@ class Run:
                     step.inputs[name] = commits[source]
 
     def _fetch(self, steps: Iterable[Step]) -> None:
+        code = [source for step in steps for source in step.with_code]
         for source in (source for step in steps for source in step.inputs.values()):
             if not isinstance(source, Step) and source not in self.paths:
                 if not isinstance(source, Local):
                     self.console.say(f"fetching {source}")
-                self.paths[source] = self._have(artifacts.fetch, source, self.runs / "cache")
+                self.paths[source] = self._have(artifacts.fetch, source, self.runs / "cache", source in code)
 
     def _have(self, function: Callable[..., Any], source: Artifact, *arguments: Any) -> Any:
         """What `function` makes of `source`; where it cannot be had, an error at its place in the recipe."""

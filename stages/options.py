@@ -41,7 +41,7 @@ RESERVED = {
     **dict.fromkeys(("save_on_each_node", "load_best_model_at_end", "metric_for_best_model"), _NO_CHECKPOINTS),
     **dict.fromkeys(("greater_is_better", "restore_callback_states_from_checkpoint"), _NO_CHECKPOINTS),
     **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config", "accelerator_config", "parallelism_config"), _BY_LAUNCH),
-    "trust_remote_code": "remote code is never run",
+    "trust_remote_code": "set 'trust_remote_code' on the stage itself",
 }
 """Fields of TRL's configs that a recipe cannot set under `train`, and what to use in their place."""
 

@@ -20,8 +20,10 @@ from pipeline.places import split_key
 from pipeline.plan import Plan, Step, beginning, below, changed_input, inputs_of, refresh
 from pipeline.provenance import environment
 from pipeline.recipe import RecipeError
+from pipeline.secret import mask_file, masked
 from pipeline.store import Store, write_json
 from stages.base import BadInput
+from stages.names import file_name
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class Run:
             executor.stop()
             for work in running.values():
                 self._note(work.step, "interrupted")
+                mask_file(work.job.log)
                 shutil.rmtree(work.job.folder, ignore_errors=True)
             self._record("interrupted")
             raise
@@ -182,7 +185,8 @@ class Run:
             return None
         del running[step.name]
         seconds = round(time.monotonic() - work.began, 1)
-        error = event.result.get("error")
+        mask_file(event.job.log)
+        error = masked(event.result.get("error") or "") or None
         if error is None:
             error = self._changed_file(step)
         if error is None:
@@ -297,8 +301,8 @@ def run_record(runs: Path, recipe: str) -> dict[str, Any]:
 
 
 def _file_name(step: str) -> str:
-    """A step's name as one file name: models found by reference have slashes in theirs."""
-    return step.replace("/", "_")
+    """A step's name as one file name: models found by reference have slashes in theirs, and any length."""
+    return file_name(step)
 
 
 def _link(link: Path, target: Path) -> None:

@@ -368,3 +368,36 @@ def test_data_cannot_steer_the_terminal(world: Path, refused: Callable[..., str]
     said = refused()
     assert "\x1b" not in said
     assert "com<U+001B>[2Jpletion" in said
+
+
+EVIL = ["<script>alert(1)</script>", '"onmouseover="alert(1)', "]]><b>", "</style></title><i>"]
+EVIL += ["\x1b[2J\x1b]0;title\x07"]
+
+
+def test_rows_are_escaped_in_the_preview(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And so are the tools in them, and the name of their file."""
+    template = (
+        "{% for t in tools %}{{ t['name'] }}{% endfor %}{% for m in messages %}{{ m['content'] }}{% endfor %}<end>"
+    )
+    (world / "own" / "chat_template.jinja").write_text(template)
+    rows = [
+        {
+            "messages": [{"role": "user", "content": evil}, {"role": "assistant", "content": evil}],
+            "tools": [{"name": evil}],
+        }
+        for evil in EVIL
+    ]
+    file = world / "<b>\x1b[2J.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train = f"--set=stages.wit.data.train={json.dumps(str(file))}"
+    assert main(["r.yaml", "--preview", "5", train]) == 0
+    said = capsys.readouterr().out
+    assert "\x1b" not in said
+    assert "\x07" not in said
+    page = Path("runs/small/preview/wit.html").read_text()
+    shown = re.sub(r"<[^>]*>", "", page)  # tokens are letters, each in its own element
+    assert all(one in shown for one in ("&lt;script&gt;alert(1)&lt;/script&gt;", "]]&gt;&lt;b&gt;", "&lt;/style&gt;"))
+    tags = {tag.split()[0] for tag in re.findall(r"<[a-z!/][^>]*", page)}
+    assert not tags & {"<script", "</script", "</i></title"}
+    assert page.count("</style>") == page.count("</title>") == 1
+    assert "onmouseover=" not in page

@@ -79,6 +79,8 @@ def _run(job: dict[str, Any], folder: Path, rank: int = 0) -> dict[str, Any]:
     )
     context.out.mkdir(parents=True)
     context.scratch.mkdir()
+    if job["config"].get("trust_remote_code"):  # transformers copies a model's code there: one copy for each process
+        os.environ["HF_MODULES_CACHE"] = str(context.scratch / "modules")
     module, _, function = stage.runner.partition(":")
     return getattr(importlib.import_module(module), function)(context)
 

@@ -99,7 +99,8 @@ RESERVED_LAUNCH = {
 """Options of `accelerate launch` that a recipe cannot set under `launch`; `*` stands for any ending."""
 
 MODEL_INIT = ("attn_implementation", "dtype", "use_kernels")
-"""What `model_init_kwargs` may hold: nothing that runs code from elsewhere or reads weights that are no safetensors."""
+"""What `model_init_kwargs` may hold: nothing that reads weights that are no safetensors; kernels off the hub need the
+stage's trust_remote_code."""
 
 _BY_NAME = {"int": int, "float": float, "bool": bool, "str": str, "list": list, "dict": dict}
 

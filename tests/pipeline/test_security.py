@@ -157,6 +157,7 @@ def test_a_models_own_code_runs_where_its_key_is_set(ran: Path) -> None:
     expected = dict.fromkeys(("wit", "dpo", "bench[dpo]", "report"), "done") | {"talkative[base]": "failed"}
     assert states(ran) == expected, (ran / "said.txt").read_text()
     assert (ran / "imported").exists()
+    assert not (ran / "modules").exists(), "each worker has its own copy of the code"
     for name in ("wit", "dpo"):
         folder = ran / "runs" / "small" / name
         assert {"modeling_own.py", "helper_own.py"} <= {file.name for file in folder.iterdir()}
@@ -164,6 +165,15 @@ def test_a_models_own_code_runs_where_its_key_is_set(ran: Path) -> None:
         assert type(model).__name__ == "OwnForCausalLM"
     log = (ran / "runs/small/dpo/training_log.jsonl").read_text().splitlines()
     assert json.loads(log[0])["loss"] == pytest.approx(0.6931472, abs=1e-6)  # ln 2: the reference is the same model
+
+
+def test_a_published_model_needs_the_key_again(
+    ran: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ran)
+    assert main(["r.yaml", "--set", "seed=5", "--stage", "dpo", "--set", "stages.dpo.trust_remote_code=false"]) == 2
+    said = capsys.readouterr().err
+    assert re.search(r"r\.yaml:\d+: stages\.dpo\.model: .*/sft/\w+ is loaded by its own Python files", said)
 
 
 @pytest.mark.parametrize(("stage", "key"), [("wit", "model"), ("dpo", "model"), ("bench", "models")])

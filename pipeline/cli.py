@@ -24,6 +24,7 @@ from pipeline.recipe import RecipeError
 from pipeline.run import Run, reports_of, run_record
 from pipeline.store import Store
 from pipeline.verify import verify
+from stages.terminal import safe
 
 EXAMPLES = """examples:
   run-recipe recipes/wit_dpo.yaml                                  everything that has no result yet
@@ -45,18 +46,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(options, console)
     except RecipeError as error:
         console.close()
-        print(f"run-recipe: {error}".replace("\n", "\nrun-recipe: "), file=sys.stderr)
+        print(safe(f"run-recipe: {error}").replace("\n", "\nrun-recipe: "), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         console.close()
         print("run-recipe: interrupted; the same command goes on with the steps that have no result", file=sys.stderr)
         return 130
     except PreviewFailed as error:
-        print(f"run-recipe: {error}", file=sys.stderr)
+        print(safe(f"run-recipe: {error}"), file=sys.stderr)
         return 1
     except OSError as error:
         console.close()
-        print(f"run-recipe: {options.runs}: cannot be used for results: {_reason(error)}", file=sys.stderr)
+        print(safe(f"run-recipe: {options.runs}: cannot be used for results: {_reason(error)}"), file=sys.stderr)
         return 1
 
 

@@ -7,16 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console as Rich
-from rich.markup import escape
+from rich.markup import escape as as_text
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from pipeline.plan import Plan
+from stages.terminal import safe
 
 PLAIN_WIDTH = 160
 """Columns of tables where no terminal says how many fit: a log or a pipe."""
 LOG_LINES = 6
 """How many of a failed step's last log lines are shown."""
+
+
+def escape(text: str) -> str:
+    """`text` as it is: neither rich's markup nor what steers a terminal has effect in it."""
+    return as_text(safe(text))
 
 
 class Console:
@@ -49,6 +55,9 @@ class Console:
             fingerprint = (step.fingerprint or "unresolved")[:12]
             table.add_row(*map(escape, (step.name, step.kind, step.state, fingerprint, step.why)))
         self.rich.print(table)
+        for step in (step for step in plan.steps if step.name in chosen):
+            for code in step.runs_code:
+                self.rich.print(f"[yellow]runs code[/] {escape(step.name)}: {escape(code)}")
 
     def preview(self, text: str, page: Path) -> None:
         """What a stage would train on, as the stage has drawn it, and where it lies as a page."""

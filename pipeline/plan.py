@@ -52,6 +52,17 @@ class Step:
         """The steps whose results it reads."""
         return list({step.name: step for step in self.inputs.values() if isinstance(step, Step)}.values())
 
+    @property
+    def with_code(self) -> list[Step | Artifact]:
+        """The models that it reads with their own Python files."""
+        return [self.inputs[name] for name, need in self.config.needs().items() if need.code]
+
+    @property
+    def runs_code(self) -> list[str]:
+        """What of others' code it runs, as far as can be seen in the recipe and in local files."""
+        files = {name: source.path for name, source in self.inputs.items() if isinstance(source, Local)}
+        return self.config.foreign_code(files)
+
     def settings(self) -> dict[str, Any]:
         """Its section of the recipe, resolved, without the references: those count by their content."""
         return self.without_references(self.config.model_dump())
@@ -118,6 +129,7 @@ class Plan:
                     "state": step.state,
                     "why": step.why,
                     "needs": [need.name for need in step.needs],
+                    "runs_code": step.runs_code,
                 }
                 for step in self.steps
                 if step.name in chosen
@@ -228,6 +240,18 @@ def below(step: Step) -> set[str]:
     return {name for need in step.needs for name in (need.name, *below(need))}
 
 
+def beginning(source: Step | Artifact, paths: dict[Artifact, Path]) -> Path | None:
+    """Where a source found by reference lies; for a model to be made, the one its chain of trainings begins with, be
+    that published or found by reference. None for a step that makes no model."""
+    while isinstance(source, Step):
+        if source.config.makes != "model":
+            return None
+        if source.published:
+            return source.published.path
+        source = source.inputs["model"]
+    return paths[source]
+
+
 def _drop(dump: Any, path: list[str]) -> None:
     """Take out of `dump` the value at `path`."""
     *parents, last = path
@@ -285,6 +309,8 @@ def _check_model(artifact: Artifact, need: Need) -> None:
     if need.kind != "model" or not isinstance(artifact, Local):
         return
     path: Path = artifact.path
+    if path.is_dir() and (path / "adapter_config.json").is_file():
+        raise ArtifactError(f"{path} holds an adapter; merge it into its model (merge_and_unload) and name that")
     if path.is_dir() and not (path / "config.json").is_file():
         raise ArtifactError(f"{path} holds no config.json, so it is no model; name the folder save_pretrained wrote")
     if path.is_file() and path.suffix != ".gguf":

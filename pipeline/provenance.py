@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pipeline.secret import masked
+
 
 @cache
 def environment() -> dict[str, Any]:
@@ -26,7 +28,7 @@ def environment() -> dict[str, Any]:
         "packages": dict(sorted((found.name, found.version) for found in metadata.distributions())),
         "commit": commit,
         "uncommitted_changes": bool(_git("status", "--porcelain")) if commit else None,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *map(masked, sys.argv[1:])],
     }
 
 

@@ -18,11 +18,13 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, Field, ValidationError
 
 from pipeline.places import Key, Places, split_key
+from pipeline.secret import masked, secrets
 from stages import KINDS
 from stages.base import Config, StageConfig
 
-NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
-"""Names of recipes and stages become folder names: no slash, no leading dot."""
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
+"""Names of recipes and stages become folder names: no slash, no leading dot, and short enough for any file system."""
+_RULE = "use a letter, then letters, digits, _ . -, at most 100 in all"
 
 TAKEN = ("store", "cache")
 """Folders beside those of the recipes."""
@@ -80,7 +82,21 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(
             [f"{places.at(split_key(error.full_key or ''))}: {error.full_key}: {str(error).splitlines()[0]}"]
         ) from None
+    if errors := list(_secrets_in(values, (), places)):
+        raise RecipeError(errors)
     return _validate(values, path, places)
+
+
+def _secrets_in(value: Any, key: Key, places: Places) -> Iterator[str]:
+    """An error for each text of the recipe with a secret of the environment in it, which results would record."""
+    if isinstance(value, Mapping | list):
+        for name, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _secrets_in(inner, (*key, name), places)
+    elif isinstance(value, str):
+        for name, secret in secrets().items():
+            if secret in value:
+                where = f"{masked(str(places.at(key)))}: {'.'.join(map(str, key))}"
+                yield f"{where}: holds the secret of the environment variable {name}; a recipe holds none, so remove it"
 
 
 def _read(path: Path, places: Places, seen: tuple[Path, ...]) -> DictConfig:
@@ -142,7 +158,7 @@ def _validate(values: dict[str, Any], path: Path, places: Places) -> Recipe:
         for name, section in sections.items():
             stages |= _stage(str(name), section, values.get("seed", 23), places, errors)
     if head and (not NAME.fullmatch(head.name) or head.name in TAKEN):
-        errors.append(f"{places.at(('name',))}: name: {head.name!r} is no folder name; use letters, digits, _ . -")
+        errors.append(f"{places.at(('name',))}: name: {head.name!r} is no folder name; {_RULE}")
     if errors or head is None:
         raise RecipeError(errors)
     return Recipe(head.name, head.seed, head.model, stages, places)
@@ -154,9 +170,7 @@ def _stage(name: str, section: Any, seed: Any, places: Places, errors: list[str]
     where = f"{places.at(key)}: stages.{name}"
     if not NAME.fullmatch(name) or name in TAKEN_STAGES:
         taken = ", ".join(TAKEN_STAGES)
-        errors.append(
-            f"{where}: is no stage name; use letters, digits, _ . - but not {taken}, which mean something else"
-        )
+        errors.append(f"{where}: is no stage name; {_RULE}; {taken} mean something else")
         return {}
     if not isinstance(section, Mapping):
         errors.append(f"{where}: a stage is a mapping with the key 'kind' and that kind's own keys")

@@ -19,11 +19,13 @@ from pipeline.artifacts import Artifact, ArtifactError, Hub, Local
 from pipeline.console import Console
 from pipeline.executors import Job, LocalExecutor
 from pipeline.places import split_key
-from pipeline.plan import Plan, Step, below, changed_input, inputs_of, refresh
+from pipeline.plan import Plan, Step, beginning, below, changed_input, inputs_of, refresh
 from pipeline.provenance import environment
 from pipeline.recipe import RecipeError
+from pipeline.secret import mask_file, masked
 from pipeline.store import Published, Store
 from stages.base import BadInput
+from stages.names import file_name
 from stages.sealed import write_json
 
 POLL_SECONDS = 0.5
@@ -81,7 +83,7 @@ class Run:
         todo = self._todo()
         self._fetch(todo)
         for step in todo:
-            files = {name: self.paths[s] for name, s in step.inputs.items() if not isinstance(s, Step)}
+            files = {name: path for name, s in step.inputs.items() if (path := beginning(s, self.paths))}
             try:
                 step.config.check(files)
             except BadInput as error:
@@ -115,6 +117,7 @@ class Run:
                 for work in running.values():
                     self._leave(work)
                     self._note(work.step, "interrupted")
+                    mask_file(work.job.log)
                 self._record("interrupted")
             raise
         failed = any(state["state"] == "failed" for state in self.outcome.values())
@@ -152,11 +155,12 @@ class Run:
                     step.inputs[name] = commits[source]
 
     def _fetch(self, steps: Iterable[Step]) -> None:
+        code = [source for step in steps for source in step.with_code]
         for source in (source for step in steps for source in step.inputs.values()):
             if not isinstance(source, Step) and source not in self.paths:
                 if not isinstance(source, Local):
                     self.console.say(f"fetching {source}")
-                self.paths[source] = self._have(artifacts.fetch, source, self.runs / "cache")
+                self.paths[source] = self._have(artifacts.fetch, source, self.runs / "cache", source in code)
 
     def _have(self, function: Callable[..., Any], source: Artifact, *arguments: Any) -> Any:
         """What `function` makes of `source`; where it cannot be had, an error at its place in the recipe."""
@@ -244,7 +248,8 @@ class Run:
             return None
         del running[step.name]
         seconds = round(time.monotonic() - work.began, 1)
-        error = event.result.get("error") or self._changed_file(step)
+        mask_file(event.job.log)
+        error = masked(event.result.get("error") or "") or self._changed_file(step)
         if error is None:
             try:
                 self._publish(work, event.result, seconds)
@@ -369,8 +374,8 @@ def run_record(runs: Path, recipe: str) -> dict[str, Any]:
 
 
 def _file_name(step: str) -> str:
-    """A step's name as one file name: models found by reference have slashes in theirs."""
-    return step.replace("/", "_")
+    """A step's name as one file name: models found by reference have slashes in theirs, and any length."""
+    return file_name(step)
 
 
 def _link(link: Path, target: Path) -> None:

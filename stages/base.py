@@ -46,6 +46,8 @@ class Need:
     """The text in the recipe."""
     key: str
     """Where it stands in the stage's section, dotted: `data.train`, `tasks.0.data.test`."""
+    code: bool = False
+    """Whether a model is fetched with its own Python files; without, they stay on the hub."""
 
 
 class StageConfig(Config):
@@ -76,7 +78,14 @@ class StageConfig(Config):
         raise NotImplementedError
 
     def check(self, files: dict[str, Path]) -> None:
-        """Look for what is wrong with the files of the `data` needs, before any step runs. Raises BadInput."""
+        """Look for what is wrong with the files it reads, before any step runs. Raises BadInput.
+
+        `files` are the files of the `data` needs and, for a model that is not made yet, the one its chain begins with.
+        """
+
+    def foreign_code(self, files: dict[str, Path]) -> list[str]:
+        """What of others' code it runs, a line for each kind, for --plan; `files` are the local ones it reads."""
+        return []
 
     def split(self) -> dict[str, Self]:
         """The steps this stage is made of: suffix -> config. Most stages are one step, with the suffix ''."""

@@ -43,7 +43,7 @@ RESERVED = {
     "restore_callback_states_from_checkpoint": _OWN_CHECKPOINTS,
     **dict.fromkeys(("load_best_model_at_end", "metric_for_best_model", "greater_is_better"), _LAST_MODEL),
     **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config", "accelerator_config", "parallelism_config"), _BY_LAUNCH),
-    "trust_remote_code": "remote code is never run",
+    "trust_remote_code": "set 'trust_remote_code' on the stage itself",
 }
 """Fields of TRL's configs that a recipe cannot set under `train`, and what to use in their place."""
 
@@ -101,7 +101,8 @@ RESERVED_LAUNCH = {
 """Options of `accelerate launch` that a recipe cannot set under `launch`; `*` stands for any ending."""
 
 MODEL_INIT = ("attn_implementation", "dtype", "use_kernels")
-"""What `model_init_kwargs` may hold: nothing that runs code from elsewhere or reads weights that are no safetensors."""
+"""What `model_init_kwargs` may hold: nothing that reads weights that are no safetensors; kernels off the hub need the
+stage's trust_remote_code."""
 
 _BY_NAME = {"int": int, "float": float, "bool": bool, "str": str, "list": list, "dict": dict}
 

@@ -27,17 +27,18 @@ from trl import DPOTrainer, SFTTrainer
 
 from stages.base import BadInput, Context
 from stages.checkpoints import CHECKPOINTS_KEPT, Checkpoints
+from stages.model_files import TRUST
 from stages.options import Options
 
 _KEPT: list[Any] = []
 """Trainers of several ranks: freeing what torch holds for them can wait forever for a thread that waits for Python."""
 
 
-def load_tokenizer(path: Path, rows: list[Any]) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: Path, rows: list[Any], trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer in `path`. Raises BadInput where there is none, or one that cannot serve rows like those of
     stages.rows in `rows`."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise BadInput(f"{path}: holds no tokenizer that can be loaded: {_first_line(error)}") from None
     if not tokenizer.is_fast:
@@ -59,6 +60,7 @@ def load_model(
     options: dict[str, Any] | None,
     random_init: bool = False,
     quantization: Options | None = None,
+    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """The model in `path`, from safetensors only.
 
@@ -68,15 +70,18 @@ def load_model(
         options: TRL's `model_init_kwargs`; the weights are float32 where they say nothing of the dtype.
         random_init: draw the weights instead of reading them.
         quantization: a recipe's section of that name; the weights are quantised while they are read.
+        trust_remote_code: whether the folder's own Python files may run.
 
     Raises:
         BadInput: there is no such model, or it cannot be quantised on this machine.
     """
     set_seed(seed)
     options = {"dtype": torch.float32} | (options or {}) | _quantized(quantization)
+    options["trust_remote_code"] = trust_remote_code  # never None, with which transformers asks on the terminal
     try:
         if random_init:
-            return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path), **options)
+            config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+            return AutoModelForCausalLM.from_config(config, **options)
         model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **options)
     except (OSError, ValueError, TypeError) as error:
         raise BadInput(f"{path}: holds no model that can be loaded: {_first_line(error)}") from None
@@ -216,7 +221,8 @@ def _publish(trainer: SFTTrainer | DPOTrainer, context: Context) -> None:
 def _merge(context: Context) -> PreTrainedModel:
     """The model that training started from, in the dtype of training, with the adapter in out/adapter merged in."""
     options = context.config.train.model_dump().get("model_init_kwargs")
-    base = load_model(context.inputs["model"].path, context.config.seed, options)
+    trusted = context.config.trust_remote_code
+    base = load_model(context.inputs["model"].path, context.config.seed, options, trust_remote_code=trusted)
     return PeftModel.from_pretrained(base, str(context.out / "adapter"), torch_device="cpu").merge_and_unload()
 
 
@@ -235,4 +241,6 @@ def _timeless(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _first_line(error: Exception) -> str:
+    if "trust_remote_code=True" in str(error):
+        return f"it comes with its own Python files; if you trust them, {TRUST}"
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from stages.base import BASE, BadInput, Config, Need, StageConfig
 from stages.launch import Launch
+from stages.model_files import REMOTE_CODE, check_model
 from stages.options import Options, options
 from stages.reading import Reading
 
@@ -102,6 +103,9 @@ class TrainingStage(StageConfig):
     """Fields of PEFT's LoraConfig; the adapter is merged into the published model. Absent: all weights train."""
     quantization: Quantization | None = None
     """Fields of transformers' BitsAndBytesConfig, for QLoRA; what is published is never quantised."""
+    trust_remote_code: bool = False
+    """Run the Python files that come with the model, for one that transformers does not know: they can do on this
+    machine whatever you can do."""
     launch: Launch | None = None
     """Options of `accelerate launch`, to train in several processes. Absent: one."""
     seed: int = Field(default=23, ge=0, lt=2**32)
@@ -123,20 +127,43 @@ class TrainingStage(StageConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _kernels_are_code(self) -> Self:
+        given = getattr(getattr(self, "train", None), "model_init_kwargs", None) or {}
+        if not self.trust_remote_code and ("/" in str(given.get("attn_implementation")) or given.get("use_kernels")):
+            raise ValueError(
+                "train.model_init_kwargs asks for kernels from the hub, which are code of others; add"
+                " trust_remote_code: true to the stage if you trust them"
+            )
+        return self
+
+    @property
+    def reads_weights(self) -> bool:
+        """Whether it starts from the model's weights, not from its config alone."""
+        return True
+
     @property
     def processes(self) -> int:
         """How many processes a step of this stage runs in on this machine."""
         return 1 if self.launch is None else self.launch.here
 
+    def foreign_code(self, files: dict[str, Path]) -> list[str]:
+        """The model's, where it is trusted."""
+        return [REMOTE_CODE] if self.trust_remote_code else []
+
     def needs(self) -> dict[str, Need]:
         """The model to start from and the data files."""
-        needs = {"model": Need("model", self.model, "model"), "train": Need("data", self.data.train, "data.train")}
+        needs = {
+            "model": Need("model", self.model, "model", self.trust_remote_code),
+            "train": Need("data", self.data.train, "data.train"),
+        }
         if self.data.eval is not None:
             needs["eval"] = Need("data", self.data.eval, "data.eval")
         return needs
 
     def check(self, files: dict[str, Path]) -> None:
-        """Read every row, so that a bad one is known before anything runs. Raises BadInput."""
+        """Read every row, so that a bad one is known before anything runs, and look at the model. Raises BadInput."""
+        check_model(files["model"], self.trust_remote_code, "model", self.reads_weights)
         parts: dict[str, Path] = {part: files[part] for part in ("train", "eval") if part in files}
         self.data.check_splits(parts)
         for part, path in parts.items():

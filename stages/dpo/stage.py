@@ -27,11 +27,17 @@ def run(context: Context) -> dict[str, Any]:
     rows = {name: [row for _, row in stage.rows(context.inputs[name].path, name, dropped[name])] for name in parts}
     data = {name: dataset(part) for name, part in rows.items()}
     trainer = DPOTrainer(
-        model=load_model(base, stage.seed, fields.get("model_init_kwargs"), quantization=stage.quantization),
-        args=DPOConfig(**arguments(context, fields)),
+        model=load_model(
+            base,
+            stage.seed,
+            fields.get("model_init_kwargs"),
+            quantization=stage.quantization,
+            trust_remote_code=stage.trust_remote_code,
+        ),
+        args=DPOConfig(**arguments(context, fields), trust_remote_code=stage.trust_remote_code),
         train_dataset=data["train"],
         eval_dataset=data.get("eval"),
-        processing_class=load_tokenizer(base, rows["train"]),
+        processing_class=load_tokenizer(base, rows["train"], stage.trust_remote_code),
         peft_config=lora_config(stage.lora),
     )
     metrics = train(trainer, context)

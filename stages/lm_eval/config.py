@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 from collections import Counter
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal, Self
@@ -17,10 +18,18 @@ from pydantic import Field, field_validator, model_validator
 
 from stages.base import BadInput, Config, Need, StageConfig
 from stages.files import read_rows
+from stages.model_files import REMOTE_CODE, check_model
 from stages.process import module_call
 
 LOADERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 """File suffix -> the `datasets` loader that reads it."""
+
+
+NOT_GENERATED_BY = ("custom_generate", "trust_remote_code")
+"""Generation settings that would fetch code and run it in place of the model's own way to generate."""
+
+_OWN_CODE = re.compile(r"!function|__")
+"""What a task file holds that calls Python: by name, or by the inner names of objects in a template."""
 
 
 def loader_of(reference: str) -> str | None:
@@ -45,6 +54,8 @@ class Task(Config):
     @classmethod
     def _one_readable_format(cls, data: dict[str, str]) -> dict[str, str]:
         for split, reference in data.items():
+            if not re.fullmatch(r"\w{1,50}", split):
+                raise ValueError(f"{split!r} is no name of a split; use up to 50 letters, digits and _")
             if loader_of(reference) is None:
                 raise ValueError(
                     f"{split}: {reference!r} should be a file ending in {', '.join(LOADERS)}, "
@@ -79,6 +90,15 @@ class Options(Config):
     """Resamples for standard errors of metrics that are no plain mean; 0 leaves out every standard error."""
     log_samples: bool = True
     """Keep every question and answer; the report's paired standard errors come from them."""
+    confirm_run_unsafe_code: bool = False
+    """Run tasks that execute what the model wrote, such as humaneval: it can do on this machine whatever you can."""
+
+    @field_validator("gen_kwargs")
+    @classmethod
+    def _generates_itself(cls, gen_kwargs: dict[str, Any]) -> dict[str, Any]:
+        if found := [name for name in NOT_GENERATED_BY if name in gen_kwargs]:
+            raise ValueError(f"{found[0]} would run code from elsewhere; leave it out")
+        return gen_kwargs
 
     @model_validator(mode="after")
     def _multiturn_needs_a_template(self) -> Self:
@@ -104,8 +124,11 @@ class LMEvalStage(StageConfig):
     """Names of stages, `base`, or references to models."""
     tasks: list[Task] = Field(min_length=1)
     include_path: str | None = None
-    """A folder of one's own task files. Their Python functions run: include only what you trust."""
+    """A folder of one's own task files. Their Python functions and templates run: include only what you trust."""
     options: Options = Options()
+    trust_remote_code: bool = False
+    """Run the Python files that come with a model, for one that transformers does not know, and metrics that evaluate
+    loads from the hub: they can do on this machine whatever you can do."""
     seed: int | None = None
     """For few-shot draws and sampling; None takes lm-eval's own seeds."""
 
@@ -128,7 +151,7 @@ class LMEvalStage(StageConfig):
     def needs(self) -> dict[str, Need]:
         """The model under `model` (further ones, before the split, under `model.1` ...), and every file."""
         needs = {
-            "model" if i == 0 else f"model.{i}": Need("model", model, f"models.{i}")
+            "model" if i == 0 else f"model.{i}": Need("model", model, f"models.{i}", self.trust_remote_code)
             for i, model in enumerate(self.models)
         }
         if self.include_path is not None:
@@ -139,17 +162,32 @@ class LMEvalStage(StageConfig):
         return needs
 
     def check(self, files: dict[str, Path]) -> None:
-        """Whether lm-eval, or `include_path`, knows every task, and every file of `data` can be read."""
+        """Whether lm-eval, or `include_path`, knows every task and may run it, every file of `data` can be read, and
+        the model be loaded."""
         for name, path in files.items():
             if name.startswith("data."):
                 for _ in read_rows(path):
                     pass
-        own = _names_in(files["include_path"]) if "include_path" in files else set()
-        strange = tuple(task.task for task in self.tasks if task.task not in own)
-        unknown = _unknown_to_lm_eval(strange, files.get("include_path")) if strange else {}
+        include = files.get("include_path")
+        own = _names_in(include) if include else set()
+        asked = tuple(task.task for task in self.tasks if task.task not in own)
+        if not self.options.confirm_run_unsafe_code and any("unsafe_code" in text for text in _texts(include)):
+            asked = tuple(task.task for task in self.tasks)
+        refused = _refused_by_lm_eval(asked, include, self.options.confirm_run_unsafe_code) if asked else {}
         for i, task in enumerate(self.tasks):
-            if task.task in unknown:
-                raise BadInput(unknown[task.task], key=f"tasks.{i}.task")
+            if task.task in refused:
+                raise BadInput(refused[task.task], key=f"tasks.{i}.task")
+        check_model(files["model"], self.trust_remote_code, "models")
+
+    def foreign_code(self, files: dict[str, Path]) -> list[str]:
+        """The model's, what the model writes, and that of one's own tasks."""
+        found = [REMOTE_CODE] if self.trust_remote_code else []
+        if self.options.confirm_run_unsafe_code:
+            found.append("options.confirm_run_unsafe_code: code that the model writes runs")
+        include = files.get("include_path")
+        if include and (any(include.rglob("*.py")) or any(map(_OWN_CODE.search, _texts(include)))):
+            found.append(f"include_path: Python of the tasks in {self.include_path} runs")
+        return found
 
     def split(self) -> dict[str, Self]:
         """One step per model."""
@@ -163,14 +201,21 @@ def data_key(task: Task, split: str) -> str:
 
 def _names_in(folder: Path) -> set[str]:
     """The tasks and groups that the YAML files of `folder` define; read as text, for their functions are not run."""
-    texts = (file.read_text(encoding="utf-8", errors="replace") for file in folder.rglob("*.yaml"))
-    return {name for text in texts for name in re.findall(r"^(?:task|group): *['\"]?([^\s'\"]+)", text, re.MULTILINE)}
+    pattern = re.compile(r"^(?:task|group): *['\"]?([^\s'\"]+)", re.MULTILINE)
+    return {name for text in _texts(folder) for name in pattern.findall(text)}
+
+
+def _texts(folder: Path | None) -> Iterator[str]:
+    """The YAML files of `folder`."""
+    for file in sorted(folder.rglob("*.yaml")) if folder else ():
+        yield file.read_text(encoding="utf-8", errors="replace")
 
 
 @cache
-def _unknown_to_lm_eval(names: tuple[str, ...], include: Path | None) -> dict[str, str]:
-    """What is to be said of the names that lm-eval does not know; asked in a process of its own, for it takes long."""
-    call, environment = module_call("stages.lm_eval.tasks", str(include or ""), *names)
+def _refused_by_lm_eval(names: tuple[str, ...], include: Path | None, unsafe: bool) -> dict[str, str]:
+    """What is to be said of the names that lm-eval does not know, or may not run where `unsafe` is not confirmed;
+    asked in a process of its own, for it takes long."""
+    call, environment = module_call("stages.lm_eval.tasks", str(include or ""), "unsafe" if unsafe else "", *names)
     done = subprocess.run(call, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise BadInput(f"lm-eval cannot list its tasks: {done.stderr.strip().splitlines()[-1:]}", key="tasks")

@@ -13,6 +13,7 @@ from lm_eval.models.huggingface import HFLM
 
 from stages.base import BadInput
 from stages.lm_eval.config import Options
+from stages.model_files import TRUST
 
 
 class CountingHook(CacheHook):
@@ -43,17 +44,25 @@ class Model(HFLM):
         return super().generate_until(requests, disable_tqdm=True)
 
 
-def load_model(path: Path, options: Options, name: str) -> Model:
-    """The checkpoint and tokenizer in `path`: safetensors only, no code from the folder is run."""
-    model = Model(
-        pretrained=str(path),
-        device="cuda" if torch.cuda.is_available() else "cpu",
-        dtype=options.dtype,
-        batch_size=options.batch_size,
-        max_length=options.max_length,
-        trust_remote_code=False,
-        use_safetensors=True,
-    )
+def load_model(path: Path, options: Options, name: str, trust_remote_code: bool = False) -> Model:
+    """The checkpoint and tokenizer in `path`: safetensors only, and the folder's own code only where it is trusted.
+
+    Raises BadInput.
+    """
+    try:
+        model = Model(
+            pretrained=str(path),
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            dtype=options.dtype,
+            batch_size=options.batch_size,
+            max_length=options.max_length,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError) as error:
+        if "trust_remote_code=True" not in str(error):
+            raise
+        raise BadInput(f"{name} comes with its own Python files; if you trust them, {TRUST}") from None
     if options.apply_chat_template and not model.tokenizer.chat_template:
         raise BadInput(
             f"options.apply_chat_template: the tokenizer of {name} has no chat template; "

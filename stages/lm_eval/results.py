@@ -13,6 +13,7 @@ from lm_eval.utils import handle_non_serializable, hash_string, sanitize_list
 
 from stages.base import BadInput
 from stages.lm_eval.tasks import Benchmark
+from stages.names import file_name
 
 
 def rows(results: Mapping[str, Any], benchmarks: list[Benchmark]) -> list[dict[str, Any]]:
@@ -101,7 +102,8 @@ def dump(value: Any, indent: int | None = None) -> str:
 
 def sample_file(task: str) -> str:
     """The name of a task's sample file; anything that is no plain word (a `/`, a `::`) becomes `_`."""
-    return f"samples_{re.sub(r'[^A-Za-z0-9_.-]', '_', task)}.jsonl"
+    name = file_name(f"samples_{re.sub(r'[^A-Za-z0-9_.-]', '_', task)}")
+    return f"{name}.jsonl"
 
 
 def write_samples(samples: Mapping[str, list[dict[str, Any]]], out: Path) -> dict[str, str]:

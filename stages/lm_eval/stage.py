@@ -23,6 +23,7 @@ from lm_eval.utils import sanitize_model_name
 
 from stages.base import Context
 from stages.lm_eval.config import LMEvalStage
+from stages.lm_eval.foreign import only_trusted_code
 from stages.lm_eval.model import CountingHook, Model, load_model
 from stages.lm_eval.results import dump, rows, task_hashes, without_paths, write_samples
 from stages.lm_eval.tasks import Benchmark, load_benchmarks
@@ -43,10 +44,11 @@ def run(context: Context) -> dict[str, Any]:
     path = context.inputs["model"].path
     context.progress(0, 1, "reading tasks")
     files = {key: given.path for key, given in context.inputs.items() if key != "model"}
-    benchmarks = load_benchmarks(config, files, context.scratch)
-    context.progress(0, 1, f"loading {name}")
-    model = load_model(path, config.options, name)
-    results, samples = _evaluate(config, benchmarks, model, context.progress, path)
+    with only_trusted_code(config):
+        benchmarks = load_benchmarks(config, files, context.scratch)
+        context.progress(0, 1, f"loading {name}")
+        model = load_model(path, config.options, name, config.trust_remote_code)
+        results, samples = _evaluate(config, benchmarks, model, context.progress, path)
     table = rows(results, benchmarks)
     kept = without_paths({key: value for key, value in results.items() if key not in VOLATILE}, _names(config, context))
     (context.out / "results.json").write_text(dump(kept, indent=2), encoding="utf-8")
@@ -87,6 +89,7 @@ def _evaluate(
         device=str(model.device),
         limit=options.limit,
         bootstrap_iters=options.bootstrap_iters,
+        confirm_run_unsafe_code=options.confirm_run_unsafe_code,
         log_samples=True,  # the task hashes come from them, whether they are kept or not
         evaluation_tracker=tracker,
         system_instruction=options.system_instruction,

@@ -16,7 +16,7 @@ from lm_eval.api.task import Task as LMTask
 from lm_eval.tasks import TaskManager
 
 from stages.base import BadInput
-from stages.lm_eval.config import LMEvalStage, Task, data_key, loader_of
+from stages.lm_eval.config import NOT_GENERATED_BY, LMEvalStage, Task, data_key, loader_of
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def load_benchmarks(config: LMEvalStage, files: Mapping[str, Path], scratch: Pat
     for i, benchmark in enumerate(benchmarks):
         _set_shots(benchmark, f"tasks.{i}.num_fewshot")
         _check_metric(benchmark, f"tasks.{i}.metric")
-        _check_safe(benchmark, f"tasks.{i}.task")
+        _check_safe(benchmark, f"tasks.{i}.task", config.options.confirm_run_unsafe_code)
     try:
         manager.load([part for benchmark in benchmarks for part in benchmark.parts])
     except ValueError as error:  # a task asked for by itself and inside a group
@@ -68,27 +68,46 @@ def load_benchmarks(config: LMEvalStage, files: Mapping[str, Path], scratch: Pat
 
 def _manager(config: LMEvalStage, include: Path | None) -> TaskManager:
     """lm-eval's own 14,000 task files take seconds to read: only if the recipe's folder lacks a task."""
-    if include is not None:
-        own = TaskManager(include_path=str(include), include_defaults=False)
-        if all(task.task in own.all_subtasks for task in config.tasks):
-            return own
-    manager = TaskManager(include_path=str(include) if include else None)
-    unknown = unknown_names(manager, [task.task for task in config.tasks])
-    for i, task in enumerate(config.tasks):
-        if task.task in unknown:
-            raise BadInput(f"tasks.{i}.task: {unknown[task.task]}")
+    names = [task.task for task in config.tasks]
+    manager = TaskManager(include_path=str(include), include_defaults=False) if include else None
+    if manager is None or not all(name in manager.all_subtasks for name in names):
+        manager = TaskManager(include_path=str(include) if include else None)
+    refused = refused_names(manager, names, config.options.confirm_run_unsafe_code)
+    for i, name in enumerate(names):
+        if name in refused:
+            raise BadInput(f"tasks.{i}.task: {refused[name]}")
     return manager
 
 
-def unknown_names(manager: TaskManager, names: list[str]) -> dict[str, str]:
-    """What is to be said of those of `names` that are no task, group or tag."""
+UNSAFE = (
+    "{} runs code that the model wrote, which can do on this machine whatever you can do; to allow it, set"
+    " options.confirm_run_unsafe_code: true on the stage"
+)
+
+
+def refused_names(manager: TaskManager, names: list[str], unsafe: bool) -> dict[str, str]:
+    """What is to be said of those of `names` that are no task, group or tag, or that need `unsafe`."""
     said = {}
     for name in names:
-        if name not in manager.all_tasks:
+        if name in manager.all_tasks and not unsafe and _is_unsafe(manager, name):
+            said[name] = UNSAFE.format(name)  # known before its own Python is imported
+        elif name not in manager.all_tasks:
             near = difflib.get_close_matches(name, manager.all_tasks, n=3)
             hint = f"did you mean {', '.join(near)}?" if near else "`lm_eval ls tasks` lists them"
             said[name] = f"lm-eval knows no task, group or tag {name!r}; {hint}"
     return said
+
+
+def _is_unsafe(manager: TaskManager, name: str) -> bool:
+    """Whether a task's file, or that of one in a group or tag, is marked `unsafe_code`."""
+    entry = manager.task_index.get(name)
+    if entry is None:
+        return False
+    config = entry.cfg or {}
+    listed = config.get("task")
+    members = [*(listed if isinstance(listed, list) else ()), *(() if entry.yaml_path else entry.tags)]
+    names = [part if isinstance(part, str) else part.get("task") or part.get("group") for part in members]
+    return bool(config.get("unsafe_code")) or any(_is_unsafe(manager, str(part)) for part in names)
 
 
 def _load(manager: TaskManager, index: int, task: Task, files: Mapping[str, Path], scratch: Path) -> Benchmark:
@@ -164,13 +183,15 @@ def _check_metric(benchmark: Benchmark, where: str) -> None:
             raise BadInput(f"{where}: {name} reports no {metric!r}, only {', '.join(known)}")
 
 
-def _check_safe(benchmark: Benchmark, where: str) -> None:
+def _check_safe(benchmark: Benchmark, where: str, unsafe: bool) -> None:
     for name, task in benchmark.tasks.items():
-        if getattr(task, "UNSAFE_CODE", False):
-            raise BadInput(f"{where}: {name} runs code that the model wrote, which this stage does not do")
+        if getattr(task, "UNSAFE_CODE", False) and not unsafe:
+            raise BadInput(f"{where}: {UNSAFE.format(name)}")
+        if found := [key for key in NOT_GENERATED_BY if key in (task.config.generation_kwargs or {})]:
+            raise BadInput(f"{where}: {name} sets {found[0]}, which would run code from elsewhere; take it out")
         if getattr(task, "MULTIMODAL", False):
             raise BadInput(f"{where}: {name} needs pictures; this stage evaluates text models")
 
 
-if __name__ == "__main__":  # INCLUDE_PATH NAME ...: see _unknown_to_lm_eval in config.py
-    print(json.dumps(unknown_names(TaskManager(include_path=sys.argv[1] or None), sys.argv[2:])))
+if __name__ == "__main__":  # INCLUDE_PATH UNSAFE NAME ...: see _refused_by_lm_eval in config.py
+    print(json.dumps(refused_names(TaskManager(include_path=sys.argv[1] or None), sys.argv[3:], bool(sys.argv[2]))))

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from stages.report.averages import averaged
 from stages.report.results import Results
 from stages.report.tables import column_labels
+from stages.terminal import safe
 
 INK = "#808080"
 """Readable on a light page and on a dark one, since an embedded picture cannot follow the page."""
@@ -26,7 +27,7 @@ def scores_svg(results: Results) -> bytes | None:
         figure = Figure(figsize=(max(5.0, 1.5 + 0.32 * len(columns) * (len(results.models) + 1)), 3.4))
         axes = figure.subplots()
         _bars(axes, results)
-        axes.set_xticks(range(len(columns)), column_labels(results, columns, with_metric=False))
+        axes.set_xticks(range(len(columns)), [safe(label) for label in column_labels(results, columns, False)])
         axes.set_ylabel("points", color=INK)
         axes.tick_params(colors=INK)
         for side, spine in axes.spines.items():
@@ -63,5 +64,5 @@ def _bars(axes: mpl.axes.Axes, results: Results) -> None:
             color=COLOURS[i % len(COLOURS)],
             ecolor=INK,
             error_kw={"elinewidth": 1, "capsize": 2},
-            label=model.label,
+            label=safe(model.label),  # XML cannot hold control characters
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from stages.report.tables import Cell, Table
+from stages.terminal import safe
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,6 @@ def _cell(cell: Cell) -> str:
 
 def escape(text: str) -> str:
     """Markdown that shows `text` as it is: no markup, no HTML, no end of a table cell or of a line."""
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = safe(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*\[\]|#~$!])", r"\\\1", " ".join(text.split()))
     return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # an underscore inside a word is no emphasis

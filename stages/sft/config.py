@@ -86,6 +86,11 @@ class SFTStage(TrainingStage):
             raise ValueError("train.packing fills rows up to train.max_length; set max_length to a number")
         return self
 
+    @property
+    def reads_weights(self) -> bool:
+        """Whether it starts from the model's weights, not from its config alone."""
+        return not self.random_init
+
     def rows(self, path: Path, part: str, dropped: list[str] | None = None) -> Iterator[tuple[int, Row]]:
         """(number in the file, row) for the data at `path`, named as `part`; TrainingStage.rows says more."""
         return read_examples(path, self.data.reading(part, self.data.format), dropped)

@@ -175,7 +175,7 @@ def preview(step: str, stage: SFTStage, paths: dict[str, Path], count: int) -> t
     total = sum(1 for _ in _rows(stage, path))
     wanted = {index * total // count for index in range(count)}
     rows = [row for index, row in enumerate(_rows(stage, path)) if index in wanted]
-    tokenizer = load_tokenizer(paths["model"], [row for _, row in rows])
+    tokenizer = load_tokenizer(paths["model"], [row for _, row in rows], stage.trust_remote_code)
     table = stage.weights.table
     max_length = _max_length(stage)
     shown = examples(_prepared(stage, rows, tokenizer, max_length, path), tokenizer, table)

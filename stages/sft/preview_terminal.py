@@ -12,6 +12,7 @@ from rich.text import Text
 
 from stages.sft.pieces import SIGNS, TIMES, visible
 from stages.sft.segments import Segment
+from stages.terminal import safe
 
 if TYPE_CHECKING:
     from stages.sft.preview import Preview, Run
@@ -51,11 +52,11 @@ class OnTerminal:
         width = min(options.max_width, WIDEST)
         labels = [run.first.label for example in self.preview.examples for run in example.runs]
         gutter = max([len(label) + 2 for label in labels], default=0)
-        yield Text(self.preview.title, style="bold")
+        yield Text(safe(self.preview.title), style="bold")
         yield from _legend(self.preview.weights, coloured)
         for example in self.preview.examples:
             yield Text()
-            yield Text(f"{self.preview.file}:{example.row}", style="bold")
+            yield Text(safe(f"{self.preview.file}:{example.row}"), style="bold")
             yield Text(f"  {example.counts}")
             for note in example.notes(self.preview.max_length):
                 yield Text.assemble(("  note: ", "bold"), visible(note, spaces=False))

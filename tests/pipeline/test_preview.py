@@ -135,7 +135,8 @@ def test_a_recipe_without_an_sft_stage(world: Path) -> None:
 def test_a_model_without_a_tokenizer(world: Path) -> None:
     """Found out in the other process, and told like any error of the recipe."""
     (world / "bare").mkdir()
-    (world / "bare" / "config.json").write_text((world / "model" / "config.json").read_text())
+    for name in ("config.json", "model.safetensors"):
+        (world / "bare" / name).write_bytes((world / "model" / name).read_bytes())
     done = command(world, "--preview", "1", "--stage", "it", "--set", "model=./bare")
     assert done.returncode == 2
     assert "bare: holds no tokenizer that can be loaded" in done.stderr

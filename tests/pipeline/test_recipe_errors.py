@@ -36,6 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the good recipe's files, as the current folder."""
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "model" / "model.safetensors").touch()
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a ", "completion": "b"}\n')
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "a ", "chosen": "b", "rejected": "c"}\n')
     (tmp_path / "r.yaml").write_text(GOOD)

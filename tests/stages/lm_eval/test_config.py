@@ -46,6 +46,8 @@ def test_needs_name_every_file_and_where_it_stands() -> None:
         ({"options": {"batch_size": 0}}, "greater than or equal to 1"),
         ({"options": {"limit": 0}}, "greater than or equal to 1"),
         ({"options": {"dtype": "int8"}}, "'bfloat16'"),
+        ({"options": {"gen_kwargs": {"custom_generate": "org/x"}}}, "would run code from elsewhere"),
+        ({"tasks": [TASK | {"data": {"../test": "a.csv"}}]}, "is no name of a split"),
     ],
 )
 def test_what_is_wrong_is_named(section: dict[str, Any], message: str) -> None:

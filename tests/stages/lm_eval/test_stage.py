@@ -203,3 +203,57 @@ def test_a_template_the_tokenizer_lacks(step: Step, model_path: Path, tmp_path: 
     context.inputs["model"] = replace(context.inputs["model"], path=bare)
     with pytest.raises(BadInput, match="the tokenizer of wit has no chat template"):
         run(context)
+
+
+RUN = """\
+import os
+
+def run_it(results):
+    assert os.environ["HF_ALLOW_CODE_EVAL"] == "1"
+    exec(open(__file__).read().replace("def run_it", "def again"))
+    return 1.0
+"""
+
+
+def own_task(folder: Path, world: Path, **changes: Any) -> dict[str, Any]:
+    """`mine`, a changed tiny_generate in `folder`: the parts of a section that evaluates it."""
+    folder.mkdir(exist_ok=True)
+    data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(world / "test.jsonl")}}}
+    task = GENERATE | data | {"task": "mine"} | changes
+    (folder / "mine.yaml").write_text(yaml.safe_dump(task).replace("'!function u.run_it'", "!function u.run_it"))
+    (folder / "u.py").write_text(RUN)
+    return {"tasks": [{"task": "mine"}], "include_path": str(folder)}
+
+
+@pytest.mark.usefixtures("own_tasks_only")
+def test_code_that_the_model_wrote_runs_where_that_is_confirmed(
+    step: Step, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in a group; refused before the task's own Python is imported, whatever the user's environment says."""
+    metric = [{"metric": "!function u.run_it", "aggregation": "mean", "higher_is_better": True}]
+    section = own_task(tmp_path / "unsafe", world, unsafe_code=True, metric_list=metric, filter_list=None)
+    (tmp_path / "unsafe" / "group.yaml").write_text("group: whole\ntask: [mine]\n")
+    metrics = run(step(**section, options={"confirm_run_unsafe_code": True, "limit": 2}))
+    assert [row["value"] for row in metrics["results"]] == [1.0]
+    assert "HF_ALLOW_CODE_EVAL" not in os.environ
+    monkeypatch.setenv("HF_ALLOW_CODE_EVAL", "1")
+    (tmp_path / "unsafe" / "u.py").write_text("raise SystemExit('imported')")
+    for name in ("mine", "whole"):
+        with pytest.raises(BadInput, match=rf"tasks\.0\.task: {name} runs .*options\.confirm_run_unsafe_code: true"):
+            run(step(**section | {"tasks": [{"task": name}]}))
+
+
+@pytest.mark.usefixtures("own_tasks_only")
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"metric_list": [{"metric": "org/metric"}]}, "'org/metric' is a metric that evaluate loads from the hub"),
+        ({"metric_list": [{"metric": "exact_match", "hf_evaluate": True}]}, "set trust_remote_code: true on the stage"),
+        ({"generation_kwargs": {"custom_generate": "org/x", "trust_remote_code": True}}, "mine sets custom_generate"),
+    ],
+)
+def test_code_that_a_task_file_fetches(
+    step: Step, world: Path, tmp_path: Path, changes: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(BadInput, match=says):
+        run(step(**own_task(tmp_path / "foreign", world, **changes)))

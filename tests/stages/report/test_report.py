@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from pydantic import ValidationError
@@ -196,20 +197,36 @@ def test_csv_keeps_every_digit_and_the_sft_weights_of_a_dpo_model(make: Make) ->
     assert lines[11]["stderr"] == ""
 
 
-def test_names_are_shown_and_never_run(make: Make) -> None:
-    evil = "<script>alert('x|y')</script>"
+EVIL = [
+    "<script>alert('x|y')</script>",
+    '"onmouseover="alert(1)',
+    "]]><b>",
+    "</style></title><i>",
+    "\x1b[2J\x00\x08 $\\x$",
+]
+
+
+@pytest.mark.parametrize("evil", EVIL)
+def test_names_are_shown_and_never_run(make: Make, evil: str) -> None:
+    """Of the recipe, of a model, of a task and of a metric; what XML cannot hold too."""
     inputs = {
         "bench[it]": bench("it", sft("it", 0, 1), [row(evil, 0.5, 0.1), row("a_b*c", 0.5, 0.1)]),
-        f"bench[{evil}]": bench(evil, Input(Path()), [row(evil, 0.4, 0.1), row("a_b*c", 0.5, 0.1)]),
+        f"bench[{evil}]": bench(evil, Input(Path()), [row(evil, 0.4, 0.1), row("a_b*c", 0.5, 0.1, metric=evil)]),
     }
-    context = make(inputs, recipe=evil)
+    context = make(inputs, recipe=evil, title=evil)
     run(context)
-    page = (context.out / "report.html").read_text()
-    assert "<script" not in page
-    assert "&lt;script&gt;" in page
+    plain = make(world(), recipe="tiny")
+    run(plain)
+    tags = [re.findall(r"<[a-z!/][^>]*", (c.out / "report.html").read_text()) for c in (context, plain)]
+    assert {tag.split()[0] for tag in tags[0]} <= {tag.split()[0] for tag in tags[1]} | {"<span", "</span"}
+    assert not any("onmouseover" in tag for tag in tags[0])
+    assert (tags[0].count("</style"), tags[0].count("</title")) == (1, 1)
+    root = ElementTree.parse(context.out / "figures" / "scores.svg").getroot()
+    assert not {node.tag.rpartition("}")[2] for node in root.iter()} & {"script", "b", "i"}
+    assert not any(name.startswith("on") for node in root.iter() for name in node.attrib)
     text = (context.out / "report.md").read_text()
-    assert "<script" not in text
-    assert r"alert('x\|y')" in text
+    assert "\x1b" not in text
+    assert not re.search(r"<(script|b|i|/style)\b", text)
     assert r"a_b\*c" in text
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table[:4]}) == 1

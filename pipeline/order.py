@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Sequence
 
-from pipeline.places import Key, split_key
-from pipeline.recipe import Recipe, RecipeError
+from pipeline.near import near
+from pipeline.places import Key, Problem, split_key
+from pipeline.recipe import Recipe
 from stages.base import BASE, Need
 
 
@@ -16,7 +15,8 @@ def stages_of(recipe: Recipe, need: Need) -> list[str]:
     if need.kind == "steps" and need.value == "*":
         return [name for name, config in recipe.stages.items() if config.makes == "scores"]
     if need.kind == "model" and need.value != BASE:
-        return [need.value] if need.value in recipe.stages or _is_word(need.value) else []
+        known = need.value in recipe.stages or need.value in recipe.broken
+        return [need.value] if known or _is_word(need.value) else []
     return [need.value] if need.kind == "steps" else []
 
 
@@ -25,43 +25,53 @@ def _is_word(reference: str) -> bool:
     return re.fullmatch(r"[\w-]+(\[.*\])?", reference) is not None
 
 
-def in_order(recipe: Recipe) -> list[str]:
-    """The stages, each after those it needs. Raises RecipeError for unknown ones and cycles."""
+def in_order(recipe: Recipe) -> tuple[list[str], list[Problem]]:
+    """The stages, each after those it needs as far as that can be, and a problem for each unknown one and cycle."""
     below: dict[str, list[str]] = {}
-    errors: list[str] = []
+    problems: list[Problem] = []
     for name, config in recipe.stages.items():
         below[name] = []
         for need in config.needs().values():
             for other in stages_of(recipe, need):
                 if other in recipe.stages:
                     below[name].append(other)
-                else:
-                    errors.append(str(_no_such_stage(recipe, name, need, other)))
-    if errors:
-        raise RecipeError(list(dict.fromkeys(errors)))
-    done: list[str] = []
-
-    def visit(name: str, path: Sequence[str]) -> None:
-        if name in path:
-            cycle = " -> ".join([*path[path.index(name) :], name])
-            raise recipe.error(("stages", name), f"needs its own result: {cycle}; start one of them from another model")
+                elif other not in recipe.broken:
+                    problems.append(_no_such_stage(recipe, name, need, other))
+    done: dict[str, None] = {}
+    for name in below:
         if name not in done:
-            for other in below[name]:
-                visit(other, [*path, name])
-            done.append(name)
-
-    for name in recipe.stages:
-        visit(name, [])
-    return done
+            problems += [_cycle(recipe, stages) for stages in _visit(name, below, done)]
+    return list(done), problems
 
 
-def _no_such_stage(recipe: Recipe, stage: str, need: Need, other: str) -> RecipeError:
-    near = difflib.get_close_matches(other, [BASE, *recipe.stages], n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    text = f"{other!r} is no stage of this recipe{hint}; a model on the hub is written org/name, a folder ./name"
-    if need.kind == "steps":
-        text = f"{other!r} is no stage of this recipe{hint}"
-    return recipe.error(key_of(stage, need), text)
+def _visit(first: str, below: dict[str, list[str]], done: dict[str, None]) -> list[list[str]]:
+    """Note in `done` all that `first` needs, and then itself; return the cycles found on the way."""
+    cycles: list[list[str]] = []
+    path = {first: iter(below[first])}
+    while path:
+        name = next(reversed(path))
+        other = next(path[name], None)
+        if other is None:
+            done[name] = None
+            del path[name]
+        elif other in path:
+            stages = list(path)
+            cycles.append(stages[stages.index(other) :])
+        elif other not in done:
+            path[other] = iter(below[other])
+    return cycles
+
+
+def _cycle(recipe: Recipe, stages: list[str]) -> Problem:
+    way = " -> ".join([*stages, stages[0]])
+    return recipe.problem(("stages", stages[0]), f"needs its own result: {way}; start one of them from another model")
+
+
+def _no_such_stage(recipe: Recipe, stage: str, need: Need, other: str) -> Problem:
+    text = f"{other!r} is no stage of this recipe{near(other, [BASE, *recipe.stages, *sorted(recipe.broken)])}"
+    if need.kind == "model":
+        text += "; a model on the hub is written org/name, a folder ./name"
+    return recipe.problem(key_of(stage, need), text)
 
 
 def key_of(stage: str, need: Need) -> Key:

@@ -7,7 +7,6 @@ name that only people read.
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,9 @@ from typing import Any
 from pipeline import artifacts
 from pipeline.artifacts import Artifact, ArtifactError, Local
 from pipeline.hashes import Hashes
+from pipeline.near import near
 from pipeline.order import in_order, key_of, stages_of
+from pipeline.places import dotted
 from pipeline.recipe import Recipe, RecipeError
 from pipeline.store import BadManifest, Published, Store, read
 from pipeline.why import Earlier, why_missing
@@ -90,14 +91,15 @@ class Plan:
     def named(self, names: Iterable[str], option: str) -> set[str]:
         """The names of the steps that `names`, stages or steps, stand for. Raises RecipeError."""
         chosen: set[str] = set()
-        known = sorted({step.stage for step in self.steps} | {step.name for step in self.steps})
+        known: dict[str, set[str]] = {}
+        for step in self.steps:
+            for name in (step.stage, step.name):
+                known.setdefault(name, set()).add(step.name)
         for name in names:
-            found = {step.name for step in self.steps if name in (step.stage, step.name)}
-            if not found:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise RecipeError([f"{option} {name}: the recipe has no such stage{hint}; it has {', '.join(known)}"])
-            chosen |= found
+            if name not in known:
+                has = f"it has {', '.join(sorted(known))}"
+                raise RecipeError([f"{option} {name}: the recipe has no such stage{near(name, known)}; {has}"])
+            chosen |= known[name]
         return chosen
 
     def after(self, names: set[str]) -> set[str]:
@@ -138,25 +140,25 @@ class Plan:
 
 
 def make_plan(recipe: Recipe, hashes: Hashes) -> Plan:
-    """The steps of `recipe`; `refresh` says which are cached. Raises RecipeError for references that lead nowhere."""
-    errors: list[str] = []
+    """The steps of `recipe`; `refresh` says which are cached. Raises RecipeError for all that is wrong with it."""
+    stages, problems = in_order(recipe)
+    problems = recipe.problems + problems
     steps: dict[str, Step] = {}
     plan = Plan(recipe, hashes)
-    for stage in in_order(recipe):
+    for stage in stages:
         config = recipe.stages[stage]
-        needs = dict(config.needs())
+        originals = {(need.kind, need.value): need for need in reversed(config.needs().values())}
         for suffix, part in config.split().items():
             inputs: dict[str, Step | Artifact] = {}
             for name, need in part.needs().items():
                 try:
-                    inputs |= _find(plan, stage, name, _original(need, needs), steps)
-                except (ArtifactError, RecipeError) as error:
-                    if str(error) not in errors:
-                        errors.append(str(error))
+                    inputs |= _find(plan, stage, name, originals.get((need.kind, need.value), need), steps)
+                except RecipeError as error:
+                    problems += error.problems
             step = Step(f"{stage}{suffix}", stage, part, inputs)
             steps[step.name] = step
-    if errors:
-        raise RecipeError(errors)
+    if problems:
+        raise RecipeError([], problems)
     plan.steps.extend(steps.values())
     return plan
 
@@ -237,7 +239,14 @@ def _fingerprint(step: Step, plan: Plan) -> str | None:
 
 def below(step: Step) -> set[str]:
     """The names of all steps that `step` needs, however far down."""
-    return {name for need in step.needs for name in (need.name, *below(need))}
+    found: set[str] = set()
+    waiting = step.needs
+    while waiting:
+        need = waiting.pop()
+        if need.name not in found:
+            found.add(need.name)
+            waiting += need.needs
+    return found
 
 
 def beginning(source: Step | Artifact, paths: dict[Artifact, Path]) -> Path | None:
@@ -265,32 +274,30 @@ def _drop(dump: Any, path: list[str]) -> None:
         dump[int(last)] = None
 
 
-def _original(need: Need, needs: dict[str, Need]) -> Need:
-    """`need` of a split part as the whole stage states it, for the place in the recipe."""
-    same = [whole for whole in needs.values() if (whole.kind, whole.value) == (need.kind, need.value)]
-    return same[0] if same else need
-
-
 def _find(plan: Plan, stage: str, name: str, need: Need, steps: dict[str, Step]) -> dict[str, Step | Artifact]:
     """The inputs that `need` stands for: one, or for `steps` as many as the named stages have steps.
 
     Notes in `plan` the content and the place of what is found by reference.
     """
     recipe = plan.recipe
-    stages = stages_of(recipe, need)
+    stages = set(stages_of(recipe, need))
     if need.kind == "steps":
-        if not stages:
+        if not stages and not recipe.broken:
             raise recipe.error(
                 ("stages", stage), "has nothing to report: the recipe has no stage that scores models, such as lm_eval"
             )
         return {step.name: step for step in steps.values() if step.stage in stages}
     if stages:
-        step = steps[need.value]
-        if step.config.makes != "model":
-            raise recipe.error(key_of(stage, need), f"{need.value!r} is of kind {step.kind} and makes no model")
-        return {name: step}
+        config = recipe.stages.get(need.value)
+        if config and config.makes != "model":
+            raise recipe.error(key_of(stage, need), f"{need.value!r} is of kind {config.kind} and makes no model")
+        if need.value not in steps:
+            return {}  # it is broken, unknown or needs its own result, which is told already
+        return {name: steps[need.value]}
     key, value = key_of(stage, need), need.value
     if need.kind == "model" and value == BASE:
+        if BASE in recipe.broken:
+            return {}
         if recipe.model is None:
             raise recipe.error(key, "is 'base', but the recipe names no model; add 'model:' at its top")
         key, value = ("model",), recipe.model
@@ -301,7 +308,9 @@ def _find(plan: Plan, stage: str, name: str, need: Need, steps: dict[str, Step])
         _check_model(artifact, need)
     except ArtifactError as error:
         raise recipe.error(key, str(error)) from None
-    plan.where.setdefault(artifact, f"{recipe.places.at(key)}: {'.'.join(map(str, key))}")
+    except OSError as error:  # a name that no file can have
+        raise recipe.error(key, f"cannot be looked up: {error.strerror}") from None
+    plan.where.setdefault(artifact, f"{recipe.places.at(key)}: {dotted(key)}")
     return {name: artifact}
 
 

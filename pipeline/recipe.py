@@ -5,22 +5,25 @@ What the keys of a stage mean is said by the stage's own config model; how a sta
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
-from pipeline.places import Key, Places, split_key
+from pipeline.document import NotYAMLError, parse
+from pipeline.explain import explain, locations
+from pipeline.interpolation import resolve
+from pipeline.near import near
+from pipeline.places import BROKEN, Key, Node, Place, Places, Problem, TooLargeError, split_key, told
 from pipeline.secret import masked, secrets
 from stages import KINDS
-from stages.base import Config, StageConfig
+from stages.base import BASE, Config, StageConfig
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
 """Names of recipes and stages become folder names: no slash, no leading dot, and short enough for any file system."""
@@ -35,8 +38,10 @@ TAKEN_STAGES = ("base", "logs", "preview", "run.json")
 class RecipeError(Exception):
     """One or more things wrong with a recipe or the command line; `str` is the message, a line per error."""
 
-    def __init__(self, errors: Sequence[str]) -> None:
-        super().__init__("\n".join(errors))
+    def __init__(self, errors: Sequence[str], problems: Sequence[Problem] = ()) -> None:
+        super().__init__("\n".join([*told(problems), *errors]))
+        self.problems = list(problems)
+        """Those of `errors` that have a place in the recipe."""
 
 
 class RecipeHead(Config):
@@ -61,36 +66,42 @@ class Recipe:
     model: str | None
     stages: dict[str, StageConfig]
     places: Places
+    problems: list[Problem] = field(default_factory=list)
+    """What is wrong with it as far as it was read. Planning finds more, and raises all together."""
+    broken: frozenset[str] = frozenset()
+    """Stages that are written but could not be read, and `base` where the model could not: what refers to them may
+    be right."""
+
+    def problem(self, key: Key, text: str) -> Problem:
+        """A problem at the place where the value of `key` stands."""
+        return Problem(self.places.at(key), key, text)
 
     def error(self, key: Key, text: str) -> RecipeError:
-        """An error at the place where `key` stands."""
-        return RecipeError([f"{self.places.at(key)}: {'.'.join(map(str, key))}: {text}"])
+        """An error at the place where the value of `key` stands."""
+        return RecipeError([], [self.problem(key, text)])
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read the recipe at `path`, with `KEY=VALUE` overrides laid over it. Raises RecipeError."""
-    OmegaConf.clear_resolver("oc.env")  # a recipe is shared and recorded; the environment holds secrets
-    places = Places()
-    tree = _read(path, places, seen=())
+    """Read the recipe at `path`, with `KEY=VALUE` overrides laid over it.
+
+    Raises RecipeError where it cannot be read at all; problems of single keys are noted in the recipe.
+    """
+    tree, problems = _read(path, seen=())
     for override in overrides:
-        tree = _override(tree, override, places)
-    try:
-        for missing in OmegaConf.missing_keys(tree):
-            raise RecipeError([f"{places.at(split_key(missing))}: {missing}: is '???', a value still to be given"])
-        values: Any = OmegaConf.to_container(tree, resolve=True)
-    except OmegaConfBaseException as error:
-        raise RecipeError(
-            [f"{places.at(split_key(error.full_key or ''))}: {error.full_key}: {str(error).splitlines()[0]}"]
-        ) from None
-    if errors := list(_secrets_in(values, (), places)):
-        raise RecipeError(errors)
-    return _validate(values, path, places)
+        tree = _override(tree, override, problems)
+    tree, unresolved = resolve(tree)
+    if tree.content is BROKEN:
+        raise RecipeError([], problems + unresolved)
+    values, places = tree.plain(), Places(tree)
+    if held := list(_secrets_in(values, (), places)):
+        raise RecipeError(held)
+    return _validate(values, places, problems + unresolved)
 
 
 def _secrets_in(value: Any, key: Key, places: Places) -> Iterator[str]:
     """An error for each text of the recipe with a secret of the environment in it, which results would record."""
-    if isinstance(value, Mapping | list):
-        for name, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+    if isinstance(value, dict | list):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _secrets_in(inner, (*key, name), places)
     elif isinstance(value, str):
         for name, secret in secrets().items():
@@ -99,89 +110,95 @@ def _secrets_in(value: Any, key: Key, places: Places) -> Iterator[str]:
                 yield f"{where}: holds the secret of the environment variable {name}; a recipe holds none, so remove it"
 
 
-def _read(path: Path, places: Places, seen: tuple[Path, ...]) -> DictConfig:
-    """The YAML at `path` with what it extends beneath it; notes in `places` where each key stands."""
-    if path.resolve() in seen:
-        raise RecipeError([f"{path}: extends itself by way of {', '.join(map(str, seen))}"])
+def _read(path: Path, seen: tuple[Path, ...]) -> tuple[Node, list[Problem]]:
+    """The values at `path` laid over those that it extends."""
     try:
-        text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text)
-        tree = OmegaConf.create(text)
+        if path.resolve() in seen:
+            raise RecipeError([f"{path}: extends itself by way of {', '.join(map(str, seen))}"])
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
-        near = _near_file(path) if isinstance(error, FileNotFoundError) else ""
-        raise RecipeError([f"{path}: cannot be read: {_reason(error)}{near}"]) from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f":{mark.line + 1}" if mark else ""
-        raise RecipeError([f"{path}{line}: not valid YAML: {error.problem or error.context}"]) from None
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise RecipeError([f"{path}: not valid YAML: {error}"]) from None
-    if not isinstance(node, yaml.MappingNode) or not isinstance(tree, DictConfig):
-        raise RecipeError([f"{path}:1: a recipe is a mapping with the keys name, model and stages"])
-    parent = OmegaConf.to_container(tree).get("extends")  # type: ignore[union-attr]
-    if parent is None:
-        places.note(path, node)
-        return tree
-    if not isinstance(parent, str):
-        raise RecipeError([f"{path}: extends: names one recipe file, relative to this one"])
-    below = _read(path.parent / parent, places, (*seen, path.resolve()))
-    places.note(path, node)
-    del tree["extends"]
-    return OmegaConf.merge(below, tree)  # type: ignore[return-value]
-
-
-def _override(tree: DictConfig, override: str, places: Places) -> DictConfig:
-    """Lay one `--set KEY=VALUE` over the recipe."""
-    key, equals, _ = override.partition("=")
-    if not equals or not key.strip():
-        raise RecipeError([f"--set {override}: write --set KEY=VALUE, for example --set stages.wit.weights.prompt=0.4"])
+        near_file = _near_file(path) if isinstance(error, FileNotFoundError) else ""
+        raise RecipeError([f"{path}: cannot be read: {_reason(error)}{near_file}"]) from None
     try:
-        patch = OmegaConf.from_dotlist([override])
-        places.note_override(override, split_key(key.strip()))
-        return OmegaConf.merge(tree, patch)  # type: ignore[return-value]
-    except (OmegaConfBaseException, yaml.YAMLError, TypeError, ValueError) as error:
-        raise RecipeError([f"--set {override}: {str(error).splitlines()[0]}"]) from None
+        tree, problems = parse(text, str(path), path.parent)
+    except NotYAMLError as error:
+        raise RecipeError([str(error)]) from None
+    if not isinstance(tree.content, dict):
+        raise RecipeError([f"{path}:1:1: a recipe is a mapping with the keys name, model and stages"], problems)
+    parent = tree.content.pop("extends", None)
+    if parent is None:
+        return tree, problems
+    if not isinstance(parent.content, str):
+        text = "names one recipe file, relative to this one"
+        return tree, [*problems, Problem(parent.told_at, ("extends",), text)]
+    below, more = _read(path.parent / parent.content, (*seen, path.resolve()))
+    return tree.laid_over(below), more + problems
 
 
-def _validate(values: dict[str, Any], path: Path, places: Places) -> Recipe:
-    errors: list[str] = []
+def _override(tree: Node, override: str, problems: list[Problem]) -> Node:
+    """Lay one `--set KEY=VALUE` over the recipe."""
+    name, equals, text = override.partition("=")
+    key, place = split_key(name.strip()), Place(f"--set {override}", None, None, Path.cwd())
+    if not equals or not key:
+        example = "write --set KEY=VALUE, for example --set stages.wit.weights.prompt=0.4"
+        problems.append(Problem(place, (), example))
+        return tree
+    try:
+        value, found = parse(text, place.file, place.folder, lines=False)
+        problems += [replace(problem, key=key + problem.key) for problem in found]
+        return tree.with_value(key, value)
+    except NotYAMLError as error:
+        problems.append(Problem(place, (), str(error).removeprefix(f"{place}: ")))
+    except (ValueError, TooLargeError) as error:
+        problems.append(Problem(place, key, str(error)))
+    return tree
+
+
+def _validate(values: dict[str, Any], places: Places, problems: list[Problem]) -> Recipe:
+    name, seed, model = values.get("name"), values.get("seed", 23), values.get("model")
     try:
         head = RecipeHead.model_validate(values)
+        seed = head.seed
+        if not NAME.fullmatch(head.name) or head.name in TAKEN:
+            text = f"{head.name!r} is no folder name; {_RULE}"
+            problems.append(Problem(places.at(("name",)), ("name",), text))
     except ValidationError as error:
-        errors += _explain(error, RecipeHead, (), places)
-        head = None
+        problems += explain(error, RecipeHead, (), places)
+        seed = 23  # a wrong one is told once, not by every stage
     sections = values.get("stages")
     stages: dict[str, StageConfig] = {}
-    if isinstance(sections, Mapping):
+    if isinstance(sections, dict):
         if not sections:
-            errors.append(f"{places.at(('stages',))}: stages: names no stage; the kinds are {', '.join(KINDS)}")
-        for name, section in sections.items():
-            stages |= _stage(str(name), section, values.get("seed", 23), places, errors)
-    if head and (not NAME.fullmatch(head.name) or head.name in TAKEN):
-        errors.append(f"{places.at(('name',))}: name: {head.name!r} is no folder name; {_RULE}")
-    if errors or head is None:
-        raise RecipeError(errors)
-    return Recipe(head.name, head.seed, head.model, stages, places)
+            text = f"names no stage; the kinds are {', '.join(KINDS)}"
+            problems.append(Problem(places.at(("stages",)), ("stages",), text))
+        for stage, section in sections.items():
+            stages |= _stage(stage, section, seed, places, problems)
+    broken = frozenset(sections if isinstance(sections, dict) else ()) - stages.keys()
+    if model is not None and not isinstance(model, str):
+        broken |= {BASE}
+    return Recipe(str(name), seed, str(model) if model is not None else None, stages, places, problems, broken)
 
 
-def _stage(name: str, section: Any, seed: Any, places: Places, errors: list[str]) -> dict[str, StageConfig]:
-    """The one stage of `section`, or none and a line in `errors`."""
+def _stage(name: str, section: Any, seed: int, places: Places, problems: list[Problem]) -> dict[str, StageConfig]:
+    """The one stage of `section`, or none and a problem."""
     key: Key = ("stages", name)
-    where = f"{places.at(key)}: stages.{name}"
+    if section is BROKEN:
+        return {}
     if not NAME.fullmatch(name) or name in TAKEN_STAGES:
         taken = ", ".join(TAKEN_STAGES)
-        errors.append(f"{where}: is no stage name; {_RULE}; {taken} mean something else")
-        return {}
-    if not isinstance(section, Mapping):
-        errors.append(f"{where}: a stage is a mapping with the key 'kind' and that kind's own keys")
+        text = f"is no stage name; {_RULE}; {taken} mean something else"
+        problems.append(Problem(places.of_key(key), key, text))
+    if not isinstance(section, dict):
+        text = "a stage is a mapping with the key 'kind' and that kind's own keys"
+        problems.append(Problem(places.at(key), key, text))
         return {}
     kind = section.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
-        if kind is None:
-            text = f"needs 'kind', one of {', '.join(KINDS)}"
-        else:
-            text = f"kind: {kind!r} is unknown{_near(str(kind), KINDS)}; the kinds are {', '.join(KINDS)}"
-        errors.append(f"{places.at((*key, 'kind'))}: stages.{name}: {text}")
+        if "kind" not in section:
+            problems.append(_no_kind(key, section, places))
+        elif kind is not BROKEN:
+            text = f"{kind!r} is unknown{near(str(kind), KINDS)}; the kinds are {', '.join(KINDS)}"
+            problems.append(Problem(places.at((*key, "kind")), (*key, "kind"), text))
         return {}
     fields = {k: v for k, v in section.items() if k != "kind"}
     if "seed" in KINDS[kind].model_fields:
@@ -189,77 +206,44 @@ def _stage(name: str, section: Any, seed: Any, places: Places, errors: list[str]
     try:
         return {name: KINDS[kind].model_validate(fields)}
     except ValidationError as error:
-        errors += _explain(error, KINDS[kind], key, places)
-        return {}
+        problems += explain(error, KINDS[kind], key, places)
+        return {name: rest} if (rest := _readable(KINDS[kind], fields, error)) else {}
 
 
-def _explain(error: ValidationError, model: type[BaseModel], root: Key, places: Places) -> Iterator[str]:
-    """A validation error in the words of the recipe: where, which key, what is wrong, what would be right."""
-    for item in error.errors():
-        loc = tuple(part for part in item["loc"] if not _is_branch(part))
-        key = root + loc
-        name = ".".join(map(str, key)) or "recipe"
-        if item["type"] == "extra_forbidden":
-            known = _fields(model, loc[:-1])
-            reserved = getattr(_model(model, loc[:-1]), "reserved", {})
-            if loc[-1] in reserved:
-                text = f"cannot be set here: {reserved[loc[-1]]}"
-            else:
-                text = f"unknown key{_near(str(loc[-1]), known)}"
-                if len(known) <= 20:
-                    text += f"; the keys are {', '.join(known)}"
-        elif item["type"] == "missing":
-            text = "is missing"
-        else:
-            text = item["msg"].removeprefix("Value error, ")
-            if item["type"] != "value_error":
-                text += f", found {item['input']!r}"
-        yield f"{places.at(key)}: {name}: {text}"
+def _no_kind(key: Key, section: dict[str, Any], places: Places) -> Problem:
+    for misspelt in difflib.get_close_matches("kind", section, n=1):
+        return Problem(places.of_key((*key, misspelt)), (*key, misspelt), "unknown key; did you mean 'kind'?")
+    return Problem(places.of_key(key), key, f"needs 'kind', one of {', '.join(KINDS)}")
 
 
-def _is_branch(part: Any) -> bool:
-    """Whether pydantic put `part` into a location to name the branch of a union: no key of a recipe."""
-    return isinstance(part, str) and (part in {"bool", "int", "float", "str"} or "[" in part)
-
-
-def _model(model: type[BaseModel], loc: Key) -> type[BaseModel] | None:
-    """The config model in charge of the section at `loc` within `model`."""
-    for part in loc:
-        if isinstance(part, int):
-            continue
-        field = model.model_fields.get(str(part))
-        inner = next(_models(field.annotation), None) if field else None
-        if inner is None:
-            return None
-        model = inner
-    return model
-
-
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for part in get_args(annotation):
-        yield from _models(part)
-
-
-def _fields(model: type[BaseModel], loc: Key) -> list[str]:
-    """The keys that may stand in the section at `loc`."""
-    inner = _model(model, loc)
-    kind = ["kind"] if not loc and issubclass(model, StageConfig) else []
-    return kind + (list(inner.model_fields) if inner else [])
-
-
-def _near(word: str, known: Iterable[str]) -> str:
-    """`; did you mean ...?`, or nothing where no known word is near."""
-    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {match[0]!r}?" if match else ""
+def _readable(kind: type[StageConfig], fields: dict[str, Any], error: ValidationError) -> StageConfig | None:
+    """What can be read of a stage that has errors: enough to look up its references, never to be run."""
+    fields = copy.deepcopy(fields)
+    for loc in locations(error):
+        section: Any = fields
+        for inner in loc[:-1]:
+            section = section[int(inner)] if isinstance(section, list) else section.get(inner, {})
+        if loc and isinstance(section, dict):
+            section.pop(loc[-1], None)
+    valid = {}
+    for name, value in fields.items():
+        with contextlib.suppress(ValidationError):
+            adapter: TypeAdapter[Any] = TypeAdapter(kind.model_fields[name].annotation)  # type: ignore[arg-type]
+            valid[name] = adapter.validate_python(value)
+    config = kind.model_construct(**valid)
+    try:
+        for part in config.split().values():
+            part.needs()
+    except AttributeError:  # a field that says what it needs is not there
+        return None
+    return config
 
 
 def _near_file(path: Path) -> str:
     """The recipe files a mistyped path may have meant."""
     folder = path.parent if path.parent.is_dir() else Path("recipes")
     names = sorted(str(p) for p in folder.glob("*.yaml")) if folder.is_dir() else []
-    return _near(str(path), names)
+    return near(str(path), names)
 
 
 def _reason(error: Exception) -> str:

@@ -18,7 +18,7 @@ from pipeline import artifacts
 from pipeline.artifacts import Artifact, ArtifactError, Hub, Local
 from pipeline.console import Console
 from pipeline.executors import Job, LocalExecutor
-from pipeline.places import split_key
+from pipeline.places import Problem, split_key
 from pipeline.plan import Plan, Step, beginning, below, changed_input, inputs_of, refresh
 from pipeline.provenance import environment
 from pipeline.recipe import RecipeError
@@ -82,14 +82,20 @@ class Run:
         self.plan.require_inputs(self.chosen)
         todo = self._todo()
         self._fetch(todo)
+        problems: list[Problem] = []
+        errors: list[str] = []
         for step in todo:
             files = {name: path for name, s in step.inputs.items() if (path := beginning(s, self.paths))}
             try:
                 step.config.check(files)
             except BadInput as error:
                 if error.key:
-                    raise self.plan.recipe.error(split_key(f"stages.{step.stage}.{error.key}"), str(error)) from None
-                raise RecipeError(str(error).splitlines()) from None
+                    key = ("stages", step.stage, *split_key(error.key))
+                    problems.append(self.plan.recipe.problem(key, str(error)))
+                else:
+                    errors += str(error).splitlines()
+        if problems or errors:
+            raise RecipeError(list(dict.fromkeys(errors)), problems)
 
     def execute(self, executor: LocalExecutor) -> int:
         """Run what has to run; 0 where all went well, 1 where a step failed. Raises RecipeError before anything ran."""

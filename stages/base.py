@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import PydanticCustomError
 
 BASE = "base"
 """The name under which stages refer to the recipe's own model."""
@@ -26,6 +27,15 @@ class BadInput(Exception):
     def __init__(self, message: str, key: str | None = None) -> None:
         super().__init__(message)
         self.key = key
+
+
+AT_KEY = "at_key"
+"""The type of the errors that `wrong_at` makes."""
+
+
+def wrong_at(key: str, message: str) -> PydanticCustomError:
+    """What a validator of a whole section raises when one of its keys, `key`, is to blame."""
+    return PydanticCustomError(AT_KEY, "{message}", {"message": message, "key": key})
 
 
 class Config(BaseModel):

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import enum
 import fnmatch
 import inspect
 import json
+import re
 import types
 import typing
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from pydantic import create_model, model_serializer, model_validator
+from pydantic import Field, StringConstraints, create_model, model_serializer, model_validator
 
-from stages.base import Config
+from stages.base import Config, wrong_at
+from stages.bounds import BOUNDS, misfit
 
 LIST = Path(__file__).with_name("options.json")
 
@@ -100,10 +103,23 @@ RESERVED_LAUNCH = {
 }
 """Options of `accelerate launch` that a recipe cannot set under `launch`; `*` stands for any ending."""
 
+RESERVED_GENERATION = {
+    **dict.fromkeys(("custom_generate", "trust_remote_code"), "it would run code from elsewhere"),
+    **dict.fromkeys(("pad_token_id", "use_cache", "transformers_version"), "lm-eval sets it itself"),
+    **dict.fromkeys(("num_return_sequences", "return_dict_in_generate"), "lm-eval takes one answer, as plain text"),
+    **dict.fromkeys(("output_*", "speculation_type"), "lm-eval takes one answer, as plain text"),
+}
+"""Fields of transformers' GenerationConfig that a recipe cannot set under `gen_kwargs`."""
+
+OF_LM_EVAL = ("until", "max_gen_toks", "max_tokens", "max_completion_tokens")
+"""What lm-eval itself takes there (lm_eval.models.utils.normalize_gen_kwargs), besides GenerationConfig's fields."""
+
 MODEL_INIT = ("attn_implementation", "dtype", "use_kernels")
 """What `model_init_kwargs` may hold: nothing that reads weights that are no safetensors; kernels off the hub need the
 stage's trust_remote_code."""
 
+_NUMBER = re.compile(r"\[number.*?\]")
+"""How PEFT's annotations write that a number stands there."""
 _BY_NAME = {"int": int, "float": float, "bool": bool, "str": str, "list": list, "dict": dict}
 
 
@@ -114,10 +130,12 @@ class Options(Config):
     """Keys that cannot be set, and what to use in their place."""
 
     @model_validator(mode="after")
-    def _safe_loading(self) -> Self:
+    def _fits_together(self) -> Self:
         given = getattr(self, "model_init_kwargs", None) or {}
         if not isinstance(given, dict) or set(given) - set(MODEL_INIT):
-            raise ValueError(f"model_init_kwargs is a mapping with the keys {', '.join(MODEL_INIT)}")
+            raise wrong_at("model_init_kwargs", f"is a mapping with the keys {', '.join(MODEL_INIT)}")
+        if wrong := misfit({name: getattr(self, name) for name in self.model_fields_set}):
+            raise wrong_at(*wrong)
         return self
 
     @model_serializer
@@ -134,33 +152,47 @@ def options(name: str) -> type[Options]:
         "DPOConfig": RESERVED,
         "LoraConfig": RESERVED_LORA,
         "BitsAndBytesConfig": {},
+        "gen_kwargs": RESERVED_GENERATION,
         "launch": RESERVED_LAUNCH,
     }[name]
     known = [*declared, *(pattern for pattern in patterns if "*" not in pattern)]
     reserved = {key: why for pattern, why in patterns.items() for key in fnmatch.filter(known, pattern)}
-    fields: dict[str, Any] = {key: (_union(kinds), None) for key, kinds in declared.items() if key not in reserved}
+    fields: dict[str, Any] = {
+        key: (_union(kinds), Field(default=None, **BOUNDS.get(key, {})))
+        for key, kinds in declared.items()
+        if key not in reserved
+    }
     model = create_model(name, __base__=Options, **fields)
     model.reserved = reserved
     return model
 
 
 def _union(kinds: list[str]) -> Any:
+    """The type that admits what `kinds` names, in the words of `describe`."""
     if "any" in kinds:
         return Any
     literal: Any = typing.Literal
-    choices = [kind.removeprefix("=") for kind in kinds if kind.startswith("=")]
+    words = [kind.removeprefix("=") for kind in kinds if kind.startswith("=")]
+    choices = [word for word in words if "#" not in word]
+    items = [kind.removeprefix("[]=") for kind in kinds if kind.startswith("[]=")]
     numbers = [int(choice) for choice in choices if choice.isdecimal()]  # YAML's 2 is as good as '2'
-    union: Any = literal[*choices, *numbers] if choices else None
-    for kind in (kind for kind in kinds if not kind.startswith("=")):
-        union = union | _BY_NAME[kind] if union is not None else _BY_NAME[kind] | None
-    return union
+    types: list[Any] = [_BY_NAME[kind] for kind in kinds if kind in _BY_NAME]
+    types += [literal[*choices, *numbers]] if choices else []
+    types += [list[literal[*items]]] if items else []
+    patterns = (word.replace("#", r"\d+") for word in words if "#" in word)
+    types += [typing.Annotated[str, StringConstraints(pattern=f"^{pattern}$")] for pattern in patterns]
+    return typing.Union[*types, None]
 
 
 def describe() -> dict[str, dict[str, list[str]]]:
-    """Class or command -> field -> what it takes (a type's name, or `=` and a choice), off the installed versions."""
+    """Class or command -> field -> what it takes, off the installed versions.
+
+    That is a type's name, `=` and a choice in which # stands for a number, or `[]=` and a choice for the items of a
+    list.
+    """
     from accelerate.commands.launch import launch_command_parser
     from peft import LoraConfig
-    from transformers import BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig, GenerationConfig
     from trl import DPOConfig, SFTConfig
 
     described = {cls.__name__: _describe(cls) for cls in (SFTConfig, DPOConfig, LoraConfig)}
@@ -170,6 +202,8 @@ def describe() -> dict[str, dict[str, list[str]]]:
         for field in defaults
         if field.kind is not inspect.Parameter.VAR_KEYWORD
     }
+    fields = [name for name in vars(GenerationConfig()) if not name.startswith("_")]
+    described["gen_kwargs"] = {name: ["any"] for name in sorted((*fields, *OF_LM_EVAL))}
     actions = [action for action in launch_command_parser()._actions if action.option_strings]
     described["launch"] = {_flag(action): _takes(action) for action in actions if action.dest != "help"}
     return described
@@ -177,7 +211,26 @@ def describe() -> dict[str, dict[str, list[str]]]:
 
 def _describe(cls: type) -> dict[str, list[str]]:
     hints = typing.get_type_hints(cls)
-    return {f.name: _names(hints[f.name]) for f in sorted(dataclasses.fields(cls), key=lambda f: f.name) if f.init}
+    return {
+        field.name: _chosen(_names(hints[field.name]), _documented(field))
+        for field in sorted(dataclasses.fields(cls), key=lambda field: field.name)
+        if field.init
+    }
+
+
+def _documented(field: dataclasses.Field[Any]) -> list[str]:
+    """The choices that a field's metadata or help text lists."""
+    text = re.search(r"Possible values are:? (.*?)\.(\s|$)", field.metadata.get("help", ""))
+    return list(field.metadata.get("choices", re.findall(r"`'?(\w+)'?`", text[1]) if text else ()))
+
+
+def _chosen(names: list[str], choices: list[str]) -> list[str]:
+    """`names` with text narrowed to `choices`, if there are any."""
+    if choices and "list" in names:
+        return [name for name in names if name != "list"] + [f"[]={choice}" for choice in choices]
+    if choices and "str" in names:
+        return [name for name in names if name != "str"] + [f"={choice}" for choice in choices]
+    return names
 
 
 def _flag(action: argparse.Action) -> str:
@@ -195,17 +248,22 @@ def _takes(action: argparse.Action) -> list[str]:
 
 
 def _names(hint: Any) -> list[str]:
-    """The plain types that `hint` admits in a recipe; `any` where it is wider than YAML's own types."""
+    """What `hint` admits in a recipe; `any` where it is wider than YAML's own types."""
     if hint is type(None):
         return []
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        names = {name for part in typing.get_args(hint) for name in _names(part)}
-        return ["any"] if "any" in names else sorted(names)
+        names = list(dict.fromkeys(name for part in typing.get_args(hint) for name in _names(part)))
+        choices = [name for name in names if name.startswith("=")]
+        plain = sorted(name for name in names if name not in choices and not (choices and name == "str"))
+        return ["any"] if "any" in names else plain + choices
     if typing.get_origin(hint) is typing.Literal:
-        return sorted({type(value).__name__ for value in typing.get_args(hint)})
-    plain = (typing.get_origin(hint) or hint).__name__ if hasattr(hint, "__name__") or typing.get_origin(hint) else ""
-    plain = "str" if isinstance(hint, type) and issubclass(hint, str) else plain
-    return [plain] if plain in _BY_NAME else ["list" if plain == "set" else "any"]
+        values = typing.get_args(hint)
+        words = ["=" + _NUMBER.sub("#", value) for value in values if isinstance(value, str)]
+        return sorted({type(value).__name__ for value in values if not isinstance(value, str)}) + words
+    if isinstance(hint, type) and issubclass(hint, str) and issubclass(hint, enum.Enum):
+        return [f"={choice.value}" for choice in hint]
+    plain_name = getattr(typing.get_origin(hint) or hint, "__name__", "")
+    return [plain_name] if plain_name in _BY_NAME else ["list" if plain_name == "set" else "any"]
 
 
 if __name__ == "__main__":

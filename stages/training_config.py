@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stages.base import BASE, BadInput, Config, Need, StageConfig
+from stages.base import BASE, BadInput, Config, Need, StageConfig, wrong_at
 from stages.launch import Launch
 from stages.model_files import REMOTE_CODE, check_model
+from stages.modules import check_targets
 from stages.options import Options, options
 from stages.reading import Reading
 
@@ -78,7 +79,7 @@ class TrainingData(Config):
     @model_validator(mode="after")
     def _split_has_data(self) -> Self:
         if self.eval is None and self.eval_split != type(self).model_fields["eval_split"].default:
-            raise ValueError("eval_split has no effect without eval; name the evaluation data, be it that of train")
+            raise wrong_at("eval_split", "has no effect without eval; name the evaluation data, be it that of train")
         return self
 
     @model_validator(mode="after")
@@ -86,7 +87,9 @@ class TrainingData(Config):
         known = sorted(self.known_columns())
         for name in self.columns:
             if name not in known:
-                raise ValueError(f"columns: {name!r} is no column that this format reads; those are {', '.join(known)}")
+                raise wrong_at(
+                    f"columns.{name}", f"{name!r} is no column that this format reads; those are {', '.join(known)}"
+                )
         return self
 
 
@@ -115,15 +118,17 @@ class TrainingStage(StageConfig):
     def _evaluation_has_data(self) -> Self:
         asked = getattr(getattr(self, "train", None), "eval_strategy", None)
         if asked not in (None, "no") and self.data.eval is None:
-            raise ValueError(f"train.eval_strategy is {asked!r}, but there is no evaluation data; name it as data.eval")
+            raise wrong_at(
+                "train.eval_strategy", f"is {asked!r}, but there is no evaluation data; name it as data.eval"
+            )
         return self
 
     @model_validator(mode="after")
     def _quantised_weights_are_frozen(self) -> Self:
         if self.quantization is not None and self.lora is None:
-            raise ValueError(
-                "quantization: quantised weights cannot be trained; add 'lora' to train an adapter on them,"
-                " or leave quantization out"
+            raise wrong_at(
+                "quantization",
+                "quantised weights cannot be trained; add 'lora' to train an adapter on them, or leave this out",
             )
         return self
 
@@ -166,6 +171,8 @@ class TrainingStage(StageConfig):
         check_model(files["model"], self.trust_remote_code, "model", self.reads_weights)
         parts: dict[str, Path] = {part: files[part] for part in ("train", "eval") if part in files}
         self.data.check_splits(parts)
+        if self.lora is not None:
+            check_targets(files["model"], self.lora.model_dump())
         for part, path in parts.items():
             for _ in self.rows(path, part):
                 pass

@@ -6,14 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from stages.base import wrong_at
 from stages.options import Options, options
 from stages.reading import read_pairs
 from stages.rows import PAIR_COLUMNS, Pair, columns_of
 from stages.training_config import TrainingData, TrainingStage
 
 if TYPE_CHECKING:
+    from typing import Self
+
     DPOOptions = Options
 else:
     DPOOptions = options("DPOConfig")
@@ -45,6 +48,18 @@ class DPOStage(TrainingStage):
     data: DPOData
     train: DPOOptions = Field(default_factory=DPOOptions)
     """Fields of TRL's DPOConfig; stages.options says which are refused, and why."""
+
+    @model_validator(mode="after")
+    def _losses_fit(self) -> Self:
+        options = self.train.model_dump()
+        losses, weights = options.get("loss_type") or ["sigmoid"], options.get("loss_weights")
+        if weights is not None and len(weights) != len(losses):
+            raise wrong_at("train.loss_weights", f"has {len(weights)} weights for {len(losses)} losses of loss_type")
+        if "exo_pair" in losses and not options.get("label_smoothing"):
+            raise wrong_at("train.loss_type", "exo_pair needs label_smoothing above 0; its paper recommends 1e-3")
+        if self.lora is not None and options.get("sync_ref_model"):
+            raise wrong_at("train.sync_ref_model", "does not work with lora, whose reference is the bare model")
+        return self
 
     def rows(self, path: Path, part: str, dropped: list[str] | None = None) -> Iterator[tuple[int, Pair]]:
         """(number in the file, pair) for the data at `path`, named as `part`; TrainingStage.rows says more."""

@@ -12,14 +12,21 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from stages.base import BadInput, Config, Need, StageConfig
+from stages.base import BadInput, Config, Need, StageConfig, wrong_at
 from stages.files import read_rows
 from stages.model_files import REMOTE_CODE, check_model
+from stages.options import Options as LibraryOptions
+from stages.options import options as library_options
 from stages.process import module_call
+
+if TYPE_CHECKING:
+    GenerationOptions = LibraryOptions
+else:
+    GenerationOptions = library_options("gen_kwargs")
 
 LOADERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 """File suffix -> the `datasets` loader that reads it."""
@@ -57,10 +64,9 @@ class Task(Config):
             if not re.fullmatch(r"\w{1,50}", split):
                 raise ValueError(f"{split!r} is no name of a split; use up to 50 letters, digits and _")
             if loader_of(reference) is None:
-                raise ValueError(
-                    f"{split}: {reference!r} should be a file ending in {', '.join(LOADERS)}, "
-                    "so that it is clear how to read it"
-                )
+                endings = ", ".join(LOADERS)
+                text = f"{reference!r} should be a file ending in {endings}, so that it is clear how to read it"
+                raise wrong_at(split, text)
         formats = {split: loader_of(reference) for split, reference in data.items()}
         if len(set(formats.values())) > 1:
             raise ValueError(f"all splits of a task need one file format, not {formats}")
@@ -84,21 +90,14 @@ class Options(Config):
     """Precision of the weights; `auto` is that of the checkpoint."""
     max_length: int | None = Field(default=None, ge=1)
     """Longest sequence in tokens, older text cut on the left; None asks the model's config."""
-    gen_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Generation settings laid over each task's own: do_sample, temperature, max_gen_toks, until, ..."""
+    gen_kwargs: GenerationOptions = Field(default_factory=GenerationOptions)
+    """Laid over each task's own: until, max_gen_toks, and fields of transformers' GenerationConfig."""
     bootstrap_iters: int = Field(default=100_000, ge=0)
     """Resamples for standard errors of metrics that are no plain mean; 0 leaves out every standard error."""
     log_samples: bool = True
     """Keep every question and answer; the report's paired standard errors come from them."""
     confirm_run_unsafe_code: bool = False
     """Run tasks that execute what the model wrote, such as humaneval: it can do on this machine whatever you can."""
-
-    @field_validator("gen_kwargs")
-    @classmethod
-    def _generates_itself(cls, gen_kwargs: dict[str, Any]) -> dict[str, Any]:
-        if found := [name for name in NOT_GENERATED_BY if name in gen_kwargs]:
-            raise ValueError(f"{found[0]} would run code from elsewhere; leave it out")
-        return gen_kwargs
 
     @model_validator(mode="after")
     def _multiturn_needs_a_template(self) -> Self:

@@ -95,7 +95,7 @@ def _evaluate(
         system_instruction=options.system_instruction,
         apply_chat_template=options.apply_chat_template,
         fewshot_as_multiturn=options.multiturn,
-        gen_kwargs=options.gen_kwargs or None,
+        gen_kwargs=options.gen_kwargs.model_dump() or None,
         random_seed=DEFAULT_RANDOM_SEED if config.seed is None else config.seed,
         numpy_random_seed=DEFAULT_OTHER_SEED if config.seed is None else config.seed,
         torch_random_seed=DEFAULT_OTHER_SEED if config.seed is None else config.seed,

@@ -129,7 +129,7 @@ def test_a_recipe_without_an_sft_stage(world: Path) -> None:
     (world / "r.yaml").write_text(recipe + "    data: {train: ./rows.jsonl, rejected: other_row}\n")
     done = command(world, "--preview", "1")
     assert done.returncode == 2
-    assert "r.yaml:3: stages: has no stage of kind sft" in done.stderr
+    assert "r.yaml:3:1: stages: has no stage of kind sft" in done.stderr
 
 
 def test_a_model_without_a_tokenizer(world: Path) -> None:

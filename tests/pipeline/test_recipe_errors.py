@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -63,43 +64,63 @@ CASES = {
     "unknown key": (
         "{prompt: 0.2,",
         "{promt: 0.2,",
-        r"r\.yaml:7: stages\.wit\.weights\.promt: .*did you mean 'prompt'",
+        r"r\.yaml:7:15: stages\.wit\.weights\.promt: .*did you mean 'prompt'",
     ),
     "unknown TRL option": (
         "num_train_epochs: 1",
         "num_train_epoch: 1",
-        r"r\.yaml:8: .*did you mean 'num_train_epochs'",
+        r"r\.yaml:8:13: .*did you mean 'num_train_epochs'",
     ),
     "option set elsewhere": (
         "num_train_epochs: 1",
         "loss_type: dft",
-        r"r\.yaml:8: .*train\.loss_type: cannot",
+        r"r\.yaml:8:13: .*train\.loss_type: cannot",
     ),
-    "wrong type": ("num_train_epochs: 1", "num_train_epochs: many", r"r\.yaml:8: .*num_train_epochs: .*found 'many'"),
-    "string for a number": ("{prompt: 0.2,", "{prompt: '0.2',", r"r\.yaml:7: stages\.wit\.weights\.prompt: .*number"),
-    "unknown kind": ("kind: sft", "kind: sfft", r"r\.yaml:5: stages\.wit: kind: 'sfft' is unknown; did you mean 'sft'"),
-    "no kind": ("    kind: sft\n", "", r"r\.yaml:4: stages\.wit: needs 'kind', one of sft"),
+    "wrong type": (
+        "num_train_epochs: 1",
+        "num_train_epochs: many",
+        r"r\.yaml:8:31: .*num_train_epochs: .*found 'many'",
+    ),
+    "string for a number": (
+        "{prompt: 0.2,",
+        "{prompt: '0.2',",
+        r"r\.yaml:7:23: stages\.wit\.weights\.prompt: .*number",
+    ),
+    "unknown kind": (
+        "kind: sft",
+        "kind: sfft",
+        r"r\.yaml:5:11: stages\.wit\.kind: 'sfft' is unknown; did you mean 'sft'",
+    ),
+    "no kind": ("    kind: sft\n", "", r"r\.yaml:4:3: stages\.wit: needs 'kind', one of sft"),
     "unknown stage": (
         "model: wit",
         "model: wot",
-        r"r\.yaml:11: stages\.dpo\.model: 'wot' is no stage.*did you mean 'wit'",
+        r"r\.yaml:11:12: stages\.dpo\.model: 'wot' is no stage.*did you mean 'wit'",
     ),
-    "unknown model of a benchmark": ("wit, dpo]", "wit, dpi]", r"r\.yaml:15: stages\.bench\.models\.2: 'dpi'.*'dpo'"),
+    "unknown model of a benchmark": (
+        "wit, dpo]",
+        "wit, dpi]",
+        r"r\.yaml:15:25: stages\.bench\.models\.2: 'dpi'.*'dpo'",
+    ),
     "a stage that makes no model": ("model: wit", "model: bench", r"needs its own result: (dpo|bench)|makes no model"),
     "cycle": ("    kind: sft\n", "    kind: sft\n    model: dpo\n", r"needs its own result: wit -> dpo -> wit"),
-    "missing data": ("./rows.jsonl", "./row.jsonl", r"r\.yaml:6: stages\.wit\.data\.train: .*row\.jsonl.*rows\.jsonl"),
-    "missing model": ("./model", "./modle", r"r\.yaml:2: model: .*modle.*"),
-    "folder that is no model": ("./model", "./", r"r\.yaml:2: model: .*config\.json"),
+    "missing data": (
+        "./rows.jsonl",
+        "./row.jsonl",
+        r"r\.yaml:6:19: stages\.wit\.data\.train: .*row\.js.*rows\.js",
+    ),
+    "missing model": ("./model", "./modle", r"r\.yaml:2:8: model: .*modle.*"),
+    "folder that is no model": ("./model", "./", r"r\.yaml:2:8: model: .*config\.json"),
     "no model at all": ("model: ./model\n", "", r"names no model; add 'model:'"),
     "unknown column": (
         "{train: ./rows.jsonl}",
         "{train: ./rows.jsonl, columns: {promt: question}}",
-        r"r\.yaml:6: stages\.wit\.data: columns: 'promt' is no column that this format reads; those are completion,",
+        r"r\.yaml:6:50: stages\.wit\.data\.columns\.promt: 'promt' is no column that .* those are completion,",
     ),
     "column of preference rows alone": (
         "{train: ./pairs.jsonl}",
         "{train: ./pairs.jsonl, columns: {completion: answer}}",
-        r"r\.yaml:12: stages\.dpo\.data: columns: 'completion' is no column .* are chosen, prompt, rejected, tools",
+        r"r\.yaml:12:56: stages\.dpo\.data\.columns\.completion: .* is no column .* are chosen, prompt, rejected",
     ),
     "column that the rows lack": (
         "{train: ./rows.jsonl}",
@@ -109,46 +130,101 @@ CASES = {
     "split of a file": (
         "{train: ./rows.jsonl}",
         "{train: ./rows.jsonl, train_split: held}",
-        r"r\.yaml:6: stages\.wit\.data\.train_split: .*rows\.jsonl is one file, which has no train_split; remove it",
+        r"r\.yaml:6:46: stages\.wit\.data\.train_split: .*rows\.jsonl is one file, which has no train_split; remove it",
     ),
-    "both weights 0": ("{prompt: 0.2, completion: 0.8}", "{prompt: 0, completion: 0}", r"r\.yaml:7: .*both 0"),
+    "both weights 0": ("{prompt: 0.2, completion: 0.8}", "{prompt: 0, completion: 0}", r"r\.yaml:7:14: .*both 0"),
     "negative weight": (
         "{prompt: 0.2,",
         "{prompt: -0.2,",
-        r"r\.yaml:7: stages\.wit\.weights\.prompt: .*greater than or",
+        r"r\.yaml:7:23: stages\.wit\.weights\.prompt: .*greater than or",
     ),
-    "weight is no number": ("{prompt: 0.2,", "{prompt: .nan,", r"r\.yaml:7: stages\.wit\.weights\.prompt: .*finite"),
+    "weight is no number": ("{prompt: 0.2,", "{prompt: .nan,", r"r\.yaml:7:23: stages\.wit\.weights\.prompt: .*finite"),
     "weight missing": (
         "{prompt: 0.2, completion: 0.8}",
         "{prompt: 0.2}",
         r"stages\.wit\.weights\.completion: is missing",
     ),
-    "unknown key at the top": ("name: small", "name: small\nsede: 1", r"r\.yaml:2: sede: .*did you mean 'seed'"),
-    "bad name": ("name: small", "name: ../small", r"r\.yaml:1: name: '\.\./small' is no folder name"),
-    "bad stage name": ("  wit:", "  w/t:", r"r\.yaml:4: stages\.w/t: is no stage name"),
-    "not YAML": ("stages:\n", "stages: [\n", r"r\.yaml:\d+: not valid YAML"),
-    "reads the environment": ("./model", "${oc.env:HOME}", r"r\.yaml:2: model: .*oc\.env"),
-    "unknown interpolation": ("./model", "${modl}", r"r\.yaml:2: model: .*modl"),
-    "no stages": (GOOD[GOOD.index("stages:") :], "stages: {}\n", r"r\.yaml:3: stages: names no stage"),
-    "a list": (GOOD, "- a\n- b\n", r"r\.yaml:1: a recipe is a mapping"),
-    "kind that is a list": ("kind: sft", "kind: [sft]", r"r\.yaml:5: stages\.wit: kind: \['sft'\] is unknown"),
-    "no section": ("  report: {kind: report}", "  report:", r"r\.yaml:17: stages\.report: a stage is a mapping"),
-    "no stages section": (GOOD[GOOD.index("stages:") :], "stages:\n", r"r\.yaml:3: stages: .*dictionary"),
-    "taken name": ("name: small", "name: store", r"r\.yaml:1: name: 'store' is no folder name"),
-    "taken stage name": ("  wit:", "  logs:", r"r\.yaml:4: stages\.logs: is no stage name"),
-    "negative seed": ("name: small", "name: small\nseed: -1", r"r\.yaml:2: seed: .*greater than or equal to 0"),
-    "value still to be given": ("model: ./model", "model: ???", r"r\.yaml:2: model: is '\?\?\?'"),
-    "same model twice": ("wit, dpo]", "wit, wit]", r"r\.yaml:15: stages\.bench\.models.*"),
+    "unknown key at the top": ("name: small", "name: small\nsede: 1", r"r\.yaml:2:1: sede: .*did you mean 'seed'"),
+    "bad name": ("name: small", "name: ../small", r"r\.yaml:1:7: name: '\.\./small' is no folder name"),
+    "bad stage name": ("  wit:", "  w/t:", r"r\.yaml:4:3: stages\.w/t: is no stage name"),
+    "not YAML": ("stages:\n", "stages: [\n", r"r\.yaml:\d+:\d+: not valid YAML"),
+    "reads the environment": ("./model", "${oc.env:HOME}", r"r\.yaml:2:8: model: .*oc\.env"),
+    "unknown interpolation": ("./model", "${modl}", r"r\.yaml:2:8: model: .*modl"),
+    "no stages": (GOOD[GOOD.index("stages:") :], "stages: {}\n", r"r\.yaml:3:9: stages: names no stage"),
+    "a list": (GOOD, "- a\n- b\n", r"r\.yaml:1:1: a recipe is a mapping"),
+    "kind that is a list": ("kind: sft", "kind: [sft]", r"r\.yaml:5:11: stages\.wit\.kind: \['sft'\] is unknown"),
+    "no section": ("  report: {kind: report}", "  report:", r"r\.yaml:17:10: stages\.report: a stage is a mapping"),
+    "no stages section": (GOOD[GOOD.index("stages:") :], "stages:\n", r"r\.yaml:3:8: stages: .*dictionary"),
+    "taken name": ("name: small", "name: store", r"r\.yaml:1:7: name: 'store' is no folder name"),
+    "taken stage name": ("  wit:", "  logs:", r"r\.yaml:4:3: stages\.logs: is no stage name"),
+    "negative seed": ("name: small", "name: small\nseed: -1", r"r\.yaml:2:7: seed: .*greater than or equal to 0"),
+    "value still to be given": ("model: ./model", "model: ???", r"r\.yaml:2:8: model: is '\?\?\?'"),
+    "same model twice": ("wit, dpo]", "wit, wit]", r"r\.yaml:15:13: stages\.bench\.models: named more than once: wit"),
     "remote code": (
         "num_train_epochs: 1",
         "model_init_kwargs: {trust_remote_code: true}",
-        r"r\.yaml:8: stages\.wit\.train: model_init_kwargs is a mapping with the keys",
+        r"r\.yaml:8:32: stages\.wit\.train\.model_init_kwargs: is a mapping with the keys",
     ),
     "secret": ("num_train_epochs: 1", "hub_token: x", r"stages\.wit\.train\.hub_token: cannot be set here: .*secrets"),
     "evaluation without data": ("num_train_epochs: 1", "eval_strategy: epoch", r"name it as data\.eval"),
+    "unknown choice": (
+        "num_train_epochs: 1",
+        "lr_scheduler_type: cosin",
+        r"r\.yaml:8:32: stages\.wit\.train\.lr_scheduler_type: found 'cosin'; did you mean 'cosine'\?; allowed are ",
+    ),
+    "unknown choice of many": (
+        "num_train_epochs: 1",
+        "optim: adamw_tortch",
+        r"r\.yaml:8:20: stages\.wit\.train\.optim: found 'adamw_tortch'; did you mean 'adamw_torch'\?\n",
+    ),
+    "unknown choice of LoRA": (
+        "num_train_epochs: 1}",
+        "num_train_epochs: 1}\n    lora: {bias: al}",
+        r"r\.yaml:9:18: stages\.wit\.lora\.bias: found 'al'; did you mean 'all'\?; allowed are none, all, lora_only",
+    ),
+    "neither true nor a choice": (
+        "num_train_epochs: 1}",
+        "num_train_epochs: 1}\n    lora: {init_lora_weights: pisa}",
+        r"r\.yaml:9:31: .*valid boolean, or else one of the allowed words, found 'pisa'; did you mean 'pissa'",
+    ),
+    "unknown choice in a list": (
+        "{train: ./pairs.jsonl}",
+        "{train: ./pairs.jsonl}\n    train: {loss_type: [sigmoid, ipoo]}",
+        r"r\.yaml:13:34: stages\.dpo\.train\.loss_type\.1: found 'ipoo'; did you mean 'ipo'\?; allowed are sig",
+    ),
+    "losses and weights": (
+        "{train: ./pairs.jsonl}",
+        "{train: ./pairs.jsonl}\n    train: {loss_weights: [1, 2]}",
+        r"r\.yaml:13:27: stages\.dpo\.train\.loss_weights: has 2 weights for 1 losses",
+    ),
+    "no rows at a time": (
+        "num_train_epochs: 1",
+        "per_device_train_batch_size: 0",
+        r"r\.yaml:8:42: .*per_device_train_batch_size: should be greater than or equal to 1, found 0",
+    ),
+    "two precisions": (
+        "num_train_epochs: 1",
+        "fp16: true, bf16: true",
+        r"r\.yaml:8:31: stages\.wit\.train\.bf16: cannot be set together with fp16",
+    ),
+    "unknown setting of generation": (
+        "tasks: [{task: arc_easy}]",
+        "tasks: [{task: arc_easy}]\n    options: {gen_kwargs: {max_gen_tok: 9}}",
+        r"r\.yaml:17:28: stages\.bench\.options\.gen_kwargs\.max_gen_tok: unknown key; did you mean 'max_gen_toks'",
+    ),
+    "setting of generation that lm-eval makes": (
+        "tasks: [{task: arc_easy}]",
+        "tasks: [{task: arc_easy}]\n    options: {gen_kwargs: {pad_token_id: 9}}",
+        r"r\.yaml:17:28: stages\.bench\.options\.gen_kwargs\.pad_token_id: cannot be set here: lm-eval sets it",
+    ),
+    "generation by code from elsewhere": (
+        "tasks: [{task: arc_easy}]",
+        "tasks: [{task: arc_easy}]\n    options: {gen_kwargs: {custom_generate: org/x}}",
+        r"r\.yaml:17:28: stages\.bench\.options\.gen_kwargs\.custom_generate: .*would run code from elsewhere",
+    ),
     "extends itself": ("name: small", "name: small\nextends: r.yaml", r"r\.yaml: extends itself"),
     "extends nothing": ("name: small", "name: small\nextends: s.yaml", r"s\.yaml: cannot be read"),
-    "empty file": (GOOD, "", r"r\.yaml:1: a recipe is a mapping"),
+    "empty file": (GOOD, "", r"r\.yaml:1:1: a recipe is a mapping"),
 }
 
 
@@ -169,7 +245,67 @@ def test_all_errors_are_told_at_once(folder: Path, capsys: pytest.CaptureFixture
     )
     Path("r.yaml").write_text(bad)
     said = complain(capsys)
-    assert {7, 8, 11} <= {int(line) for line in re.findall(r"r\.yaml:(\d+)", said)}
+    assert {7, 8, 11} <= {int(line) for line in re.findall(r"r\.yaml:(\d+):", said)}
+
+
+def test_errors_of_every_phase_are_told_at_once_by_place(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A wrong value, a file and stages that are not there, in a stage that is otherwise broken too; each once."""
+    bad = GOOD.replace("prompt: 0.2", "promt: 0.2").replace("./rows.jsonl", "./row.jsonl")
+    bad = bad.replace("model: wit", "model: wot").replace("wit, dpo]", "wit, dpi]").replace("name: small", "nam: small")
+    Path("r.yaml").write_text(bad)
+    said = complain(capsys, "--set", "seed=x", "--set", "stages.bench.tasks.3.task=x").splitlines()
+    assert [line.removeprefix("run-recipe: ").split(": ")[:2] for line in said] == [
+        ["r.yaml:1:1", "name"],
+        ["r.yaml:1:1", "nam"],
+        ["r.yaml:6:19", "stages.wit.data.train"],
+        ["r.yaml:7:14", "stages.wit.weights.prompt"],
+        ["r.yaml:7:15", "stages.wit.weights.promt"],
+        ["r.yaml:11:12", "stages.dpo.model"],
+        ["r.yaml:15:25", "stages.bench.models.2"],
+        ["--set seed=x", "seed"],
+        ["--set stages.bench.tasks.3.task=x", "stages.bench.tasks.3.task"],
+    ]
+
+
+def test_what_refers_to_a_broken_stage_or_model_is_not_blamed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("r.yaml").write_text(GOOD.replace("kind: sft", "kind: sfft").replace("./model", "[1]"))
+    said = complain(capsys).splitlines()
+    assert [line.split(": ")[1:3] for line in said] == [["r.yaml:2:8", "model"], ["r.yaml:5:11", "stages.wit.kind"]]
+
+
+def test_a_wrong_section_that_stages_share_is_told_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shared = GOOD.replace("{train: ./rows.jsonl}", "&d {train: ./rows.jsonl, subset: 3}")
+    Path("r.yaml").write_text(shared.replace("{train: ./pairs.jsonl}", "*d"))
+    assert complain(capsys).splitlines() == [
+        "run-recipe: r.yaml:6:44: stages.wit.data.subset: should be a valid string, found 3"
+    ]
+
+
+def test_bad_data_of_several_stages_are_told_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("rows.jsonl").write_text('{"prompt": "a"}\n')
+    Path("pairs.jsonl").write_text("{}\n")
+    said = complain(capsys)
+    assert "rows.jsonl:1: column 'completion'" in said
+    assert "pairs.jsonl:1: column 'prompt'" in said
+
+
+TARGETS = {
+    "unknown name": ("[q_prj]", r"none of \['q_prj'\] is a module of the model; it has lm_head, q_proj"),
+    "a name for a pattern": ("q_proj", r"no module's whole name matches 'q_proj'; write \[q_proj\] for the modules"),
+    "bad pattern": ("'(('", r"'\(\(' is no regular expression"),
+}
+
+
+@pytest.mark.parametrize("case", TARGETS)
+def test_targets_that_the_model_lacks(folder: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
+    header = json.dumps({"model.layers.0.self_attn.q_proj.weight": {"dtype": "F32", "shape": [0, 0]}}).encode()
+    Path("model/model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    targets, expected = TARGETS[case]
+    lora = f"train: {{num_train_epochs: 1}}\n    lora: {{target_modules: {targets}}}"
+    Path("r.yaml").write_text(GOOD.replace("train: {num_train_epochs: 1}", lora).replace("arc_easy", "arc_eazy"))
+    said = complain(capsys)
+    assert re.search(r"r\.yaml:9:28: stages\.wit\.lora\.target_modules: " + expected, said), said
+    assert "arc_eazy" in said
 
 
 ROWS = {
@@ -256,7 +392,9 @@ def test_unknown_task(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """lm-eval itself is asked, before anything is trained."""
     Path("r.yaml").write_text(GOOD.replace("arc_easy", "arc_eazy"))
     said = complain(capsys)
-    assert re.search(r"r\.yaml:16: stages\.bench\.tasks\.0\.task: lm-eval knows no .*'arc_eazy'.*arc_easy", said), said
+    assert re.search(r"r\.yaml:16:20: stages\.bench\.tasks\.0\.task: lm-eval knows no .*'arc_eazy'.*arc_easy", said), (
+        said
+    )
 
 
 def test_bad_benchmark_items(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -173,7 +173,7 @@ def test_a_published_model_needs_the_key_again(
     monkeypatch.chdir(ran)
     assert main(["r.yaml", "--set", "seed=5", "--stage", "dpo", "--set", "stages.dpo.trust_remote_code=false"]) == 2
     said = capsys.readouterr().err
-    assert re.search(r"r\.yaml:\d+: stages\.dpo\.model: .*/sft/\w+ is loaded by its own Python files", said)
+    assert re.search(r"r\.yaml:\d+:\d+: stages\.dpo\.model: .*/sft/\w+ is loaded by its own Python files", said)
 
 
 @pytest.mark.parametrize(("stage", "key"), [("wit", "model"), ("dpo", "model"), ("bench", "models")])
@@ -236,7 +236,7 @@ def test_the_plan_shows_what_runs_code_of_others(world: Path, capsys: pytest.Cap
 def test_tasks_that_run_what_the_model_wrote(world: Path, refused: Callable[..., str]) -> None:
     (world / "tasks" / "colours.yaml").write_text(TASK + "unsafe_code: true\n")
     said = refused()
-    assert re.search(r"r\.yaml:\d+: stages\.bench\.tasks\.0\.task: colours runs code that the model wrote", said)
+    assert re.search(r"r\.yaml:\d+:\d+: stages\.bench\.tasks\.0\.task: colours runs code that the model wrote", said)
     assert "set options.confirm_run_unsafe_code: true" in said
 
 
@@ -285,10 +285,10 @@ def test_the_command_is_recorded_without_secrets(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("model", "says"),
     [
-        ("${oc.env:HF_TOKEN}", "Unsupported interpolation type oc.env"),
-        ("${oc.decode:${oc.env:HF_TOKEN}}", "Unsupported interpolation type oc.env"),
+        ("${oc.env:HF_TOKEN}", "'${oc.env:HF_TOKEN}': there is no oc"),
+        ("${oc.decode:${oc.env:HF_TOKEN}}", "'${' is not closed by '}'"),
         ("./$HF_TOKEN", "HF_TOKEN: no such file"),
-        ("./${HF_TOKEN}", "Interpolation key 'HF_TOKEN' not found"),
+        ("./${HF_TOKEN}", "'${HF_TOKEN}': there is no HF_TOKEN"),
     ],
 )
 def test_a_recipe_cannot_read_the_environment(
@@ -354,13 +354,13 @@ def test_pickles_are_never_read(world: Path, refused: Callable[..., str], argume
         (world / "own" / name).write_bytes(pickle.dumps(Marks(world / "unpickled")))
     said = refused(*arguments)
     assert "weights are read from *.safetensors, and it has only adapter_model.bin, pytorch_model.bin" in said
-    assert re.search(r"r\.yaml:\d+: stages\.wit\.model: ", said)
+    assert re.search(r"r\.yaml:\d+:\d+: stages\.wit\.model: ", said)
     index = {"weight_map": {"lm_head.weight": "../own/pytorch_model.bin"}}
     (world / "own" / "model.safetensors.index.json").write_text(json.dumps(index))
     (world / "own" / "other.safetensors").touch()
     assert "names '../own/pytorch_model.bin', which is no *.safetensors beside it" in refused(*arguments)
     (world / "own" / "adapter_config.json").write_text("{}")
-    assert re.search(r"r\.yaml:2: model: .*own holds an adapter; merge it into its model", refused(*arguments))
+    assert re.search(r"r\.yaml:2:8: model: .*own holds an adapter; merge it into its model", refused(*arguments))
     assert not (world / "unpickled").exists()
 
 

@@ -46,3 +46,36 @@ def test_values_are_checked_and_only_what_is_set_is_handed_on() -> None:
     for wrong in ({"learning_rate": "1e-3"}, {"max_steps": 1.5}, {"bf16": "yes"}, {"learning_rte": 1.0}):
         with pytest.raises(ValidationError):
             model(**wrong)
+
+
+def test_choices_are_those_of_the_libraries_and_lists_and_booleans_go_on() -> None:
+    lora, dpo = options("LoraConfig"), options("DPOConfig")
+    for right in (True, False, "pissa", "pissa_niter_16"):
+        assert lora(init_lora_weights=right).model_dump() == {"init_lora_weights": right}
+    for wrong in ("pisa", "pissa_niter_", "pissa_niter_[number of iters]", 1):
+        with pytest.raises(ValidationError):
+            lora(init_lora_weights=wrong)
+    assert dpo(loss_type=["sigmoid", "sft"], ddp_backend=None, optim="sgd", warmup_steps=0.1)
+    for bad in ({"loss_type": ["sigmod"]}, {"optim": "adam"}, {"f_divergence_type": "kl"}, {"log_level": "loud"}):
+        with pytest.raises(ValidationError):
+            dpo(**bad)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"logging_steps": 0},
+        {"logging_steps": 2.5},
+        {"num_train_epochs": 0},
+        {"warmup_steps": -1},
+        {"adam_beta2": 1.0},
+        {"max_steps": -2},
+        {"lr_scheduler_type": "reduce_lr_on_plateau"},
+        {"dataloader_prefetch_factor": 2},
+        {"fp16_full_eval": True, "bf16_full_eval": True},
+    ],
+    ids=lambda wrong: " ".join(wrong),
+)
+def test_what_training_would_refuse_is_refused_before(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        options("SFTConfig")(**wrong)

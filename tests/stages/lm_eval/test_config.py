@@ -46,7 +46,7 @@ def test_needs_name_every_file_and_where_it_stands() -> None:
         ({"options": {"batch_size": 0}}, "greater than or equal to 1"),
         ({"options": {"limit": 0}}, "greater than or equal to 1"),
         ({"options": {"dtype": "int8"}}, "'bfloat16'"),
-        ({"options": {"gen_kwargs": {"custom_generate": "org/x"}}}, "would run code from elsewhere"),
+        ({"options": {"gen_kwargs": {"custom_generate": "org/x"}}}, "Extra inputs"),
         ({"tasks": [TASK | {"data": {"../test": "a.csv"}}]}, "is no name of a split"),
     ],
 )

@@ -1,0 +1,21 @@
+"""The nearest right name, for messages about a wrong one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+SHOWN = 20
+"""A longer list of what is allowed helps nobody."""
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """`; did you mean ...?`, or nothing where no known word is near."""
+    match = difflib.get_close_matches(word[:100], list(known), n=1, cutoff=0.6)
+    return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def listed(introduction: str, known: Iterable[str]) -> str:
+    """`; allowed are a, b`, or nothing where there are too many to be of help, or none."""
+    names = list(known)
+    return f"; {introduction} {', '.join(names)}" if 0 < len(names) <= SHOWN else ""

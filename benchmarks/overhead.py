@@ -26,7 +26,7 @@ from typing import Any
 
 from pipeline import recipe as recipes
 from pipeline.artifacts import fetch
-from pipeline.executors import LocalExecutor
+from pipeline.executors import Job, LocalExecutor
 from pipeline.hashes import Hashes
 from pipeline.plan import Plan, Step, inputs_of, make_plan, refresh
 from pipeline.store import Store
@@ -80,7 +80,10 @@ def bare(recipe: str, folder: Path) -> float:
             if slots:
                 waiting.remove(step)
                 slot = slots.pop(0)
-                running[step.name] = (slot, _start(step, folder, os.environ | executor._share([slot], 1)))
+                running[step.name] = (
+                    slot,
+                    _start(step, folder, os.environ | executor._share([slot], Job(step.name, folder, folder))),
+                )
         for name, (slot, process) in list(running.items()):
             if process.poll() is not None:
                 assert process.returncode == 0, (folder / f"{name}.log").read_text()

@@ -15,13 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline import recipe as recipes
+from pipeline import record
 from pipeline.console import Console
-from pipeline.executors import LocalExecutor
+from pipeline.executors import Executor, LocalExecutor
 from pipeline.hashes import Hashes
 from pipeline.plan import Plan, make_plan, refresh
 from pipeline.preview import PreviewFailed, preview
 from pipeline.recipe import RecipeError
-from pipeline.run import Run, reports_of, run_record
+from pipeline.run import Run, reports_of
 from pipeline.store import Store
 from pipeline.verify import verify
 from stages.terminal import safe
@@ -31,6 +32,7 @@ EXAMPLES = """examples:
   run-recipe recipes/wit_dpo.yaml --plan                           what would run, and why
   run-recipe recipes/wit_dpo.yaml --preview 3 --stage wit          three rows, token by token, with their weights
   run-recipe --verify runs                                         whether all results are as they were written
+  run-recipe recipes/pocket_grid.yaml --cells prompt=0.2            of a grid, the cells with this prompt weight
   run-recipe recipes/wit_dpo.yaml --from wit --set stages.wit.weights.prompt=0.4
 """
 
@@ -64,9 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace, console: Console) -> int:
     if options.verify:
         return _verify(options, console)
-    recipe = recipes.load(options.recipe, options.set)
+    cells = recipes.load(options.recipe, options.set, options.cells)
+    if options.status:
+        return _status(options, cells[0].name, console)
     store = Store(options.runs / "store")
-    plan = make_plan(recipe, Hashes(options.runs / "cache" / "hashes.json"))
+    plan = make_plan(cells, Hashes(options.runs / "cache" / "hashes.json"))
     stage = plan.named(options.stage, "--stage")
     onward = plan.after(plan.named(options.from_, "--from"))
     forced = stage | onward | plan.named(options.force, "--force")
@@ -84,18 +88,29 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     run = Run(plan, store, options.runs, console, chosen, forced)
     run.prepare()
     cached = sum(step.state == "cached" for step in plan.steps)
-    console.say(f"{recipe.name}: {len(plan.steps)} steps, {cached} cached")
+    console.say(f"{plan.recipe.name}: {len(plan.steps)} steps, {cached} cached")
+    executor = _executor(options)
     asked_to_end = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
-        status = run.execute(LocalExecutor(options.jobs))
+        status = run.execute(executor)
     finally:
         signal.signal(signal.SIGTERM, asked_to_end)
         console.close()
     for step, metrics in reports_of(plan):
         console.results(run.folder / step, metrics)
     if options.json:
-        print(json.dumps(run_record(options.runs, recipe.name), indent=1))
+        print(json.dumps(record.read(run.folder), indent=1))
     return status
+
+
+def _executor(options: argparse.Namespace) -> Executor:
+    if options.executor == "local":
+        return LocalExecutor(options.jobs)
+    try:
+        from pipeline.cluster import RayExecutor
+    except ImportError as error:
+        raise RecipeError([f"--executor ray: {error}; pip install '.[ray]'"]) from None
+    return RayExecutor(options.runs, options.jobs)
 
 
 def _verify(options: argparse.Namespace, console: Console) -> int:
@@ -109,6 +124,18 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
             console.say(str(problem))
         console.say(f"{found.steps} steps, {found.files} files, {len(found.problems)} problems")
     return 1 if found.problems else 0
+
+
+def _status(options: argparse.Namespace, name: str, console: Console) -> int:
+    try:
+        found = record.read(options.runs / name)
+    except (OSError, ValueError) as error:
+        raise RecipeError([f"--status: {name} has left nothing to tell in {options.runs}: {error}"]) from None
+    if options.json:
+        print(json.dumps(found, indent=1))
+    else:
+        console.status(found)
+    return 0
 
 
 def _preview(options: argparse.Namespace, plan: Plan, store: Store, console: Console, chosen: set[str]) -> int:
@@ -145,9 +172,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--stage", action="append", default=[], metavar="NAME", help="run again just this stage, from cached inputs")
     add("--from", action="append", default=[], metavar="NAME", dest="from_", help="run again this stage and all after")
     add("--force", action="append", default=[], metavar="NAME", help="run this stage although its result is there")
+    add("--cells", action="append", default=[], metavar="AXIS=VALUE[,...]", help="of a grid, only the cells like this")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value of the recipe")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--plan", action="store_true", help="show what would run, and why, without running")
+    instead.add_argument("--status", action="store_true", help="show how far a run is, or how the last one went")
     instead.add_argument(
         "--preview", type=_positive, metavar="N", help="show N training rows of the sft stages, token by token"
     )
@@ -156,6 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--json", action="store_true", help="print only JSON: the plan, the preview, or else how the run went")
     add("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where results are kept (default: runs)")
+    add("--executor", choices=["local", "ray"], default="local", help="where steps run (ray: at RAY_ADDRESS, or here)")
     add("--jobs", type=_positive, metavar="N", help="steps side by side (default: one a GPU, else one a core, <= 4)")
     return parser
 

@@ -11,6 +11,7 @@ from rich.markup import escape as as_text
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from pipeline import record
 from pipeline.plan import Plan
 from stages.terminal import safe
 
@@ -43,6 +44,7 @@ class Console:
             transient=True,
         )
         self._tasks: dict[str, TaskID] = {}
+        self._whole: TaskID | None = None
 
     def say(self, text: str) -> None:
         """One line."""
@@ -55,9 +57,13 @@ class Console:
             fingerprint = (step.fingerprint or "unresolved")[:12]
             table.add_row(*map(escape, (step.name, step.kind, step.state, fingerprint, step.why)))
         self.rich.print(table)
+        codes: dict[tuple[str, str], list[str]] = {}
         for step in (step for step in plan.steps if step.name in chosen):
             for code in step.runs_code:
-                self.rich.print(f"[yellow]runs code[/] {escape(step.name)}: {escape(code)}")
+                codes.setdefault((step.stage, code), []).append(step.name)
+        for (stage, code), steps in codes.items():
+            who = steps[0] if len(steps) == 1 else f"{stage} ({len(steps)} steps)"
+            self.rich.print(f"[yellow]runs code[/] {escape(who)}: {escape(code)}")
 
     def preview(self, text: str, page: Path) -> None:
         """What a stage would train on, as the stage has drawn it, and where it lies as a page."""
@@ -72,17 +78,39 @@ class Console:
         else:
             self.rich.print(f"  [cyan]run[/]    {escape(step)} [dim]({escape(why)})")
 
+    def how_far(self, text: str) -> None:
+        """How far the whole run is; shown on a terminal only."""
+        if self._bars.live.is_started:
+            if self._whole is None:
+                self._whole = self._bars.add_task("", total=None, note="")
+            self._bars.update(self._whole, note=escape(text))
+
     def progress(self, step: str, done: int, total: int, note: str) -> None:
         """A running step got on; shown on a terminal only."""
         if step in self._tasks:
             self._bars.update(self._tasks[step], completed=done, total=total or None, note=escape(note))
 
-    def finished(self, step: str, seconds: float, notes: list[str]) -> None:
-        """A step has its result; `notes` are what its stage wants to be known of it."""
+    def finished(self, step: str, seconds: float, notes: list[str], how_far: str) -> None:
+        """A step has its result; `notes` are what its stage wants to be known of it, `how_far` says how far the run
+        is."""
         self._end(step)
-        self.rich.print(f"  [green]done[/]   {escape(step)} [dim]{seconds:.1f} s")
+        self.rich.print(f"  [green]done[/]   {escape(step)} [dim]{seconds:.1f} s ({escape(how_far)})")
         for note in notes:
             self.rich.print(f"         [dim]{escape(note)}")
+
+    def status(self, found: dict[str, Any]) -> None:
+        """What run.json says of a run, for --status."""
+        how = "killed: its process is gone; the same command goes on" if record.is_gone(found) else found["status"]
+        steps, width = found["steps"], found["side_by_side"]
+        left = record.seconds_left(steps, width) if how == "running" else None
+        self.say(f"{found['recipe']}: {how}, as of {found['written']}")
+        self.say(f"  {record.counted(steps)}" + (f", about {record.in_words(left)} left" if left else ""))
+        for step in (step for step in steps if step["state"] == "running"):
+            done, total, note = step["progress"] or (0, 0, "")
+            far = f" {done}/{total}" if total else ""
+            self.say(f"  run    {step['step']}{far} {step['seconds'] or 0:.0f} s {note}".rstrip())
+        for step in (step for step in steps if step["state"] == "failed"):
+            self.say(f"  failed {step['step']}: {step['error']}")
 
     def skipped(self, step: str, needs: list[str]) -> None:
         """A step cannot run, for what it needs failed."""
@@ -96,6 +124,14 @@ class Console:
         for line in [] if mendable else lines[-LOG_LINES:]:
             self.rich.print(f"           [dim]{escape(line)}")
         self.rich.print(f"         log: {escape(str(log))}")
+
+    def not_made(self, steps: list[dict[str, Any]]) -> None:
+        """At the end of a run, the steps that failed, with what could not be made for want of them."""
+        self.close()
+        failed = [step["step"] for step in steps if step["state"] == "failed"]
+        skipped = sum(step["state"] == "skipped" for step in steps)
+        also = f"; {skipped} more need them" if skipped else ""
+        self.rich.print(f"[red]{len(failed)} failed[/]: {escape(', '.join(failed))}{also}")
 
     def results(self, folder: Path, metrics: dict[str, Any]) -> None:
         """The report's own table, and where the report lies."""

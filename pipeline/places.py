@@ -96,6 +96,8 @@ class Node:
     size: int = 1
     """How many values it holds, itself among them, each as often as aliases repeat it."""
     depth: int = 1
+    axes: frozenset[str] = frozenset()
+    """Of the matrix, those on whose values it depends, once `${...}` are looked up."""
 
     @property
     def told_at(self) -> Place:
@@ -124,6 +126,15 @@ class Node:
         if isinstance(self.content, list) and isinstance(part, int) and part < len(self.content):
             return self.content[part]
         return None
+
+    def depending_on(self, axis: str) -> Node:
+        """This value as one of an axis: all that is in it depends on that."""
+        content = self.content
+        if isinstance(content, dict):
+            content = {name: node.depending_on(axis) for name, node in content.items()}
+        elif isinstance(content, list):
+            content = [node.depending_on(axis) for node in content]
+        return replace(self, content=content, axes=self.axes | {axis})
 
     def laid_over(self, below: Node) -> Node:
         """This value over `below`: sections are merged, all else gives way."""
@@ -163,7 +174,7 @@ def made(content: dict[str, Node] | list[Node], place: Place, key: Place) -> Nod
         raise TooLargeError(f"nested deeper than {MAX_DEPTH} levels; make it flatter")
     if size > MAX_VALUES:
         raise TooLargeError(f"holds more than {MAX_VALUES:,} values once its aliases are written out; repeat less")
-    return Node(content, place, key, size, depth)
+    return Node(content, place, key, size, depth, frozenset().union(*(node.axes for node in below)))
 
 
 @dataclass(frozen=True)

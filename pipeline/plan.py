@@ -1,13 +1,13 @@
-"""Recipe -> Plan: the steps, what each needs, its fingerprint, and whether its result is already there.
+"""Recipes -> Plan: the steps, what each needs, its fingerprint, and whether its result is already there.
 
-A fingerprint covers a step's settings, the content of its inputs and its stage's version; never a path, a time or a
-name that only people read.
+A fingerprint covers a step's settings, the content of its inputs and its stage's version; never a path, a time, a cell
+of the matrix or a name that only people read. Cells share the steps that do not depend on what they differ in.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from typing import Any
 from pipeline import artifacts
 from pipeline.artifacts import Artifact, ArtifactError, Local
 from pipeline.hashes import Hashes
+from pipeline.matrix import described
 from pipeline.near import near
 from pipeline.order import in_order, key_of, stages_of
-from pipeline.places import dotted
+from pipeline.places import Key, Problem, dotted
 from pipeline.recipe import Recipe, RecipeError
 from pipeline.store import BadManifest, Published, Store, read
 from pipeline.why import Earlier, why_missing
@@ -36,6 +37,10 @@ class Step:
     stage: str
     config: StageConfig
     inputs: dict[str, Step | Artifact]
+    recipe: Recipe
+    """The cell that it is of, or the first of those that share it."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Axis of the matrix -> value, for the axes on which it depends."""
     fingerprint: str | None = None
     """None where an input is on the hub and its commit is not known yet."""
     state: str = "run"
@@ -71,16 +76,17 @@ class Step:
     def without_references(self, dump: dict[str, Any]) -> dict[str, Any]:
         """`dump`, what a section of this kind says, without what refers to inputs and what has no effect on results."""
         dump = copy.deepcopy(dump)
-        for key in (*(need.key for need in self.config.needs().values()), *self.config.no_effect):
+        for key in (*(need.key for need in self.config.needs().values()), "resources", *self.config.no_effect):
             _drop(dump, key.split("."))
         return dump
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All steps of a recipe, each after those it needs."""
+    """All steps of a recipe, of all its cells, each after those it needs."""
 
     recipe: Recipe
+    """Its first cell."""
     hashes: Hashes
     steps: list[Step] = field(default_factory=list)
     contents: dict[Artifact, str | None] = field(default_factory=dict)
@@ -139,28 +145,16 @@ class Plan:
         }
 
 
-def make_plan(recipe: Recipe, hashes: Hashes) -> Plan:
-    """The steps of `recipe`; `refresh` says which are cached. Raises RecipeError for all that is wrong with it."""
-    stages, problems = in_order(recipe)
-    problems = recipe.problems + problems
-    steps: dict[str, Step] = {}
-    plan = Plan(recipe, hashes)
-    for stage in stages:
-        config = recipe.stages[stage]
-        originals = {(need.kind, need.value): need for need in reversed(config.needs().values())}
-        for suffix, part in config.split().items():
-            inputs: dict[str, Step | Artifact] = {}
-            for name, need in part.needs().items():
-                try:
-                    inputs |= _find(plan, stage, name, originals.get((need.kind, need.value), need), steps)
-                except RecipeError as error:
-                    problems += error.problems
-            step = Step(f"{stage}{suffix}", stage, part, inputs)
-            steps[step.name] = step
-    if problems:
-        raise RecipeError([], problems)
-    plan.steps.extend(steps.values())
-    return plan
+def make_plan(recipes: Sequence[Recipe], hashes: Hashes) -> Plan:
+    """The steps of a recipe's cells; `refresh` says which are cached. Raises RecipeError for all that is wrong."""
+    planner = _Planner(Plan(recipes[0], hashes))
+    for recipe in recipes:
+        planner.add(recipe, reports=False)
+    for recipe in recipes:
+        planner.add(recipe, reports=True)
+    if planner.problems:
+        raise RecipeError([], planner.problems)
+    return planner.plan
 
 
 def refresh(plan: Plan, store: Store, forced: Iterable[str] = (), damaged: Mapping[str, str] | None = None) -> None:
@@ -274,44 +268,130 @@ def _drop(dump: Any, path: list[str]) -> None:
         dump[int(last)] = None
 
 
-def _find(plan: Plan, stage: str, name: str, need: Need, steps: dict[str, Step]) -> dict[str, Step | Artifact]:
-    """The inputs that `need` stands for: one, or for `steps` as many as the named stages have steps.
+@dataclass
+class _Planner:
+    """Puts the cells of a recipe into a plan, one after the other."""
 
-    Notes in `plan` the content and the place of what is found by reference.
-    """
-    recipe = plan.recipe
-    stages = set(stages_of(recipe, need))
-    if need.kind == "steps":
-        if not stages and not recipe.broken:
-            raise recipe.error(
-                ("stages", stage), "has nothing to report: the recipe has no stage that scores models, such as lm_eval"
-            )
-        return {step.name: step for step in steps.values() if step.stage in stages}
-    if stages:
-        config = recipe.stages.get(need.value)
-        if config and config.makes != "model":
-            raise recipe.error(key_of(stage, need), f"{need.value!r} is of kind {config.kind} and makes no model")
-        if need.value not in steps:
-            return {}  # it is broken, unknown or needs its own result, which is told already
-        return {name: steps[need.value]}
-    key, value = key_of(stage, need), need.value
-    if need.kind == "model" and value == BASE:
-        if BASE in recipe.broken:
-            return {}
-        if recipe.model is None:
-            raise recipe.error(key, "is 'base', but the recipe names no model; add 'model:' at its top")
-        key, value = ("model",), recipe.model
-    try:
-        artifact = artifacts.parse(value, recipe.places.at(key).folder, need.kind)
-        if artifact not in plan.contents:
-            plan.contents[artifact] = artifacts.identity(artifact, plan.hashes.of)
-        _check_model(artifact, need)
-    except ArtifactError as error:
-        raise recipe.error(key, str(error)) from None
-    except OSError as error:  # a name that no file can have
-        raise recipe.error(key, f"cannot be looked up: {error.strerror}") from None
-    plan.where.setdefault(artifact, f"{recipe.places.at(key)}: {dotted(key)}")
-    return {name: artifact}
+    plan: Plan
+    problems: list[Problem] = field(default_factory=list)
+    steps: dict[str, Step] = field(default_factory=dict)
+    parts: dict[int, list[_Part]] = field(default_factory=dict)
+    """id of a stage's config, which its recipe keeps alive -> what it is split into."""
+    order: dict[int, list[str]] = field(default_factory=dict)
+    """id of a recipe -> its stages, each after those it needs."""
+
+    def add(self, recipe: Recipe, reports: bool) -> None:
+        """The steps of one cell that no cell before it had: reports, which see the steps of all cells, or the rest."""
+        if id(recipe) not in self.order:
+            self.order[id(recipe)], problems = in_order(recipe)
+            self.problems += recipe.problems + problems
+        made: dict[str, Step] = {}
+        axes: dict[str, frozenset[str]] = {}
+        for stage in self.order[id(recipe)]:
+            if (recipe.stages[stage].makes == "report") == reports:
+                for part in self._split(recipe, stage):
+                    made |= self._step(recipe, stage, part, made, axes)
+
+    def _split(self, recipe: Recipe, stage: str) -> list[_Part]:
+        config = recipe.stages[stage]
+        if id(config) not in self.parts:
+            originals = {(need.kind, need.value): need for need in reversed(config.needs().values())}
+            self.parts[id(config)] = [
+                _Part(
+                    suffix,
+                    part,
+                    {name: originals.get((n.kind, n.value), n) for name, n in part.needs().items()},
+                )
+                for suffix, part in config.split().items()
+            ]
+        return self.parts[id(config)]
+
+    def _step(
+        self, recipe: Recipe, stage: str, part: _Part, made: dict[str, Step], axes: dict[str, frozenset[str]]
+    ) -> dict[str, Step]:
+        """The step of one part of a stage, by the stage's name and suffix."""
+        own = recipe.axes.get(stage, frozenset())
+        for need in part.needs.values():
+            if need.kind == "model":
+                own |= recipe.axes[BASE] if need.value == BASE else axes.get(need.value, frozenset())
+        axes[stage] = axes.get(stage, frozenset()) | own
+        labels = {axis: value for axis, value in recipe.labels.items() if axis in own}
+        name = _name(stage, part.suffix, labels)
+        if name not in self.steps:
+            inputs: dict[str, Step | Artifact] = {}
+            for input_name, need in part.needs.items():
+                try:
+                    inputs |= self._find(recipe, stage, input_name, need, labels, made)
+                except RecipeError as error:
+                    self.problems += error.problems
+            self.steps[name] = Step(name, stage, part.config, inputs, recipe, labels)
+            self.plan.steps.append(self.steps[name])
+        return {stage + part.suffix: self.steps[name]}
+
+    def _find(
+        self, recipe: Recipe, stage: str, name: str, need: Need, labels: Mapping[str, str], made: dict[str, Step]
+    ) -> dict[str, Step | Artifact]:
+        """The inputs that `need` stands for: one, or for `steps` as many as the named stages have steps in all cells
+        that agree with `labels`.
+
+        Notes in the plan the content and the place of what is found by reference.
+        """
+        stages = set(stages_of(recipe, need))
+        if need.kind == "steps":
+            if not stages and not recipe.broken:
+                text = "has nothing to report: the recipe has no stage that scores models, such as lm_eval"
+                raise recipe.error(("stages", stage), text)
+            return {
+                step.name: step
+                for step in self.plan.steps
+                if step.stage in stages and all(step.labels.get(axis, value) == value for axis, value in labels.items())
+            }
+        if stages:
+            config = recipe.stages.get(need.value)
+            if config and config.makes != "model":
+                raise recipe.error(key_of(stage, need), f"{need.value!r} is of kind {config.kind} and makes no model")
+            if need.value not in made:
+                return {}  # it is broken, unknown or needs its own result, which is told already
+            return {name: made[need.value]}
+        key, value = key_of(stage, need), need.value
+        if need.kind == "model" and value == BASE:
+            if BASE in recipe.broken:
+                return {}
+            if recipe.model is None:
+                raise recipe.error(key, "is 'base', but the recipe names no model; add 'model:' at its top")
+            key, value = ("model",), recipe.model
+        return {name: self._artifact(recipe, key, value, need)}
+
+    def _artifact(self, recipe: Recipe, key: Key, value: str, need: Need) -> Artifact:
+        """What the reference `value` names. Raises RecipeError."""
+        try:
+            artifact = artifacts.parse(value, recipe.places.at(key).folder, "model" if need.kind == "model" else "data")
+            if artifact not in self.plan.contents:
+                self.plan.contents[artifact] = artifacts.identity(artifact, self.plan.hashes.of)
+            _check_model(artifact, need)
+        except ArtifactError as error:
+            raise recipe.error(key, str(error)) from None
+        except OSError as error:  # a name that no file can have
+            raise recipe.error(key, f"cannot be looked up: {error.strerror}") from None
+        self.plan.where.setdefault(artifact, f"{recipe.places.at(key)}: {dotted(key)}")
+        return artifact
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One of the steps that a stage is made of."""
+
+    suffix: str
+    config: StageConfig
+    needs: dict[str, Need]
+    """With their keys as the whole stage states them, for the place in the recipe."""
+
+
+def _name(stage: str, suffix: str, labels: Mapping[str, str]) -> str:
+    """`bench[wit,prompt=0.2]`: the stage, and in brackets the part of it and the cell."""
+    inner = [suffix[1:-1]] if suffix else []
+    inner += [described(labels)] if labels else []
+    return f"{stage}[{','.join(inner)}]" if inner else stage
 
 
 def _check_model(artifact: Artifact, need: Need) -> None:

@@ -19,6 +19,7 @@ from pipeline.recipe import RecipeError
 from pipeline.run import Run
 from pipeline.store import Store
 from stages import KINDS
+from stages.names import file_name
 from stages.process import module_call
 
 
@@ -65,9 +66,9 @@ def preview(plan: Plan, store: Store, runs: Path, console: Console, chosen: set[
     for step, result in zip(steps, _worked(job), strict=True):
         if "error" in result:
             if result["key"]:
-                raise plan.recipe.error(split_key(f"stages.{step.stage}.{result['key']}"), result["error"])
+                raise step.recipe.error(split_key(f"stages.{step.stage}.{result['key']}"), result["error"])
             raise RecipeError(result["error"].splitlines())
-        page = run.folder / "preview" / f"{step.name}.html"
+        page = run.folder / "preview" / f"{file_name(step.name)}.html"
         page.parent.mkdir(parents=True, exist_ok=True)
         page.write_text(result["html"], encoding="utf-8")
         shown.append(Previewed(page, result["text"], result["values"] | {"page": str(page)}))

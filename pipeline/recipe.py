@@ -9,7 +9,7 @@ import contextlib
 import copy
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from pipeline.document import NotYAMLError, parse
 from pipeline.explain import explain, locations
-from pipeline.interpolation import resolve
+from pipeline.interpolation import Resolver
+from pipeline.matrix import Cell, cells_of, chosen
 from pipeline.near import near
 from pipeline.places import BROKEN, Key, Node, Place, Places, Problem, TooLargeError, split_key, told
 from pipeline.secret import masked, secrets
@@ -55,11 +56,14 @@ class RecipeHead(Config):
     """Of every stage that draws random numbers and names no seed of its own. 23 is the paper's."""
     model: str | None = None
     """The base model: a hub id, a path relative to the recipe, or pypi:PACKAGE==VERSION#MEMBER@sha256:HEX."""
+    matrix: dict[str, Any] | None = None
+    """Axes and their values, for a grid of cells; pipeline.matrix says more."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe as written: validated section by section, its references not yet looked up."""
+    """A recipe as written, one cell of it where it has a matrix: validated section by section, its references not yet
+    looked up."""
 
     name: str
     seed: int
@@ -71,6 +75,10 @@ class Recipe:
     broken: frozenset[str] = frozenset()
     """Stages that are written but could not be read, and `base` where the model could not: what refers to them may
     be right."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Axis of the matrix -> the cell's value on it, as a person writes it."""
+    axes: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Stage, or `base` for the model -> the axes on which its own section depends."""
 
     def problem(self, key: Key, text: str) -> Problem:
         """A problem at the place where the value of `key` stands."""
@@ -81,21 +89,37 @@ class Recipe:
         return RecipeError([], [self.problem(key, text)])
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read the recipe at `path`, with `KEY=VALUE` overrides laid over it.
+def load(path: Path, overrides: Sequence[str] = (), cells: Sequence[str] = ()) -> list[Recipe]:
+    """Read the recipe at `path`, with `KEY=VALUE` overrides laid over it: one for each cell of its matrix, or of those
+    that `cells` asks for; one where it has no matrix.
 
-    Raises RecipeError where it cannot be read at all; problems of single keys are noted in the recipe.
+    Raises RecipeError where it cannot be read at all; problems of single keys are noted in the first one.
     """
     tree, problems = _read(path, seen=())
     for override in overrides:
         tree = _override(tree, override, problems)
-    tree, unresolved = resolve(tree)
-    if tree.content is BROKEN:
-        raise RecipeError([], problems + unresolved)
-    values, places = tree.plain(), Places(tree)
-    if held := list(_secrets_in(values, (), places)):
-        raise RecipeError(held)
-    return _validate(values, places, problems + unresolved)
+    resolver = Resolver(tree)
+    made, wrong = _cells(resolver, cells)
+    reader = _Reader()
+    recipes = [reader.recipe(resolver.cell(cell), cell) for cell in made]
+    if reader.secrets:
+        raise RecipeError(reader.secrets)
+    recipes[0].problems.extend([*problems, *wrong, *resolver.problems, *reader.problems])
+    return recipes
+
+
+def _cells(resolver: Resolver, asked: Sequence[str]) -> tuple[list[Cell], list[Problem]]:
+    """The cells of a recipe and what is wrong with its matrix; one cell without values where there is none."""
+    matrix = resolver.matrix()
+    made, problems = cells_of(matrix) if matrix else ([], [])
+    if asked and not problems:
+        if not made:
+            raise RecipeError([f"--cells {asked[0]}: the recipe has no matrix"])
+        try:
+            made = chosen(made, asked)
+        except ValueError as error:
+            raise RecipeError([str(error)]) from None
+    return made or [Cell()], problems
 
 
 def _secrets_in(value: Any, key: Key, places: Places) -> Iterator[str]:
@@ -154,60 +178,104 @@ def _override(tree: Node, override: str, problems: list[Problem]) -> Node:
     return tree
 
 
-def _validate(values: dict[str, Any], places: Places, problems: list[Problem]) -> Recipe:
-    name, seed, model = values.get("name"), values.get("seed", 23), values.get("model")
-    try:
-        head = RecipeHead.model_validate(values)
-        seed = head.seed
-        if not NAME.fullmatch(head.name) or head.name in TAKEN:
-            text = f"{head.name!r} is no folder name; {_RULE}"
-            problems.append(Problem(places.at(("name",)), ("name",), text))
-    except ValidationError as error:
-        problems += explain(error, RecipeHead, (), places)
-        seed = 23  # a wrong one is told once, not by every stage
-    sections = values.get("stages")
-    stages: dict[str, StageConfig] = {}
-    if isinstance(sections, dict):
-        if not sections:
-            text = f"names no stage; the kinds are {', '.join(KINDS)}"
-            problems.append(Problem(places.at(("stages",)), ("stages",), text))
-        for stage, section in sections.items():
-            stages |= _stage(stage, section, seed, places, problems)
-    broken = frozenset(sections if isinstance(sections, dict) else ()) - stages.keys()
-    if model is not None and not isinstance(model, str):
-        broken |= {BASE}
-    return Recipe(str(name), seed, str(model) if model is not None else None, stages, places, problems, broken)
+class _Reader:
+    """Reads the cells of one recipe. A section that several share is read once."""
 
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+        self.secrets: list[str] = []
+        self._heads: dict[tuple[int, ...], tuple[Node, RecipeHead | None]] = {}
+        self._stages: dict[tuple[str, int, int], tuple[Node, StageConfig | None]] = {}
+        """Stage, its section's id, seed -> the section, kept alive, and what it says."""
 
-def _stage(name: str, section: Any, seed: int, places: Places, problems: list[Problem]) -> dict[str, StageConfig]:
-    """The one stage of `section`, or none and a problem."""
-    key: Key = ("stages", name)
-    if section is BROKEN:
-        return {}
-    if not NAME.fullmatch(name) or name in TAKEN_STAGES:
-        taken = ", ".join(TAKEN_STAGES)
-        text = f"is no stage name; {_RULE}; {taken} mean something else"
-        problems.append(Problem(places.of_key(key), key, text))
-    if not isinstance(section, dict):
-        text = "a stage is a mapping with the key 'kind' and that kind's own keys"
-        problems.append(Problem(places.at(key), key, text))
-        return {}
-    kind = section.get("kind")
-    if not isinstance(kind, str) or kind not in KINDS:
-        if "kind" not in section:
-            problems.append(_no_kind(key, section, places))
-        elif kind is not BROKEN:
-            text = f"{kind!r} is unknown{near(str(kind), KINDS)}; the kinds are {', '.join(KINDS)}"
-            problems.append(Problem(places.at((*key, "kind")), (*key, "kind"), text))
-        return {}
-    fields = {k: v for k, v in section.items() if k != "kind"}
-    if "seed" in KINDS[kind].model_fields:
-        fields.setdefault("seed", seed)
-    try:
-        return {name: KINDS[kind].model_validate(fields)}
-    except ValidationError as error:
-        problems += explain(error, KINDS[kind], key, places)
-        return {name: rest} if (rest := _readable(KINDS[kind], fields, error)) else {}
+    def recipe(self, tree: Node, cell: Cell) -> Recipe:
+        """The recipe of one cell."""
+        if tree.content is BROKEN:
+            return Recipe("", 23, None, {}, Places(tree), labels=cell.labels)
+        places, sections, model = Places(tree), tree.child("stages"), tree.child("model")
+        head = self._head(tree, places)
+        seed = head.seed if head else 23  # a wrong one is told once, not by every stage
+        stages: dict[str, StageConfig] = {}
+        axes = {BASE: model.axes if model else frozenset()}
+        for name, section in sections.content.items() if sections and isinstance(sections.content, dict) else ():
+            key = (name, id(section), seed)
+            if key not in self._stages:
+                self._stages[key] = section, self._stage(name, section.plain(), seed, places)
+            if config := self._stages[key][1]:
+                stages[name] = config
+            axes[name] = section.axes | self._seed_axes(section, config, tree)
+        broken = frozenset(axes) - stages.keys() - {BASE}
+        if model and model.content is not None and not isinstance(model.content, str):
+            broken |= {BASE}
+        reference = str(model.content) if model and model.content is not None else None
+        name = tree.child("name")
+        return Recipe(
+            str(name.content if name else None), seed, reference, stages, places, [], broken, cell.labels, axes
+        )
+
+    def _seed_axes(self, section: Node, config: StageConfig | None, tree: Node) -> frozenset[str]:
+        """The axes of the recipe's seed, where a stage takes that."""
+        seed = tree.child("seed")
+        takes = config is not None and "seed" in type(config).model_fields and section.child("seed") is None
+        return seed.axes if seed and takes else frozenset()
+
+    def _head(self, tree: Node, places: Places) -> RecipeHead | None:
+        """What the keys at the top say. Of the stages only whether they are a section, and not an empty one."""
+        key = tuple(id(node) for name, node in tree.content.items() if name != "stages")
+        if key in self._heads:
+            return self._heads[key][1]
+        values = {name: node.plain() for name, node in tree.content.items() if name != "stages"}
+        self.secrets += _secrets_in(values, (), places)
+        if "stages" in tree.content:
+            stages = tree.content["stages"].content
+            values["stages"] = {} if isinstance(stages, dict) else tree.content["stages"].plain()
+            if stages == {}:
+                text = f"names no stage; the kinds are {', '.join(KINDS)}"
+                self.problems.append(Problem(places.at(("stages",)), ("stages",), text))
+        head = None
+        try:
+            head = RecipeHead.model_validate(values)
+            if not NAME.fullmatch(head.name) or head.name in TAKEN:
+                text = f"{head.name!r} is no folder name; {_RULE}"
+                self.problems.append(Problem(places.at(("name",)), ("name",), text))
+            elif len({kept.name for _, kept in self._heads.values() if kept} | {head.name}) > 1:
+                text = "is not the same for all cells of the matrix; one run has one name"
+                self.problems.append(Problem(places.at(("name",)), ("name",), text))
+        except ValidationError as error:
+            self.problems += explain(error, RecipeHead, (), places)
+        self._heads[key] = tree, head
+        return head
+
+    def _stage(self, name: str, section: Any, seed: int, places: Places) -> StageConfig | None:
+        """The stage of `section`, or none and a problem."""
+        key: Key = ("stages", name)
+        self.secrets += _secrets_in(section, key, places)
+        if section is BROKEN:
+            return None
+        if not NAME.fullmatch(name) or name in TAKEN_STAGES:
+            taken = ", ".join(TAKEN_STAGES)
+            text = f"is no stage name; {_RULE}; {taken} mean something else"
+            self.problems.append(Problem(places.of_key(key), key, text))
+        if not isinstance(section, dict):
+            text = "a stage is a mapping with the key 'kind' and that kind's own keys"
+            self.problems.append(Problem(places.at(key), key, text))
+            return None
+        kind = section.get("kind")
+        if not isinstance(kind, str) or kind not in KINDS:
+            if "kind" not in section:
+                self.problems.append(_no_kind(key, section, places))
+            elif kind is not BROKEN:
+                text = f"{kind!r} is unknown{near(str(kind), KINDS)}; the kinds are {', '.join(KINDS)}"
+                self.problems.append(Problem(places.at((*key, "kind")), (*key, "kind"), text))
+            return None
+        fields = {k: v for k, v in section.items() if k != "kind"}
+        if "seed" in KINDS[kind].model_fields:
+            fields.setdefault("seed", seed)
+        try:
+            return KINDS[kind].model_validate(fields)
+        except ValidationError as error:
+            self.problems += explain(error, KINDS[kind], key, places)
+            return _readable(KINDS[kind], fields, error)
 
 
 def _no_kind(key: Key, section: dict[str, Any], places: Places) -> Problem:

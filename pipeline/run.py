@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -17,11 +16,13 @@ from filelock import BaseFileLock, Timeout
 from pipeline import artifacts
 from pipeline.artifacts import Artifact, ArtifactError, Hub, Local
 from pipeline.console import Console
-from pipeline.executors import Job, LocalExecutor
+from pipeline.executors import Executor, Job
 from pipeline.places import Problem, split_key
 from pipeline.plan import Plan, Step, beginning, below, changed_input, inputs_of, refresh
 from pipeline.provenance import environment
 from pipeline.recipe import RecipeError
+from pipeline.record import FILE, Record, counted, in_words, seconds_left
+from pipeline.schedule import Schedule
 from pipeline.secret import mask_file, masked
 from pipeline.store import Published, Store
 from stages.base import BadInput
@@ -59,14 +60,19 @@ class Run:
     """The names of the steps that may run; the others must be cached where they are needed."""
     forced: set[str]
     """The names of the steps that run although they are cached."""
-    outcome: dict[str, dict[str, Any]] = field(default_factory=dict)
     paths: dict[Artifact, Path] = field(default_factory=dict)
+    record: Record = field(init=False)
     _whole: set[str] = field(default_factory=set)
     """Steps whose results were read in full, or made, by this run."""
+    _fresh: set[str] = field(default_factory=set)
+    """Steps whose results came to be while this run went on."""
     _waited: set[str] = field(default_factory=set)
     """Steps that were found to be made by another run."""
     _elsewhere: bool = False
     """Whether a step that could start now is being made by another run."""
+
+    def __post_init__(self) -> None:
+        self.record = Record(self.folder / FILE, self.plan.recipe.name, 1)
 
     @property
     def folder(self) -> Path:
@@ -91,32 +97,31 @@ class Run:
             except BadInput as error:
                 if error.key:
                     key = ("stages", step.stage, *split_key(error.key))
-                    problems.append(self.plan.recipe.problem(key, str(error)))
+                    problems.append(step.recipe.problem(key, str(error)))
                 else:
                     errors += str(error).splitlines()
         if problems or errors:
             raise RecipeError(list(dict.fromkeys(errors)), problems)
 
-    def execute(self, executor: LocalExecutor) -> int:
+    def execute(self, executor: Executor) -> int:
         """Run what has to run; 0 where all went well, 1 where a step failed. Raises RecipeError before anything ran."""
-        waiting = self._todo()
-        for step in waiting:
-            if lack := executor.lacks(step.config.processes):
-                raise self.plan.recipe.error(split_key(f"stages.{step.stage}.launch.num_processes"), lack)
+        for step in self._todo():
+            if lack := executor.lacks(step.config):
+                raise step.recipe.error(split_key(f"stages.{step.stage}.{lack[0]}"), lack[1])
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.record.width = executor.width
         for step in self.plan.steps:
-            if step.state == "cached":
-                self._note(step, "cached")
-            elif step not in waiting:
-                self._note(step, "not asked for")
+            self._note(step, "cached" if step.state == "cached" else "not asked for")
+        for step in self._todo():
+            self._note(step, "waiting")
         self.store.sweep()
-        self._record("running")
-        running: dict[str, Running] = {}
+        self.record.write("running")
+        schedule, running = Schedule(self.plan.steps), dict[str, Running]()
         try:
-            while waiting or running:
-                waiting = self._start_ready(waiting, running, executor)
-                if (running or self._elsewhere) and (ended := self._handle(executor, running)):
-                    waiting += self._outdated(ended)
+            while self._reach(schedule) or running:
+                self._start_ready(schedule, running, executor)
+                if running or self._elsewhere:
+                    self._handle(executor, schedule, running)
         except BaseException:
             executor.stop()
             with contextlib.suppress(OSError):  # the disk may be why we are here
@@ -124,10 +129,12 @@ class Run:
                     self._leave(work)
                     self._note(work.step, "interrupted")
                     mask_file(work.job.log)
-                self._record("interrupted")
+                self.record.write("interrupted")
             raise
-        failed = any(state["state"] == "failed" for state in self.outcome.values())
-        self._record("failed" if failed else "done")
+        failed = any(state["state"] == "failed" for state in self.record.steps.values())
+        self.record.write("failed" if failed else "done")
+        if failed:
+            self.console.not_made(list(self.record.steps.values()))
         return 1 if failed else 0
 
     def _todo(self) -> list[Step]:
@@ -175,23 +182,34 @@ class Run:
         except ArtifactError as error:
             raise RecipeError([f"{self.plan.where[source]}: {error}"]) from None
 
-    def _start_ready(self, waiting: list[Step], running: dict[str, Running], executor: LocalExecutor) -> list[Step]:
-        """Start every step whose needs are met while there is room; return those that still wait."""
-        still: list[Step] = []
-        unsettled = {step.name for step in waiting} | set(running)
-        self._elsewhere = False
-        for step in waiting:
-            lost = [n.name for n in step.needs if self.outcome.get(n.name, {}).get("state") in ("failed", "skipped")]
-            if lost:
+    def _reach(self, schedule: Schedule) -> bool:
+        """Decide on the steps whose needs are settled now; whether any step may start."""
+        for step in schedule.reached():
+            lost = [need.name for need in step.needs if self._state(need) in ("failed", "skipped")]
+            if self._state(step) == "waiting" and lost:
                 self._note(step, "skipped", error=f"needs {', '.join(lost)}")
                 self.console.skipped(step.name, lost)
-                continue
-            ready = not unsettled & below(step) and executor.has_room(step.config.processes)
-            if not (ready and self._start(step, running, executor)):
-                still.append(step)
-        return still
+                schedule.settle(step)
+            elif self._state(step) == "waiting" or self._is_outdated(step):
+                schedule.put(step)
+            else:
+                schedule.settle(step)
+        return bool(schedule)
 
-    def _start(self, step: Step, running: dict[str, Running], executor: LocalExecutor) -> bool:
+    def _state(self, step: Step) -> str:
+        return self.record.steps[step.name]["state"]
+
+    def _start_ready(self, schedule: Schedule, running: dict[str, Running], executor: Executor) -> None:
+        """Start the steps that may start while there is room."""
+        held: list[Step] = []
+        self._elsewhere = False
+        while executor.has_room() and (step := schedule.take()):
+            fits = executor.has_room(step.config.resources, step.config.processes)
+            if not (fits and self._start(step, schedule, running, executor)):
+                held.append(step)
+        schedule.put_back(held)
+
+    def _start(self, step: Step, schedule: Schedule, running: dict[str, Running], executor: Executor) -> bool:
         """Start the step, or take the result that has appeared since it was planned; False while another makes it.
 
         That may be another run, or a step of this one that is the same under another name.
@@ -208,8 +226,10 @@ class Run:
             return False
         try:
             if self._appeared(step):
+                self._fresh.add(step.name)
                 self._note(step, "cached")
                 self.console.say(f"  cached {step.name}: its result is there now")
+                schedule.settle(step)
                 lock.release()
                 return True
             job = self._job(step)
@@ -219,6 +239,7 @@ class Run:
             raise
         started = datetime.now(UTC).isoformat(timespec="seconds")
         running[step.name] = Running(step, job, lock, time.monotonic(), started)
+        self._note(step, "running")
         self.console.started(step.name, step.why)
         return True
 
@@ -232,28 +253,32 @@ class Run:
             step.published = None
         return step.published is not None
 
-    def _outdated(self, made: Step) -> list[Step]:
-        """The cached steps that have to run after all, for `made` came out otherwise than when they were made."""
-        outdated = []
-        for step in self.plan.steps:
-            if step.name in self.chosen and step.state == "cached" and made in step.needs and changed_input(step):
-                step.state, step.why, step.published = "run", f"{made.name} came out differently", None
-                outdated.append(step)
-        self._fetch(outdated)
-        return outdated
+    def _is_outdated(self, step: Step) -> bool:
+        """Whether a cached step has to run after all, for what it needs came out otherwise than when it was made."""
+        if step.state != "cached" or step.name not in self.chosen or not any(n.name in self._fresh for n in step.needs):
+            return False
+        if not (changed := changed_input(step)):
+            return False
+        step.state, step.why, step.published = "run", f"{changed} came out differently", None
+        self._note(step, "waiting")
+        self._fetch([step])
+        return True
 
-    def _handle(self, executor: LocalExecutor, running: dict[str, Running]) -> Step | None:
-        """Wait for the next event of a running step and act on it; return the step if it has a new result."""
+    def _handle(self, executor: Executor, schedule: Schedule, running: dict[str, Running]) -> None:
+        """Wait for the next event of a running step and act on it."""
         event = executor.wait(POLL_SECONDS if self._elsewhere else None)
         if event is None:
-            return None
+            return
         work = running[event.job.step]
-        step = work.step
+        step, seconds = work.step, round(time.monotonic() - work.began, 1)
         if event.result is None:
-            self.console.progress(step.name, event.done, event.total, event.note)
-            return None
+            told = event.done, event.total, event.note
+            self.record.steps[step.name] |= {"seconds": seconds, "progress": told}
+            self.console.progress(step.name, *told)
+            if self.record.write_if_due():
+                self.console.how_far(self._how_far())
+            return
         del running[step.name]
-        seconds = round(time.monotonic() - work.began, 1)
         mask_file(event.job.log)
         error = masked(event.result.get("error") or "") or self._changed_file(step)
         if error is None:
@@ -262,14 +287,19 @@ class Run:
             except OSError as problem:
                 error = f"its result could not be published: {problem}"
         self._leave(work)
+        schedule.settle(step)
+        self._note(step, "done" if error is None else "failed", seconds, error)
         if error is None:
-            self._note(step, "done", seconds)
-            self.console.finished(step.name, seconds, event.result["metrics"].get("notes", []))
+            self.console.finished(step.name, seconds, event.result["metrics"].get("notes", []), self._how_far())
         else:
-            self._note(step, "failed", seconds, error)
             self.console.failed(step.name, error, event.job.log, bool(event.result.get("mendable")))
-        self._record("running")
-        return step if error is None else None
+        self.record.write_if_due()
+
+    def _how_far(self) -> str:
+        """`12 of 107 steps done, 95 waiting, about 20 min left`."""
+        steps = list(self.record.steps.values())
+        left = seconds_left(steps, self.record.width)
+        return counted(steps) + (f", about {in_words(left)} left" if left else "")
 
     def _leave(self, work: Running) -> None:
         """Let go of a step that nothing is at work on any more."""
@@ -304,7 +334,7 @@ class Run:
         }
         write_json(folder / "job.json", job)
         log = self.folder / "logs" / f"{_file_name(step.name)}.txt"
-        return Job(step.name, folder.resolve(), log.resolve(), step.config.processes)
+        return Job(step.name, folder.resolve(), log.resolve(), step.config.resources, step.config.processes)
 
     def _input(self, source: Step | Artifact) -> dict[str, Any]:
         """What a worker is told of an input, with all it was made from."""
@@ -318,6 +348,7 @@ class Run:
             "kind": source.kind,
             "fingerprint": source.fingerprint,
             "config": source.config.model_dump(),
+            "labels": dict(source.labels),
             "metrics": source.published.manifest["metrics"],
             "inputs": {name: self._input(inner) for name, inner in source.inputs.items()},
         }
@@ -339,10 +370,11 @@ class Run:
         }
         step.published = self.store.publish(work.job.folder / "out", manifest, result["outputs"])
         self._whole.add(step.name)
+        self._fresh.add(step.name)
 
     def _note(self, step: Step, state: str, seconds: float | None = None, error: str | None = None) -> None:
         path = step.published.path if step.published else None
-        self.outcome[step.name] = {
+        self.record.steps[step.name] = {
             "step": step.name,
             "kind": step.kind,
             "state": state,
@@ -350,17 +382,13 @@ class Run:
             "path": os.path.relpath(path, self.runs) if path else None,
             "seconds": seconds,
             "error": error,
+            "progress": None,
         }
         link = self.folder / _file_name(step.name)
         if path:
             _link(link, path)
         elif link.is_symlink():
             link.unlink()  # it leads to an older result, of other settings
-
-    def _record(self, status: str) -> None:
-        """Write run.json: the state of every step, in the plan's order."""
-        steps = [self.outcome[step.name] for step in self.plan.steps if step.name in self.outcome]
-        write_json(self.folder / "run.json", {"recipe": self.plan.recipe.name, "status": status, "steps": steps})
 
 
 def reports_of(plan: Plan) -> list[tuple[str, dict[str, Any]]]:
@@ -372,11 +400,6 @@ def reports_of(plan: Plan) -> list[tuple[str, dict[str, Any]]]:
         for step in made
         if step.published and not stale & {step.name, *below(step)}
     ]
-
-
-def run_record(runs: Path, recipe: str) -> dict[str, Any]:
-    """The last run.json of a recipe."""
-    return json.loads((runs / recipe / "run.json").read_text(encoding="utf-8"))
 
 
 def _file_name(step: str) -> str:

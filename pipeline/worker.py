@@ -29,6 +29,7 @@ from typing import Any, TextIO
 
 from filelock import FileLock
 
+from pipeline.executors import CORES
 from pipeline.provenance import machine
 from pipeline.store import CHECKPOINTS
 from stages import KINDS
@@ -43,6 +44,8 @@ FULL_DISK_BYTES = 2**20
 def main(job_file: Path, is_rank: bool = False) -> int:
     """Run the job; 0 where the stage returned its metrics, 1 where it raised."""
     threading.Thread(target=_end_with_parent, args=(os.dup(0),), daemon=True).start()
+    if cores := os.environ.get(CORES):
+        os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
     folder = job_file.parent
     job = json.loads(job_file.read_text(encoding="utf-8"))
     events = os.fdopen(os.dup(1), "w", buffering=1)

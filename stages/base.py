@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 BASE = "base"
@@ -60,6 +60,25 @@ class Need:
     """Whether a model is fetched with its own Python files; without, they stay on the hub."""
 
 
+_UNITS = {"MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
+
+class Resources(Config):
+    """What a step takes of a machine while it runs: it starts where and when so much is free."""
+
+    gpus: int | None = Field(default=None, ge=0)
+    """None: one for each of its processes, where there are GPUs."""
+    cpus: int | None = Field(default=None, ge=1)
+    """Cores. None: an equal share of one machine; on a cluster one for each of its processes."""
+    memory: str | None = Field(default=None, pattern=r"^\d+(\.\d+)?(MiB|GiB|TiB)$")
+    """Of the machine, not of a GPU, such as 64GiB. None: it is not counted."""
+
+    @property
+    def bytes(self) -> int:
+        """`memory` as a number; 0 where it is not counted."""
+        return int(float(self.memory[:-3]) * _UNITS[self.memory[-3:]]) if self.memory else 0
+
+
 class StageConfig(Config):
     """One stage of a recipe. Subclasses add their fields and say what they need."""
 
@@ -78,9 +97,12 @@ class StageConfig(Config):
     shows `count` rows as they would be trained on; imported only in a worker. `paths` are the inputs; the model is
     the one that the stage's chain begins with, for the later ones need not be made yet."""
 
+    resources: Resources = Resources()
+    """What each of its steps takes of a machine; no part of a fingerprint."""
+
     @property
     def processes(self) -> int:
-        """How many processes a step of this stage runs in on this machine."""
+        """How many processes a step of this stage runs in on one machine."""
         return 1
 
     def needs(self) -> dict[str, Need]:
@@ -119,6 +141,8 @@ class Input:
     """What its `run` returned."""
     inputs: dict[str, Input] = field(default_factory=dict)
     """What it was made from in turn."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """Of the recipe's matrix, the axes on which the step depends, with the cell's values."""
 
 
 @dataclass(frozen=True)

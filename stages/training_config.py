@@ -93,6 +93,10 @@ class TrainingData(Config):
         return self
 
 
+_READ: set[tuple[str, str, str, Path]] = set()
+"""Kind, data section, part and file of the rows that this process has found to be right: a grid's cells share them."""
+
+
 class TrainingStage(StageConfig):
     """A stage that starts from a model and publishes a trained one."""
 
@@ -174,8 +178,11 @@ class TrainingStage(StageConfig):
         if self.lora is not None:
             check_targets(files["model"], self.lora.model_dump())
         for part, path in parts.items():
-            for _ in self.rows(path, part):
-                pass
+            read = (self.kind, self.data.model_dump_json(), part, path)
+            if read not in _READ:
+                for _ in self.rows(path, part):
+                    pass
+                _READ.add(read)
 
     def rows(self, path: Path, part: str, dropped: list[str] | None = None) -> Iterator[tuple[int, Any]]:
         """(number in the file, row) for the data at `path`, which the recipe names as `part`, `train` or `eval`.

@@ -165,8 +165,7 @@ class LMEvalStage(StageConfig):
         the model be loaded."""
         for name, path in files.items():
             if name.startswith("data."):
-                for _ in read_rows(path):
-                    pass
+                _require_rows(path)
         include = files.get("include_path")
         own = _names_in(include) if include else set()
         asked = tuple(task.task for task in self.tasks if task.task not in own)
@@ -191,6 +190,13 @@ class LMEvalStage(StageConfig):
     def split(self) -> dict[str, Self]:
         """One step per model."""
         return {f"[{model}]": self.model_copy(update={"models": [model]}) for model in self.models}
+
+
+@cache
+def _require_rows(path: Path) -> None:
+    """Read a file to its end, once for all the models that are asked what stands in it. Raises BadInput."""
+    for _ in read_rows(path):
+        pass
 
 
 def data_key(task: Task, split: str) -> str:

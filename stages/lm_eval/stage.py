@@ -28,8 +28,9 @@ from stages.lm_eval.model import CountingHook, Model, load_model
 from stages.lm_eval.results import dump, rows, task_hashes, without_paths, write_samples
 from stages.lm_eval.tasks import Benchmark, load_benchmarks
 
-VOLATILE = ("date", "start_time", "end_time", "total_evaluation_time_seconds", "pretty_env_info")
-"""What two equal evaluations differ in: left out of results.json, for stage.json says when and on what machine."""
+VOLATILE = ("git_hash", "date", "start_time", "end_time", "total_evaluation_time_seconds", "pretty_env_info")
+"""What two equal evaluations differ in: left out of results.json, for stage.json says when and on what machine. The
+hash is that of whatever repository the current folder lies in."""
 
 
 def run(context: Context) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from stages.base import BASE
@@ -53,17 +54,19 @@ def _mean_error(errors: list[float | None]) -> float | None:
     return math.sqrt(math.fsum(e * e for e in known)) / len(known) if len(known) == len(errors) else None
 
 
-def summary(results: Results, baseline: Model | None) -> str:
-    """What the averages say, and what they do not."""
+def summary(results: Results, baseline: Model | None, told: Collection[str] = ()) -> str:
+    """What the averages say, and what they do not; nothing of the models named in `told`."""
     if baseline is None:
         return "No conventionally tuned model (prompt weight 0) was evaluated to compare the others with."
     sentences = []
     base = next((model for model in results.models if model.name == BASE), None)
     if base is not None and base is not baseline:
         sentences.append(_against(results, baseline, base))
-    others = [model for model in results.models if model not in (baseline, base)]
+    others = [model for model in results.models if model not in (baseline, base) and model.name not in told]
     sentences += [_against(results, model, baseline) for model in others]
-    return " ".join(sentences) or f"Only {baseline.label} was evaluated, so there is nothing to compare."
+    return " ".join(sentences) or (
+        "" if told else f"Only {baseline.label} was evaluated, so there is nothing to compare."
+    )
 
 
 def _against(results: Results, model: Model, other: Model) -> str:

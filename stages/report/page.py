@@ -24,8 +24,12 @@ class Page:
     further: Table
     making: Table
     settings: Table
+    grids: list[tuple[str, Table]]
+    """Title and cells of every grid of weights."""
     figure: bytes | None
-    """An SVG."""
+    """The scores as bars, an SVG."""
+    heatmap: bytes | None
+    """The grids, an SVG."""
 
 
 def html(page: Page) -> str:
@@ -33,8 +37,9 @@ def html(page: Page) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
-    figure = base64.b64encode(page.figure).decode("ascii") if page.figure else None
-    return environment.get_template("page.html.jinja").render(vars(page) | {"figure": figure})
+    figures = {"figure": page.figure, "heatmap": page.heatmap}
+    embedded = {name: base64.b64encode(svg).decode("ascii") if svg else None for name, svg in figures.items()}
+    return environment.get_template("page.html.jinja").render(vars(page) | embedded)
 
 
 def markdown(page: Page) -> str:
@@ -43,6 +48,9 @@ def markdown(page: Page) -> str:
     parts += [escape(note) for note in page.notes]
     if page.figure:
         parts.append("![The scores above as bars, with standard errors](figures/scores.svg)")
+    if page.heatmap:
+        parts += ["## Grid of weights", "![The tables below as heatmaps, laid out alike](figures/heatmap.svg)"]
+    parts += [f"### {escape(title)}\n\n{_table(table)}" for title, table in page.grids]
     named = [("Further metrics", page.further), ("How each model was made", page.making)]
     for head, table in [*named, ("Settings that move a score", page.settings)]:
         if table.rows:

@@ -17,9 +17,11 @@ class Model:
     """One evaluated model and how it came about."""
 
     name: str
-    """As the benchmark's section calls it: a stage's name, `base`, or a reference."""
+    """As the benchmark's section calls it, a stage's name, `base` or a reference, with the cell of the matrix."""
     lineage: tuple[Input, ...]
     """The step that made it, the one that made what that started from, and so on; empty for a given model."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """The cell: axis of the matrix -> value, for those on which it depends."""
 
     @property
     def stage(self) -> str:
@@ -42,10 +44,10 @@ class Model:
     @property
     def label(self) -> str:
         """`base`, `wit (0.2, 0.8)`, `dpo from wit`."""
-        if self.stage == "sft" and None not in self.weights:
+        if self.stage == "sft" and None not in self.weights and not self.labels:
             prompt, completion = self.weights
             return f"{self.name} ({prompt:g}, {completion:g})"
-        if len(self.lineage) > 1 and self.lineage[1].step:
+        if len(self.lineage) > 1 and self.lineage[1].step and not self.labels:
             return f"{self.name} from {self.lineage[1].step}"
         return self.name
 
@@ -176,7 +178,9 @@ def read(inputs: Mapping[str, Input]) -> Results:
     scores = []
     for step, given in evaluations.items():
         name = given.config["models"][0]
-        model = models.setdefault(name, Model(name, _lineage(given.inputs.get("model"))))
+        if given.labels:
+            name += f"[{','.join(f'{axis}={value}' for axis, value in given.labels.items())}]"
+        model = models.setdefault(name, Model(name, _lineage(given.inputs.get("model")), given.labels))
         for row in given.metrics["results"]:
             column = Column(step.partition("[")[0], row["task"], row["metric"], row["filter"])
             numbers = (row["value"], row["stderr"], row["n"], row["headline"], row["higher_is_better"])

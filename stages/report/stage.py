@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,14 @@ from stages.base import Context
 from stages.report.averages import averaged, summary
 from stages.report.config import ReportStage
 from stages.report.figure import scores_svg
+from stages.report.grid import Panel, grid_summary, grid_table, panels
+from stages.report.heatmap import heatmaps
 from stages.report.page import Page, html, markdown
 from stages.report.results import Model, Results, find_baseline, read
-from stages.report.tables import further_table, main_table, making_table, settings_table
+from stages.report.tables import column_labels, further_table, main_table, making_table, settings_table
 
+MOST_BARS = 12
+"""Models beyond which bars side by side tell nothing."""
 CSV_COLUMNS = ["recipe", "step", "model", "stage", "prompt_weight", "completion_weight", "seed"]
 CSV_COLUMNS += ["task", "metric", "value", "stderr"]
 
@@ -23,23 +28,43 @@ def run(context: Context) -> dict[str, Any]:
     config: ReportStage = context.config
     results = read(context.inputs)
     baseline = find_baseline(results.models, config.baseline)
+    grids = panels(results)
+    in_grids = {model.name for grid in grids for models in grid.models.values() for model in models}
+    said = [summary(results, baseline, in_grids), *(grid_summary(results, grid) for grid in grids)]
+    shown = [*grids, *(_by_benchmark(results) if len(grids) == 1 else [])]
     page = Page(
         title=config.title or context.recipe,
-        summary=summary(results, baseline),
+        summary=" ".join(filter(None, said)),
         notes=_notes(results, baseline),
         main=main_table(results, baseline),
         further=further_table(results),
         making=making_table(results),
         settings=settings_table(results),
-        figure=scores_svg(results),
+        grids=[(grid.title, grid_table(grid)) for grid in shown],
+        figure=scores_svg(results) if len(results.models) <= MOST_BARS else None,
+        heatmap=heatmaps(shown) if shown else None,
     )
     write_csv(context.recipe, results, context.out / "results.csv")
     (context.out / "report.md").write_text(markdown(page), encoding="utf-8")
     (context.out / "report.html").write_text(html(page), encoding="utf-8")
-    if page.figure:
-        (context.out / "figures").mkdir()
-        (context.out / "figures" / "scores.svg").write_bytes(page.figure)
+    figures = {"scores.svg": page.figure, "heatmap.svg": page.heatmap}
+    figures["heatmap.png"] = heatmaps(shown, "png") if shown else None
+    for name, content in figures.items():
+        if content:
+            (context.out / "figures").mkdir(exist_ok=True)
+            (context.out / "figures" / name).write_bytes(content)
     return {"table": page.main.plain(), "summary": page.summary}
+
+
+def _by_benchmark(results: Results) -> list[Panel]:
+    """The grid under each benchmark that the average is made of."""
+    columns = averaged(results)
+    found = [(label, panels(results, column)) for label, column in zip(_labels(results), columns, strict=True)]
+    return [replace(grid, title=label) for label, grids in found for grid in grids]
+
+
+def _labels(results: Results) -> list[str]:
+    return column_labels(results, averaged(results), with_metric=False)
 
 
 def write_csv(recipe: str, results: Results, path: Path) -> None:

@@ -195,14 +195,19 @@ def test_a_step_waits_for_as_many_gpus_as_processes(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     executor = LocalExecutor()
     assert executor.jobs == 4
-    assert [executor.has_room(processes) for processes in (1, 4)] == [True, True]
-    assert executor.lacks(4) is None
-    assert executor.lacks(5)
+    assert [executor.has_room(processes=processes) for processes in (1, 4)] == [True, True]
+    assert executor.lacks(stage(4)) is None
+    assert executor.lacks(stage(5))
     shared = LocalExecutor(jobs=8)  # two steps a GPU: four processes still go on four GPUs
-    assert shared.has_room(4)
-    assert not shared.has_room(5)
+    assert shared.has_room(processes=4)
+    assert not shared.has_room(processes=5)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert LocalExecutor(jobs=2).has_room(16)
+    assert LocalExecutor(jobs=2).has_room(processes=16)
+
+
+def stage(processes: int) -> SFTStage:
+    data, weights = {"train": "./rows.jsonl"}, {"prompt": 0.2, "completion": 0.8}
+    return SFTStage.model_validate({"data": data, "weights": weights, "launch": {"num_processes": processes}})
 
 
 def test_sharding_needs_gpus(tmp_path: Path) -> None:

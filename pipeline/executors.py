@@ -91,7 +91,8 @@ class LocalExecutor:
         self._free = list(range(self.jobs))
         self._free_memory = self._memory
         self._events: queue.Queue[Event] = queue.Queue()
-        self._running: dict[str, subprocess.Popen[str]] = {}
+        self._running: dict[str, tuple[subprocess.Popen[str], list[int]]] = {}
+        """Step -> its worker and its slots, until its result is handed out."""
 
     @property
     def width(self) -> int:
@@ -135,23 +136,29 @@ class LocalExecutor:
                 text=True,
                 start_new_session=True,
             )
-        self._running[job.step] = worker
-        threading.Thread(target=self._follow, args=(job, worker, slots), daemon=True).start()
+        self._running[job.step] = worker, slots
+        threading.Thread(target=self._follow, args=(job, worker), daemon=True).start()
 
     def wait(self, seconds: float | None = None) -> Event | None:
         """The next event of any running step; None where there is none for so many seconds."""
-        with contextlib.suppress(queue.Empty):
-            return self._events.get(timeout=seconds)
-        return None
+        try:
+            event = self._events.get(timeout=seconds)
+        except queue.Empty:
+            return None
+        if event.result is not None:
+            self._free += self._running.pop(event.job.step)[1]
+            self._free_memory += event.job.takes.bytes
+        return event
 
     def stop(self) -> None:
         """End all workers, and the processes they started."""
-        for worker in list(self._running.values()):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(worker.pid, signal.SIGKILL)
-            worker.wait()
+        for worker, _ in self._running.values():
+            if worker.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(worker.pid, signal.SIGKILL)
+                worker.wait()
 
-    def _follow(self, job: Job, worker: subprocess.Popen[str], slots: list[int]) -> None:
+    def _follow(self, job: Job, worker: subprocess.Popen[str]) -> None:
         assert worker.stdout is not None
         result: dict[str, Any] = {}
         for line in worker.stdout:
@@ -162,9 +169,6 @@ class LocalExecutor:
                 self._events.put(Event(job, *told))
         status = worker.wait()
         result = ended(result, status)
-        self._running.pop(job.step, None)
-        self._free += slots
-        self._free_memory += job.takes.bytes
         self._events.put(Event(job, result=result))
 
     def _pick(self, takes: Resources, processes: int) -> list[int] | None:

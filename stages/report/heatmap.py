@@ -62,7 +62,8 @@ def _panel(figure: Figure, axes: mpl.axes.Axes, panel: Panel) -> None:
         row, column = prompts.index(prompt), completions.index(completion)
         _label(axes, panel, (prompt, completion), cell, row, column, abs(gains[row, column]) > 0.7 * most)
     row, column = prompts.index(panel.best[0]), completions.index(panel.best[1])
-    axes.add_patch(Circle((column, row), 0.44, fill=False, linewidth=1.8, edgecolor="black"))
+    for width, colour in ((3.6, "white"), (1.8, "black")):  # seen on light cells and on dark ones
+        axes.add_patch(Circle((column, row), 0.44, fill=False, linewidth=width, edgecolor=colour))
     axes.set_xticks(range(len(completions)), [f"{value:g}" for value in completions])
     axes.set_yticks(range(len(prompts)), [f"{value:g}" for value in prompts])
     axes.set_xlabel("completion weight")

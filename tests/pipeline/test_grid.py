@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import re
@@ -11,8 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from pipeline.executors import LocalExecutor
 from tests.pipeline.test_command import command, environment, plan, to_run, write_world
 
 RECIPE = """\
@@ -47,15 +50,28 @@ def world(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
     call = [sys.executable, "-P", "-m", "pipeline.cli", "r.yaml"]
     with subprocess.Popen(call, cwd=folder, stdout=subprocess.PIPE, text=True, env=environment()) as process:
         looks: list[dict[str, Any]] = []
+        pinned: list[dict[int, list[int]]] = []
         while process.poll() is None:
+            pinned.append(cores_of_workers(process.pid))
             seen = command(folder, "--status", "--json")
             looks += [json.loads(seen.stdout)] if seen.returncode == 0 else []
             time.sleep(0.2)
         assert process.stdout is not None
         (folder / "said.txt").write_text(process.stdout.read())
         (folder / "looks.json").write_text(json.dumps(looks))
+        (folder / "pinned.json").write_text(json.dumps(pinned))
         assert process.returncode == 1
     return folder
+
+
+def cores_of_workers(pid: int) -> dict[int, list[int]]:
+    """The cores that each step's worker may use, by its process, once it has imported torch."""
+    found = {}
+    for child in psutil.Process(pid).children():
+        with contextlib.suppress(psutil.Error):
+            if "pipeline.worker" in child.cmdline() and child.num_threads() > 1 and child.cpu_times().user > 2:
+                found[child.pid] = child.cpu_affinity()
+    return found
 
 
 def outcome(folder: Path) -> dict[str, set[str]]:
@@ -93,6 +109,15 @@ def test_another_terminal_sees_how_far_it_is(world: Path) -> None:
     assert said.returncode == 0
     assert re.search(r"small: failed, as of .*\n  5 of 10 steps done, 2 failed, 3 skipped\n", said.stdout), said.stdout
     assert "failed wit[prompt=0,without=all]: " in said.stdout
+
+
+def test_each_worker_keeps_to_its_share_of_the_cores(world: Path) -> None:
+    executor = LocalExecutor()
+    looks = [list(look.values()) for look in json.loads((world / "pinned.json").read_text())]
+    assert max(map(len, looks)) == executor.jobs
+    for cores in looks:
+        assert all(len(share) == executor.threads for share in cores)
+        assert len({core for share in cores for core in share}) == sum(map(len, cores))
 
 
 def test_cells_that_went_well_make_a_report(world: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -107,6 +108,29 @@ def test_a_node_is_lost_in_the_middle(cluster: Cluster, world: Path) -> None:
     alone = command(world, "--runs", "alone")
     assert alone.returncode == 0, alone.stdout + alone.stderr
     assert outputs(world / "runs") == outputs(world / "alone")
+
+
+def test_an_interrupt_leaves_no_worker(cluster: Cluster, world: Path) -> None:
+    """And a state to go on from."""
+    call = [sys.executable, "-P", "-m", "pipeline.cli", "r.yaml", "--executor", "ray"]
+    long = ["--set", "stages.wit.train.max_steps=100000"]
+    process = subprocess.Popen([*call, *long], cwd=world, env=environment() | os.environ, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not list((world / "runs").glob("store/unfinished/*/checkpoints/*/sealed.json")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.1)
+    workers = workers_below(cluster.head_node.all_processes["raylet"][0].process.pid)
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    assert process.wait(timeout=30) == 130
+    assert time.monotonic() - began < 10
+    assert workers
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert not alive
+    assert json.loads((world / "runs/small/run.json").read_text())["status"] == "interrupted"
+    plan = command(world, "--plan", *long).stdout
+    assert "goes on from where it was interrupted" in plan
 
 
 def test_a_node_that_does_not_see_the_folder_of_runs(cluster: Cluster, world: Path) -> None:

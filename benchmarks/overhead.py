@@ -26,9 +26,10 @@ from typing import Any
 
 from pipeline import recipe as recipes
 from pipeline.artifacts import fetch
+from pipeline.cached import inputs_of, refresh
 from pipeline.executors import Job, LocalExecutor
 from pipeline.hashes import Hashes
-from pipeline.plan import Plan, Step, inputs_of, make_plan, refresh
+from pipeline.plan import Plan, Step, make_plan
 from pipeline.store import Store
 from stages import KINDS
 from stages.base import Context, Input

@@ -25,10 +25,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pipeline import recipe as recipes
+from pipeline.cached import refresh
 from pipeline.console import Console
 from pipeline.executors import ORDINARY, Event, Job, LocalExecutor
 from pipeline.hashes import Hashes
-from pipeline.plan import make_plan, refresh
+from pipeline.job import write_job
+from pipeline.plan import make_plan
 from pipeline.run import Run
 from pipeline.store import Store
 from stages.base import Resources, StageConfig
@@ -125,7 +127,7 @@ def bare(recipe: Path, runs: Path) -> None:
         ) as process:
             assert process.wait() == 0
 
-    jobs = [run._job(step) for step in run.plan.steps]
+    jobs = [write_job(step, run.plan, {}, run.store, runs) for step in run.plan.steps]
     began = time.perf_counter()
     with ThreadPoolExecutor(executor.jobs) as pool:
         list(pool.map(work, jobs))

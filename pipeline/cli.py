@@ -16,13 +16,14 @@ from pathlib import Path
 
 from pipeline import recipe as recipes
 from pipeline import record
+from pipeline.cached import refresh, reports_of
 from pipeline.console import Console
 from pipeline.executors import Executor, LocalExecutor
 from pipeline.hashes import Hashes
-from pipeline.plan import Plan, make_plan, refresh
+from pipeline.plan import Plan, make_plan
 from pipeline.preview import PreviewFailed, preview
 from pipeline.recipe import RecipeError
-from pipeline.run import Run, reports_of
+from pipeline.run import Run
 from pipeline.store import Store
 from pipeline.verify import verify
 from stages.terminal import safe

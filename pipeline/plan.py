@@ -1,7 +1,6 @@
-"""Recipes -> Plan: the steps, what each needs, its fingerprint, and whether its result is already there.
+"""Recipes -> Plan: the steps of all cells and what each needs. Which of them are cached is said in pipeline.cached.
 
-A fingerprint covers a step's settings, the content of its inputs and its stage's version; never a path, a time, a cell
-of the matrix or a name that only people read. Cells share the steps that do not depend on what they differ in.
+Cells share the steps that do not depend on what they differ in.
 """
 
 from __future__ import annotations
@@ -20,13 +19,8 @@ from pipeline.near import near
 from pipeline.order import in_order, key_of, stages_of
 from pipeline.places import Key, Problem, dotted
 from pipeline.recipe import Recipe, RecipeError
-from pipeline.store import BadManifest, Published, Store, read
-from pipeline.why import Earlier, why_missing
+from pipeline.store import Published
 from stages.base import BASE, Need, StageConfig
-from stages.sealed import content_hash
-
-FINGERPRINT_LENGTH = 32
-"""Hex digits of sha256 that name a published step: 128 bits."""
 
 
 @dataclass
@@ -146,7 +140,7 @@ class Plan:
 
 
 def make_plan(recipes: Sequence[Recipe], hashes: Hashes) -> Plan:
-    """The steps of a recipe's cells; `refresh` says which are cached. Raises RecipeError for all that is wrong."""
+    """The steps of a recipe's cells, not looked up in the store yet. Raises RecipeError for all that is wrong."""
     planner = _Planner(Plan(recipes[0], hashes))
     for recipe in recipes:
         planner.add(recipe, reports=False)
@@ -155,80 +149,6 @@ def make_plan(recipes: Sequence[Recipe], hashes: Hashes) -> Plan:
     if planner.problems:
         raise RecipeError([], planner.problems)
     return planner.plan
-
-
-def refresh(plan: Plan, store: Store, forced: Iterable[str] = (), damaged: Mapping[str, str] | None = None) -> None:
-    """Find out anew which steps are cached; `forced` ones never are, nor those known to be `damaged`, step -> how.
-
-    Files are told to be whole by their remembered hashes: what a disk changed by itself is not seen.
-    """
-    earlier = Earlier(store)
-    for source in (source for step in plan.steps for source in step.inputs.values()):
-        if not isinstance(source, Step) and source not in plan.contents:
-            plan.contents[source] = artifacts.identity(source, plan.hashes.of)
-    for step in plan.steps:
-        step.fingerprint, step.published = _fingerprint(step, plan), None
-        step.why = _why_run(step, plan, store, earlier, set(forced), damaged or {})
-        step.state = "run" if step.why else "cached"
-        if step.why:
-            step.published = None
-
-
-def inputs_of(step: Step, plan: Plan) -> dict[str, dict[str, str | None]]:
-    """What a manifest says of a step's inputs: which content they had."""
-    found: dict[str, dict[str, str | None]] = {}
-    for name, source in step.inputs.items():
-        if isinstance(source, Step):
-            digest = source.published.digest if source.published else None
-            found[name] = {"step": source.name, "fingerprint": source.fingerprint, "digest": digest}
-        else:
-            reference = source.path.name if isinstance(source, Local) else str(source)
-            found[name] = {"reference": reference, "content": plan.contents[source]}
-    return found
-
-
-def changed_input(step: Step) -> str | None:
-    """The step whose result is another than the one that `step` was made from, though their settings are the same."""
-    assert step.published is not None
-    for name, source in step.inputs.items():
-        made_from = step.published.manifest["inputs"].get(name, {}).get("digest")
-        if isinstance(source, Step) and source.published and made_from != source.published.digest:
-            return source.name
-    return None
-
-
-def _why_run(
-    step: Step, plan: Plan, store: Store, earlier: Earlier, forced: set[str], damaged: Mapping[str, str]
-) -> str:
-    """Why the step has to run; empty where its published result serves, which is then noted."""
-    if step.name in forced:
-        return "asked for"
-    if step.fingerprint is None:
-        return "an input on the hub is not resolved to a commit yet"
-    place = store.path(step.kind, step.fingerprint)
-    if not place.exists():
-        return why_missing(step, plan, earlier)
-    try:
-        step.published = read(place)
-    except BadManifest as error:
-        return f"its result is damaged: {error}"
-    if changed := changed_input(step):
-        return f"{changed} was made again and came out differently"
-    if damage := damaged.get(step.name) or step.published.damage(plan.hashes.of):
-        return f"its result is damaged: {damage}"
-    return ""
-
-
-def _fingerprint(step: Step, plan: Plan) -> str | None:
-    contents: dict[str, str | None] = {}
-    for name, source in step.inputs.items():
-        contents[name] = source.fingerprint if isinstance(source, Step) else plan.contents[source]
-    if None in contents.values():
-        return None
-    what = {"kind": step.kind, "version": step.config.version, "settings": step.settings(), "inputs": contents}
-    if step.config.makes == "report":
-        what["names"] = [plan.recipe.name, *sorted(below(step))]  # a report shows them
-    return content_hash(what)[:FINGERPRINT_LENGTH]
 
 
 def below(step: Step) -> set[str]:

@@ -15,10 +15,12 @@ from filelock import BaseFileLock, Timeout
 
 from pipeline import artifacts
 from pipeline.artifacts import Artifact, ArtifactError, Hub, Local
+from pipeline.cached import changed_input, inputs_of, refresh
 from pipeline.console import Console
 from pipeline.executors import Executor, Job
+from pipeline.job import write_job
 from pipeline.places import Problem, split_key
-from pipeline.plan import Plan, Step, beginning, below, changed_input, inputs_of, refresh
+from pipeline.plan import Plan, Step, beginning
 from pipeline.provenance import environment
 from pipeline.recipe import RecipeError
 from pipeline.record import FILE, Record, counted, in_words, seconds_left
@@ -27,7 +29,6 @@ from pipeline.secret import mask_file, masked
 from pipeline.store import Published, Store
 from stages.base import BadInput
 from stages.names import file_name
-from stages.sealed import write_json
 
 POLL_SECONDS = 0.5
 """How often a run looks whether another has made the step that it waits for."""
@@ -232,7 +233,7 @@ class Run:
                 schedule.settle(step)
                 lock.release()
                 return True
-            job = self._job(step)
+            job = write_job(step, self.plan, self.paths, self.store, self.runs)
             executor.start(job)
         except BaseException:
             lock.release()
@@ -319,40 +320,6 @@ class Run:
                 return f"{source.path} was changed while the step ran; run it again"
         return None
 
-    def _job(self, step: Step) -> Job:
-        assert step.fingerprint
-        folder = self.store.unfinished(step.fingerprint)
-        folder.mkdir(parents=True, exist_ok=True)
-        job = {
-            "recipe": self.plan.recipe.name,
-            "step": step.name,
-            "kind": step.kind,
-            "config": step.config.model_dump(),
-            "inputs": {name: self._input(source) for name, source in step.inputs.items()},
-            "cache": str((self.runs / "cache").resolve()),
-            "lock": str(self.store.lock(f"{step.fingerprint}.worker").lock_file),
-        }
-        write_json(folder / "job.json", job)
-        log = self.folder / "logs" / f"{_file_name(step.name)}.txt"
-        return Job(step.name, folder.resolve(), log.resolve(), step.config.resources, step.config.processes)
-
-    def _input(self, source: Step | Artifact) -> dict[str, Any]:
-        """What a worker is told of an input, with all it was made from."""
-        if not isinstance(source, Step):
-            path = str(self.paths[source].resolve()) if source in self.paths else str(source)
-            return {"path": path, "fingerprint": self.plan.contents.get(source) or "", "inputs": {}}
-        assert source.published is not None
-        return {
-            "path": str(source.published.path.resolve()),
-            "step": source.name,
-            "kind": source.kind,
-            "fingerprint": source.fingerprint,
-            "config": source.config.model_dump(),
-            "labels": dict(source.labels),
-            "metrics": source.published.manifest["metrics"],
-            "inputs": {name: self._input(inner) for name, inner in source.inputs.items()},
-        }
-
     def _publish(self, work: Running, result: dict[str, Any], seconds: float) -> None:
         """Publish what the step's worker left. Raises OSError."""
         step = work.step
@@ -384,27 +351,11 @@ class Run:
             "error": error,
             "progress": None,
         }
-        link = self.folder / _file_name(step.name)
+        link = self.folder / file_name(step.name)
         if path:
             _link(link, path)
         elif link.is_symlink():
             link.unlink()  # it leads to an older result, of other settings
-
-
-def reports_of(plan: Plan) -> list[tuple[str, dict[str, Any]]]:
-    """The step name and metrics of every report that is made, and of what the plan's results are now."""
-    made = [step for step in plan.steps if step.config.makes == "report" and step.published]
-    stale = {step.name for step in plan.steps if step.published is None or changed_input(step)}
-    return [
-        (step.name, step.published.manifest["metrics"])
-        for step in made
-        if step.published and not stale & {step.name, *below(step)}
-    ]
-
-
-def _file_name(step: str) -> str:
-    """A step's name as one file name: models found by reference have slashes in theirs, and any length."""
-    return file_name(step)
 
 
 def _link(link: Path, target: Path) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from pipeline.cached import refresh
 from pipeline.cli import main
 from pipeline.hashes import Hashes
-from pipeline.plan import Plan, make_plan, refresh
+from pipeline.plan import Plan, make_plan
 from pipeline.recipe import load
 from pipeline.store import Store
 

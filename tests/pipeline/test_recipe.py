@@ -36,7 +36,7 @@ stages:
 def read(folder: Path, text: str, *overrides: str) -> Recipe:
     """The recipe of `text`, which must have no problems."""
     (folder / "r.yaml").write_bytes(text.encode())
-    recipe = load(folder / "r.yaml", overrides)
+    (recipe,) = load(folder / "r.yaml", overrides)
     assert [str(problem) for problem in recipe.problems] == []
     return recipe
 
@@ -116,7 +116,7 @@ REFERENCES = {
 def test_references_stand_for_what_they_name(tmp_path: Path, case: str) -> None:
     written, expected = REFERENCES[case]
     (tmp_path / "r.yaml").write_text(f"{TEXT}  far: {{train: '${{stages.wit.train}}'}}\n  near: {written}\n")
-    recipe = load(tmp_path / "r.yaml")
+    (recipe,) = load(tmp_path / "r.yaml")
     assert value(recipe, "stages", "near") == expected
     assert place(recipe, "stages", "near") == (22, 9)
 
@@ -138,6 +138,7 @@ WRONG = {
 def test_a_wrong_reference_is_told_once_where_it_stands(tmp_path: Path, case: str) -> None:
     written, expected = WRONG[case]
     (tmp_path / "r.yaml").write_text(f"{TEXT}  x: {written}\n  y: '${{stages.x}}'\n")
-    problems = [str(problem) for problem in load(tmp_path / "r.yaml").problems]
+    (recipe,) = load(tmp_path / "r.yaml")
+    problems = [str(problem) for problem in recipe.problems]
     assert len(problems) == 1
     assert problems[0].startswith(f"{tmp_path}/r.yaml:{expected}")

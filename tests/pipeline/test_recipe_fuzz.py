@@ -100,9 +100,8 @@ def misspelt_keys(text: str) -> Iterator[Mutant]:
         if entry.key and not is_free(entry.path):
             end = (entry.key[0], entry.key[1] + len(entry.path[-1]))
             path = (*entry.path[:-1], entry.path[-1] + "q")
-            yield Mutant(
-                f"misspelt {path}", replaced(text, entry.key, end, path[-1]), at(entry.key, path) + "unknown key"
-            )
+            said = "is no axis; did you mean" if path[0] == "matrix" else "unknown key"
+            yield Mutant(f"misspelt {path}", replaced(text, entry.key, end, path[-1]), at(entry.key, path) + said)
 
 
 def unknown_keys(text: str) -> Iterator[Mutant]:

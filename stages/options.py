@@ -103,8 +103,11 @@ RESERVED_LAUNCH = {
 }
 """Options of `accelerate launch` that a recipe cannot set under `launch`; `*` stands for any ending."""
 
+NOT_GENERATED_BY = ("custom_generate", "trust_remote_code")
+"""Generation settings that would fetch code and run it in place of the model's own way to generate."""
+
 RESERVED_GENERATION = {
-    **dict.fromkeys(("custom_generate", "trust_remote_code"), "it would run code from elsewhere"),
+    **dict.fromkeys(NOT_GENERATED_BY, "it would run code from elsewhere"),
     **dict.fromkeys(("pad_token_id", "use_cache", "transformers_version"), "lm-eval sets it itself"),
     **dict.fromkeys(("num_return_sequences", "return_dict_in_generate"), "lm-eval takes one answer, as plain text"),
     **dict.fromkeys(("output_*", "speculation_type"), "lm-eval takes one answer, as plain text"),

@@ -32,9 +32,6 @@ LOADERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parque
 """File suffix -> the `datasets` loader that reads it."""
 
 
-NOT_GENERATED_BY = ("custom_generate", "trust_remote_code")
-"""Generation settings that would fetch code and run it in place of the model's own way to generate."""
-
 _OWN_CODE = re.compile(r"!function|__")
 """What a task file holds that calls Python: by name, or by the inner names of objects in a template."""
 

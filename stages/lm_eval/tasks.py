@@ -16,7 +16,8 @@ from lm_eval.api.task import Task as LMTask
 from lm_eval.tasks import TaskManager
 
 from stages.base import BadInput
-from stages.lm_eval.config import NOT_GENERATED_BY, LMEvalStage, Task, data_key, loader_of
+from stages.lm_eval.config import LMEvalStage, Task, data_key, loader_of
+from stages.options import NOT_GENERATED_BY
 
 
 @dataclass(frozen=True)

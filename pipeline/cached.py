@@ -1,7 +1,7 @@
 """Which steps of a plan have their result already: its fingerprint, looked up in the store.
 
-A fingerprint covers a step's settings, the content of its inputs and its stage's version; never a path, a time, a cell
-of the matrix or a name that only people read.
+A fingerprint covers a step's settings, the content of its inputs, its stage's version and those of the packages that
+decide what the settings mean; never a path, a time, a cell of the matrix or a name that only people read.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 from pipeline import artifacts
 from pipeline.artifacts import Local
 from pipeline.plan import Plan, Step, below
+from pipeline.provenance import installed
 from pipeline.store import BadManifest, Store, read
 from pipeline.why import Earlier, why_missing
 from stages.sealed import content_hash
@@ -100,6 +101,8 @@ def _fingerprint(step: Step, plan: Plan) -> str | None:
     if None in contents.values():
         return None
     what = {"kind": step.kind, "version": step.config.version, "settings": step.settings(), "inputs": contents}
+    if step.config.made_by:
+        what["packages"] = {name: installed(name) for name in step.config.made_by}
     if step.config.makes == "report":
         what["names"] = [plan.recipe.name, *sorted(below(step))]  # a report shows them
     return content_hash(what)[:FINGERPRINT_LENGTH]

@@ -32,6 +32,12 @@ def environment() -> dict[str, Any]:
     }
 
 
+@cache
+def installed(package: str) -> str:
+    """The version of a package."""
+    return metadata.version(package)
+
+
 def machine() -> dict[str, Any]:
     """What the process of one step worked with: to be asked after its stage has run.
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pipeline.provenance import installed
 from pipeline.store import CHECKPOINTS, BadManifest, Published, Store, read
 
 if TYPE_CHECKING:
@@ -57,6 +58,10 @@ def changes(step: Step, old: Published, plan: Plan) -> list[str]:
 def _settings(step: Step, manifest: Mapping[str, Any]) -> Iterator[str]:
     if manifest["version"] != step.config.version:
         yield f"stages of kind {step.kind} work otherwise now (version {manifest['version']} -> {step.config.version})"
+    packages = manifest["environment"].get("packages", {})
+    for name in step.config.made_by:
+        if packages.get(name) != (version := installed(name)):
+            yield f"{name} {packages.get(name)} -> {version}"
     before = dict(_flat(step.without_references(manifest["config"])))
     now = dict(_flat(step.settings()))
     for key in sorted(before.keys() | now.keys()):

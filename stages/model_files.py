@@ -37,6 +37,15 @@ def check_model(path: Path, trusted: bool, key: str, weights: bool = True) -> No
         _check_code(path, _read(path / file, key), trusted, key)
 
 
+def check_context(path: Path, length: int | None, key: str) -> None:
+    """Raise BadInput, at `key`, where `length` tokens are more than the model in `path` was made for."""
+    config = _read(path / "config.json", key) if path.is_dir() else {}
+    inner = config.get("text_config")
+    longest = (inner if isinstance(inner, dict) else config).get("max_position_embeddings")
+    if length is not None and isinstance(longest, int) and length > longest:
+        raise BadInput(f"{length} tokens are more than the {longest} that {path} takes", key)
+
+
 def _check_weights(path: Path, key: str) -> None:
     names = sorted(file.name for file in path.glob("*.safetensors"))
     if not names:

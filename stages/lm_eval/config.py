@@ -8,17 +8,19 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections import Counter
 from collections.abc import Iterator
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from stages.base import BadInput, Config, Need, StageConfig, wrong_at
+from stages.base import BadInput, Config, Need, wrong_at
+from stages.evaluation import EvaluationStage, repeated
 from stages.files import read_rows
-from stages.model_files import REMOTE_CODE, check_model
+from stages.launch import Launch
+from stages.model_files import REMOTE_CODE, check_context, check_model
 from stages.options import Options as LibraryOptions
 from stages.options import options as library_options
 from stages.process import module_call
@@ -53,6 +55,15 @@ class Task(Config):
     """The report's headline, `acc` or with its filter `exact_match,strict-match`; None takes the first."""
     data: dict[str, str] = Field(default_factory=dict)
     """Split name -> file, instead of the data set the task names: for one's own items, or with no hub."""
+    dataset: str | None = None
+    """A folder that holds a copy of the task's data set, or ORG/NAME@REVISION on the hub, instead of the one the task
+    names: with no hub, or for one revision. Of a group or tag, for all its tasks."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.data and self.dataset is not None:
+            raise wrong_at("dataset", "excludes data; name single files or a whole data set")
+        return self
 
     @field_validator("data")
     @classmethod
@@ -72,6 +83,10 @@ class Task(Config):
 
 class Options(Config):
     """How the models are asked: what moves a score, or the speed. Defaults are lm-eval's command's."""
+
+    backend: Literal["hf", "vllm"] = "hf"
+    """What runs the model: transformers, or vLLM on GPUs (`pip install '.[vllm]'`). Where the stage's `resources` name
+    several GPUs and there is one process, the model is split over them."""
 
     apply_chat_template: bool = False
     """Wrap each question in the tokenizer's chat template; for a tuned model, as it was trained."""
@@ -108,51 +123,56 @@ class Options(Config):
         return self.apply_chat_template if self.fewshot_as_multiturn is None else self.fewshot_as_multiturn
 
 
-class LMEvalStage(StageConfig):
-    """Benchmarks; one step per model, so that a model once measured is never measured again."""
+class LMEvalStage(EvaluationStage):
+    """Benchmarks through lm-evaluation-harness."""
 
     kind: ClassVar[str] = "lm_eval"
-    makes: ClassVar[Literal["scores"]] = "scores"
+    made_by: ClassVar[tuple[str, ...]] = ("lm_eval",)
     version: ClassVar[int] = 1
     runner: ClassVar[str] = "stages.lm_eval.stage:run"
 
-    models: list[str] = Field(min_length=1)
-    """Names of stages, `base`, or references to models."""
     tasks: list[Task] = Field(min_length=1)
     include_path: str | None = None
     """A folder of one's own task files. Their Python functions and templates run: include only what you trust."""
     options: Options = Options()
-    trust_remote_code: bool = False
-    """Run the Python files that come with a model, for one that transformers does not know, and metrics that evaluate
-    loads from the hub: they can do on this machine whatever you can do."""
+    launch: Launch | None = None
+    """Options of `accelerate launch`, to evaluate in several processes, each with a copy of the model and a part of
+    the items. Absent: one. Worked examples that a task draws at random are drawn by each process for its own items."""
     seed: int | None = None
     """For few-shot draws and sampling; None takes lm-eval's own seeds."""
-
-    @field_validator("models")
-    @classmethod
-    def _models_differ(cls, models: list[str]) -> list[str]:
-        if repeated := _repeated(models):
-            raise ValueError(f"named more than once: {', '.join(repeated)}")
-        return models
 
     @field_validator("tasks")
     @classmethod
     def _tasks_differ(cls, tasks: list[Task]) -> list[Task]:
-        if repeated := _repeated([task.task for task in tasks]):
+        if found := repeated([task.task for task in tasks]):
             raise ValueError(
-                f"named more than once: {', '.join(repeated)}; for other settings of a task, add another lm_eval stage"
+                f"named more than once: {', '.join(found)}; for other settings of a task, add another lm_eval stage"
             )
         return tasks
 
+    @model_validator(mode="after")
+    def _processes_fit(self) -> Self:
+        if self.launch is not None and self.launch.sharding:
+            raise wrong_at(
+                f"launch.{self.launch.sharding}", "splits a model for training; raise resources.gpus instead"
+            )
+        if self.launch is not None and self.options.backend == "vllm":
+            raise wrong_at("launch", "is for the backend hf; vllm uses as many GPUs as resources.gpus says by itself")
+        return self
+
+    @property
+    def processes(self) -> int:
+        """How many processes a step of this stage runs in on this machine."""
+        return 1 if self.launch is None else self.launch.here
+
     def needs(self) -> dict[str, Need]:
-        """The model under `model` (further ones, before the split, under `model.1` ...), and every file."""
-        needs = {
-            "model" if i == 0 else f"model.{i}": Need("model", model, f"models.{i}", self.trust_remote_code)
-            for i, model in enumerate(self.models)
-        }
+        """The models, and every file."""
+        needs = super().needs()
         if self.include_path is not None:
             needs["include_path"] = Need("data", self.include_path, "include_path")
         for i, task in enumerate(self.tasks):
+            if task.dataset is not None:
+                needs[dataset_key(task)] = Need("data", task.dataset, f"tasks.{i}.dataset")
             for split, reference in task.data.items():
                 needs[data_key(task, split)] = Need("data", reference, f"tasks.{i}.data.{split}")
         return needs
@@ -168,11 +188,17 @@ class LMEvalStage(StageConfig):
         asked = tuple(task.task for task in self.tasks if task.task not in own)
         if not self.options.confirm_run_unsafe_code and any("unsafe_code" in text for text in _texts(include)):
             asked = tuple(task.task for task in self.tasks)
+        for i, task in enumerate(self.tasks):
+            if task.dataset is not None and not files[dataset_key(task)].is_dir():
+                raise BadInput(f"{task.dataset} is a file; name files under data", f"tasks.{i}.dataset")
         refused = _refused_by_lm_eval(asked, include, self.options.confirm_run_unsafe_code) if asked else {}
         for i, task in enumerate(self.tasks):
             if task.task in refused:
                 raise BadInput(refused[task.task], key=f"tasks.{i}.task")
         check_model(files["model"], self.trust_remote_code, "models")
+        check_context(files["model"], self.options.max_length, "options.max_length")
+        if self.options.backend == "vllm" and find_spec("vllm") is None:
+            raise BadInput("is 'vllm', which is not installed; pip install '.[vllm]'", "options.backend")
 
     def foreign_code(self, files: dict[str, Path]) -> list[str]:
         """The model's, what the model writes, and that of one's own tasks."""
@@ -183,10 +209,6 @@ class LMEvalStage(StageConfig):
         if include and (any(include.rglob("*.py")) or any(map(_OWN_CODE.search, _texts(include)))):
             found.append(f"include_path: Python of the tasks in {self.include_path} runs")
         return found
-
-    def split(self) -> dict[str, Self]:
-        """One step per model."""
-        return {f"[{model}]": self.model_copy(update={"models": [model]}) for model in self.models}
 
 
 @cache
@@ -199,6 +221,11 @@ def _require_rows(path: Path) -> None:
 def data_key(task: Task, split: str) -> str:
     """The name under which a task's file is found in `context.inputs`."""
     return f"data.{task.task}.{split}"
+
+
+def dataset_key(task: Task) -> str:
+    """The name under which a task's whole data set is found in `context.inputs`."""
+    return f"dataset.{task.task}"
 
 
 def _names_in(folder: Path) -> set[str]:
@@ -222,7 +249,3 @@ def _refused_by_lm_eval(names: tuple[str, ...], include: Path | None, unsafe: bo
     if done.returncode != 0:
         raise BadInput(f"lm-eval cannot list its tasks: {done.stderr.strip().splitlines()[-1:]}", key="tasks")
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def _repeated(names: list[str]) -> list[str]:
-    return [name for name, count in Counter(names).items() if count > 1]

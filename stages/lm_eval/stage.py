@@ -1,7 +1,6 @@
 """Run one model on the recipe's benchmarks, in this process, through lm-eval's `simple_evaluate`.
 
-Scores are lm-eval's to the last digit: this file only chooses, records and translates. It uses none of
-lm-eval's caches: they go by path or name and would serve the scores of a model that has since changed.
+Scores are lm-eval's to the last digit: this file only chooses, records and translates.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from lm_eval.utils import sanitize_model_name
 from stages.base import Context
 from stages.lm_eval.config import LMEvalStage
 from stages.lm_eval.foreign import only_trusted_code
-from stages.lm_eval.model import CountingHook, Model, load_model
+from stages.lm_eval.model import HFModel, KeepingModel, load_model
 from stages.lm_eval.results import dump, rows, task_hashes, without_paths, write_samples
 from stages.lm_eval.tasks import Benchmark, load_benchmarks
 
@@ -48,8 +47,12 @@ def run(context: Context) -> dict[str, Any]:
     with only_trusted_code(config):
         benchmarks = load_benchmarks(config, files, context.scratch)
         context.progress(0, 1, f"loading {name}")
-        model = load_model(path, config.options, name, config.trust_remote_code)
-        results, samples = _evaluate(config, benchmarks, model, context.progress, path)
+        model = load_model(path, config)
+        model.keep(context.checkpoints / f"answers-{model.rank}.jsonl", _counter(benchmarks, context.progress))
+        evaluated = _evaluate(config, benchmarks, model, path)
+    if evaluated is None:
+        return {}
+    results, samples = evaluated
     table = rows(results, benchmarks)
     kept = without_paths({key: value for key, value in results.items() if key not in VOLATILE}, _names(config, context))
     (context.out / "results.json").write_text(dump(kept, indent=2), encoding="utf-8")
@@ -63,8 +66,12 @@ def run(context: Context) -> dict[str, Any]:
         "environment": {
             "lm_eval": results["lm_eval_version"],
             "transformers": results["transformers_version"],
-            "dtype": str(model.model.dtype).removeprefix("torch."),
-            "device": model.device.type,
+            "backend": config.options.backend,
+            "processes": model.world_size,
+            "dtype": str(model.model.dtype).removeprefix("torch.")
+            if isinstance(model, HFModel)
+            else config.options.dtype,
+            "device": model.device.type if isinstance(model, HFModel) else "cuda",
             "max_length": model.max_length,
         },
     }
@@ -73,13 +80,11 @@ def run(context: Context) -> dict[str, Any]:
 def _evaluate(
     config: LMEvalStage,
     benchmarks: list[Benchmark],
-    model: Model,
-    progress: Callable[[int, int, str], None],
+    model: KeepingModel,
     path: Path,
-) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
-    """lm-eval's results as its command would save them, and the samples by task."""
+) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]] | None:
+    """lm-eval's results as its command would save them, and the samples by task; of several processes the first's."""
     options = config.options
-    model.set_cache_hook(CountingHook(_counter(benchmarks, progress)))
     tracker = EvaluationTracker()
     results: Any = lm_eval.simple_evaluate(
         model=model,
@@ -102,24 +107,27 @@ def _evaluate(
         torch_random_seed=DEFAULT_OTHER_SEED if config.seed is None else config.seed,
         fewshot_random_seed=DEFAULT_OTHER_SEED if config.seed is None else config.seed,
     )
+    if results is None:
+        return None
     samples = results.pop("samples")
     tracker.general_config_tracker.log_end_time()
     results["task_hashes"] = task_hashes(samples)
     results.update(asdict(tracker.general_config_tracker))
-    results["model_source"] = "hf"
+    results["model_source"] = options.backend
     return results, samples
 
 
-def _counter(benchmarks: list[Benchmark], progress: Callable[[int, int, str], None]) -> Callable[[], None]:
-    """Call what it returns once per answered request; about a hundred of the calls are passed on."""
+def _counter(benchmarks: list[Benchmark], progress: Callable[[int, int, str], None]) -> Callable[[int], None]:
+    """Call what it returns with how many more requests are answered; about a hundred of the calls are passed on."""
     tasks = [task for benchmark in benchmarks for task in benchmark.tasks.values()]
     done = total = 0
 
-    def answered() -> None:
+    def answered(more: int) -> None:
         nonlocal done, total
         total = total or sum(request.repeats for task in tasks for request in task.instances)
-        done += 1
-        if done == total or done % max(1, total // 100) == 0:
+        before, done = done, done + more
+        share = max(1, total // 100)
+        if done == total or done // share > before // share:
             progress(done, total, "requests")
 
     return answered

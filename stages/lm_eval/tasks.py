@@ -14,9 +14,11 @@ import yaml
 from lm_eval.api.group import Group
 from lm_eval.api.task import Task as LMTask
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._index import TaskIndex
 
 from stages.base import BadInput
-from stages.lm_eval.config import LMEvalStage, Task, data_key, loader_of
+from stages.lm_eval.config import LMEvalStage, Task, data_key, dataset_key, loader_of
+from stages.names import file_name
 from stages.options import NOT_GENERATED_BY
 
 
@@ -112,13 +114,19 @@ def _is_unsafe(manager: TaskManager, name: str) -> bool:
 
 
 def _load(manager: TaskManager, index: int, task: Task, files: Mapping[str, Path], scratch: Path) -> Benchmark:
-    spec = _with_own_data(manager, index, task, files, scratch) if task.data else task.task
+    if task.data:
+        specs = [_with_own_data(manager, index, task, files, scratch)]
+    elif task.dataset is not None:
+        specs = _with_own_dataset(manager, index, task, files, scratch)
+    else:
+        specs = [task.task]
     try:
-        loaded = manager.load([spec])
+        loaded = manager.load(specs)
     except (OSError, ModuleNotFoundError) as error:  # datasets' hub and file errors are OSErrors
         raise BadInput(
             f"tasks.{index}.task: {task.task} cannot be loaded: {error}. "
-            "Without a network, give its items with `data: {split: file}`"
+            "Without a network, give its items with `data: {split: file}`, or a copy of its data set with"
+            " `dataset: folder`"
         ) from error
     tasks, groups = loaded["tasks"], loaded.get("groups", {})
     nested = {name for group in groups.values() for name in group.child_names}
@@ -133,7 +141,8 @@ def _with_own_data(manager: TaskManager, index: int, task: Task, files: Mapping[
     entry = manager.task_index[task.task]
     if task.task not in manager.all_subtasks or entry.yaml_path is None or "class" in (entry.cfg or {}):
         raise BadInput(f"{where}: {task.task} is a group, a tag or a task written in Python; its data is its own")
-    if missing := _splits_read(entry.cfg or {}, task) - task.data.keys():
+    scored, examples = _splits_read(entry.cfg or {}, task)
+    if missing := {split for split in (scored, examples) if split} - task.data.keys():
         raise BadInput(f"{where}: {task.task} reads the split {' and '.join(sorted(missing))} too; give a file for it")
     override = {
         "include": str(entry.yaml_path),
@@ -146,20 +155,47 @@ def _with_own_data(manager: TaskManager, index: int, task: Task, files: Mapping[
             "cache_dir": str(scratch / "datasets"),
         },
     }
-    path = scratch / "tasks" / f"{index}.yaml"
+    if examples is None and not (entry.cfg or {}).get("fewshot_config"):
+        override["fewshot_split"] = scored  # lm-eval reads one though it shows no example
+    return _written(override, scratch, f"{index}")
+
+
+def _with_own_dataset(
+    manager: TaskManager, index: int, task: Task, files: Mapping[str, Path], scratch: Path
+) -> list[str]:
+    """Put in the place of the task, group or tag's tasks ones that read the recipe's folder; returns their names."""
+    folder = str(files[dataset_key(task)].resolve())
+    entry = manager.task_index[task.task]
+    names = [task.task] if entry.yaml_path else sorted(entry.tags)
+    for name in names:
+        found = manager.task_index[name]
+        if found.yaml_path is None or "class" in (found.cfg or {}):
+            raise BadInput(f"tasks.{index}.dataset: {name} is written in Python; its data is its own")
+        override = {
+            "include": str(found.yaml_path),
+            "group" if name in manager.all_groups else "task": name,
+            "dataset_path": folder,  # in a group's file, that of all its tasks
+            "dataset_kwargs": {"cache_dir": str(scratch / "datasets")},
+        }
+        written = Path(_written(override, scratch, f"{index}-{name}"))
+        manager.task_index.update({name: TaskIndex.build([written.parent])[name]})
+    return names
+
+
+def _written(override: dict[str, Any], scratch: Path, name: str) -> str:
+    path = scratch / "tasks" / file_name(name) / "task.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(override), encoding="utf-8")
     return str(path)
 
 
-def _splits_read(cfg: Mapping[str, Any], task: Task) -> set[str]:
-    """The splits lm-eval will read: the one it scores and, with worked examples, the one they come from."""
+def _splits_read(cfg: Mapping[str, Any], task: Task) -> tuple[str | None, str | None]:
+    """The split that is scored and, with worked examples, the one they come from."""
     scored = cfg.get("test_split") or cfg.get("validation_split")
     shots = cfg.get("num_fewshot") if task.num_fewshot is None else task.num_fewshot
-    examples = None
-    if shots and not (cfg.get("fewshot_config") or {}).get("samples"):
-        examples = cfg.get("fewshot_split") or cfg.get("training_split") or cfg.get("validation_split")
-    return {split for split in (scored, examples) if split}
+    if not shots or (cfg.get("fewshot_config") or {}).get("samples"):
+        return scored, None
+    return scored, cfg.get("fewshot_split") or cfg.get("training_split") or cfg.get("validation_split")
 
 
 def _set_shots(benchmark: Benchmark, where: str) -> None:

@@ -14,7 +14,8 @@ from pipeline.cli import main
 from pipeline.hashes import Hashes
 from pipeline.plan import Plan, make_plan
 from pipeline.recipe import load
-from pipeline.store import Store
+from pipeline.store import Published, Store
+from pipeline.why import changes
 
 GRID = """\
 name: grid
@@ -243,3 +244,17 @@ def test_the_plan_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert next(step for step in steps if step["step"] == "bench[dpo,prompt=0,completion=1]")["needs"] == [
         "dpo[prompt=0,completion=1]"
     ]
+
+
+def test_a_benchmark_goes_by_the_version_of_the_harness(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task's name means what lm-eval's version says; nothing else depends on it."""
+    before = plan()
+    old = next(step for step in before.steps if step.stage == "bench")
+    packages = {"lm_eval": "0.4.1", "torch": "1"}
+    manifest = {"version": old.config.version, "environment": {"packages": packages}, "config": old.config.model_dump()}
+    assert "lm_eval 0.4.1 -> 0.4.13" in changes(old, Published(Path(), manifest | {"inputs": {}}), before)
+    monkeypatch.setattr("pipeline.cached.installed", lambda name: "9.9" if name == "lm_eval" else "1")
+    changed = {
+        was.stage for was, now in zip(before.steps, plan().steps, strict=True) if was.fingerprint != now.fingerprint
+    }
+    assert changed == {"bench", "report"}

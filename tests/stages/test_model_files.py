@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from stages.base import BadInput
-from stages.lm_eval.config import Options
+from stages.lm_eval.config import LMEvalStage, Task
 from stages.lm_eval.model import load_model as load_evaluated
 from stages.model_files import check_model
 from stages.training import load_model, load_tokenizer
+
+EVALUATION = LMEvalStage(models=["it"], tasks=[Task(task="any")])
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def test_no_loader_reads_a_pickle(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="holds no model that can be loaded"):
         load_model(folder, 0, None)
     with pytest.raises(OSError, match=r"model\.safetensors"):
-        load_evaluated(folder, Options(), "it")
+        load_evaluated(folder, EVALUATION)
     check_model(folder, trusted=False, key="model", weights=False)
     load_model(folder, 0, None, random_init=True)
     assert not (tmp_path / "unpickled").exists()
@@ -59,7 +61,7 @@ def test_a_known_type_with_code_for_the_model_alone(folder: Path) -> None:
     with pytest.raises(BadInput, match="its own Python files; if you trust them, set trust_remote_code: true"):
         load_model(folder, 0, None)
     with pytest.raises(BadInput, match="it comes with its own Python files; if you trust them, set trust_remote_code"):
-        load_evaluated(folder, Options(), "it")
+        load_evaluated(folder, EVALUATION)
 
 
 def test_a_tokenizers_own_code(folder: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from stages.base import Need
+from stages.base import BadInput, Need
 from stages.lm_eval.config import LMEvalStage, Options
 
 TASK = {"task": "arc_easy"}
@@ -48,6 +49,10 @@ def test_needs_name_every_file_and_where_it_stands() -> None:
         ({"options": {"dtype": "int8"}}, "'bfloat16'"),
         ({"options": {"gen_kwargs": {"custom_generate": "org/x"}}}, "Extra inputs"),
         ({"tasks": [TASK | {"data": {"../test": "a.csv"}}]}, "is no name of a split"),
+        ({"tasks": [TASK | {"data": {"test": "a.csv"}, "dataset": "./d"}]}, "single files or a whole data set"),
+        ({"launch": {"num_processes": 2}, "options": {"backend": "vllm"}}, "vllm uses as many GPUs as resources.gpus"),
+        ({"launch": {"num_processes": 2, "use_fsdp": True}}, "raise resources.gpus instead"),
+        ({"options": {"backend": "sglang"}}, "'hf' or 'vllm'"),
     ],
 )
 def test_what_is_wrong_is_named(section: dict[str, Any], message: str) -> None:
@@ -68,3 +73,26 @@ def test_planning_loads_no_heavy_library() -> None:
     code = "import sys, stages.lm_eval.config; print(*{'torch', 'lm_eval', 'datasets'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "key", "message"),
+    [
+        ({"max_length": 513}, "options.max_length", "513 tokens are more than the 512 that .* takes"),
+        ({"backend": "vllm"}, "options.backend", r"not installed; pip install '\.\[vllm\]'"),
+    ],
+)
+def test_what_this_model_or_machine_cannot_do(
+    model_path: Path, options: dict[str, Any], key: str, message: str
+) -> None:
+    stage = LMEvalStage(models=["wit"], tasks=[TASK], options=options)
+    with pytest.raises(BadInput, match=message) as error:
+        stage.check({"model": model_path})
+    assert error.value.key == key
+
+
+def test_a_data_set_is_a_folder(model_path: Path) -> None:
+    stage = LMEvalStage(models=["wit"], tasks=[TASK | {"dataset": "./arc"}])
+    assert stage.needs()["dataset.arc_easy"] == Need("data", "./arc", "tasks.0.dataset")
+    with pytest.raises(BadInput, match=r"\./arc is a file; name files under data"):
+        stage.check({"model": model_path, "dataset.arc_easy": model_path / "config.json"})

@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from lm_eval.models.huggingface import HFLM
 
 from stages.base import BadInput, Context
 from stages.lm_eval.stage import run
@@ -195,7 +197,6 @@ def test_what_cannot_be_run_is_said_before_the_model_is_loaded(step: Step, monke
 
 def test_a_template_the_tokenizer_lacks(step: Step, model_path: Path, tmp_path: Path) -> None:
     import shutil
-    from dataclasses import replace
 
     bare = shutil.copytree(model_path, tmp_path / "bare")
     (bare / "chat_template.jinja").unlink()
@@ -257,3 +258,102 @@ def test_code_that_a_task_file_fetches(
 ) -> None:
     with pytest.raises(BadInput, match=says):
         run(step(**own_task(tmp_path / "foreign", world, **changes)))
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def test_an_interrupted_evaluation_goes_on(step: Step, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the answers it has, to the very bytes of one that was not interrupted."""
+    tasks = [own_data("tiny_choice", num_fewshot=1), own_data("tiny_generate")]
+    options = {"batch_size": 4, "bootstrap_iters": 10}
+    whole = step(tasks=tasks, options=options)
+    expected = run(whole)
+
+    batches = 0
+    for name in ("_model_call", "_model_generate"):
+        made = getattr(HFLM, name)
+
+        def counted(*arguments: Any, made: Any = made, **settings: Any) -> Any:
+            nonlocal batches
+            batches += 1
+            if batches == dies_at:
+                raise Killed
+            return made(*arguments, **settings)
+
+        monkeypatch.setattr(HFLM, name, counted)
+    dies_at = 0
+    run(step(tasks=tasks, options=options))
+    needed = batches
+    assert needed > 15
+    context = step(tasks=tasks, options=options)
+    for dies_at in (4, needed // 2, 5):  # of what each attempt has left
+        batches = 0
+        with pytest.raises(Killed):
+            run(replace(context, scratch=context.scratch / str(dies_at)))
+    batches = dies_at = 0
+    seen: list[tuple[int, int, str]] = []
+    going_on = replace(context, progress=lambda *state: seen.append(state))
+    assert {**run(going_on), "seconds": 0} == {**expected, "seconds": 0}
+    assert batches == needed - 3 - (needed // 2 - 1) - 4
+    assert seen[-1][0] == seen[-1][1] == max(total for _, total, _ in seen)
+    for file in whole.out.iterdir():
+        assert file.read_bytes() == (context.out / file.name).read_bytes(), file.name
+
+
+def test_sampled_answers_are_drawn_anew(step: Step) -> None:
+    """Of repeats of one request each is another one, and none is taken from those kept."""
+    options = {"gen_kwargs": {"do_sample": True, "temperature": 1.5}, "limit": 3}
+    context = step(tasks=[own_data("tiny_generate")], options=options, seed=3)
+    run(context)
+    first = (context.out / "samples_tiny_generate.jsonl").read_text()
+    run(context)
+    assert (context.out / "samples_tiny_generate.jsonl").read_text() == first, "by the seed"
+
+
+@pytest.mark.parametrize("name", ["whole", "all_parts", "mmlu_astronomy"])
+def test_a_copy_of_the_data_set_serves_a_group_a_tag_and_a_task(step: Step, tmp_path: Path, name: str) -> None:
+    """Scores are those of tasks that name the copy themselves; mmlu_astronomy is lm-eval's own, asked of our rows."""
+    folder, copy = tmp_path / "grouped", tmp_path / "copy"
+    folder.mkdir()
+    subsets = ["anatomy", "astronomy"]
+    for subset in subsets:
+        for split, count in (("test", 8), ("dev", 5)):
+            rows = [
+                {"question": f"{subset} {i}?", "choices": [f"{i}", "x", f"{i}{i}", "y"], "answer": i % 4}
+                for i in range(count)
+            ]
+            (copy / subset).mkdir(parents=True, exist_ok=True)
+            (copy / subset / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    configs = [
+        {
+            "config_name": subset,
+            "data_files": [{"split": split, "path": f"{subset}/{split}.jsonl"} for split in ("test", "dev")],
+        }
+        for subset in subsets
+    ]
+    (copy / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n")
+    for subset in subsets:
+        part = CHOICE | {"task": f"part_{subset}", "dataset_name": subset, "tag": ["all_parts"]}
+        (folder / f"{subset}.yaml").write_text(yaml.safe_dump(part))
+    group: dict[str, Any] = {"group": "whole", "task": [f"part_{subset}" for subset in subsets]}
+    group["aggregate_metric_list"] = [{"metric": "acc", "weight_by_size": True}]
+    (folder / "whole.yaml").write_text(yaml.safe_dump(group))
+    context = step(tasks=[{"task": name, "num_fewshot": 2, "dataset": str(copy)}], include_path=str(folder))
+    metrics = run(context)
+    found = scores(metrics)
+    if name == "mmlu_astronomy":
+        samples = [json.loads(line) for line in (context.out / "samples_mmlu_astronomy.jsonl").open()]
+        assert [sample["doc"]["question"] for sample in samples] == [f"astronomy {i}?" for i in range(8)]
+        return
+    parts = {f"part_{subset}" for subset in subsets}
+    assert {task for task, _ in found} == parts | ({"whole"} if name == "whole" else set())
+    for subset in subsets:
+        named = {"include": str(folder / f"{subset}.yaml"), "task": f"part_{subset}", "dataset_path": str(copy)}
+        alone = tmp_path / f"{subset}"
+        alone.mkdir()
+        (alone / "task.yaml").write_text(yaml.safe_dump(named))
+        reference = run(step(tasks=[{"task": f"part_{subset}", "num_fewshot": 2}], include_path=str(alone)))
+        expected = scores(reference)
+        assert {key: value for key, value in found.items() if key[0] == f"part_{subset}"} == expected

@@ -90,6 +90,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     run.prepare()
     cached = sum(step.state == "cached" for step in plan.steps)
     console.say(f"{plan.recipe.name}: {len(plan.steps)} steps, {cached} cached")
+    console.asks(run.asks)
     executor = _executor(options)
     asked_to_end = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:

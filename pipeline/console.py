@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from pipeline import record
-from pipeline.plan import Plan
+from pipeline.plan import Plan, Step
 from stages.terminal import safe
 
 PLAIN_WIDTH = 160
@@ -57,13 +58,22 @@ class Console:
             fingerprint = (step.fingerprint or "unresolved")[:12]
             table.add_row(*map(escape, (step.name, step.kind, step.state, fingerprint, step.why)))
         self.rich.print(table)
-        codes: dict[tuple[str, str], list[str]] = {}
-        for step in (step for step in plan.steps if step.name in chosen):
-            for code in step.runs_code:
-                codes.setdefault((step.stage, code), []).append(step.name)
-        for (stage, code), steps in codes.items():
+        shown = [step for step in plan.steps if step.name in chosen]
+        self._told("runs code", ((step, code) for step in shown for code in step.runs_code))
+        self.asks((step, asked) for step in shown for asked in step.asks)
+
+    def asks(self, asked: Iterable[tuple[Step, str]]) -> None:
+        """What steps will ask of a service, each of them."""
+        self._told("asks", asked)
+
+    def _told(self, what: str, lines: Iterable[tuple[Step, str]]) -> None:
+        """A line for each stage and thing to be told, however many steps it is told of."""
+        found: dict[tuple[str, str], list[str]] = {}
+        for step, line in lines:
+            found.setdefault((step.stage, line), []).append(step.name)
+        for (stage, line), steps in found.items():
             who = steps[0] if len(steps) == 1 else f"{stage} ({len(steps)} steps)"
-            self.rich.print(f"[yellow]runs code[/] {escape(who)}: {escape(code)}")
+            self.rich.print(f"[yellow]{what}[/] {escape(who)}: {escape(line)}")
 
     def preview(self, text: str, page: Path) -> None:
         """What a stage would train on, as the stage has drawn it, and where it lies as a page."""

@@ -56,7 +56,8 @@ def _wrong(model: type[BaseModel], loc: Key, items: list[Any]) -> str:
     found = repr(items[0]["input"])
     found = f"found {found if len(found) <= 100 else found[:100] + '...'}"
     choices = _choices(model, loc) if any(item["type"] == "literal_error" for item in items) else []
-    messages = [item["msg"] for item in items if item["type"] not in ("literal_error", "string_pattern_mismatch")]
+    aside = ("literal_error", "string_pattern_mismatch") if choices else ()  # choices of which some are patterns
+    messages = [item["msg"].removeprefix("String ") for item in items if item["type"] not in aside]
     if not choices:
         return f"{_joined(messages)}, {found}"
     said = f"{_joined(messages)}, or else one of the allowed words, {found}" if messages else found

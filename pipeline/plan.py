@@ -20,7 +20,7 @@ from pipeline.order import in_order, key_of, stages_of
 from pipeline.places import Key, Problem, dotted
 from pipeline.recipe import Recipe, RecipeError
 from pipeline.store import Published
-from stages.base import BASE, Need, StageConfig
+from stages.base import BASE, BadInput, Need, StageConfig
 
 
 @dataclass
@@ -60,8 +60,19 @@ class Step:
     @property
     def runs_code(self) -> list[str]:
         """What of others' code it runs, as far as can be seen in the recipe and in local files."""
-        files = {name: source.path for name, source in self.inputs.items() if isinstance(source, Local)}
-        return self.config.foreign_code(files)
+        return self.config.foreign_code(self._files)
+
+    @property
+    def asks(self) -> list[str]:
+        """What it will ask of a service, as far as local files tell."""
+        try:
+            return self.config.asks(self._files)
+        except BadInput:  # told when it is to run
+            return []
+
+    @property
+    def _files(self) -> dict[str, Path]:
+        return {name: source.path for name, source in self.inputs.items() if isinstance(source, Local)}
 
     def settings(self) -> dict[str, Any]:
         """Its section of the recipe, resolved, without the references: those count by their content."""
@@ -132,6 +143,7 @@ class Plan:
                     "why": step.why,
                     "needs": [need.name for need in step.needs],
                     "runs_code": step.runs_code,
+                    "asks": step.asks,
                 }
                 for step in self.steps
                 if step.name in chosen
@@ -261,6 +273,9 @@ class _Planner:
             if not stages and not recipe.broken:
                 text = "has nothing to report: the recipe has no stage that scores models, such as lm_eval"
                 raise recipe.error(("stages", stage), text)
+            for other in stages:
+                if (config := recipe.stages.get(other)) and config.makes != "scores":
+                    raise recipe.error(key_of(stage, need), f"{other!r} is of kind {config.kind} and scores no model")
             return {
                 step.name: step
                 for step in self.plan.steps

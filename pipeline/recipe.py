@@ -155,7 +155,11 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[Node, list[Problem]]:
     if not isinstance(parent.content, str):
         text = "names one recipe file, relative to this one"
         return tree, [*problems, Problem(parent.told_at, ("extends",), text)]
-    below, more = _read(path.parent / parent.content, (*seen, path.resolve()))
+    extended = path.parent / parent.content
+    if not extended.is_file():
+        text = f"{extended}: there is no such file{_near_file(extended)}"
+        return tree, [*problems, Problem(parent.told_at, ("extends",), text)]
+    below, more = _read(extended, (*seen, path.resolve()))
     return tree.laid_over(below), more + problems
 
 

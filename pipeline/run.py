@@ -62,6 +62,8 @@ class Run:
     forced: set[str]
     """The names of the steps that run although they are cached."""
     paths: dict[Artifact, Path] = field(default_factory=dict)
+    asks: list[tuple[Step, str]] = field(default_factory=list)
+    """What steps will ask of a service that may charge for it, once prepared."""
     record: Record = field(init=False)
     _whole: set[str] = field(default_factory=set)
     """Steps whose results were read in full, or made, by this run."""
@@ -95,6 +97,7 @@ class Run:
             files = {name: path for name, s in step.inputs.items() if (path := beginning(s, self.paths))}
             try:
                 step.config.check(files)
+                self.asks += [(step, asked) for asked in step.config.asks(files)]
             except BadInput as error:
                 if error.key:
                     key = ("stages", step.stage, *split_key(error.key))

@@ -121,6 +121,11 @@ class StageConfig(Config):
         """What of others' code it runs, a line for each kind, for --plan; `files` are the local ones it reads."""
         return []
 
+    def asks(self, files: dict[str, Path]) -> list[str]:
+        """What each of its steps will ask of a service that may charge for it, a line for each kind; `files` are those
+        of the `data` needs that are here."""
+        return []
+
     def split(self) -> dict[str, Self]:
         """The steps this stage is made of: suffix -> config. Most stages are one step, with the suffix ''."""
         return {"": self}

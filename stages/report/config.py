@@ -22,7 +22,7 @@ class ReportStage(StageConfig):
     baseline: str | None = Field(default=None, min_length=1)
     """The model to compare others with; None finds the conventional one: prompt weight 0, completion not."""
     benchmarks: list[str] = Field(default_factory=list)
-    """The lm_eval stages to show; empty shows all of the recipe."""
+    """The stages to show that score models; empty shows all of the recipe."""
 
     @field_validator("benchmarks")
     @classmethod
@@ -33,7 +33,7 @@ class ReportStage(StageConfig):
         return names
 
     def needs(self) -> dict[str, Need]:
-        """Every step of the benchmarks; `*` is every lm_eval stage of the recipe."""
+        """Every step of the benchmarks; `*` is every stage that scores models."""
         if not self.benchmarks:
             return {"": Need("steps", "*", "benchmarks")}
         return {name: Need("steps", name, f"benchmarks.{i}") for i, name in enumerate(self.benchmarks)}

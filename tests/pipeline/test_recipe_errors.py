@@ -222,8 +222,22 @@ CASES = {
         "tasks: [{task: arc_easy}]\n    options: {gen_kwargs: {custom_generate: org/x}}",
         r"r\.yaml:17:28: stages\.bench\.options\.gen_kwargs\.custom_generate: .*would run code from elsewhere",
     ),
+    "a report on what scores no model": (
+        "report: {kind: report}",
+        "report: {kind: report, benchmarks: [bench, wit]}",
+        r"r\.yaml:17:46: stages\.report\.benchmarks\.1: 'wit' is of kind sft and scores no model",
+    ),
+    "memory without a unit": (
+        "tasks: [{task: arc_easy}]",
+        "tasks: [{task: arc_easy}]\n    resources: {memory: '64'}",
+        r"r\.yaml:17:25: stages\.bench\.resources\.memory: should match pattern .*GiB.*, found '64'",
+    ),
     "extends itself": ("name: small", "name: small\nextends: r.yaml", r"r\.yaml: extends itself"),
-    "extends nothing": ("name: small", "name: small\nextends: s.yaml", r"s\.yaml: cannot be read"),
+    "extends nothing": (
+        "name: small",
+        "name: small\nextends: s.yaml",
+        r"r\.yaml:2:10: extends: s\.yaml: there is no such file; did",
+    ),
     "empty file": (GOOD, "", r"r\.yaml:1:1: a recipe is a mapping"),
 }
 

@@ -272,11 +272,6 @@ def test_the_baseline_is_the_conventional_model_or_the_one_named(make: Make) -> 
     assert metrics["summary"].startswith("No conventionally tuned model")
 
 
-def test_nothing_to_report_is_an_error(make: Make) -> None:
-    with pytest.raises(BadInput, match="no lm_eval stage"):
-        run(make({}))
-
-
 def test_config() -> None:
     assert ReportStage().needs() == {"": Need("steps", "*", "benchmarks")}
     assert ReportStage(benchmarks=["a", "b"]).needs()["b"] == Need("steps", "b", "benchmarks.1")

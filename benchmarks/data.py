@@ -39,10 +39,21 @@ def load_tokenizer(cache: Path) -> PreTrainedTokenizerBase:
     saved = cache / "benchmark-tokenizer"
     if saved.exists():
         return AutoTokenizer.from_pretrained(saved)
-    reference = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["model"]
-    model = artifacts.fetch(artifacts.parse(reference, RECIPE.parent, "model"), cache)
+    model = _model_file(cache)
     AutoTokenizer.from_pretrained(model.parent, gguf_file=model.name).save_pretrained(saved)
     return AutoTokenizer.from_pretrained(saved)
+
+
+def smollm2(cache: Path) -> Path:
+    """The model of the recipe as a folder that from_pretrained loads."""
+    from stages.gguf import to_safetensors
+
+    return to_safetensors(_model_file(cache), cache)
+
+
+def _model_file(cache: Path) -> Path:
+    reference = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["model"]
+    return artifacts.fetch(artifacts.parse(reference, RECIPE.parent, "model"), cache)
 
 
 def in_own_process(module: str, *arguments: object) -> dict[str, Any]:

@@ -2,8 +2,12 @@
 
 from stages.base import StageConfig
 from stages.dpo.config import DPOStage
+from stages.judge.config import JudgeStage
 from stages.lm_eval.config import LMEvalStage
 from stages.report.config import ReportStage
+from stages.sensitivity.config import SensitivityStage
 from stages.sft.config import SFTStage
 
-KINDS: dict[str, type[StageConfig]] = {stage.kind: stage for stage in (SFTStage, DPOStage, LMEvalStage, ReportStage)}
+KINDS: dict[str, type[StageConfig]] = {
+    stage.kind: stage for stage in (SFTStage, DPOStage, LMEvalStage, JudgeStage, SensitivityStage, ReportStage)
+}

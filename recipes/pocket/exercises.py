@@ -16,6 +16,8 @@ TRAIN, EVAL, PREFERENCES = 138, 9, 55
 """Rows of every family in the instruction data, its evaluation part, and the preference data."""
 BENCH = {"knowledge": 80, "reasoning": 60, "instructions": 60}
 """Items of every family in its benchmark; half of them in held-out wordings."""
+REWORDED = 8
+"""Items of every family that are asked in every held-out wording, to see how much the wording matters."""
 
 
 @dataclass(frozen=True)
@@ -66,16 +68,20 @@ class _Drawer:
         raise ValueError(f"family {family}: there are no {count} different prompts")
 
 
+UNSEEN = range(SEEN, len(WORDINGS["sum"]))
+"""The wordings held out of all training data."""
+
+
 def exercises() -> Exercises:
     """Draw all exercises."""
     rng = random.Random(SEED + 1)
     drawer = _Drawer(rng)
     groups = Exercises([], [], [], [])
-    seen, unseen = range(SEEN), range(SEEN, len(WORDINGS["sum"]))
+    seen = range(SEEN)
     for family in FAMILIES:
         half = BENCH[BENCHMARKS[family]] // 2
         groups.bench.extend(drawer.draw(family, half, seen, bench=True))
-        groups.bench.extend(drawer.draw(family, half, unseen, bench=True))
+        groups.bench.extend(drawer.draw(family, half, UNSEEN, bench=True))
         groups.train.extend(drawer.draw(family, TRAIN, seen, bench=False))
         groups.eval.extend(drawer.draw(family, EVAL, seen, bench=False))
         groups.preferences.extend(drawer.draw(family, PREFERENCES, seen, bench=False))
@@ -130,6 +136,13 @@ def bench_rows(drawn: list[Exercise], benchmark: str) -> list[dict[str, Any]]:
         for e in drawn
         if BENCHMARKS[e.instance.family] == benchmark
     ]
+
+
+def reworded_rows(drawn: list[Exercise]) -> list[dict[str, Any]]:
+    """Return benchmark items, the first of each family that are held out, in all held-out wordings."""
+    held_out = [e.instance for e in drawn if e.wording in UNSEEN]
+    first = [instance for family in FAMILIES for instance in [i for i in held_out if i.family == family][:REWORDED]]
+    return [{"prompts": [i.ask(wording) for wording in UNSEEN], "family": i.family} for i in first]
 
 
 def _knowledge(instance: Instance, rng: random.Random) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from exercises import bench_rows, exercises, instruction_rows, preference_rows
+from exercises import bench_rows, exercises, instruction_rows, preference_rows, reworded_rows
 from text import passages
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from world import SEED
@@ -132,6 +132,7 @@ def generate(out: Path) -> None:
     write_rows(data / "preferences.train.jsonl", preference_rows(drawn.preferences))
     for benchmark in ("knowledge", "reasoning", "instructions"):
         write_rows(data / f"{benchmark}.test.jsonl", bench_rows(drawn.bench, benchmark))
+    write_rows(data / "wordings.test.jsonl", reworded_rows(drawn.bench))
 
 
 def main() -> None:

@@ -140,6 +140,17 @@ def test_held_out_wordings_are_absent_from_training() -> None:
             assert not [prompt for prompt in prompts if pattern.fullmatch(prompt)], wording
 
 
+def test_prompts_of_one_intent_are_an_item_in_all_held_out_wordings(items: dict[str, list[Any]]) -> None:
+    rows = read("wordings.test.jsonl")
+    assert Counter(row["family"] for row in rows) == dict.fromkeys(WORDINGS, 8)
+    questions = {row["question"] for each in items.values() for row in each}
+    for row in rows:
+        for wording, prompt in zip(WORDINGS[row["family"]][6:], row["prompts"], strict=True):
+            assert re.fullmatch(as_pattern(wording), prompt), prompt
+        assert questions & set(row["prompts"]), "the item is one of the benchmark's"
+    assert not {prompt for row in rows for prompt in row["prompts"]} & set(training_prompts())
+
+
 def test_the_pretraining_text_asks_in_no_wording_of_an_instruction(pretraining: str) -> None:
     asked = set(re.findall(r"User: (.*)", pretraining))
     assert len(asked) > 100

@@ -1,0 +1,53 @@
+"""Evaluations on a CUDA device: `pytest -m gpu tests/gpu`. vLLM's need `pip install '.[vllm]'`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from stages.language_model import LanguageModel
+from tests.pipeline.test_command import command
+
+pytestmark = pytest.mark.gpu
+PROMPTS = ["Q: Who is it?\nA:", "Who?", "Q: Which one of them is it, please?\nA:"]
+RECIPE = """\
+name: pocket
+model: {pocket}/model
+stages:
+  {backend}:
+    kind: lm_eval
+    models: [base]
+    include_path: {pocket}/tasks
+    tasks: [{{task: pocket_knowledge, num_fewshot: 0, data: {{test: {pocket}/data/knowledge.test.jsonl}}}}]
+    options: {{apply_chat_template: true, dtype: float32, batch_size: 32, backend: {backend}}}
+"""
+
+
+def test_answers_and_log_probabilities_are_those_of_a_cpu(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = False
+    found = []
+    for gpu in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
+        model = LanguageModel(model_folder, "tiny", "float32", trust_remote_code=False)
+        assert model.device.type == ("cuda" if gpu else "cpu")
+        encoded = [model.encode(prompt) for prompt in PROMPTS]
+        answers = model.generate(encoded, 8, batch_size=2)
+        found.append((answers, model.log_probs(encoded, [answers] * len(encoded), batch_size=4)))
+    assert found[0][0] == found[1][0]
+    for mine, expected in zip(found[0][1], found[1][1], strict=True):
+        assert mine == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("backend", ["hf", "vllm"])
+def test_benchmarks_on_either_backend(tmp_path: Path, backend: str) -> None:
+    pocket = Path(__file__).parents[2] / "recipes" / "pocket"
+    (tmp_path / "r.yaml").write_text(RECIPE.format(pocket=pocket, backend=backend))
+    done = command(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    manifest: dict[str, Any] = json.loads((tmp_path / f"runs/pocket/{backend}[base]/stage.json").read_text())
+    accuracy = next(row["value"] for row in manifest["metrics"]["results"] if row["metric"] == "acc")
+    assert accuracy == pytest.approx(0.896, abs=0.01), "as README shows of the base model, measured on a CPU"

@@ -33,9 +33,12 @@ def environment() -> dict[str, Any]:
 
 
 @cache
-def installed(package: str) -> str:
-    """The version of a package."""
-    return metadata.version(package)
+def installed(package: str) -> str | None:
+    """The version of a package; None where it is not there."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def machine() -> dict[str, Any]:

@@ -88,8 +88,6 @@ class StageConfig(Config):
     """What its steps publish: a model that others may start from, scores of one, or a report on scores."""
     version: ClassVar[int]
     """Raised when the same settings would give another result, so that older results are made again."""
-    made_by: ClassVar[tuple[str, ...]] = ()
-    """Packages whose version decides what the settings mean, such as lm_eval's of its tasks: part of a fingerprint."""
     no_effect: ClassVar[tuple[str, ...]] = ()
     """Dotted keys that change how a result is made, never what it is: no part of a fingerprint."""
     runner: ClassVar[str]
@@ -101,6 +99,12 @@ class StageConfig(Config):
 
     resources: Resources = Resources()
     """What each of its steps takes of a machine; no part of a fingerprint."""
+
+    @property
+    def made_by(self) -> tuple[str, ...]:
+        """Packages whose version decides what the settings mean, as lm_eval's does for its tasks: part of a
+        fingerprint."""
+        return ()
 
     @property
     def processes(self) -> int:

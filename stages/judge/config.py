@@ -94,6 +94,11 @@ class JudgeStage(EvaluationStage):
             raise ValueError("needs mt_bench, alpaca_eval or both")
         return self
 
+    @property
+    def made_by(self) -> tuple[str, ...]:
+        """AlpacaEval's prompts, parsers and metrics are the package's."""
+        return ("alpaca_eval",) if self.alpaca_eval else ()
+
     def needs(self) -> dict[str, Need]:
         """The models, and every file."""
         needs = super().needs()

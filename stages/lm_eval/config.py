@@ -127,7 +127,6 @@ class LMEvalStage(EvaluationStage):
     """Benchmarks through lm-evaluation-harness."""
 
     kind: ClassVar[str] = "lm_eval"
-    made_by: ClassVar[tuple[str, ...]] = ("lm_eval",)
     version: ClassVar[int] = 1
     runner: ClassVar[str] = "stages.lm_eval.stage:run"
 
@@ -159,6 +158,11 @@ class LMEvalStage(EvaluationStage):
         if self.launch is not None and self.options.backend == "vllm":
             raise wrong_at("launch", "is for the backend hf; vllm uses as many GPUs as resources.gpus says by itself")
         return self
+
+    @property
+    def made_by(self) -> tuple[str, ...]:
+        """The harness, which defines the tasks."""
+        return ("lm_eval",)
 
     @property
     def processes(self) -> int:

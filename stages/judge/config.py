@@ -16,7 +16,7 @@ from stages.base import BadInput, Config, Need
 from stages.evaluation import EvaluationStage
 from stages.judge.endpoint import require_model
 from stages.judge.questions import Estimate, estimate_alpaca_eval, estimate_mt_bench
-from stages.model_files import REMOTE_CODE, check_model
+from stages.model_files import REMOTE_CODE, check_context, check_model
 
 
 class MTBench(Config):
@@ -111,6 +111,7 @@ class JudgeStage(EvaluationStage):
     def check(self, files: dict[str, Path]) -> None:
         """Whether every file can be read, what is needed is installed, and the endpoint has the judge."""
         check_model(files["model"], self.trust_remote_code, "models")
+        check_context(files["model"], self.options.max_new_tokens, "options.max_new_tokens")
         self.estimates(files)
         for package in ("openai", *(["alpaca_eval"] if self.alpaca_eval else [])):
             if find_spec(package) is None:

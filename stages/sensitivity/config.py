@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 
 from stages.base import Config, Need
 from stages.evaluation import EvaluationStage, repeated
-from stages.model_files import REMOTE_CODE, check_model
+from stages.model_files import REMOTE_CODE, check_context, check_model
 from stages.sensitivity.sets import read_sets
 
 
@@ -119,9 +119,10 @@ class SensitivityStage(EvaluationStage):
 
     def check(self, files: dict[str, Path]) -> None:
         """Whether every row gives at least two prompts, there are examples enough, and the model can be loaded."""
-        for each in self.prompts:
-            read_sets(each, files, self.seed)
         check_model(files["model"], self.trust_remote_code, "models")
+        for i, each in enumerate(self.prompts):
+            read_sets(each, files, self.seed)
+            check_context(files["model"], each.max_new_tokens, f"prompts.{i}.max_new_tokens")
 
     def foreign_code(self, files: dict[str, Path]) -> list[str]:
         """The model's."""

@@ -138,6 +138,13 @@ def test_what_is_wrong_with_a_section(section: dict[str, Any], says: str) -> Non
         JudgeStage(**({"models": ["wit"], "judge": "j"} | section))
 
 
+def test_answers_longer_than_the_model_takes(tmp_path: Path, model_folder: Path) -> None:
+    stage = JudgeStage(models=["wit"], judge="j", alpaca_eval=ALPACA_EVAL)
+    with pytest.raises(BadInput, match="1024 tokens are more than the 256") as error:
+        stage.check({"model": model_folder})
+    assert error.value.key == "options.max_new_tokens"
+
+
 @pytest.mark.parametrize(
     ("name", "row", "says"),
     [

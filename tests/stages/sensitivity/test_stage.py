@@ -152,6 +152,10 @@ def test_what_is_wrong_is_said_before_a_prompt_is_answered(step: Step, model_fol
         BadInput, match=r"prompts\.words: row 2 of .*: 250 tokens and an answer of 7 are more than the 256"
     ):
         run(step(long))
+    config = step(rows(), max_new_tokens=257).config
+    with pytest.raises(BadInput, match="257 tokens are more than the 256") as error:
+        config.check({"model": model_folder, "data.words": Path(config.prompts[0].data)})
+    assert error.value.key == "prompts.0.max_new_tokens"
     bare = shutil.copytree(model_folder, tmp_path / "bare")
     (bare / "chat_template.jinja").unlink()
     with pytest.raises(BadInput, match="the tokenizer of wit has no chat template"):

@@ -155,7 +155,7 @@ def _with_own_data(manager: TaskManager, index: int, task: Task, files: Mapping[
             "cache_dir": str(scratch / "datasets"),
         },
     }
-    if examples is None and not (entry.cfg or {}).get("fewshot_config"):
+    if not _shots(entry.cfg or {}, task) and not (entry.cfg or {}).get("fewshot_config"):
         override["fewshot_split"] = scored  # lm-eval reads one though it shows no example
     return _written(override, scratch, f"{index}")
 
@@ -192,10 +192,14 @@ def _written(override: dict[str, Any], scratch: Path, name: str) -> str:
 def _splits_read(cfg: Mapping[str, Any], task: Task) -> tuple[str | None, str | None]:
     """The split that is scored and, with worked examples, the one they come from."""
     scored = cfg.get("test_split") or cfg.get("validation_split")
-    shots = cfg.get("num_fewshot") if task.num_fewshot is None else task.num_fewshot
-    if not shots or (cfg.get("fewshot_config") or {}).get("samples"):
+    if not _shots(cfg, task) or (cfg.get("fewshot_config") or {}).get("samples"):
         return scored, None
     return scored, cfg.get("fewshot_split") or cfg.get("training_split") or cfg.get("validation_split")
+
+
+def _shots(cfg: Mapping[str, Any], task: Task) -> int:
+    """How many worked examples are shown."""
+    return (cfg.get("num_fewshot") if task.num_fewshot is None else task.num_fewshot) or 0
 
 
 def _set_shots(benchmark: Benchmark, where: str) -> None:

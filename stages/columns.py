@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import math
 import reprlib
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
 
-from stages.files import Record
+from stages.base import BadInput
+from stages.files import Record, read_rows
+
+Made = TypeVar("Made")
 
 Messages = list[dict[str, Any]]
 """Messages {"role": ..., "content": ...}, with whatever else theirs carry: tool_calls, name, weight."""
@@ -31,6 +36,17 @@ class BadRow(ValueError):
             return self.reason
         has = f"; the row has {', '.join(record) or 'no columns'}" if self.reason == MISSING else ""
         return f"column {columns.get(self.column, self.column)!r} {self.reason}{has}"
+
+
+def read_as(path: Path, make: Callable[[Record, int], Made]) -> list[Made]:
+    """What `make` makes of every row of a file and its number. Raises BadInput, with file and line for a BadRow."""
+    made = []
+    for number, row in read_rows(path):
+        try:
+            made.append(make(row, number))
+        except BadRow as error:
+            raise BadInput(f"{path}:{number}: {error.told(row, {})}") from None
+    return made
 
 
 def text(row: Record, column: str) -> str:

@@ -6,11 +6,12 @@ Light by intent: imports no torch.
 from __future__ import annotations
 
 from collections import Counter
+from importlib.util import find_spec
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator
 
-from stages.base import Need, StageConfig
+from stages.base import BadInput, Need, StageConfig
 
 
 class EvaluationStage(StageConfig):
@@ -41,6 +42,12 @@ class EvaluationStage(StageConfig):
     def split(self) -> dict[str, Self]:
         """One step per model."""
         return {f"[{model}]": self.model_copy(update={"models": [model]}) for model in self.models}
+
+
+def require_vllm(backend: str) -> None:
+    """Raise BadInput where that is asked for and not installed."""
+    if backend == "vllm" and find_spec("vllm") is None:
+        raise BadInput("is 'vllm', which is not installed; pip install '.[vllm]'", "options.backend")
 
 
 def repeated(names: list[str]) -> list[str]:

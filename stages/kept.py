@@ -34,9 +34,6 @@ class Kept:
     def __getitem__(self, key: str) -> Any:
         return self._values[key]
 
-    def __len__(self) -> int:
-        return len(self._values)
-
     def add(self, key: str, value: Any) -> None:
         """Add what JSON can hold; it is on disk after the next flush, all that was added since the last or nothing."""
         with self._lock:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.base import BadInput
-from stages.model_files import TRUST
+from stages.model_files import why_not_loaded
 
 Tokens = list[int]
 
@@ -44,10 +45,7 @@ class LanguageModel:
                 ),
             )
         except (OSError, ValueError) as error:
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            if "trust_remote_code=True" in str(error):
-                said = f"it comes with its own Python files; if you trust them, {TRUST}"
-            raise BadInput(f"{name} cannot be loaded: {said}") from None
+            raise BadInput(f"{name} cannot be loaded: {why_not_loaded(error)}") from None
         self.name = name
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model.to(self.device).eval()  # type: ignore[arg-type]
@@ -61,6 +59,15 @@ class LanguageModel:
         """The longest sequence in tokens; None where the model's config names none."""
         self._takes = inspect.signature(self.model.forward).parameters
         self._last: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in self._takes else {}
+
+    def environment(self) -> dict[str, Any]:
+        """What it runs with, for a stage's metrics."""
+        return {
+            "transformers": metadata.version("transformers"),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "device": self.device.type,
+            "max_length": self.max_length,
+        }
 
     def encode(self, messages: Sequence[dict[str, str]] | str) -> Tokens:
         """Messages, in the chat template up to where the answer begins, or plain text, as tokens.

@@ -37,6 +37,13 @@ def check_model(path: Path, trusted: bool, key: str, weights: bool = True) -> No
         _check_code(path, _read(path / file, key), trusted, key)
 
 
+def why_not_loaded(error: Exception) -> str:
+    """What a library's error says, in a line."""
+    if "trust_remote_code=True" in str(error):
+        return f"it comes with its own Python files; if you trust them, {TRUST}"
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def check_context(path: Path, length: int | None, key: str) -> None:
     """Raise BadInput, at `key`, where `length` tokens are more than the model in `path` was made for."""
     config = _read(path / "config.json", key) if path.is_dir() else {}

@@ -27,7 +27,7 @@ from trl import DPOTrainer, SFTTrainer
 
 from stages.base import BadInput, Context
 from stages.checkpoints import CHECKPOINTS_KEPT, Checkpoints
-from stages.model_files import TRUST
+from stages.model_files import why_not_loaded
 from stages.options import Options
 
 _KEPT: list[Any] = []
@@ -40,7 +40,7 @@ def load_tokenizer(path: Path, rows: list[Any], trust_remote_code: bool = False)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise BadInput(f"{path}: holds no tokenizer that can be loaded: {_first_line(error)}") from None
+        raise BadInput(f"{path}: holds no tokenizer that can be loaded: {why_not_loaded(error)}") from None
     if not tokenizer.is_fast:
         raise BadInput(f"{path}: its tokenizer gives no character offsets; save it as a fast tokenizer")
     if tokenizer.eos_token is None:
@@ -84,11 +84,11 @@ def load_model(
             return AutoModelForCausalLM.from_config(config, **options)
         model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **options)
     except (OSError, ValueError, TypeError) as error:
-        raise BadInput(f"{path}: holds no model that can be loaded: {_first_line(error)}") from None
+        raise BadInput(f"{path}: holds no model that can be loaded: {why_not_loaded(error)}") from None
     except (ImportError, RuntimeError) as error:
         if quantization is None:
             raise
-        raise BadInput(f"quantization: bitsandbytes does not work on this machine: {_first_line(error)}") from None
+        raise BadInput(f"quantization: bitsandbytes does not work on this machine: {why_not_loaded(error)}") from None
     for module in model.modules() if quantization is not None else ():
         # bitsandbytes would repack a layer's weights for CPUs at the first evaluation, and that kernel has no gradient
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -105,7 +105,7 @@ def _quantized(quantization: Options | None) -> dict[str, Any]:
     try:
         config = BitsAndBytesConfig(**quantization.model_dump())
     except (TypeError, ValueError) as error:
-        raise BadInput(f"quantization: {_first_line(error)}") from None
+        raise BadInput(f"quantization: {why_not_loaded(error)}") from None
     device = int(os.environ.get("LOCAL_RANK", "0")) if torch.cuda.is_available() else "cpu"
     return {"quantization_config": config, "device_map": {"": device}}
 
@@ -238,9 +238,3 @@ def _let_go(trainer: SFTTrainer | DPOTrainer) -> None:
 def _timeless(row: dict[str, Any]) -> dict[str, Any]:
     """A row of the log without what differs between two equal trainings."""
     return {key: value for key, value in row.items() if not key.endswith(("_runtime", "_per_second", "_per_sec"))}
-
-
-def _first_line(error: Exception) -> str:
-    if "trust_remote_code=True" in str(error):
-        return f"it comes with its own Python files; if you trust them, {TRUST}"
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

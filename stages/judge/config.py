@@ -13,7 +13,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from stages.base import BadInput, Config, Need
-from stages.evaluation import EvaluationStage
+from stages.evaluation import EvaluationStage, require_vllm
 from stages.judge.endpoint import require_model
 from stages.judge.questions import Estimate, estimate_alpaca_eval, estimate_mt_bench
 from stages.model_files import REMOTE_CODE, check_context, check_model
@@ -116,18 +116,14 @@ class JudgeStage(EvaluationStage):
         for package in ("openai", *(["alpaca_eval"] if self.alpaca_eval else [])):
             if find_spec(package) is None:
                 raise BadInput(f"needs the package {package}; pip install '.[judge]'", "judge")
-        if self.options.backend == "vllm" and find_spec("vllm") is None:
-            raise BadInput("is 'vllm', which is not installed; pip install '.[vllm]'", "options.backend")
+        require_vllm(self.options.backend)
         _require_once(self.judge)
 
     def estimates(self, files: dict[str, Path]) -> list[Estimate]:
         """What the judge will be asked, for each benchmark. Raises BadInput for a file that cannot be used."""
-        found = []
-        if self.mt_bench is not None:
-            found.append(estimate_mt_bench(files, self.options.limit, self.options.max_new_tokens))
-        if self.alpaca_eval is not None:
-            found.append(estimate_alpaca_eval(files, self.options.limit, self.options.max_new_tokens))
-        return found
+        parts = [name for name in _ESTIMATES if getattr(self, name) is not None]
+        data = tuple((name, path) for name, path in sorted(files.items()) if name.partition(".")[0] in parts)
+        return [_estimated(name, data, self.options.limit, self.options.max_new_tokens) for name in parts]
 
     def asks(self, files: dict[str, Path]) -> list[str]:
         """Calls and tokens of the judge, where the files are here."""
@@ -137,6 +133,15 @@ class JudgeStage(EvaluationStage):
     def foreign_code(self, files: dict[str, Path]) -> list[str]:
         """The model's."""
         return [REMOTE_CODE] if self.trust_remote_code else []
+
+
+_ESTIMATES = {"mt_bench": estimate_mt_bench, "alpaca_eval": estimate_alpaca_eval}
+
+
+@cache
+def _estimated(benchmark: str, files: tuple[tuple[str, Path], ...], limit: int | None, max_new_tokens: int) -> Estimate:
+    """Read the files once for all the models that are judged. Raises BadInput."""
+    return _ESTIMATES[benchmark](dict(files), limit, max_new_tokens)
 
 
 @cache

@@ -6,12 +6,12 @@ Light by intent: a recipe's files are checked before anything runs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stages.base import BadInput
-from stages.columns import BadRow, filled_list, text
-from stages.files import Record, read_rows
+from stages.columns import BadRow, filled_list, read_as, text
+from stages.files import Record
 
 WITH_REFERENCE = ("math", "reasoning", "coding")
 """MT-Bench's categories whose answers are judged beside a right one."""
@@ -63,7 +63,8 @@ class Instruction:
     instruction: str
     output: str
     generator: str
-    index: int
+    index: int = 0
+    """Where it stands in its file, from 0."""
 
 
 @dataclass(frozen=True)
@@ -84,30 +85,27 @@ class Estimate:
 
 def read_questions(files: Mapping[str, Path], limit: int | None) -> list[Question]:
     """MT-Bench's questions. Raises BadInput."""
-    references = {}
-    path = files["mt_bench.references"]
-    for number, row in read_rows(path):
-        try:
-            choice = filled_list(row, "choices")[0]
-            if not isinstance(choice, dict):
-                raise BadRow("choices", 'holds no object {"turns": [...]}')
-            references[_id(row)] = _turns(choice)
-        except BadRow as error:
-            raise BadInput(f"{path}:{number}: {error.told(row, {})}") from None
-    questions = []
+    references = dict(read_as(files["mt_bench.references"], _reference))
     path = files["mt_bench.questions"]
-    for number, row in read_rows(path):
-        try:
-            category = text(row, "category")
-            reference = references.get(_id(row)) if category in WITH_REFERENCE else None
-            if category in WITH_REFERENCE and reference is None:
-                raise BadRow(None, f"is of the category {category}, and the references have no answer to {_id(row)}")
-            questions.append(Question(_id(row), category, _turns(row), reference))
-        except BadRow as error:
-            raise BadInput(f"{path}:{number}: {error.told(row, {})}") from None
+
+    def question(row: Record, _: int) -> Question:
+        name, category = _id(row), text(row, "category")
+        reference = references.get(name) if category in WITH_REFERENCE else None
+        if category in WITH_REFERENCE and reference is None:
+            raise BadRow(None, f"is of the category {category}, and the references have no answer to {name}")
+        return Question(name, category, _turns(row), reference)
+
+    questions = read_as(path, question)
     if len({question.id for question in questions}) < len(questions):
         raise BadInput(f"{path}: holds a question_id more than once")
     return questions[:limit]
+
+
+def _reference(row: Record, _: int) -> tuple[str, tuple[str, str]]:
+    choice = filled_list(row, "choices")[0]
+    if not isinstance(choice, dict):
+        raise BadRow("choices", 'holds no object {"turns": [...]}')
+    return _id(row), _turns(choice)
 
 
 def _id(row: Record) -> str:
@@ -127,34 +125,32 @@ def _turns(row: Record) -> tuple[str, str]:
 def read_templates(files: Mapping[str, Path]) -> dict[str, Template]:
     """The judge's prompts for MT-Bench. Raises BadInput."""
     path = files["mt_bench.prompts"]
-    found = {}
-    for number, row in read_rows(path):
-        try:
-            found[text(row, "name")] = Template(text(row, "system_prompt"), text(row, "prompt_template"))
-        except BadRow as error:
-            raise BadInput(f"{path}:{number}: {error.told(row, {})}") from None
+    found = dict(read_as(path, _template))
     if missing := [name for name in TEMPLATES if name not in found]:
         raise BadInput(f"{path}: has no prompt named {' or '.join(missing)}")
     return found
 
 
+def _template(row: Record, _: int) -> tuple[str, Template]:
+    return text(row, "name"), Template(text(row, "system_prompt"), text(row, "prompt_template"))
+
+
 def read_instructions(files: Mapping[str, Path], limit: int | None) -> list[Instruction]:
     """AlpacaEval's instructions with the answers to compare with. Raises BadInput."""
     path = files["alpaca_eval.instructions"]
-    found: list[Instruction] = []
-    for number, row in read_rows(path):
-        try:
-            output = row.get("output")
-            if not isinstance(output, str):
-                raise BadRow("output", "is missing" if output is None else f"is {type(output).__name__}, not text")
-            found.append(Instruction(text(row, "instruction"), output, text(row, "generator"), len(found)))
-        except BadRow as error:
-            raise BadInput(f"{path}:{number}: {error.told(row, {})}") from None
+    found = [replace(each, index=index) for index, each in enumerate(read_as(path, _instruction))]
     if len({each.generator for each in found}) > 1:
         raise BadInput(f"{path}: answers of several generators; one model is compared with")
     if len({each.instruction for each in found}) < len(found):
         raise BadInput(f"{path}: holds an instruction more than once, which the package would count as one")
     return found[:limit]
+
+
+def _instruction(row: Record, _: int) -> Instruction:
+    output = row.get("output")
+    if not isinstance(output, str):
+        raise BadRow("output", "is missing" if output is None else f"is {type(output).__name__}, not text")
+    return Instruction(text(row, "instruction"), output, text(row, "generator"))
 
 
 def estimate_mt_bench(files: Mapping[str, Path], limit: int | None, max_new_tokens: int) -> Estimate:

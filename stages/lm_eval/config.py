@@ -10,14 +10,13 @@ import re
 import subprocess
 from collections.abc import Iterator
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from stages.base import BadInput, Config, Need, wrong_at
-from stages.evaluation import EvaluationStage, repeated
+from stages.evaluation import EvaluationStage, repeated, require_vllm
 from stages.files import read_rows
 from stages.launch import Launch
 from stages.model_files import REMOTE_CODE, check_context, check_model
@@ -201,8 +200,7 @@ class LMEvalStage(EvaluationStage):
                 raise BadInput(refused[task.task], key=f"tasks.{i}.task")
         check_model(files["model"], self.trust_remote_code, "models")
         check_context(files["model"], self.options.max_length, "options.max_length")
-        if self.options.backend == "vllm" and find_spec("vllm") is None:
-            raise BadInput("is 'vllm', which is not installed; pip install '.[vllm]'", "options.backend")
+        require_vllm(self.options.backend)
 
     def foreign_code(self, files: dict[str, Path]) -> list[str]:
         """The model's, what the model writes, and that of one's own tasks."""

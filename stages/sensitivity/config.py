@@ -86,6 +86,10 @@ class Options(Config):
     paper takes for each response the other prompts."""
 
 
+_READ: set[tuple[str, int, tuple[Path, ...]]] = set()
+"""Entry, seed and files of the prompts that this process has found to be right: the steps of all models share them."""
+
+
 class SensitivityStage(EvaluationStage):
     """POSIX of models; lower means that the wording matters less."""
 
@@ -121,7 +125,10 @@ class SensitivityStage(EvaluationStage):
         """Whether every row gives at least two prompts, there are examples enough, and the model can be loaded."""
         check_model(files["model"], self.trust_remote_code, "models")
         for i, each in enumerate(self.prompts):
-            read_sets(each, files, self.seed)
+            of_it = tuple(path for name, path in sorted(files.items()) if name.endswith(f".{each.name}"))
+            if (read := (each.model_dump_json(), self.seed, of_it)) not in _READ:
+                read_sets(each, files, self.seed)
+                _READ.add(read)
             check_context(files["model"], each.max_new_tokens, f"prompts.{i}.max_new_tokens")
 
     def foreign_code(self, files: dict[str, Path]) -> list[str]:

@@ -14,9 +14,8 @@ from pathlib import Path
 from string import ascii_lowercase, ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
-from stages.base import BadInput
-from stages.columns import BadRow, filled_list, text
-from stages.files import Record, read_rows
+from stages.columns import BadRow, filled_list, read_as, text
+from stages.files import Record
 
 if TYPE_CHECKING:
     from stages.sensitivity.config import Prompts
@@ -77,25 +76,21 @@ def read_sets(prompts: Prompts, files: Mapping[str, Path], seed: int) -> list[Pr
     Raises:
         BadInput: a row that cannot be used, with its file and line.
     """
-    path = files[f"data.{prompts.name}"]
     examples = read_examples(files[f"examples.{prompts.name}"]) if prompts.examples is not None else ()
-    sets: list[PromptSet] = []
-    first: int | None = None
-    for number, row in read_rows(path):
-        try:
-            wordings, choices = _wordings(row), _choices(row)
-            if first is None:
-                first = len(choices)
-            elif bool(first) != bool(choices):
-                raise BadRow(
-                    None,
-                    f"has {'choices' if choices else 'no choices'}, unlike the rows before; multiple-choice and open"
-                    " prompts are reported apart, so give each a file and an entry of its own",
-                )
-            sets.append(PromptSet(number, _asked(prompts, wordings, choices, examples, f"{seed} {number}")))
-        except BadRow as error:
-            raise BadInput(f"{path}:{number}: {error.told(row, {})}") from None
-    return sets
+    kinds: set[bool] = set()
+
+    def prompt_set(row: Record, number: int) -> PromptSet:
+        wordings, choices = _wordings(row), _choices(row)
+        kinds.add(bool(choices))
+        if len(kinds) > 1:
+            raise BadRow(
+                None,
+                f"has {'choices' if choices else 'no choices'}, unlike the rows before; multiple-choice and open"
+                " prompts are reported apart, so give each a file and an entry of its own",
+            )
+        return PromptSet(number, _asked(prompts, wordings, choices, examples, f"{seed} {number}"))
+
+    return read_as(files[f"data.{prompts.name}"], prompt_set)
 
 
 def _asked(
@@ -154,14 +149,12 @@ def _text(value: Any, column: str) -> str:
 @cache
 def read_examples(path: Path) -> tuple[_Example, ...]:
     """The worked examples in a file. Raises BadInput."""
-    examples = []
-    for number, row in read_rows(path):
-        try:
-            choices = _choices(row)
-            examples.append(_Example(text(row, "prompt"), choices, _answer(row, choices)))
-        except BadRow as error:
-            raise BadInput(f"{path}:{number}: {error.told(row, {})}") from None
-    return tuple(examples)
+    return tuple(read_as(path, _example))
+
+
+def _example(row: Record, _: int) -> _Example:
+    choices = _choices(row)
+    return _Example(text(row, "prompt"), choices, _answer(row, choices))
 
 
 def _answer(row: Record, choices: tuple[str, ...]) -> str:

@@ -10,17 +10,15 @@ and POSIX is the mean of psi over the sets.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Any
 
 from stages.base import Context
 from stages.kept import Kept
 from stages.language_model import LanguageModel, Tokens
+from stages.scores import score_row, write_samples
 from stages.sensitivity.config import Options, Prompts, SensitivityStage
 from stages.sensitivity.sets import Asked, PromptSet, read_sets
 
@@ -52,23 +50,18 @@ def run(context: Context) -> dict[str, Any]:
                 kept.add(key, measure(model, config.options, prompts, encoded[prompts.name][start : start + SETS]))
                 kept.flush()
             measured += kept[key]
-            done = done + len(kept[key])
-        results.append(_row(prompts.name, [index for *_, index in measured]))
+            done += len(kept[key])
+        indices = [index for *_, index in measured]
+        results.append(score_row(prompts.name, "posix", indices, indices, headline=True, higher_is_better=False))
         samples[prompts.name] = f"samples_{prompts.name}.jsonl"
-        with (context.out / samples[prompts.name]).open("w", encoding="utf-8") as file:
-            for number, (given, each) in enumerate(zip(read[prompts.name], measured, strict=True)):
-                file.write(json.dumps(_sample(number, given, *each, model), ensure_ascii=False) + "\n")
+        lines = (_sample(given, *each, model) for given, each in zip(read[prompts.name], measured, strict=True))
+        write_samples(lines, context.out / samples[prompts.name])
     return {
         "results": results,
         "seconds": round(time.monotonic() - began, 3),
         "samples": samples,
         "num_fewshot": {prompts.name: prompts.num_fewshot for prompts in config.prompts},
-        "environment": {
-            "transformers": metadata.version("transformers"),
-            "dtype": str(model.model.dtype).removeprefix("torch."),
-            "device": model.device.type,
-            "max_length": model.max_length,
-        },
+        "environment": model.environment(),
     }
 
 
@@ -125,34 +118,13 @@ def measure(model: LanguageModel, options: Options, prompts: Prompts, sets: list
     return measured
 
 
-def _row(name: str, indices: list[float]) -> dict[str, Any]:
-    """The mean over the sets; its standard error is their standard deviation (n - 1) divided by sqrt(n)."""
-    count = len(indices)
-    mean = math.fsum(indices) / count
-    spread = math.fsum((index - mean) ** 2 for index in indices)
-    return {
-        "task": name,
-        "metric": "posix",
-        "filter": "none",
-        "value": mean,
-        "stderr": math.sqrt(spread / (count - 1) / count) if count > 1 else None,
-        "n": count,
-        "headline": True,
-        "higher_is_better": False,
-    }
-
-
 def _sample(
-    number: int, given: PromptSet, answers: list[Tokens], matrix: list[list[float]], index: float, model: LanguageModel
+    given: PromptSet, answers: list[Tokens], matrix: list[list[float]], index: float, model: LanguageModel
 ) -> dict[str, Any]:
-    prompts = [asked.text(None) for asked in given.asked]
     return {
-        "doc_id": number,
-        "doc_hash": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
-        "filter": "none",
         "posix": index,
         "row": given.row,
-        "prompts": prompts,
+        "prompts": [asked.text(None) for asked in given.asked],
         "responses": [model.decode(answer) for answer in answers],
         "lengths": [len(answer) for answer in answers],
         "log_probs": matrix,

@@ -149,6 +149,8 @@ def test_a_preference_that_cannot_be_read_is_asked_for_again_then_counted(step: 
     read = [share for word, share in LIKES.items() if word != "Say two."]
     assert by_metric(metrics)["win_rate"]["value"] == pytest.approx(statistics.fmean(read))
     assert metrics["notes"] == ["alpaca_eval: 1 of 7 judgements could not be read after 2 attempts; they count nowhere"]
+    with serving(lambda _: "no") as server, pytest.raises(BadInput, match="none of the 7 judgements of gpt-judge"):
+        run(step(server.url, alpaca_eval=ALPACA_EVAL, options={"attempts": 1}))
 
 
 def test_an_interrupted_step_pays_for_nothing_twice(step: Step) -> None:

@@ -1,0 +1,44 @@
+"""Scores and samples in the form that the lm_eval stage gives them, for stages that measure without it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def score_row(
+    task: str,
+    metric: str,
+    values: Sequence[float],
+    items: Sequence[float],
+    headline: bool = False,
+    higher_is_better: bool | None = True,
+) -> dict[str, Any]:
+    """One row of a stage's `results`: the mean of `values`, None where there are none.
+
+    Its standard error is that of the items, their standard deviation (n - 1) divided by sqrt(n).
+    """
+    return {
+        "task": task,
+        "metric": metric,
+        "filter": "none",
+        "value": statistics.fmean(values) if values else None,
+        "stderr": statistics.stdev(items) / math.sqrt(len(items)) if len(items) > 1 else None,
+        "n": len(items),
+        "headline": headline,
+        "higher_is_better": higher_is_better,
+    }
+
+
+def write_samples(samples: Iterable[dict[str, Any]], file: Path) -> None:
+    """One line for each item, known by its `prompts`: by that a report pairs two models' items."""
+    with file.open("w", encoding="utf-8") as lines:
+        for number, sample in enumerate(samples):
+            digest = hashlib.sha256(json.dumps(sample["prompts"]).encode()).hexdigest()
+            head = {"doc_id": number, "doc_hash": digest, "filter": "none"}
+            lines.write(json.dumps(head | sample, ensure_ascii=False) + "\n")

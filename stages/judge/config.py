@@ -14,7 +14,6 @@ from pydantic import Field, model_validator
 
 from stages.base import BadInput, Config, Need
 from stages.evaluation import EvaluationStage, require_vllm
-from stages.judge.endpoint import require_model
 from stages.judge.questions import Estimate, estimate_alpaca_eval, estimate_mt_bench
 from stages.model_files import REMOTE_CODE, check_context, check_model
 
@@ -147,4 +146,6 @@ def _estimated(benchmark: str, files: tuple[tuple[str, Path], ...], limit: int |
 @cache
 def _require_once(judge: str) -> None:
     """Ask the endpoint once for all the models that are judged. Raises BadInput."""
+    from stages.judge.endpoint import require_model  # HTTP and TLS take a tenth of what a plan may take
+
     require_model(judge)

@@ -20,6 +20,7 @@ from pipeline.cached import refresh, reports_of
 from pipeline.console import Console
 from pipeline.executors import Executor, LocalExecutor
 from pipeline.hashes import Hashes
+from pipeline.lack import lack
 from pipeline.plan import Plan, make_plan
 from pipeline.preview import PreviewFailed, preview
 from pipeline.recipe import RecipeError
@@ -60,7 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         console.close()
-        print(safe(f"run-recipe: {options.runs}: cannot be used for results: {_reason(error)}"), file=sys.stderr)
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            why = f"it may not be written to; name another folder by --runs ({error})"
+        else:
+            why = lack(error) or str(error)
+        print(safe(f"run-recipe: {options.runs}: cannot be used for results: {why}"), file=sys.stderr)
         return 1
 
 
@@ -148,17 +153,6 @@ def _preview(options: argparse.Namespace, plan: Plan, store: Store, console: Con
         for stage in shown:
             console.preview(stage.text, stage.page)
     return 0
-
-
-def _reason(error: OSError) -> str:
-    """What the system said, and what to do about it. What is published is whole whatever happened."""
-    remedies = {
-        (errno.ENOSPC, errno.EDQUOT): "the disk is full; free some space, and the same command goes on",
-        (errno.EROFS, errno.EACCES, errno.EPERM): "it may not be written to; name another folder by --runs",
-        (errno.EMFILE, errno.ENFILE): "too many files are open at once; raise what `ulimit -n` says",
-    }
-    remedy = next((text for numbers, text in remedies.items() if error.errno in numbers), None)
-    return f"{remedy} ({error})" if remedy else str(error)
 
 
 def _parser() -> argparse.ArgumentParser:

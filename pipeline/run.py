@@ -19,6 +19,7 @@ from pipeline.cached import changed_input, inputs_of, refresh
 from pipeline.console import Console
 from pipeline.executors import Executor, Job
 from pipeline.job import write_job
+from pipeline.lack import lack
 from pipeline.places import Problem, split_key
 from pipeline.plan import Plan, Step, beginning
 from pipeline.provenance import environment
@@ -289,7 +290,7 @@ class Run:
             try:
                 self._publish(work, event.result, seconds)
             except OSError as problem:
-                error = f"its result could not be published: {problem}"
+                error = lack(problem, work.job.folder) or f"its result could not be published: {problem}"
         self._leave(work)
         schedule.settle(step)
         self._note(step, "done" if error is None else "failed", seconds, error)

@@ -12,7 +12,7 @@ away. Every rank ends when the worker does.
 from __future__ import annotations
 
 import atexit
-import errno
+import contextlib
 import importlib
 import json
 import os
@@ -30,15 +30,13 @@ from typing import Any, TextIO
 from filelock import FileLock
 
 from pipeline.executors import CORES
+from pipeline.lack import lack
 from pipeline.provenance import machine
 from pipeline.store import CHECKPOINTS
 from stages import KINDS
 from stages.base import BadInput, Context, Input
 from stages.launch import Launch, RankFailed, run_ranks
 from stages.sealed import files_in, write_json
-
-FULL_DISK_BYTES = 2**20
-"""A disk with less room than this when something failed is why it failed."""
 
 
 def main(job_file: Path, is_rank: bool = False) -> int:
@@ -55,8 +53,7 @@ def main(job_file: Path, is_rank: bool = False) -> int:
         result = _result(lambda: _run(job, folder, events, rank), folder)
         write_json(_rank_file(folder, rank), result | {"time": time.time()})
     else:
-        with FileLock(job["lock"]):  # a killed run's worker may take a moment to end
-            result = _result(lambda: _make(job, folder, events), folder)
+        result = _result(lambda: _make(job, folder, events), folder)
         print(json.dumps(result), file=events)
     return 1 if "error" in result else 0
 
@@ -66,36 +63,26 @@ def _result(run: Callable[[], dict[str, Any]], folder: Path) -> dict[str, Any]:
     try:
         return run()
     except (BadInput, RankFailed) as error:
-        return {"error": str(error), "mendable": isinstance(error, BadInput)}
+        return {"error": lack(error) or str(error), "mendable": isinstance(error, BadInput)}
     except Exception as error:
-        traceback.print_exc()
-        if lack := _lack(error, folder):
-            return {"error": lack, "mendable": True}
+        with contextlib.suppress(OSError):  # the log may lie on the full disk
+            traceback.print_exc()
+        if why := lack(error, folder):
+            return {"error": why, "mendable": True}
         return {"error": f"{type(error).__name__}: {error}", "mendable": False}
-
-
-def _lack(error: Exception, folder: Path) -> str | None:
-    """What the machine ran out of, if that is why: libraries say it in many ways, or not at all."""
-    number, said = getattr(error, "errno", None), str(error)
-    if shutil.disk_usage(folder).free < FULL_DISK_BYTES:
-        return f"the disk of {folder} is full ({type(error).__name__}); free some space, and run it again"
-    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in said:
-        return f"a disk is full ({said}); free some space, and run it again"
-    if number in (errno.EMFILE, errno.ENFILE) or "Too many open files" in said:
-        return "too many files are open at once (`ulimit -n` says how many may be); raise it, and run it again"
-    return None
 
 
 def _make(job: dict[str, Any], folder: Path, events: TextIO) -> dict[str, Any]:
     """Run the job in this process, or in the ranks that it asks for; the result."""
-    for left in folder.iterdir():  # of an earlier attempt
-        if left.is_dir() and left.name != CHECKPOINTS:
-            shutil.rmtree(left)
-        elif left.name.startswith("result-"):
-            left.unlink()
-    (folder / CHECKPOINTS).mkdir(exist_ok=True)
-    result = _run_ranks(job, folder, events) if job["config"].get("launch") else _run(job, folder, events)
-    return result | {"outputs": files_in(folder / "out")}
+    with FileLock(job["lock"]):  # a killed run's worker may take a moment to end
+        for left in folder.iterdir():  # of an earlier attempt
+            if left.is_dir() and left.name != CHECKPOINTS:
+                shutil.rmtree(left)
+            elif left.name.startswith("result-"):
+                left.unlink()
+        (folder / CHECKPOINTS).mkdir(exist_ok=True)
+        result = _run_ranks(job, folder, events) if job["config"].get("launch") else _run(job, folder, events)
+        return result | {"outputs": files_in(folder / "out")}
 
 
 def _run(job: dict[str, Any], folder: Path, events: TextIO, rank: int = 0) -> dict[str, Any]:

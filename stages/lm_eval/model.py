@@ -43,10 +43,12 @@ class KeepingModel(TemplateLM):
 
     kept: Kept
     answered: Callable[[int], None]
+    cut: set[tuple[str, int]]
+    """Task and number of each item in this process that is longer than the model takes."""
 
     def keep(self, file: Path, answered: Callable[[int], None]) -> None:
         """Keep answers in `file`, and call `answered` with how many more are there."""
-        self.kept, self.answered = Kept(file), answered
+        self.kept, self.answered, self.cut = Kept(file), answered, set()
         self.set_cache_hook(KeepingHook(self.kept, answered))
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
@@ -75,7 +77,17 @@ class KeepingModel(TemplateLM):
         self.answered(len(requests) - len(left))
         new = iter(answer(left, disable_tqdm=True) if left else [])
         self.kept.flush()
+        self.cut |= {
+            (str(request.task_name), int(request.doc_id or 0))
+            for request in requests
+            if _cut_key(kind, request.args) in self.kept
+        }
         return [_answer(known[key]) if key in known else next(new) for key in keys]
+
+
+def _cut_key(kind: str, arguments: Any) -> str:
+    """Under what a prompt is kept that did not fit: with its continuation, or alone where the answer is generated."""
+    return hash_args(f"cut {kind}", arguments[:1] if kind == "generate_until" else arguments)
 
 
 def _answer(value: Any) -> Answer:
@@ -94,6 +106,24 @@ class HFModel(KeepingModel, HFLM):
     def _model_call(self, *arguments: Any, **settings: Any) -> Any:
         self.kept.flush()
         return super()._model_call(*arguments, **settings)
+
+    def _loglikelihood_tokens(self, requests: list[Any], *arguments: Any, **settings: Any) -> Any:
+        """lm-eval cuts what is too long from the left, and says so in the log alone: it is noted here."""
+        for given, context, continuation in requests:
+            if given and len(context) + len(continuation) > self.max_length + 1:
+                self.kept.add(_cut_key("loglikelihood", given), value=True)
+        return super()._loglikelihood_tokens(requests, *arguments, **settings)
+
+    def tok_batch_encode(
+        self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None, **settings: Any
+    ) -> Any:
+        """As above, for prompts that are answered by generation."""
+        encoded = super().tok_batch_encode(strings, padding_side, left_truncate_len, **settings)
+        if left_truncate_len and encoded[0].shape[1] == left_truncate_len:
+            for string in strings:
+                if len(self.tok_encode(string)) > left_truncate_len:
+                    self.kept.add(_cut_key("generate_until", (string,)), value=True)
+        return encoded
 
 
 def load_model(path: Path, config: LMEvalStage) -> KeepingModel:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # as lm-eval's command sets it
 
 import lm_eval
+import torch
 from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.tasks import TaskManager
@@ -36,7 +38,7 @@ def run(context: Context) -> dict[str, Any]:
     """Measure `context.inputs["model"]`; leaves results.json and samples in `context.out`.
 
     The result: {"results": [row, ...], "seconds", "versions", "num_fewshot", "samples": {task: file name},
-    "environment"}, a row as `results.rows` describes.
+    "notes", "environment"}, a row as `results.rows` describes.
     """
     config: LMEvalStage = context.config
     started = time.monotonic()
@@ -50,6 +52,7 @@ def run(context: Context) -> dict[str, Any]:
         model = load_model(path, config)
         model.keep(context.checkpoints / f"answers-{model.rank}.jsonl", _counter(benchmarks, context.progress))
         evaluated = _evaluate(config, benchmarks, model, path)
+        cut = _cut(model)
     if evaluated is None:
         return {}
     results, samples = evaluated
@@ -63,6 +66,11 @@ def run(context: Context) -> dict[str, Any]:
         "versions": results["versions"],
         "num_fewshot": results["n-shot"],
         "samples": written,
+        "notes": [
+            f"{task}: {count} of {results['results'][task]['sample_len']} items are longer than the model takes "
+            f"({model.max_length} tokens): lm-eval cut them from the left, and their scores are of less than was asked"
+            for task, count in sorted(cut.items())
+        ],
         "environment": {
             "lm_eval": results["lm_eval_version"],
             "transformers": results["transformers_version"],
@@ -115,6 +123,15 @@ def _evaluate(
     results.update(asdict(tracker.general_config_tracker))
     results["model_source"] = options.backend
     return results, samples
+
+
+def _cut(model: KeepingModel) -> Counter[str]:
+    """How many items of each task were longer than the model takes, over all processes."""
+    every: list[Any] = [model.cut]
+    if model.world_size > 1:
+        every = [None] * model.world_size
+        torch.distributed.all_gather_object(every, model.cut)
+    return Counter(task for task, _ in set().union(*every))
 
 
 def _counter(benchmarks: list[Benchmark], progress: Callable[[int, int, str], None]) -> Callable[[int], None]:

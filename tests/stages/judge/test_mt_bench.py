@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import statistics
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +18,10 @@ import pytest
 from stages.base import BadInput, Context
 from stages.judge.mt_bench import grade
 from stages.judge.stage import run
-from tests.stages.judge.conftest import MT_BENCH, QUESTIONS
-from tests.stages.judge.server import Answer, cut, garbage, serving, slow
+from tests.pipeline.test_command import command
+from tests.pipeline.test_faults import start, wait_until
+from tests.stages.judge.conftest import MT_BENCH, QUESTIONS, write_files
+from tests.stages.judge.server import KEY, Answer, cut, garbage, serving, slow
 
 Step = Callable[..., Context]
 GRADES = {(81, 1): 7, (81, 2): 4.5, (101, 1): 10, (101, 2): 1, (111, 1): 3, (111, 2): 8}
@@ -168,8 +173,6 @@ def test_faults_change_no_score(step: Step, fault: Answer) -> None:
 
 
 def test_as_many_requests_at_a_time_as_the_recipe_says(step: Step) -> None:
-    import time
-
     def says(request: dict[str, Any]) -> str:
         time.sleep(0.1)
         return fair(request)
@@ -198,3 +201,45 @@ def test_an_interrupted_step_pays_for_nothing_twice(step: Step) -> None:
     assert not {place(request) for request in server.asked} & {*answered}
     assert values(again)["mt_bench", "score"] == pytest.approx(5.55)
     assert re.search("mt_bench", (context.checkpoints / "answers.jsonl").read_text())
+
+
+RECIPE = """\
+name: small
+model: ./model
+stages:
+  judged:
+    kind: judge
+    models: [base]
+    judge: gpt-judge
+    mt_bench: {questions: ./questions.jsonl, references: ./references.jsonl, prompts: ./prompts.jsonl}
+    options: {max_new_tokens: 4, concurrency: 1}
+"""
+
+
+def test_a_killed_command_pays_for_nothing_twice(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond the one request that is under way when it is killed."""
+    write_files(tmp_path)
+    (tmp_path / "model").symlink_to(model_folder)
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+    def says(request: dict[str, Any]) -> str:
+        time.sleep(0.3)
+        return fair(request)
+
+    with serving(says) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        process = start(tmp_path)
+        wait_until((len(server.asked) >= 5 for _ in itertools.count()), process)
+        process.kill()
+        process.communicate()
+        before = len(server.asked)
+        done = command(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert before < 10
+    assert {place(request) for request in server.asked} == set(GRADES)
+    assert len(server.asked) <= 11
+    manifest = json.loads((tmp_path / "runs" / "small" / "judged[base]" / "stage.json").read_text())
+    assert values(manifest["metrics"])["mt_bench", "score"] == pytest.approx(5.55)

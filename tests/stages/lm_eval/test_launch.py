@@ -21,7 +21,7 @@ stages:
     tasks:
       - {{task: tiny_choice, data: {{test: test.jsonl}}}}
       - {{task: tiny_generate, data: {{test: test.jsonl}}}}
-    options: {{batch_size: 4, dtype: float32, bootstrap_iters: 20, limit: 19}}
+    options: {{batch_size: 4, dtype: float32, bootstrap_iters: 20, limit: 19, max_length: 50}}
   two: {{<<: *one, launch: {{num_processes: 2}}}}
 """
 
@@ -37,6 +37,8 @@ def test_two_processes_give_the_scores_of_one(world: Path, model_path: Path) -> 
         metrics.append(manifest["metrics"])
     assert [each["environment"]["processes"] for each in metrics] == [1, 2]
     assert len(metrics[0]["results"]) > 2
+    assert len(metrics[0]["notes"]) == 2  # of each task some items do not fit
+    assert metrics[1]["notes"] == metrics[0]["notes"]
     for one, two in zip(metrics[0]["results"], metrics[1]["results"], strict=True):
         tolerance = 0.1 if one["metric"] == "chrf" else 1e-9  # a bootstrap goes by the order of the items, a sum hardly
         assert two == one | {"stderr": pytest.approx(one["stderr"], rel=tolerance)}

@@ -119,6 +119,40 @@ def test_a_trial_without_template_equals_lm_eval_too(step: Step, model_path: Pat
     assert mine["num_fewshot"] == {"tiny_choice": 1, "tiny_generate": 1}
 
 
+def test_items_that_do_not_fit_are_told(step: Step, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm-eval cuts them from the left. A token is a byte, and <s> comes before. Counted over a resumption, too."""
+    items = [json.loads(line) for line in (world / "test.jsonl").open()]
+    room = 50
+    choices = [max(map(len, item["choices"])) + 1 for item in items]  # after a space
+    asked = [len(f"Question: {item['question']}\nAnswer:") + 1 for item in items]
+    too_long = sum(text + choice > room + 1 for text, choice in zip(asked, choices, strict=True))
+    generated = sum(len(item["question"]) + 1 > room - 6 for item in items)
+    assert 0 < too_long < 20
+    assert 0 < generated < 20
+    tasks = [own_data("tiny_choice"), own_data("tiny_generate")]
+    context = step(tasks=tasks, options={"max_length": room, "batch_size": 4})
+    forward = HFLM._model_generate
+    calls = 0
+
+    def fails(self: HFLM, *arguments: Any, **settings: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return forward(self, *arguments, **settings)
+
+    monkeypatch.setattr(HFLM, "_model_generate", fails)
+    with pytest.raises(KeyboardInterrupt):
+        run(context)
+    notes = run(replace(context, scratch=context.scratch / "again"))["notes"]
+    assert [note.split(" items")[0] for note in notes] == [
+        f"tiny_choice: {too_long} of 20",
+        f"tiny_generate: {generated} of 20",
+    ]
+    assert all(f"longer than the model takes ({room} tokens)" in note for note in notes)
+    assert run(step(tasks=tasks, options={"batch_size": 4}))["notes"] == []
+
+
 def test_batch_size_moves_no_score(step: Step) -> None:
     tasks = [own_data("tiny_choice"), own_data("tiny_generate")]
     one, eight = (run(step(tasks=tasks, options={"batch_size": size, "apply_chat_template": True})) for size in (1, 8))

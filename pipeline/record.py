@@ -97,11 +97,12 @@ def seconds_left(steps: list[dict[str, Any]], width: int) -> float | None:
     for step in steps:
         if step["state"] == "done":
             taken.setdefault(step["kind"], []).append(step["seconds"])
+    means = {kind: sum(seconds) / len(seconds) for kind, seconds in taken.items()}
     work, longest = 0.0, 0.0
     for step in steps:
         if step["state"] not in ("waiting", "running") or step["kind"] == "report":
             continue
-        mean = sum(taken[step["kind"]]) / len(taken[step["kind"]]) if step["kind"] in taken else None
+        mean = means.get(step["kind"])
         if step["state"] == "running":
             spent, (done, total, _) = step["seconds"] or 0.0, step["progress"] or (0, 0, "")
             mean = max(0.0, mean - spent) if mean else spent * (total - done) / done if done else None

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.wheels import ArtifactError, Pypi, fetch_pypi, nearest, parse_pypi
+from stages.ran import run_hash
 from stages.sealed import file_hash, write_json
 
 MODEL_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
@@ -40,6 +41,11 @@ class Local:
 
     path: Path
     """Absolute."""
+
+
+@dataclass(frozen=True)
+class Ran(Local):
+    """What another recipe's last run left: its folder below --runs, which may not be there yet."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,8 @@ def identity(artifact: Artifact, hash_of: Callable[[Path], str] = file_hash) -> 
     A folder's hash covers the names and contents of its files; not its own name, place, times, hidden files
     or compiled Python. A file's hash covers its bytes only: the same file by path and by package is the same.
 
+    What a run left is told by the manifests of its steps.
+
     Raises:
         ArtifactError: if a local file or folder is missing, empty or unreadable.
     """
@@ -101,6 +109,8 @@ def identity(artifact: Artifact, hash_of: Callable[[Path], str] = file_hash) -> 
     if isinstance(artifact, Hub):
         commit = artifact.commit or _cached_commit(artifact)
         return f"hub:{replace(artifact, revision=commit)}" if commit else None
+    if isinstance(artifact, Ran):
+        return run_hash(artifact.path)
     path = _existing(artifact.path)
     try:
         return hash_of(path) if path.is_file() else _folder_hash(path, hash_of)
@@ -138,6 +148,8 @@ def fetch(artifact: Artifact, cache: Path, code: bool = False) -> Path:
     Raises:
         ArtifactError: if it is missing, cannot be had from here, or is not what its hash promised.
     """
+    if isinstance(artifact, Ran):
+        return artifact.path
     if isinstance(artifact, Local):
         return _existing(artifact.path)
     if isinstance(artifact, Hub):

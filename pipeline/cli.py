@@ -76,7 +76,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     if options.status:
         return _status(options, cells[0].name, console)
     store = Store(options.runs / "store")
-    plan = make_plan(cells, Hashes(options.runs / "cache" / "hashes.json"))
+    plan = make_plan(cells, Hashes(options.runs / "cache" / "hashes.json"), options.runs)
     stage = plan.named(options.stage, "--stage")
     onward = plan.after(plan.named(options.from_, "--from"))
     forced = stage | onward | plan.named(options.force, "--force")

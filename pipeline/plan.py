@@ -9,10 +9,10 @@ import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipeline import artifacts
-from pipeline.artifacts import Artifact, ArtifactError, Local
+from pipeline.artifacts import Artifact, ArtifactError, Local, Ran
 from pipeline.hashes import Hashes
 from pipeline.matrix import described
 from pipeline.near import near
@@ -93,6 +93,8 @@ class Plan:
     recipe: Recipe
     """Its first cell."""
     hashes: Hashes
+    runs: Path
+    """The folder given by --runs, where other recipes' runs lie, too."""
     steps: list[Step] = field(default_factory=list)
     contents: dict[Artifact, str | None] = field(default_factory=dict)
     """The content hash of everything found by reference, taken once; None where it is not known yet."""
@@ -151,9 +153,9 @@ class Plan:
         }
 
 
-def make_plan(recipes: Sequence[Recipe], hashes: Hashes) -> Plan:
+def make_plan(recipes: Sequence[Recipe], hashes: Hashes, runs: Path = Path("runs")) -> Plan:
     """The steps of a recipe's cells, not looked up in the store yet. Raises RecipeError for all that is wrong."""
-    planner = _Planner(Plan(recipes[0], hashes))
+    planner = _Planner(Plan(recipes[0], hashes, runs))
     for recipe in recipes:
         planner.add(recipe, reports=False)
     for recipe in recipes:
@@ -190,8 +192,11 @@ def beginning(source: Step | Artifact, paths: dict[Artifact, Path]) -> Path | No
 def _drop(dump: Any, path: list[str]) -> None:
     """Take out of `dump` the value at `path`."""
     *parents, last = path
-    for part in parents:
-        dump = dump[int(part)] if isinstance(dump, list) else dump.get(part)
+    for part in parents:  # an earlier section may be shorter
+        if isinstance(dump, list):
+            dump = dump[int(part)] if part.isdigit() and int(part) < len(dump) else None
+        else:
+            dump = dump.get(part)
         if dump is None:
             return
     if isinstance(dump, dict):
@@ -270,7 +275,7 @@ class _Planner:
         """
         stages = set(stages_of(recipe, need))
         if need.kind == "steps":
-            if not stages and not recipe.broken:
+            if not stages and not recipe.broken and not need.optional:
                 text = "has nothing to report: the recipe has no stage that scores models, such as lm_eval"
                 raise recipe.error(("stages", stage), text)
             for other in stages:
@@ -300,11 +305,17 @@ class _Planner:
     def _artifact(self, recipe: Recipe, key: Key, value: str, need: Need) -> Artifact:
         """What the reference `value` names. Raises RecipeError."""
         try:
-            artifact = artifacts.parse(value, recipe.places.at(key).folder, "model" if need.kind == "model" else "data")
+            if need.kind == "run":
+                if value == recipe.name:
+                    raise recipe.error(key, f"{value!r} is this recipe itself, whose stages the report shows anyway")
+                artifact: Artifact = Ran((self.plan.runs / value).absolute())
+            else:
+                kind: Literal["model", "data"] = "model" if need.kind == "model" else "data"
+                artifact = artifacts.parse(value, recipe.places.at(key).folder, kind)
             if artifact not in self.plan.contents:
                 self.plan.contents[artifact] = artifacts.identity(artifact, self.plan.hashes.of)
             _check_model(artifact, need)
-        except ArtifactError as error:
+        except (ArtifactError, BadInput) as error:
             raise recipe.error(key, str(error)) from None
         except OSError as error:  # a name that no file can have
             raise recipe.error(key, f"cannot be looked up: {error.strerror}") from None

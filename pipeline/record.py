@@ -15,9 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from stages.ran import FILE
 from stages.sealed import write_json
 
-FILE = "run.json"
 EVERY_SECONDS = 1.0
 """How often the file is written while steps run, or less often where writing it takes long."""
 SHARE = 0.05
@@ -34,7 +34,7 @@ class Record:
     width: int
     """How many steps run side by side."""
     steps: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Step -> {step, kind, state, fingerprint, path, seconds, error, progress}, in the plan's order."""
+    """Step -> {step, kind, labels, state, fingerprint, path, seconds, error, progress}, in the plan's order."""
     _due: float = 0.0
 
     def write(self, status: str) -> None:

@@ -24,12 +24,13 @@ from pipeline.places import Problem, split_key
 from pipeline.plan import Plan, Step, beginning
 from pipeline.provenance import environment
 from pipeline.recipe import RecipeError
-from pipeline.record import FILE, Record, counted, in_words, seconds_left
+from pipeline.record import Record, counted, in_words, seconds_left
 from pipeline.schedule import Schedule
 from pipeline.secret import mask_file, masked
 from pipeline.store import Published, Store
 from stages.base import BadInput
 from stages.names import file_name
+from stages.ran import FILE
 
 POLL_SECONDS = 0.5
 """How often a run looks whether another has made the step that it waits for."""
@@ -348,6 +349,7 @@ class Run:
         self.record.steps[step.name] = {
             "step": step.name,
             "kind": step.kind,
+            "labels": dict(step.labels),
             "state": state,
             "fingerprint": step.fingerprint,
             "path": os.path.relpath(path, self.runs) if path else None,

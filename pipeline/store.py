@@ -19,9 +19,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from stages.ran import MANIFEST
 from stages.sealed import content_hash, damage, file_hash, files_in, write_json
 
-MANIFEST = "stage.json"
 KEYS = (
     "schema",
     "step",

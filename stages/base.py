@@ -49,15 +49,18 @@ class Config(BaseModel):
 class Need:
     """Something a stage reads: another stage's result, or a file or folder found by reference."""
 
-    kind: Literal["model", "data", "steps"]
+    kind: Literal["model", "data", "steps", "run"]
     """`model`: a stage's name, `base`, or a reference to a model; `data`: a reference to a file or folder;
-    `steps`: the results of every step of the stage that `value` names, or of all that make scores for `*`."""
+    `steps`: the results of every step of the stage that `value` names, or of all that make scores for `*`;
+    `run`: the name of a recipe, for what its last run left in the folder given by --runs, if anything."""
     value: str
     """The text in the recipe."""
     key: str
     """Where it stands in the stage's section, dotted: `data.train`, `tasks.0.data.test`."""
     code: bool = False
     """Whether a model is fetched with its own Python files; without, they stay on the hub."""
+    optional: bool = False
+    """Whether `*` may stand for nothing."""
 
 
 _UNITS = {"MiB": 2**20, "GiB": 2**30, "TiB": 2**40}

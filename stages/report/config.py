@@ -1,28 +1,52 @@
-"""The `report` section of a recipe: which benchmarks to show, and against which model."""
+"""The `report` section of a recipe: which benchmarks and runs to show, and what to compare them with."""
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from stages.base import Need, StageConfig
+from stages.base import Config, Need, StageConfig
+
+PUBLISHED = "file:published"
+"""The name of the input that holds published grids: no step has it."""
+
+
+class JoinedRun(Config):
+    """Another recipe's run."""
+
+    run: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
+    """The name of the recipe."""
+    model: str | None = Field(default=None, min_length=1)
+    """What to call its model."""
+    data: str | None = Field(default=None, min_length=1)
+    """What to call the data that it was tuned on."""
 
 
 class ReportStage(StageConfig):
-    """Tables, figure and page of a run's benchmarks."""
+    """Tables, figures and page of a run's benchmarks, and of other runs beside it."""
 
     kind: ClassVar[str] = "report"
     makes: ClassVar[Literal["report"]] = "report"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     runner: ClassVar[str] = "stages.report.stage:run"
 
     title: str | None = None
     """Headline of the page; None takes the recipe's name."""
+    model: str | None = Field(default=None, min_length=1)
+    """What to call the recipe's model."""
+    data: str | None = Field(default=None, min_length=1)
+    """What to call the data that it was tuned on."""
     baseline: str | None = Field(default=None, min_length=1)
     """The model to compare others with; None finds the conventional one: prompt weight 0, completion not."""
     benchmarks: list[str] = Field(default_factory=list)
     """The stages to show that score models; empty shows all of the recipe."""
+    runs: list[JoinedRun] = Field(default_factory=list)
+    """Other recipes whose last run is shown, too: a name, or {run, model, data}."""
+    published: str | None = None
+    """A CSV file of grids measured elsewhere, with the columns model, dataset, prompt_weight, response_weight and
+    average_score (in points; (0, 0) is the base model). A grid of the same model and data is shown beside its own."""
 
     @field_validator("benchmarks")
     @classmethod
@@ -32,8 +56,31 @@ class ReportStage(StageConfig):
             raise ValueError(f"named more than once: {', '.join(repeated)}")
         return names
 
+    @field_validator("runs", mode="before")
+    @classmethod
+    def _a_name_is_a_run(cls, runs: Any) -> Any:
+        return [{"run": each} if isinstance(each, str) else each for each in runs] if isinstance(runs, list) else runs
+
+    @field_validator("runs")
+    @classmethod
+    def _runs_differ(cls, runs: list[JoinedRun]) -> list[JoinedRun]:
+        names = [each.run for each in runs]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"named more than once: {', '.join(repeated)}")
+        return runs
+
     def needs(self) -> dict[str, Need]:
-        """Every step of the benchmarks; `*` is every stage that scores models."""
+        """Every step of the benchmarks (`*` is every stage that scores models), and what lies elsewhere."""
+        elsewhere = {f"run:{each.run}": Need("run", each.run, f"runs.{i}.run") for i, each in enumerate(self.runs)}
+        if self.published:
+            elsewhere[PUBLISHED] = Need("data", self.published, "published")
         if not self.benchmarks:
-            return {"": Need("steps", "*", "benchmarks")}
-        return {name: Need("steps", name, f"benchmarks.{i}") for i, name in enumerate(self.benchmarks)}
+            return {"": Need("steps", "*", "benchmarks", optional=bool(elsewhere)), **elsewhere}
+        return {name: Need("steps", name, f"benchmarks.{i}") for i, name in enumerate(self.benchmarks)} | elsewhere
+
+    def check(self, files: dict[str, Path]) -> None:
+        """Read the published grids. Raises BadInput."""
+        from stages.report.published import read_grids
+
+        if PUBLISHED in files:
+            read_grids(files[PUBLISHED])

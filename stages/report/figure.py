@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -17,8 +18,19 @@ INK = "#808080"
 COLOURS = ["#9aa5b1", "#4477aa", "#ee7733", "#228833", "#aa3377", "#66ccee", "#ccbb44", "#bb5566"]
 
 
-def scores_svg(results: Results) -> bytes | None:
-    """An SVG of the averaged columns, one group per task; None where there is no such column."""
+def saved(figure: Figure, **options: Any) -> dict[str, bytes]:
+    """The figure as `svg` and as `png`, without what would differ from one time to the next."""
+    found = {}
+    for form in ("svg", "png"):
+        nothing = {"Date": None, "Creator": None, "Format": None, "Type": None} if form == "svg" else {"Software": None}
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=form, metadata=nothing, dpi=160, **options)
+        found[form] = buffer.getvalue()
+    return found
+
+
+def bars(results: Results) -> dict[str, bytes] | None:
+    """The averaged columns as `svg` and `png`, one group per task; None where there is no such column."""
     columns = averaged(results)
     if not columns:
         return None
@@ -37,10 +49,7 @@ def scores_svg(results: Results) -> bytes | None:
             axes.tick_params(axis="x", rotation=30)
         legend_columns = min(4, len(results.models))
         axes.legend(frameon=False, ncols=legend_columns, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-        buffer = io.BytesIO()
-        nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        figure.savefig(buffer, format="svg", metadata=nothing, transparent=True, bbox_inches="tight")
-    return buffer.getvalue()
+        return saved(figure, transparent=True, bbox_inches="tight")
 
 
 def _bars(axes: mpl.axes.Axes, results: Results) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from stages.base import BASE
 from stages.report.averages import average, compare
-from stages.report.results import Column, Model, Results
+from stages.report.results import Column, Difference, Model, Results
 from stages.report.tables import Cell as TableCell
 from stages.report.tables import Table, number
 
@@ -18,6 +18,7 @@ FEWEST = 2
 """Values of either weight that make a grid."""
 
 Pair = tuple[float, float]
+Called = tuple[str | None, str | None]
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Panel:
     cells: dict[Pair, Cell]
     base: Cell | None = None
     models: dict[Pair, list[Model]] = field(default_factory=dict)
+    called: Called = (None, None)
+    """What the report calls its model and its data."""
 
     @property
     def prompts(self) -> list[float]:
@@ -74,33 +77,38 @@ class Panel:
         return (cell.mean - it.mean) / it.mean if it and it.mean else None
 
 
-def panels(results: Results, column: Column | None = None) -> list[Panel]:
+def panels(results: Results, column: Column | None = None, called: Called = (None, None)) -> list[Panel]:
     """The grids among the tuned models, by the axes of the matrix that are neither weights nor seeds; empty where
     there are too few pairs.
 
     Args:
         results: what was measured.
         column: the benchmark to take; None for the average of all.
+        called: what to call the model and the data.
     """
     base = next((model for model in results.models if model.name == BASE), None)
     found: dict[str, dict[Pair, list[Model]]] = {}
     for model in results.models:
         prompt, completion = model.weights
         if model.stage == "sft" and model.labels and prompt is not None and completion is not None:
-            found.setdefault(_title(model, results), {}).setdefault((prompt, completion), []).append(model)
+            found.setdefault(_title(model, results, called), {}).setdefault((prompt, completion), []).append(model)
     made = []
     for title, pairs in found.items():
         cells = {pair: cell for pair, models in pairs.items() if (cell := _cell(results, models, column))}
         if min(len({pair[side] for pair in cells}) for side in (0, 1)) >= FEWEST:
-            made.append(Panel(title, cells, _cell(results, [base], column) if base else None, pairs))
+            made.append(Panel(title, cells, _cell(results, [base], column) if base else None, pairs, called))
     return made
 
 
-def _title(model: Model, results: Results) -> str:
-    """What tells a grid from the others: its stage, and its values on the axes that are neither weights nor seeds."""
+def _title(model: Model, results: Results, called: Called) -> str:
+    """What tells a grid from the others: what model and data are called, or else its stage; and its values on the axes
+    that are neither weights nor seeds."""
     tuned = [other for other in results.models if other.stage == "sft" and other.labels]
+    names = [name for name in called if name]
+    if not names or len({other.name.partition("[")[0] for other in tuned}) > 1:
+        names.append(model.name.partition("[")[0])
     rest = [f"{axis}={value}" for axis, value in model.labels.items() if not _is_told(axis, tuned)]
-    return ", ".join([model.name.partition("[")[0], *rest])
+    return ", ".join([*names, *rest])
 
 
 def _is_told(axis: str, models: list[Model]) -> bool:
@@ -171,12 +179,33 @@ def grid_summary(results: Results, panel: Panel) -> str:
     return " ".join(sentences)
 
 
-def _is_clear(results: Results, panel: Panel, pair: Pair) -> bool:
-    """Whether a pair is above (0, 1) by more than two standard errors: of the means over seeds where both have
-    several, else of the benchmarks' items."""
-    mine, its = panel.cells[pair], panel.cells[CONVENTIONAL]
+def gap(results: Results, panel: Panel, pair: Pair, column: Column | None = None) -> Difference | None:
+    """A pair minus (0, 1): its standard error is that of the means over seeds where both have several, else of the
+    benchmarks' items. None where either is missing."""
+    mine, its = panel.cells.get(pair), panel.conventional
+    if mine is None or its is None or not panel.models:
+        return None
     if mine.spread is not None and its.spread is not None:
         error = math.sqrt(mine.spread**2 / len(mine.values) + its.spread**2 / len(its.values))
-        return mine.mean - its.mean > 2 * error
-    gap = compare(results, panel.models[pair][0], panel.models[CONVENTIONAL][0])
-    return gap is not None and gap.stderr is not None and gap.value > 2 * gap.stderr
+        return Difference(mine.mean - its.mean, error, paired=False)
+    one, other = panel.models[pair][0], panel.models[CONVENTIONAL][0]
+    return compare(results, one, other) if column is None else results.difference(one, other, column)
+
+
+def chance(panel: Panel, pair: Pair, found: Difference | None) -> float | None:
+    """How likely a difference from (0, 1) at least as large as `found` is where there is none, two-sided: Welch's t
+    test over seeds where both have several, else the normal distribution of a mean of many items."""
+    if found is None or not found.stderr:
+        return None
+    mine, its = panel.cells[pair], panel.cells[CONVENTIONAL]
+    if mine.spread is None or its.spread is None:
+        return math.erfc(abs(found.value) / found.stderr / math.sqrt(2))
+    from scipy.stats import ttest_ind
+
+    return float(ttest_ind(mine.values, its.values, equal_var=False).pvalue)
+
+
+def _is_clear(results: Results, panel: Panel, pair: Pair) -> bool:
+    """Whether a pair is above (0, 1) by more than two standard errors."""
+    found = gap(results, panel, pair)
+    return found is not None and found.stderr is not None and found.value > 2 * found.stderr

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
+from stages.report.figure import saved
 from stages.report.grid import CONVENTIONAL, Cell, Panel
 from stages.terminal import safe
 
@@ -20,13 +21,12 @@ ACROSS = 3
 """Panels in a row."""
 
 
-def heatmaps(panels: list[Panel], form: str = "svg") -> bytes:
-    """The panels side by side: each cell's mean in points, coloured by its gain over conventional instruction tuning;
-    the best circled, that of the base model at (0, 0).
+def heatmaps(panels: Sequence[Panel]) -> dict[str, bytes]:
+    """The panels side by side, as `svg` and `png`: each cell's mean in points, coloured by its gain over conventional
+    instruction tuning; the best circled, the base model's at (0, 0).
 
     Args:
         panels: at least one.
-        form: `svg` or `png`.
     """
     across = min(ACROSS, len(panels))
     down = -(-len(panels) // across)
@@ -37,10 +37,7 @@ def heatmaps(panels: list[Panel], form: str = "svg") -> bytes:
             _panel(figure, place, panel)
         for place in axes[len(panels) :]:
             place.set_axis_off()
-        buffer = io.BytesIO()
-        nothing = {"Date": None, "Creator": None, "Format": None, "Type": None} if form == "svg" else {"Software": None}
-        figure.savefig(buffer, format=form, metadata=nothing, dpi=160)
-    return buffer.getvalue()
+        return saved(figure)
 
 
 def _panel(figure: Figure, axes: mpl.axes.Axes, panel: Panel) -> None:

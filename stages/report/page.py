@@ -1,10 +1,10 @@
-"""The tables as one HTML page and as Markdown. Both escape whatever came from a recipe or a task."""
+"""A report as one HTML page, as Markdown and as LaTeX tables, which all escape what came from a recipe or a file."""
 
 from __future__ import annotations
 
 import base64
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -14,57 +14,72 @@ from stages.terminal import safe
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A figure; its name is its file's, and what it shows is also said in words."""
+
+    name: str
+    alt: str
+    forms: dict[str, bytes]
+    """`svg` and `png`."""
+
+    @property
+    def embedded(self) -> str:
+        """The SVG for the page itself, in which no script can run."""
+        return base64.b64encode(self.forms["svg"]).decode("ascii")
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of a report: its pictures, tables and notes, in this order."""
+
+    title: str
+    tables: list[tuple[str, Table]] = field(default_factory=list)
+    """Caption, which may be empty, and table."""
+    notes: list[str] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.pictures or any(table.rows for _, table in self.tables))
+
+
+@dataclass(frozen=True)
 class Page:
     """All that a report says."""
 
     title: str
     summary: str
-    notes: list[str]
-    main: Table
-    further: Table
-    making: Table
-    settings: Table
-    grids: list[tuple[str, Table]]
-    """Title and cells of every grid of weights."""
-    figure: bytes | None
-    """The scores as bars, an SVG."""
-    heatmap: bytes | None
-    """The grids, an SVG."""
+    sections: list[Section]
 
 
 def html(page: Page) -> str:
-    """One self-contained page; the figure is an embedded picture, in which no script can run."""
+    """One self-contained page that loads nothing; its only script sorts tables."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
-    figures = {"figure": page.figure, "heatmap": page.heatmap}
-    embedded = {name: base64.b64encode(svg).decode("ascii") if svg else None for name, svg in figures.items()}
-    return environment.get_template("page.html.jinja").render(vars(page) | embedded)
+    return environment.get_template("page.html.jinja").render(vars(page))
 
 
 def markdown(page: Page) -> str:
     """The same for a terminal or a code host."""
-    parts = [f"# {escape(page.title)}", escape(page.summary), "## Scores", _table(page.main)]
-    parts += [escape(note) for note in page.notes]
-    if page.figure:
-        parts.append("![The scores above as bars, with standard errors](figures/scores.svg)")
-    if page.heatmap:
-        parts += ["## Grid of weights", "![The tables below as heatmaps, laid out alike](figures/heatmap.svg)"]
-    parts += [f"### {escape(title)}\n\n{_table(table)}" for title, table in page.grids]
-    named = [("Further metrics", page.further), ("How each model was made", page.making)]
-    for head, table in [*named, ("Settings that move a score", page.settings)]:
-        if table.rows:
-            parts += [f"## {head}", _table(table)]
+    parts = [f"# {escape(page.title)}", escape(page.summary)]
+    for section in page.sections:
+        parts.append(f"## {escape(section.title)}")
+        parts += [f"![{escape(picture.alt)}](figures/{picture.name}.svg)" for picture in section.pictures]
+        for caption, table in section.tables:
+            if table.rows:
+                parts += [f"### {escape(caption)}"] if caption else []
+                parts.append(_markdown_table(table))
+        parts += [escape(note) for note in section.notes]
     return "\n\n".join(parts) + "\n"
 
 
-def _table(table: Table) -> str:
+def _markdown_table(table: Table) -> str:
     lines = [[escape(head) for head in table.columns], ["---", *["---:"] * (len(table.columns) - 1)]]
-    lines += [[_cell(cell) for cell in row] for row in table.rows]
+    lines += [[_markdown_cell(cell) for cell in row] for row in table.rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _cell(cell: Cell) -> str:
+def _markdown_cell(cell: Cell) -> str:
     text = escape(cell.text)
     return (f"**{text}**" if cell.best else text) + (" ≈" if cell.tie else "")
 
@@ -74,3 +89,55 @@ def escape(text: str) -> str:
     text = safe(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*\[\]|#~$!])", r"\\\1", " ".join(text.split()))
     return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # an underscore inside a word is no emphasis
+
+
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "≈": r"$\approx$",
+    "\u2013": "--",
+    "-": "{-}",
+    **{character: "\\" + character for character in "&%$#_{}"},
+}
+"""What LaTeX would take for markup, or its usual fonts lack; two hyphens would become a dash."""
+
+
+def latex(page: Page) -> str:
+    """The tables of the page for \\input, in the manner of the package booktabs, which they need (and T1 fonts)."""
+    parts = [r"% \usepackage[T1]{fontenc} \usepackage{booktabs}"]
+    for section in page.sections:
+        for caption, table in section.tables:
+            if table.rows:
+                title = " -- ".join(latex_text(text) for text in (section.title, caption) if text)
+                lines = [latex_text(head) for head in table.columns]
+                body = [[_latex_cell(cell) for cell in row] for row in table.rows]
+                parts.append(
+                    "\n".join(
+                        [
+                            r"\begin{table}",
+                            r"  \centering",
+                            rf"  \caption{{{title}}}",
+                            rf"  \begin{{tabular}}{{l{'r' * (len(lines) - 1)}}}",
+                            r"    \toprule",
+                            rf"    {' & '.join(lines)} \\",
+                            r"    \midrule",
+                            *(rf"    {' & '.join(row)} \\" for row in body),
+                            r"    \bottomrule",
+                            r"  \end{tabular}",
+                            r"\end{table}",
+                        ]
+                    )
+                )
+    return "\n\n".join(parts) + "\n"
+
+
+def _latex_cell(cell: Cell) -> str:
+    text = latex_text(cell.text)
+    return (rf"\textbf{{{text}}}" if cell.best else text) + (r" $\approx$" if cell.tie else "")
+
+
+def latex_text(text: str) -> str:
+    """LaTeX that shows `text` as it is."""
+    return "".join(LATEX.get(character, character) for character in " ".join(safe(text).split()))

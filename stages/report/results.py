@@ -6,10 +6,14 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from stages.base import BASE, BadInput, Input
+from stages.names import file_name
+from stages.ran import MANIFEST
 
 
 @dataclass(frozen=True)
@@ -98,14 +102,21 @@ class Results:
     models: list[Model]
     scores: list[Score]
     evaluations: dict[str, Input]
+    folder: str = ".."
+    """Where the run's links to its results lie, seen from the report's folder below --runs."""
     _items: dict[tuple[str, Column], dict[Any, float]] = field(default_factory=dict)
+
+    @cached_property
+    def _known(self) -> dict[tuple[str, Column], Score]:
+        return {(s.model.name, s.column): s for s in reversed(self.scores) if s.value is not None}
 
     def score(self, model: Model, column: Column) -> Score | None:
         """A model's number in a column; None where it was not measured."""
-        for score in self.scores:
-            if score.model.name == model.name and score.column == column and score.value is not None:
-                return score
-        return None
+        return self._known.get((model.name, column))
+
+    def link(self, step: str) -> str:
+        """From the report's folder to the manifest of a step."""
+        return quote(f"{self.folder}/{file_name(step)}/{MANIFEST}")
 
     def columns(self, headline: bool) -> list[Column]:
         """The columns of the main table, or all others."""
@@ -169,8 +180,8 @@ def read_items(path: Path, column: Column) -> dict[Any, float]:
     return found
 
 
-def read(inputs: Mapping[str, Input]) -> Results:
-    """Every step among the report's inputs that scored a model."""
+def read(inputs: Mapping[str, Input], folder: str = "..") -> Results:
+    """Every step among `inputs` that scored a model."""
     evaluations = dict(inputs)
     models: dict[str, Model] = {}
     scores = []
@@ -183,7 +194,7 @@ def read(inputs: Mapping[str, Input]) -> Results:
             column = Column(step.partition("[")[0], row["task"], row["metric"], row["filter"])
             numbers = (row["value"], row["stderr"], row["n"], row["headline"], row["higher_is_better"])
             scores.append(Score(step, model, column, *numbers))
-    return Results(list(models.values()), scores, evaluations)
+    return Results(list(models.values()), scores, evaluations, folder)
 
 
 def _lineage(given: Input | None) -> tuple[Input, ...]:

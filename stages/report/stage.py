@@ -1,4 +1,5 @@
-"""Write the report of a run: results.csv, report.md, report.html and the figure. Same inputs, same bytes."""
+"""Write the report of a run, or of several: results.csv, report.md, report.html, tables.tex and figures. Same inputs,
+same bytes."""
 
 from __future__ import annotations
 
@@ -9,13 +10,27 @@ from typing import Any
 
 from stages.base import Context
 from stages.report.averages import averaged, summary
-from stages.report.config import ReportStage
-from stages.report.figure import scores_svg
-from stages.report.grid import Panel, grid_summary, grid_table, panels
+from stages.report.config import PUBLISHED, ReportStage
+from stages.report.curves import curves
+from stages.report.figure import bars
+from stages.report.gains import (
+    Grid,
+    benchmark_table,
+    best_table,
+    by_benchmark,
+    gains_table,
+    mean_gain,
+    pair_text,
+    percent,
+    shares_table,
+)
+from stages.report.grid import Panel, grid_summary, grid_table
 from stages.report.heatmap import heatmaps
-from stages.report.page import Page, html, markdown
-from stages.report.results import Model, Results, find_baseline, read
-from stages.report.tables import column_labels, further_table, main_table, making_table, settings_table
+from stages.report.page import Page, Picture, Section, html, latex, markdown
+from stages.report.parts import Part, joined_parts, own_part
+from stages.report.published import read_grids
+from stages.report.tables import further_table, main_table, making_table, settings_table
+from stages.report.tuned import preference_table, robustness_table
 
 MOST_BARS = 12
 """Models beyond which bars side by side tell nothing."""
@@ -24,59 +39,137 @@ CSV_COLUMNS += ["task", "metric", "value", "stderr"]
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Report on the benchmark steps among the inputs; returns {"table": {"columns", "rows"}, "summary"}."""
+    """Report on the benchmark steps among the inputs and on the runs that are joined.
+
+    The result: {"table": {"columns", "rows"}, "summary", "notes"}.
+    """
     config: ReportStage = context.config
-    results = read(context.inputs)
-    baseline = find_baseline(results.models, config.baseline)
-    grids = panels(results)
-    in_grids = {model.name for grid in grids for models in grid.models.values() for model in models}
-    said = [summary(results, baseline, in_grids), *(grid_summary(results, grid) for grid in grids)]
-    shown = [*grids, *(_by_benchmark(results) if len(grids) == 1 else [])]
-    page = Page(
-        title=config.title or context.recipe,
-        summary=" ".join(filter(None, said)),
-        notes=_notes(results, baseline),
-        main=main_table(results, baseline),
-        further=further_table(results),
-        making=making_table(results),
-        settings=settings_table(results),
-        grids=[(grid.title, grid_table(grid)) for grid in shown],
-        figure=scores_svg(results) if len(results.models) <= MOST_BARS else None,
-        heatmap=heatmaps(shown) if shown else None,
-    )
-    write_csv(context.recipe, results, context.out / "results.csv")
-    (context.out / "report.md").write_text(markdown(page), encoding="utf-8")
-    (context.out / "report.html").write_text(html(page), encoding="utf-8")
-    figures = {"scores.svg": page.figure, "heatmap.svg": page.heatmap}
-    figures["heatmap.png"] = heatmaps(shown, "png") if shown else None
-    for name, content in figures.items():
-        if content:
-            (context.out / "figures").mkdir(exist_ok=True)
-            (context.out / "figures" / name).write_bytes(content)
-    return {"table": page.main.plain(), "summary": page.summary}
+    own, joined = own_part(context.inputs, config), joined_parts(context.inputs, config)
+    published = read_grids(context.inputs[PUBLISHED].path) if config.published else []
+    parts = [*([own] if own.results.models else []), *joined]
+    found = [Grid(panel, part) for part in parts for panel in part.grids]
+    grids = found if parts else [Grid(panel, None) for panel in published]
+    missing = [_missing(part) for part in joined if part.missing or not part.results.models]
+    sections = [
+        _overview(grids, published if parts else [], missing),
+        *_heatmaps(grids, published if parts else []),
+        _best(parts, grids, bool(published)),
+        Section("Preference tuning", [("", preference_table(parts))], [PREFERENCE]),
+        Section("Sensitivity to wording", [("", robustness_table(parts))], [ROBUSTNESS]),
+        *(_scores(own) if own.results.models else []),
+    ]
+    page = Page(config.title or context.recipe, _summary(own, parts, grids, missing), list(filter(None, sections)))
+    write_csv([(part.run or context.recipe, part) for part in parts], context.out / "results.csv")
+    for name, text in {"report.md": markdown(page), "report.html": html(page), "tables.tex": latex(page)}.items():
+        (context.out / name).write_text(text, encoding="utf-8")
+    for picture in (picture for section in page.sections for picture in section.pictures):
+        (context.out / "figures").mkdir(exist_ok=True)
+        for form, content in picture.forms.items():
+            (context.out / "figures" / f"{picture.name}.{form}").write_bytes(content)
+    table = main_table(own.results, own.baseline) if own.results.models else gains_table(grids, published)
+    return {"table": table.plain(), "summary": page.summary, "notes": missing}
 
 
-def _by_benchmark(results: Results) -> list[Panel]:
-    """The grid under each benchmark that the average is made of."""
-    columns = averaged(results)
-    found = [(label, panels(results, column)) for label, column in zip(_labels(results), columns, strict=True)]
-    return [replace(grid, title=label) for label, grids in found for grid in grids]
+def _missing(part: Part) -> str:
+    if not part.results.models:
+        return f"{part.run}: nothing is measured yet; run-recipe makes it"
+    return f"{part.run}: {len(part.missing)} steps have no result ({', '.join(part.missing[:3])}, ...)"
 
 
-def _labels(results: Results) -> list[str]:
-    return column_labels(results, averaged(results), with_metric=False)
+def _summary(own: Part, parts: list[Part], grids: list[Grid], missing: list[str]) -> str:
+    """What was found, in words."""
+    said = []
+    if own.results.models:
+        in_grids = {model.name for grid in own.grids for models in grid.models.values() for model in models}
+        said.append(summary(own.results, own.baseline, in_grids))
+    if len(grids) == 1 and grids[0].part:
+        said.append(grid_summary(grids[0].part.results, grids[0].panel))
+    elif grids:
+        gain = mean_gain([grid.panel for grid in grids])
+        most = max(grids, key=lambda grid: _gain(grid.panel) or 0.0).panel
+        said.append(
+            f"Over {len(grids)} grids the best pair gains {percent(gain)} over conventional tuning (0, 1) on average; "
+            f"most in {most.title}: {percent(_gain(most))} with {pair_text(most.best)}. {LUCK}"
+        )
+    if missing:
+        said.append(f"Not complete: {len(missing)} of {len(parts)} runs lack results.")
+    return " ".join(filter(None, said)) or "There is nothing to compare yet."
 
 
-def write_csv(recipe: str, results: Results, path: Path) -> None:
+def _gain(panel: Panel) -> float | None:
+    return panel.gain(panel.cells[panel.best])
+
+
+def _overview(grids: list[Grid], published: list[Panel], missing: list[str]) -> Section:
+    """The best pair of every grid, and under each benchmark."""
+    if not grids:
+        return Section("Runs", notes=missing)
+    tables = [("", gains_table(grids, published))]
+    tables += [(grid.panel.title, benchmark_table(grid.part, grid.panel)) for grid in grids if grid.part]
+    return Section("Best weights against conventional tuning", tables, [HOW_GAINS, *missing])
+
+
+def _heatmaps(grids: list[Grid], published: list[Panel]) -> list[Section]:
+    """The grids as pictures and tables: under each benchmark, too, where there is one grid; and the training curves."""
+    if not grids:
+        return []
+    shown = [grid.panel for grid in grids]
+    if len(grids) == 1 and grids[0].part:
+        shown += [replace(panel, title=label) for label, panel in by_benchmark(grids[0].part)]
+    picture = Picture("heatmap", "The tables below as heatmaps, laid out alike", heatmaps(shown))
+    made = [Section("Grid of weights", [(p.title, grid_table(p)) for p in shown], [HOW_GRIDS], [picture])]
+    beside = [panel for panel in published if panel.called in {grid.panel.called for grid in grids}]
+    if beside:
+        tables = [(panel.title, grid_table(panel)) for panel in beside]
+        picture = Picture("published", "The published grids below as heatmaps, laid out alike", heatmaps(beside))
+        made.append(Section("Published grids", tables, [HOW_PUBLISHED], [picture]))
+    drawn = [(grid.panel.title, curves(grid.panel)) for grid in grids]
+    pictures = [
+        Picture(
+            f"curves-{i}" if len(drawn) > 1 else "curves", f"Training curves of {title}, a line for each pair", forms
+        )
+        for i, (title, forms) in enumerate(drawn, 1)
+        if forms
+    ]
+    made.append(Section("Training curves", notes=[HOW_CURVES], pictures=pictures))
+    return made
+
+
+def _best(parts: list[Part], grids: list[Grid], with_paper: bool) -> Section:
+    """Which weights are best where, and how many of them lie where the paper counts."""
+    if not grids:
+        return Section("Where the best weights lie")
+    with_grids = [part for part in parts if part.grids]
+    benchmarks = [panel for part in with_grids for _, panel in by_benchmark(part)]
+    tables = [("", best_table(with_grids))]
+    tables.append(("Counted", shares_table([grid.panel for grid in grids], benchmarks, with_paper)))
+    return Section("Where the best weights lie", tables, [HOW_BEST])
+
+
+def _scores(own: Part) -> list[Section]:
+    """Every number of the recipe's own models, how they were made and under which settings they were measured."""
+    results, baseline = own.results, own.baseline
+    forms = bars(results) if len(results.models) <= MOST_BARS else None
+    pictures = [Picture("scores", "The scores as bars, with standard errors", forms)] if forms else []
+    return [
+        Section("Scores", [("", main_table(results, baseline))], _notes(own), pictures),
+        Section("Further metrics", [("", further_table(results))]),
+        Section("How each model was made", [("", making_table(results))]),
+        Section("Settings that move a score", [("", settings_table(results))]),
+    ]
+
+
+def write_csv(parts: list[tuple[str, Part]], path: Path) -> None:
     """One line per number, floats in full (`repr`), empty where there is nothing."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(CSV_COLUMNS)
-        for score in results.scores:
-            model = score.model
-            made = [model.name, model.stage, *model.weights, model.seed]
-            measured = [score.column.task, score.column.metric_name, score.value, score.stderr]
-            writer.writerow([_field(value) for value in (recipe, score.step, *made, *measured)])
+        for recipe, part in parts:
+            for score in part.results.scores:
+                model = score.model
+                made = [model.name, model.stage, *model.weights, model.seed]
+                measured = [score.column.task, score.column.metric_name, score.value, score.stderr]
+                writer.writerow([_field(value) for value in (recipe, score.step, *made, *measured)])
 
 
 def _field(value: Any) -> str:
@@ -85,6 +178,7 @@ def _field(value: Any) -> str:
     return repr(value) if isinstance(value, float) else str(value)
 
 
+LUCK = "The best of many is above the rest by luck, too."
 HOW_TO_READ = (
     "Scores that are shares are in points (x 100), each ± its standard error over the benchmark's items. "
     "Bold is the best of a column; ≈ marks what lies within one standard error of the difference from it, "
@@ -101,10 +195,39 @@ DIFFERENCE = (
     "of their number; otherwise the root of the sum of both squared standard errors. Benchmarks are then put "
     "together as for the average."
 )
+HOW_GAINS = (
+    "IT is conventional instruction tuning, (0, 1); a pair is (prompt weight, completion weight). The gain is "
+    "relative: (best - IT) / IT of the averages. p is how likely a difference at least as large is where there is "
+    "none, two-sided: over the same items, paired, by the normal distribution; where both pairs have several seeds, by "
+    f"Welch's t test over these. It is not corrected for the best pair having been chosen after the fact. {LUCK}"
+)
+HOW_GRIDS = (
+    "Prompt weight down, completion weight across, points (x 100), ± the standard deviation over seeds where there "
+    "are several. Colour: the gain over conventional instruction tuning, IT at (0, 1), relative to it; the scale "
+    "ends at the third quartile of the gains. The best cell is circled; grey was not measured."
+)
+HOW_PUBLISHED = "As the file of published grids has them, drawn in the same way."
+HOW_CURVES = (
+    "The mean loss of a token of each side, whatever it weighs; a side of weight 0 takes no part in training, and its "
+    "loss is not logged. The colour is the weight of the other side."
+)
+HOW_BEST = (
+    "Of equal pairs the one with the lower prompt weight, then the lower completion weight counts. With few grids "
+    "these shares say little: each is one draw."
+)
+PREFERENCE = (
+    "Averages over the benchmarks, in points; “change” is the difference from the start, ± its standard error, paired "
+    "where the items are the same."
+)
+ROBUSTNESS = (
+    "POSIX, the prompt sensitivity index: how far the log-probability of an answer moves, per token, when a prompt is "
+    "put in other words. Less is better."
+)
 
 
-def _notes(results: Results, baseline: Model | None) -> list[str]:
+def _notes(own: Part) -> list[str]:
     """How to read the main table, with the formulas in words."""
+    results, baseline = own.results, own.baseline
     columns = averaged(results)
     if not columns:
         return [HOW_TO_READ]

@@ -20,6 +20,8 @@ class Cell:
     text: str
     best: bool = False
     tie: bool = False
+    link: str | None = None
+    """The manifest that its number comes from, seen from the report."""
 
     def __str__(self) -> str:
         return self.text + (" ≈" if self.tie else "")
@@ -94,7 +96,7 @@ def _score_cells(results: Results, column: Column) -> list[Cell]:
         gap = results.difference(winner, model, column)
         tie = bool(gap and gap.value and gap.stderr is not None and abs(gap.value) <= gap.stderr)
         text = number(score.value, score.stderr, results.in_points(column))
-        cells.append(Cell(text, best=score.value == best and len(values) > 1, tie=tie))
+        cells.append(Cell(text, score.value == best and len(values) > 1, tie, results.link(score.step)))
     return cells
 
 

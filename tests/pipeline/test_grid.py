@@ -137,6 +137,45 @@ def test_cells_that_went_well_make_a_report(world: Path) -> None:
     assert more == {"wit[prompt=0.4,without=none]", "bench[wit,prompt=0.4,without=none]", "report"}
 
 
+JOINED = """\
+name: joined
+stages:
+  report:
+    kind: report
+    runs: [small, {run: not-yet, model: M, data: D}]
+"""
+
+
+def test_a_report_joins_runs(world: Path) -> None:
+    """The numbers of each run's last steps, what is missing, and a link from each number to its manifest."""
+    assert command(world, "--cells", "without=none").returncode == 0
+    recipe = (world / "r.yaml").read_text()
+    (world / "r.yaml").write_text(JOINED)
+    try:
+        done = command(world)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "not-yet: nothing is measured yet; run-recipe makes it" in done.stdout
+        assert "1 of 2 runs lack results" in done.stdout
+        with (world / "runs/joined/report/results.csv").open() as file:
+            found = {(row["recipe"], row["model"]): float(row["value"]) for row in csv.DictReader(file)}
+        assert set(found) == {
+            ("small", name) for name in ("base", "wit[prompt=0,without=none]", "wit[prompt=0.2,without=none]")
+        }
+        for (_, model), value in found.items():
+            step = f"bench[{model}]".replace("[wit[", "[wit,").replace("]]", "]")
+            manifest = json.loads((world / "runs/small" / step / "stage.json").read_text())
+            assert manifest["metrics"]["results"][0]["value"] == value
+        assert command(world, "--plan").stdout.count("cached") == 1
+        assert json.loads(command(world, "--plan", "--json").stdout)["steps"][0]["state"] == "cached"
+        (world / "r.yaml").write_text(recipe)
+        assert command(world).returncode == 1
+        (world / "r.yaml").write_text(JOINED)
+        assert json.loads(command(world, "--plan", "--json").stdout)["steps"][0]["state"] == "run"
+        assert re.search(r"small: \d+ steps have no result", command(world).stdout)
+    finally:
+        (world / "r.yaml").write_text(recipe)
+
+
 def test_one_cell_of_a_stage(world: Path) -> None:
     steps = plan(world, "--stage", "wit[prompt=0.2,without=none]")
     assert {name: step["why"] for name, step in steps.items()} == {"wit[prompt=0.2,without=none]": "asked for"}

@@ -6,6 +6,8 @@ import csv
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -15,6 +17,7 @@ from pydantic import ValidationError
 
 from stages.base import BadInput, Context, Input, Need
 from stages.report.config import ReportStage
+from stages.report.page import latex_text
 from stages.report.results import find_baseline, read
 from stages.report.stage import run
 
@@ -206,6 +209,18 @@ EVIL = [
 ]
 
 
+class Attributes(HTMLParser):
+    """Every attribute of a page, as a browser reads it."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, str | None]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += attrs
+
+
 @pytest.mark.parametrize("evil", EVIL)
 def test_names_are_shown_and_never_run(make: Make, evil: str) -> None:
     """Of the recipe, of a model, of a task and of a metric; what XML cannot hold too."""
@@ -219,7 +234,9 @@ def test_names_are_shown_and_never_run(make: Make, evil: str) -> None:
     run(plain)
     tags = [re.findall(r"<[a-z!/][^>]*", (c.out / "report.html").read_text()) for c in (context, plain)]
     assert {tag.split()[0] for tag in tags[0]} <= {tag.split()[0] for tag in tags[1]} | {"<span", "</span"}
-    assert not any("onmouseover" in tag for tag in tags[0])
+    attributes = Attributes((context.out / "report.html").read_text()).found
+    assert not any(name.startswith("on") for name, _ in attributes)
+    assert all(value and value.startswith("../") for name, value in attributes if name == "href")
     assert (tags[0].count("</style"), tags[0].count("</title")) == (1, 1)
     root = ElementTree.parse(context.out / "figures" / "scores.svg").getroot()
     assert not {node.tag.rpartition("}")[2] for node in root.iter()} & {"script", "b", "i"}
@@ -236,14 +253,66 @@ def test_the_page_fetches_nothing(make: Make) -> None:
     context = make(world())
     run(context)
     page = (context.out / "report.html").read_text()
-    assert not re.search(r"""(src|href)\s*=\s*["'](?!data:)|https?:|@import|url\(""", page)
+    assert not re.search(r"""src\s*=\s*["'](?!data:)|href\s*=\s*["'](?!\.\./)|https?:|@import|url\(""", page)
     assert (context.out / "figures" / "scores.svg").read_bytes().startswith(b"<?xml")
     assert sorted(p.name for p in context.out.iterdir()) == [
         "figures",
         "report.html",
         "report.md",
         "results.csv",
+        "tables.tex",
     ]
+
+
+def test_preference_tuning_beside_its_starts(make: Make) -> None:
+    """it 55 -> 60, wit 57 -> 85; every difference has the error 3.54 of test_the_main_table_by_hand."""
+    it_dpo = Input(Path(), "it_dpo", "dpo", config={"seed": 23, "model": "it"}, inputs={"model": sft("it", 0, 1)})
+    inputs = world()
+    inputs["bench[it_dpo]"] = bench("it_dpo", it_dpo, [row("know", 0.65, 0.03), row("reason", 0.55, 0.04)])
+    context = make(inputs)
+    run(context)
+    text = (context.out / "report.md").read_text()
+    assert "| model | its start | after | change | against the one from IT |" in text
+    assert "| dpo from wit | wit (0.2, 0.8): 57.0 ± 2.5 | 85.0 ± 2.5 | +28.0 ± 3.5 | +25.0 ± 3.5 |" in text
+    assert "| it\\_dpo from it | it (0, 1): 55.0 ± 2.5 | 60.0 ± 2.5 | +5.0 ± 3.5 |  |" in text.replace(
+        "it_dpo", r"it\_dpo"
+    )
+
+
+def test_sensitivity_against_conventional_tuning(make: Make) -> None:
+    less = {"metric": "posix", "higher_is_better": False}
+    inputs = {
+        f"posix[{name}]": replace(bench(name, made, [row("open", value, 0.1, **less)]), kind="sensitivity")
+        for name, made, value in (
+            ("base", Input(Path()), 5.0),
+            ("it", sft("it", 0, 1), 2.0),
+            ("wit", sft("wit", 0.2, 0.8), 1.5),
+        )
+    }
+    context = make(inputs)
+    run(context)
+    text = (context.out / "report.md").read_text()
+    assert "| model | open | open against IT |" in text
+    assert "| base | 5 ± 0.1 | +150.0 % |" in text
+    assert "| wit (0.2, 0.8) | 1.5 ± 0.1 | -25.0 % |" in text
+
+
+def test_latex_shows_what_is_meant(make: Make) -> None:
+    """Read back by another library: every cell as it was, ten columns of a table in ten columns."""
+    from pylatexenc.latex2text import LatexNodes2Text
+
+    evil = r"\input{/etc/passwd} $x_1$ 50% & more # ~ ^ {a} -- \\ <b> | ± ≈"
+    shown = LatexNodes2Text().latex_to_text(latex_text(evil))
+    assert re.sub(r"\s", "", shown).replace("ˆ", "^") == re.sub(r"\s", "", evil)  # noqa: RUF001 (its circumflex)
+    context = make(world() | {"bench[x]": bench(evil, Input(Path()), [row(evil, 0.4, 0.1)])})
+    run(context)
+    text = (context.out / "tables.tex").read_text()
+    assert r"\input" not in text
+    for table in re.findall(r"\\begin\{tabular\}\{(\w+)\}(.*?)\\end\{tabular\}", text, re.DOTALL):
+        lines = [line for line in table[1].splitlines() if line.endswith(r"\\")]
+        assert len(lines) > 1
+        assert {len(re.findall(r"(?<!\\)&", line)) for line in lines} == {len(table[0]) - 1}
+    assert r"& \textbf{80.0 $\pm$ 3.0} &" in text
 
 
 def test_the_same_inputs_give_the_same_bytes(make: Make) -> None:

@@ -1,0 +1,53 @@
+"""What a report shows, run by run: the recipe's own results, and those of other recipes' runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from stages.base import Input
+from stages.ran import read_run
+from stages.report.config import PUBLISHED, ReportStage
+from stages.report.grid import Called, Panel, panels
+from stages.report.results import Model, Results, find_baseline, read
+
+
+@dataclass(frozen=True)
+class Part:
+    """One run."""
+
+    run: str | None
+    """The recipe's name; None for the report's own."""
+    called: Called
+    """What to call its model and its data."""
+    results: Results
+    baseline: Model | None
+    grids: list[Panel]
+    """Of the average over its benchmarks."""
+    missing: list[str]
+    """Its steps that have no result."""
+
+    @property
+    def name(self) -> str:
+        """What to call it where it has no grid."""
+        return ", ".join(filter(None, self.called)) or self.run or ""
+
+
+def own_part(inputs: Mapping[str, Input], config: ReportStage) -> Part:
+    """The recipe's own results. Raises BadInput for a baseline that was not measured."""
+    results = read({name: given for name, given in inputs.items() if ":" not in name and name != PUBLISHED})
+    baseline = find_baseline(results.models, config.baseline) if results.models or config.baseline else None
+    called = (config.model, config.data)
+    return Part(None, called, results, baseline, panels(results, called=called), [])
+
+
+def joined_parts(inputs: Mapping[str, Input], config: ReportStage) -> list[Part]:
+    """The results of the runs that are joined, in the order of the recipe. Raises BadInput."""
+    parts = []
+    for each in config.runs:
+        ran = read_run(inputs[f"run:{each.run}"].path)
+        results = read(ran.scores, f"../../{each.run}")
+        called = (each.model or (None if each.data else each.run), each.data)
+        grids = panels(results, called=called)
+        parts.append(Part(each.run, called, results, find_baseline(results.models, None), grids, ran.missing))
+    return parts

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 from stages.base import BadInput
 from stages.columns import MISSING, BadRow
 from stages.files import Record, Unreadable, read_file, read_folder
-from stages.rows import FORMATS, Example, NoFormat, Pair, Row, guess, pair
+from stages.rows import FORMATS, Example, NoFormat, Pair, Row, guess, official_pair, pair
 
 SHOWN = 10
 """How many bad rows an error lists before it counts the rest."""
@@ -61,7 +61,7 @@ def read_pairs(
 ) -> Iterator[tuple[int, Pair]]:
     """Likewise for preference rows; `other_row` makes pairs of instruction rows, all of which it holds in memory."""
     if rejected == "column":
-        return _convert(path, reading, pair, dropped)
+        return _convert(path, reading, official_pair if reading.format == "official" else pair, dropped)
     return _pair_up(path, reading, seed, dropped)
 
 

@@ -144,12 +144,20 @@ def _messages(row: Record) -> Conversation:
 
 
 def _sharegpt(row: Record) -> Conversation:
-    turns = [_turn(turn) for turn in filled_list(row, "conversations")]
+    turns = _turns(row)
     if row.get("system"):
         if turns[0]["role"] == "system":
             raise BadRow("system", "is a second system message beside the conversation's own; keep one of them")
         turns = [{"role": "system", "content": row["system"]}, *turns]
     return _conversation("conversations", messages({"conversations": turns}, "conversations"), row)
+
+
+def _turns(row: Record) -> list[dict[str, Any]]:
+    """The turns as messages; of mere texts, as LIMA's, the user's and the assistant's alternate."""
+    turns = filled_list(row, "conversations")
+    if not all(isinstance(turn, str) for turn in turns):
+        return [_turn(turn) for turn in turns]
+    return [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)]
 
 
 def _turn(turn: Any) -> dict[str, Any]:
@@ -193,9 +201,21 @@ def _official(row: Record) -> Example:
     """The text rule of the paper's scripts: prompt less one trailing space, a space, the response."""
     if "instruction" in row:
         prompt, response = _alpaca_texts(row)
+    elif "conversations" in row:
+        turns = messages({"conversations": _turns(row)}, "conversations")
+        prompt, response = _one_turn("conversations", turns), turns[-1]["content"]
     else:
         prompt, response = text(row, "prompt"), text(row, "response" if "response" in row else "completion")
     return Example(prompt.removesuffix(" "), " " + response.removesuffix(EOS_MARKER))
+
+
+def _one_turn(column: str, turns: Messages) -> str:
+    """What the user asks in a conversation of one question and one answer."""
+    if [turn["role"] for turn in turns] != ["user", "assistant"]:
+        raise BadRow(
+            column, f"holds {len(turns)} turns; the official rule knows one of the user and then one of the assistant"
+        )
+    return turns[0]["content"]
 
 
 def _plain(row: Record) -> PlainText:
@@ -216,13 +236,48 @@ def _tokens(row: Record) -> Tokens:
 
 
 def pair(row: Record) -> Pair:
-    parts = [text_or_messages(row, name) for name in ("prompt", "chosen", "rejected")]
-    if len({isinstance(part, str) for part in parts}) > 1:
+    """A preference row. Whole conversations that begin alike hold their prompt themselves, whatever `prompt` says."""
+    parts = {name: text_or_messages(row, name) for name in ("chosen", "rejected")}
+    if all(isinstance(part, list) and len(part) > 1 for part in parts.values()) and _is_text_or_none(row, "prompt"):
+        parts |= _split_prompt(parts["chosen"], parts["rejected"])  # type: ignore[arg-type]
+    else:
+        parts["prompt"] = text_or_messages(row, "prompt")
+    if len({isinstance(part, str) for part in parts.values()}) > 1:
         raise BadRow(None, "prompt, chosen and rejected are not of one kind; make all text or all lists of messages")
-    prompt, chosen, rejected = parts
-    if chosen == rejected:
+    if parts["chosen"] == parts["rejected"]:
         raise BadRow(None, "chosen and rejected are the same, so the pair prefers nothing; remove it")
-    return Pair(prompt, chosen, rejected, None if isinstance(prompt, str) else tools(row))
+    given = tools(row) if isinstance(parts["prompt"], list) else None
+    return Pair(parts["prompt"], parts["chosen"], parts["rejected"], given)
+
+
+def _is_text_or_none(row: Record, column: str) -> bool:
+    return isinstance(row.get(column), str | None)
+
+
+def _split_prompt(chosen: Messages, rejected: Messages) -> dict[str, Text]:
+    """The messages that both conversations begin with, and what follows in each, which is the assistant's last turn at
+    least."""
+    alike = 0
+    for one, other in zip(chosen[:-1], rejected[:-1], strict=False):
+        if one != other:
+            break
+        alike += 1
+    if not alike:
+        raise BadRow(None, "chosen and rejected begin with different messages; they answer the same prompt")
+    return {"prompt": chosen[:alike], "chosen": chosen[alike:], "rejected": rejected[alike:]}
+
+
+def official_pair(row: Record) -> Pair:
+    """A preference row by the text rule of the paper's scripts."""
+    found = pair(row)
+    texts: list[Text] = [found.prompt, found.chosen, found.rejected]
+    if isinstance(found.prompt, list):
+        whole = {name: [*found.prompt, *getattr(found, name)] for name in ("chosen", "rejected")}
+        prompts = [_one_turn(name, turns) for name, turns in whole.items()]
+        texts = [prompts[0], *(turns[-1]["content"] for turns in whole.values())]
+    prompt, chosen, rejected = map(str, texts)
+    prompt = prompt.removesuffix(" ")
+    return Pair(prompt, " " + chosen.removesuffix(EOS_MARKER), " " + rejected.removesuffix(EOS_MARKER))
 
 
 FORMATS = {
@@ -232,7 +287,9 @@ FORMATS = {
     "alpaca": Format(("instruction", "input", "output", "system", "tools"), _alpaca),
     "sharegpt": Format(("conversations", "system", "tools"), _sharegpt),
     "tokens": Format(("input_ids", "loss_weights"), _tokens),
-    "official": Format(("prompt", "response", "completion", "instruction", "input", "output"), _official),
+    "official": Format(
+        ("prompt", "response", "completion", "instruction", "input", "output", "conversations"), _official
+    ),
 }
 """The values of `data.format` besides `auto`."""
 

@@ -26,7 +26,8 @@ class DPOData(TrainingData):
     """The preference pairs of a dpo stage."""
 
     format: Literal["auto", "prompt_completion", "alpaca", "official"] = "auto"
-    """What the columns of instruction data mean, where `rejected` makes pairs of it."""
+    """What the columns of instruction data mean, where `rejected` makes pairs of it. `official` puts any pairs into
+    plain text by the rule of the paper's scripts."""
     rejected: Literal["column", "other_row"] = "column"
     """`column`: rows carry prompt, chosen and rejected. `other_row`: rows are instruction data; chosen is the row's
     own completion, rejected another row's with another text, drawn by the seed."""

@@ -125,6 +125,42 @@ def test_the_official_scripts_text_rule(path: Path) -> None:
     assert read(path, *rows, format="official") == [Example("Sky? ", " blue"), Example("Snow?", " white")]
 
 
+def test_limas_conversations_are_mere_texts(path: Path) -> None:
+    """As messages, or by the official rule, which knows one exchange."""
+    assert read(path, {"conversations": ["Sky?", "blue"], "source": "x"}) == [Conversation([USER, BLUE])]
+    rows = [{"conversations": ["Sky? ", "blue"]}, {"conversations": [{"from": "human", "value": "a"}] * 2}]
+    assert read(path, rows[0], format="official") == [Example("Sky?", " blue")]
+    for turns in (["a", "b", "c", "d"], ["a"]):
+        with pytest.raises(BadInput, match=rf"'conversations' holds {len(turns)} turns; the official rule knows one"):
+            read(path, {"conversations": turns}, format="official")
+    with pytest.raises(BadInput, match="the official rule knows one"):
+        read(path, rows[1], format="official")
+
+
+WHITE = {"role": "assistant", "content": "white"}
+
+
+def test_whole_conversations_hold_their_prompt(path: Path) -> None:
+    """As UltraFeedback's, whose prompt is beside them as text, and as TRL's, which have none beside them."""
+    row = {"chosen": [USER, BLUE], "rejected": [USER, WHITE]}
+    for given in (row, {"prompt": "Sky?", **row}):
+        assert list(read_pairs(write(path, [given]), Reading(), "column", 1)) == [(1, Pair([USER], [BLUE], [WHITE]))]
+        official = read_pairs(write(path, [given]), Reading(format="official"), "column", 1)
+        assert list(official) == [(1, Pair("Sky?", " blue", " white"))]
+    longer = {"chosen": [USER, BLUE, USER, BLUE], "rejected": [USER, BLUE, USER, WHITE]}
+    assert next(read_pairs(write(path, [longer]), Reading(), "column", 1))[1] == Pair(
+        [USER, BLUE, USER], [BLUE], [WHITE]
+    )
+    with pytest.raises(BadInput, match="'chosen' holds 4 turns; the official rule knows one"):
+        list(read_pairs(write(path, [longer]), Reading(format="official"), "column", 1))
+    text = {"prompt": "Sky? ", "chosen": "blue###eos_token###", "rejected": "white"}
+    assert list(read_pairs(write(path, [text]), Reading(format="official"), "column", 1)) == [
+        (1, Pair("Sky?", " blue", " white"))
+    ]
+    with pytest.raises(BadInput, match="begin with different messages"):
+        list(read_pairs(write(path, [{"chosen": [USER, BLUE], "rejected": [WHITE, BLUE]}]), Reading(), "column", 1))
+
+
 # ---------------------------------------------------------------------------------------------------- bad rows
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {

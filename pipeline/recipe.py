@@ -156,8 +156,12 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[Node, list[Problem]]:
         text = "names one recipe file, relative to this one"
         return tree, [*problems, Problem(parent.told_at, ("extends",), text)]
     extended = path.parent / parent.content
-    if not extended.is_file():
-        text = f"{extended}: there is no such file{_near_file(extended)}"
+    try:
+        there, why = extended.is_file(), f"there is no such file{_near_file(extended)}"
+    except OSError as error:  # a name that no file can have
+        there, why = False, f"cannot be looked up: {error.strerror}"
+    if not there:
+        text = f"{extended}: {why}"
         return tree, [*problems, Problem(parent.told_at, ("extends",), text)]
     below, more = _read(extended, (*seen, path.resolve()))
     return tree.laid_over(below), more + problems

@@ -18,9 +18,9 @@ class JoinedRun(Config):
 
     run: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
     """The name of the recipe."""
-    model: str | None = Field(default=None, min_length=1)
+    model_name: str | None = Field(default=None, min_length=1)
     """What to call its model."""
-    data: str | None = Field(default=None, min_length=1)
+    data_name: str | None = Field(default=None, min_length=1)
     """What to call the data that it was tuned on."""
 
 
@@ -34,16 +34,16 @@ class ReportStage(StageConfig):
 
     title: str | None = None
     """Headline of the page; None takes the recipe's name."""
-    model: str | None = Field(default=None, min_length=1)
+    model_name: str | None = Field(default=None, min_length=1)
     """What to call the recipe's model."""
-    data: str | None = Field(default=None, min_length=1)
+    data_name: str | None = Field(default=None, min_length=1)
     """What to call the data that it was tuned on."""
     baseline: str | None = Field(default=None, min_length=1)
     """The model to compare others with; None finds the conventional one: prompt weight 0, completion not."""
     benchmarks: list[str] = Field(default_factory=list)
     """The stages to show that score models; empty shows all of the recipe."""
     runs: list[JoinedRun] = Field(default_factory=list)
-    """Other recipes whose last run is shown, too: a name, or {run, model, data}."""
+    """Other recipes whose last run is shown, too: a name, or {run, model_name, data_name}."""
     published: str | None = None
     """A CSV file of grids measured elsewhere, with the columns model, dataset, prompt_weight, response_weight and
     average_score (in points; (0, 0) is the base model). A grid of the same model and data is shown beside its own."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from stages.report.averages import average, averaged
-from stages.report.grid import CONVENTIONAL, Pair, Panel, chance, gap, panels
+from stages.report.grid import CONVENTIONAL, Called, Pair, Panel, chance, gap, panels
 from stages.report.parts import Part
 from stages.report.results import Column, Difference, Model, Results
 from stages.report.tables import MISSING, Cell, Table, column_labels, number
@@ -57,13 +57,22 @@ def mean_gain(grids: Sequence[Panel]) -> float | None:
     return math.fsum(known) / len(known) if known and len(known) == len(gains) else None
 
 
-def gains_table(grids: Sequence[Grid], published: Sequence[Panel]) -> Table:
-    """A row for each grid: base, IT, the best pair and its gain; beside it what was published, and how far it is."""
-    beside = {panel.called: panel for panel in published} if any(grid.part for grid in grids) else {}
+def gains_table(grids: Sequence[Grid], published: Sequence[Panel], missing: Sequence[Called] = ()) -> Table:
+    """A row for each grid: base, IT, the best pair and its gain; beside it what was published, and how far it is.
+
+    Args:
+        grids: those that are shown.
+        published: those to put beside them; empty for no such columns.
+        missing: model and data of grids that are not measured yet.
+    """
+    beside = {panel.called: panel for panel in published}
     heads = ["grid", "cells", "base", "IT (0, 1)", "best", "its weights", "gain over IT", "p"]
     if beside:
         heads += ["published IT", "published best", "its weights", "published gain", "difference of gains"]
     rows = [_gains_row(grid, beside) for grid in grids]
+    for called in missing:
+        row = [Cell(", ".join(filter(None, called))), Cell("0"), *[Cell(MISSING)] * 6]
+        rows.append([*row, *([*_published_cells(beside.get(called)), Cell(MISSING)] if beside else [])])
     if len(grids) > 1:
         mean = mean_gain([grid.panel for grid in grids])
         row = [Cell("mean"), *[Cell("")] * 5, Cell(percent(mean), best=True), Cell("")]
@@ -81,14 +90,22 @@ def _gains_row(grid: Grid, beside: dict[tuple[str | None, str | None], Panel]) -
     row = [Cell(panel.title), Cell(str(len(panel.cells))), _mean(panel, None), _mean(panel, CONVENTIONAL)]
     row += [_mean(panel, best, grid.part), Cell(pair_text(best)), Cell(percent(gain))]
     row.append(Cell(p_text(chance(panel, best, found))))
-    if beside and (other := beside.get(panel.called)):
-        its = other.gain(other.cells[other.best])
-        row += [_mean(other, CONVENTIONAL), _mean(other, other.best), Cell(pair_text(other.best)), Cell(percent(its))]
+    if beside:
+        other = beside.get(panel.called)
+        its = other.gain(other.cells[other.best]) if other else None
         both = gain is not None and its is not None
+        row += _published_cells(other)
         row.append(Cell(f"{100 * (gain - its):+.2f} points" if both else MISSING))  # type: ignore[operator]
-    elif beside:
-        row += [Cell(MISSING)] * 5
     return row
+
+
+def _published_cells(panel: Panel | None) -> list[Cell]:
+    """IT, the best pair, its weights and its gain as they were published."""
+    if panel is None:
+        return [Cell(MISSING)] * 4
+    gain = panel.gain(panel.cells[panel.best])
+    best = [Cell(pair_text(panel.best)), Cell(percent(gain))]
+    return [_mean(panel, CONVENTIONAL), _mean(panel, panel.best), *best]
 
 
 def p_text(p: float | None) -> str:

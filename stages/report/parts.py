@@ -37,7 +37,7 @@ def own_part(inputs: Mapping[str, Input], config: ReportStage) -> Part:
     """The recipe's own results. Raises BadInput for a baseline that was not measured."""
     results = read({name: given for name, given in inputs.items() if ":" not in name and name != PUBLISHED})
     baseline = find_baseline(results.models, config.baseline) if results.models or config.baseline else None
-    called = (config.model, config.data)
+    called = (config.model_name, config.data_name)
     return Part(None, called, results, baseline, panels(results, called=called), [])
 
 
@@ -47,7 +47,7 @@ def joined_parts(inputs: Mapping[str, Input], config: ReportStage) -> list[Part]
     for each in config.runs:
         ran = read_run(inputs[f"run:{each.run}"].path)
         results = read(ran.scores, f"../../{each.run}")
-        called = (each.model or (None if each.data else each.run), each.data)
+        called = (each.model_name or (None if each.data_name else each.run), each.data_name)
         grids = panels(results, called=called)
         parts.append(Part(each.run, called, results, find_baseline(results.models, None), grids, ran.missing))
     return parts

@@ -29,11 +29,13 @@ from stages.report.heatmap import heatmaps
 from stages.report.page import Page, Picture, Section, html, latex, markdown
 from stages.report.parts import Part, joined_parts, own_part
 from stages.report.published import read_grids
-from stages.report.tables import further_table, main_table, making_table, settings_table
+from stages.report.tables import Table, further_table, main_table, making_table, settings_table
 from stages.report.tuned import preference_table, robustness_table
 
 MOST_BARS = 12
 """Models beyond which bars side by side tell nothing."""
+SHOWN = 5
+"""How many names a line lists."""
 CSV_COLUMNS = ["recipe", "step", "model", "stage", "prompt_weight", "completion_weight", "seed"]
 CSV_COLUMNS += ["task", "metric", "value", "stderr"]
 
@@ -46,13 +48,15 @@ def run(context: Context) -> dict[str, Any]:
     config: ReportStage = context.config
     own, joined = own_part(context.inputs, config), joined_parts(context.inputs, config)
     published = read_grids(context.inputs[PUBLISHED].path) if config.published else []
-    parts = [*([own] if own.results.models else []), *joined]
+    parts = [*([own] if own.results.models else []), *joined]  # runs without results included
     found = [Grid(panel, part) for part in parts for panel in part.grids]
     grids = found if parts else [Grid(panel, None) for panel in published]
-    missing = [_missing(part) for part in joined if part.missing or not part.results.models]
+    beside = published if parts else []
+    missing = _missing(joined)
+    gains = gains_table(grids, beside, [part.called for part in joined if not part.grids and all(part.called)])
     sections = [
-        _overview(grids, published if parts else [], missing),
-        *_heatmaps(grids, published if parts else []),
+        _overview(grids, gains, missing),
+        *_heatmaps(grids, beside),
         _best(parts, grids, bool(published)),
         Section("Preference tuning", [("", preference_table(parts))], [PREFERENCE]),
         Section("Sensitivity to wording", [("", robustness_table(parts))], [ROBUSTNESS]),
@@ -66,14 +70,24 @@ def run(context: Context) -> dict[str, Any]:
         (context.out / "figures").mkdir(exist_ok=True)
         for form, content in picture.forms.items():
             (context.out / "figures" / f"{picture.name}.{form}").write_bytes(content)
-    table = main_table(own.results, own.baseline) if own.results.models else gains_table(grids, published)
+    table = main_table(own.results, own.baseline) if own.results.models else gains
     return {"table": table.plain(), "summary": page.summary, "notes": missing}
 
 
-def _missing(part: Part) -> str:
-    if not part.results.models:
-        return f"{part.run}: nothing is measured yet; run-recipe makes it"
-    return f"{part.run}: {len(part.missing)} steps have no result ({', '.join(part.missing[:3])}, ...)"
+def _missing(joined: list[Part]) -> list[str]:
+    """What the runs that are joined lack."""
+    nothing = [part.run or "" for part in joined if not part.results.models]
+    said = [f"nothing is measured yet of {_few(nothing)}; run-recipe makes it"] if nothing else []
+    for part in joined:
+        if part.missing and part.results.models:
+            said.append(f"{part.run}: no result of {_few(part.missing)}")
+    return said
+
+
+def _few(names: list[str]) -> str:
+    """The first of the names, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def _summary(own: Part, parts: list[Part], grids: list[Grid], missing: list[str]) -> str:
@@ -92,7 +106,8 @@ def _summary(own: Part, parts: list[Part], grids: list[Grid], missing: list[str]
             f"most in {most.title}: {percent(_gain(most))} with {pair_text(most.best)}. {LUCK}"
         )
     if missing:
-        said.append(f"Not complete: {len(missing)} of {len(parts)} runs lack results.")
+        lacking = sum(bool(part.missing) or not part.results.models for part in parts if part.run)
+        said.append(f"Not complete: {lacking} of {sum(bool(part.run) for part in parts)} runs lack results.")
     return " ".join(filter(None, said)) or "There is nothing to compare yet."
 
 
@@ -100,12 +115,9 @@ def _gain(panel: Panel) -> float | None:
     return panel.gain(panel.cells[panel.best])
 
 
-def _overview(grids: list[Grid], published: list[Panel], missing: list[str]) -> Section:
+def _overview(grids: list[Grid], gains: Table, missing: list[str]) -> Section:
     """The best pair of every grid, and under each benchmark."""
-    if not grids:
-        return Section("Runs", notes=missing)
-    tables = [("", gains_table(grids, published))]
-    tables += [(grid.panel.title, benchmark_table(grid.part, grid.panel)) for grid in grids if grid.part]
+    tables = [("", gains)] + [(grid.panel.title, benchmark_table(grid.part, grid.panel)) for grid in grids if grid.part]
     return Section("Best weights against conventional tuning", tables, [HOW_GAINS, *missing])
 
 

@@ -17,7 +17,13 @@ import yaml
 from pipeline.cli import main
 
 ROOT = Path(__file__).parents[2] / "recipes"
-RECIPES = sorted(str(p.relative_to(ROOT)) for p in ROOT.rglob("*.yaml") if "tasks" not in p.parts)
+ALIKE = ("_lima", "_alpaca", "_tulu", "_gemma-2-2b", "_llama-3.2-3b", "_llama-3-8b")
+"""Of the recipes of the paper, those that differ from others in a few values."""
+RECIPES = sorted(
+    str(path.relative_to(ROOT))
+    for path in ROOT.rglob("*.yaml")
+    if "tasks" not in path.parts and not path.stem.endswith(ALIKE)
+)
 BLIND = 100
 """Copies for each recipe and blind mutator."""
 
@@ -208,10 +214,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The recipes and all that they refer to, with next to nothing in each file."""
     made = tmp_path_factory.mktemp("recipes")
     for file in ROOT.rglob("*"):
-        if file.is_file() and file.suffix in {".json", ".jsonl", ".yaml"}:
+        if file.is_file() and file.suffix in {".json", ".jsonl", ".yaml", ".csv"}:
             (made / file.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
             is_recipe = str(file.relative_to(ROOT)) in RECIPES
-            (made / file.relative_to(ROOT)).write_text(file.read_text() if is_recipe else "{}")
+            is_whole = is_recipe or file.suffix in {".csv", ".yaml"}
+            (made / file.relative_to(ROOT)).write_text(file.read_text() if is_whole else "{}")
     return made
 
 

@@ -47,7 +47,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder = out.parent / name
         folder.mkdir()
         (folder / "stage.json").write_text(json.dumps({"step": name}))
-    config = ReportStage(title=evil, model="Llama-3-1B", data="LIMA", published="figure1.csv")
+    config = ReportStage(title=evil, model_name="Llama-3-1B", data_name="LIMA", published="figure1.csv")
     run(Context("small", "report", config, inputs, out, out, out, out, lambda *_: None))
     return out / "report.html"
 

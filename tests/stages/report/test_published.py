@@ -132,7 +132,7 @@ def test_the_command_says_what_is_wrong_with_a_file(tmp_path: Path) -> None:
 def test_ours_beside_theirs(tmp_path: Path) -> None:
     """A grid of the same model and data stands beside the published one: 42 and 52 against 24.57 and 24.68."""
     (tmp_path / "out").mkdir()
-    config = ReportStage(model="Llama-3-1B", data="LIMA", published="figure1.csv")
+    config = ReportStage(model_name="Llama-3-1B", data_name="LIMA", published="figure1.csv")
     inputs: dict[str, Any] = grid() | {PUBLISHED: Input(FIGURE)}
     run(Context("r", "report", config, inputs, tmp_path / "out", tmp_path, tmp_path, tmp_path, lambda *_: None))
     text = (tmp_path / "out" / "report.md").read_text()

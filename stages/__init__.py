@@ -1,6 +1,7 @@
 """The kinds of stages a recipe may name. To add one, write its package and add its line here."""
 
 from stages.base import StageConfig
+from stages.characteristics.config import CharacteristicsStage
 from stages.dpo.config import DPOStage
 from stages.judge.config import JudgeStage
 from stages.lm_eval.config import LMEvalStage
@@ -9,5 +10,14 @@ from stages.sensitivity.config import SensitivityStage
 from stages.sft.config import SFTStage
 
 KINDS: dict[str, type[StageConfig]] = {
-    stage.kind: stage for stage in (SFTStage, DPOStage, LMEvalStage, JudgeStage, SensitivityStage, ReportStage)
+    stage.kind: stage
+    for stage in (
+        SFTStage,
+        DPOStage,
+        LMEvalStage,
+        JudgeStage,
+        SensitivityStage,
+        CharacteristicsStage,
+        ReportStage,
+    )
 }

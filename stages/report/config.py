@@ -10,7 +10,9 @@ from pydantic import Field, field_validator
 from stages.base import Config, Need, StageConfig
 
 PUBLISHED = "file:published"
-"""The name of the input that holds published grids: no step has it."""
+"""The name of the input that holds published grids; no step has it, for no stage's name has a colon."""
+RUN = "run:"
+"""What the names of the inputs begin with that are other recipes' runs."""
 
 
 class JoinedRun(Config):
@@ -71,7 +73,7 @@ class ReportStage(StageConfig):
 
     def needs(self) -> dict[str, Need]:
         """Every step of the benchmarks (`*` is every stage that scores models), and what lies elsewhere."""
-        elsewhere = {f"run:{each.run}": Need("run", each.run, f"runs.{i}.run") for i, each in enumerate(self.runs)}
+        elsewhere = {f"{RUN}{each.run}": Need("run", each.run, f"runs.{i}.run") for i, each in enumerate(self.runs)}
         if self.published:
             elsewhere[PUBLISHED] = Need("data", self.published, "published")
         if not self.benchmarks:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from stages.base import Input
 from stages.ran import read_run
-from stages.report.config import PUBLISHED, ReportStage
+from stages.report.config import PUBLISHED, RUN, ReportStage
 from stages.report.grid import Called, Panel, panels
 from stages.report.results import Model, Results, find_baseline, read
 
@@ -35,7 +35,7 @@ class Part:
 
 def own_part(inputs: Mapping[str, Input], config: ReportStage) -> Part:
     """The recipe's own results. Raises BadInput for a baseline that was not measured."""
-    results = read({name: given for name, given in inputs.items() if ":" not in name and name != PUBLISHED})
+    results = read({name: given for name, given in inputs.items() if not name.startswith((RUN, PUBLISHED))})
     baseline = find_baseline(results.models, config.baseline) if results.models or config.baseline else None
     called = (config.model_name, config.data_name)
     return Part(None, called, results, baseline, panels(results, called=called), [])
@@ -45,7 +45,7 @@ def joined_parts(inputs: Mapping[str, Input], config: ReportStage) -> list[Part]
     """The results of the runs that are joined, in the order of the recipe. Raises BadInput."""
     parts = []
     for each in config.runs:
-        ran = read_run(inputs[f"run:{each.run}"].path)
+        ran = read_run(inputs[f"{RUN}{each.run}"].path)
         results = read(ran.scores, f"../../{each.run}")
         called = (each.model_name or (None if each.data_name else each.run), each.data_name)
         grids = panels(results, called=called)

@@ -11,6 +11,7 @@ from typing import Any
 from stages.base import Context
 from stages.report.averages import averaged, summary
 from stages.report.config import PUBLISHED, ReportStage
+from stages.report.correlations import correlation_table
 from stages.report.curves import curves
 from stages.report.figure import bars
 from stages.report.gains import (
@@ -58,6 +59,9 @@ def run(context: Context) -> dict[str, Any]:
         _overview(grids, gains, missing),
         *_heatmaps(grids, beside),
         _best(parts, grids, bool(published)),
+        Section(
+            "Best prompt weight and characteristics", [("", correlation_table(parts, bool(published)))], [HOW_RANKS]
+        ),
         Section("Preference tuning", [("", preference_table(parts))], [PREFERENCE]),
         Section("Sensitivity to wording", [("", robustness_table(parts))], [ROBUSTNESS]),
         *(_scores(own) if own.results.models else []),
@@ -226,6 +230,11 @@ HOW_CURVES = (
 HOW_BEST = (
     "Of equal pairs the one with the lower prompt weight, then the lower completion weight counts. With few grids "
     "these shares say little: each is one draw."
+)
+HOW_RANKS = (
+    "Rank correlations over data sets, benchmarks or models, of a characteristic and the mean best prompt weight of "
+    "each, over all grids and benchmarks. With fewer than three there is none; with a handful, as here and in the "
+    "paper, no coefficient is far from chance. What each characteristic is: stages/characteristics/stage.py."
 )
 PREFERENCE = (
     "Averages over the benchmarks, in points; “change” is the difference from the start, ± its standard error, paired "

@@ -1,0 +1,99 @@
+"""What prompts are like, by hand and by transformers' own loss."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from stages.base import BadInput, Context, Input
+from stages.characteristics.config import CharacteristicsStage
+from stages.characteristics.stage import ngram_diversity, run, tree_depth
+
+TRAIN = [
+    {"prompt": "Who is it?", "completion": " Ann"},
+    {"prompt": "Who is it now?", "completion": " It is Ben."},
+]
+ASKED = [{"question": "How many are there?"}, {"question": "How many?"}]
+
+
+@pytest.fixture
+def context(tmp_path: Path, model_folder: Path) -> Context:
+    for name, rows in {"train": TRAIN, "asked": ASKED}.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sets: list[dict[str, Any]] = [
+        {"name": "train", "role": "train", "data": {"train": "./train.jsonl"}},
+        {
+            "name": "know",
+            "role": "eval",
+            "data": {"train": "./asked.jsonl", "format": "text", "columns": {"text": "question"}},
+        },
+    ]
+    config = CharacteristicsStage(models=["base"], sets=sets, options={"batch_size": 2})  # type: ignore[arg-type]
+    inputs = {"model": Input(model_folder)}
+    inputs |= {"data.train": Input(tmp_path / "train.jsonl"), "data.know": Input(tmp_path / "asked.jsonl")}
+    folders = [tmp_path / name for name in ("out", "scratch", "checkpoints", "cache")]
+    for folder in folders:
+        folder.mkdir()
+    return Context("tiny", "characteristics[base]", config, inputs, *folders, progress=lambda *_: None)
+
+
+def test_against_the_model_itself(context: Context, model_folder: Path) -> None:
+    metrics = run(context)
+    found = {(row["task"], row["metric"]): row for row in metrics["results"]}
+    assert not any(row["headline"] for row in metrics["results"])
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float64)
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    assert found["model", "parameters"]["value"] == sum(p.numel() for p in model.parameters())
+    asked = {"train": [row["prompt"] for row in TRAIN], "know": [row["question"] for row in ASKED]}
+    for name, prompts in asked.items():
+        ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+        assert found[name, "prompt_length"]["value"] == pytest.approx(sum(map(len, ids)) / 2)
+        total = sum(
+            -float(model(input_ids=torch.tensor([each]), labels=torch.tensor([each])).loss.detach()) * (len(each) - 1)
+            for each in ids
+        )
+        mean = total / sum(len(each) - 1 for each in ids)
+        assert found[name, "prompt_logprob"]["value"] == pytest.approx(mean, abs=1e-5)
+    ratios = [
+        len(tokenizer(row["completion"])["input_ids"]) / len(tokenizer(row["prompt"])["input_ids"]) for row in TRAIN
+    ]  # type: ignore[arg-type]
+    assert found["train", "generation_ratio"]["value"] == pytest.approx(sum(ratios) / 2)
+    assert ("know", "generation_ratio") not in found, "questions without answers have none"
+    # Who is it? / Who is it now?: 5 of 7 words differ, 4 of 5 pairs, 3 of 3 triples, 1 of 1 fours
+    assert found["train", "ngram_diversity"]["value"] == pytest.approx(5 / 7 + 4 / 5 + 1 + 1)
+    assert metrics["notes"] == ["parse_tree_depth is not measured: spaCy with en_core_web_sm is not installed"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (["a b a"], 2 / 3 + 1 + 1),
+        (["a b", "a b"], 1 / 2 + 1 / 2),
+        (["a b c d e"], 4),
+        (["x x x x x"], 1 / 5 + 1 / 4 + 1 / 3 + 1 / 2),
+        ([""], 0),
+    ],
+)
+def test_ngrams_by_hand(texts: list[str], expected: float) -> None:
+    assert ngram_diversity(texts) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("heads", "depth"), [([], 0), ([0], 1), ([1, 1, 1, 2], 3), ([0, 0, 1, 2, 3], 5), ([1, 1, 3, 3, 3, 4], 3)]
+)
+def test_depth_by_hand(heads: list[int], depth: int) -> None:
+    """A word's head by place; a root is its own. The last has two trees."""
+    assert tree_depth(heads) == depth
+
+
+def test_what_is_wrong_is_told_before_it_runs(context: Context, tmp_path: Path) -> None:
+    files = {name: given.path for name, given in context.inputs.items()}
+    context.config.check(files)
+    (tmp_path / "asked.jsonl").write_text('{"text": "no question"}\n')
+    with pytest.raises(BadInput, match=r"asked.jsonl:1: column 'question' is missing"):
+        context.config.check(files)

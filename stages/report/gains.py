@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from stages.report.averages import average, averaged
 from stages.report.grid import CONVENTIONAL, Called, Pair, Panel, chance, gap, panels
+from stages.report.grid import Cell as Scores
 from stages.report.parts import Part
 from stages.report.results import Column, Difference, Model, Results
 from stages.report.tables import MISSING, Cell, Table, column_labels, number
@@ -166,7 +167,7 @@ def _points(found: Difference | None) -> Cell:
 
 
 def _score(results: Results, models: list[Model], column: Column | None) -> Cell:
-    """The mean over the models, which are seeds of one pair; with one, its standard error over the items."""
+    """The mean over the models, which are seeds of one pair, ± their spread; of one, ± the standard error of items."""
     pairs: list[tuple[float, float | None]] = []
     link = None
     for model in models:
@@ -178,12 +179,9 @@ def _score(results: Results, models: list[Model], column: Column | None) -> Cell
             link = link or results.link(score.step)
     if not pairs:
         return Cell(MISSING)
-    values = [value for value, _ in pairs]
-    mean_value = math.fsum(values) / len(values)
-    if len(values) == 1:
-        return Cell(number(mean_value, pairs[0][1], points=True), link=link)
-    spread = math.sqrt(math.fsum((value - mean_value) ** 2 for value in values) / (len(values) - 1))
-    return Cell(number(mean_value, spread, points=True), link=link)
+    over_seeds = Scores(tuple(value for value, _ in pairs))
+    error = pairs[0][1] if len(pairs) == 1 else over_seeds.spread
+    return Cell(number(over_seeds.mean, error, points=True), link=link)
 
 
 def by_benchmark(part: Part) -> list[tuple[str, Panel]]:
@@ -241,8 +239,3 @@ def shares_table(grids: Sequence[Panel], benchmarks: Sequence[Panel], with_paper
 
 def _count(grids: Sequence[Panel], holds: Weights) -> str:
     return f"{sum(holds(panel.best) for panel in grids)} of {len(grids)}"
-
-
-def titled(panel: Panel, title: str) -> Panel:
-    """The panel under another title."""
-    return replace(panel, title=title)

@@ -35,13 +35,9 @@ def _start(results: Results, model: Model) -> Model | None:
     if model.stage != "dpo" or len(model.lineage) < 2:
         return None
     before = model.lineage[1]
-    return next((m for m in results.models if m.lineage and _same(m.lineage[0], before)), None)
-
-
-def _same(one: object, other: object) -> bool:
-    return (getattr(one, "step", None), getattr(one, "fingerprint", "")) == (
-        getattr(other, "step", None),
-        getattr(other, "fingerprint", ""),
+    made = (before.step, before.fingerprint)
+    return next(
+        (m for m in results.models if m.lineage and (m.lineage[0].step, m.lineage[0].fingerprint) == made), None
     )
 
 
@@ -50,8 +46,8 @@ def _average(results: Results, model: Model) -> Cell:
     return Cell(f"{model.label}: {number(own.value, own.stderr, points=True)}" if own else MISSING)
 
 
-def _change(found: Difference | None, points: bool = True) -> Cell:
-    return Cell(MISSING if found is None else number(found.value, found.stderr, points=points, sign=True))
+def _change(found: Difference | None) -> Cell:
+    return Cell(MISSING if found is None else number(found.value, found.stderr, points=True, sign=True))
 
 
 def robustness_table(parts: Sequence[Part]) -> Table:

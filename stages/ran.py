@@ -70,9 +70,12 @@ def run_hash(folder: Path) -> str:
 def _entries(folder: Path) -> list[dict[str, Any]]:
     file = folder / FILE
     try:
-        return json.loads(file.read_text(encoding="utf-8"))["steps"] if folder.is_dir() else []
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{file}: is not the record of a run ({error}); run its recipe again") from None
+        entries: list[dict[str, Any]] = json.loads(file.read_bytes())["steps"] if folder.is_dir() else []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{file}: is not the record of a run ({error!r}); run its recipe again") from None
+    if any("labels" not in entry for entry in entries):
+        raise BadInput(f"{file}: was left by an older version, which did not note the cells; run its recipe again")
+    return entries
 
 
 def _manifest(folder: Path, entry: dict[str, Any]) -> dict[str, Any]:

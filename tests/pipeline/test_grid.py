@@ -172,6 +172,18 @@ def test_a_report_joins_runs(world: Path) -> None:
         (world / "r.yaml").write_text(JOINED)
         assert json.loads(command(world, "--plan", "--json").stdout)["steps"][0]["state"] == "run"
         assert re.search(r"small: no result of .*without=all\]", command(world).stdout)
+        record = world / "runs/small/run.json"
+        whole = record.read_text()
+        for broken, says in (
+            ("{", "is not the record of a run"),
+            (whole.replace('"labels"', '"l"'), "an older version"),
+        ):
+            record.write_text(broken)
+            done = command(world)
+            assert done.returncode == 2
+            assert f"r.yaml:5:12: stages.report.runs.0.run: {record}: " in done.stderr
+            assert says in done.stderr
+        record.write_text(whole)
     finally:
         (world / "r.yaml").write_text(recipe)
 

@@ -237,11 +237,10 @@ def _tokens(row: Record) -> Tokens:
 
 def pair(row: Record) -> Pair:
     """A preference row. Whole conversations that begin alike hold their prompt themselves, whatever `prompt` says."""
-    parts = {name: text_or_messages(row, name) for name in ("chosen", "rejected")}
-    if all(isinstance(part, list) and len(part) > 1 for part in parts.values()) and _is_text_or_none(row, "prompt"):
-        parts |= _split_prompt(parts["chosen"], parts["rejected"])  # type: ignore[arg-type]
+    if _holds_its_prompt(row):
+        parts = _split_prompt(messages(row, "chosen"), messages(row, "rejected"))
     else:
-        parts["prompt"] = text_or_messages(row, "prompt")
+        parts = {name: text_or_messages(row, name) for name in ("prompt", "chosen", "rejected")}
     if len({isinstance(part, str) for part in parts.values()}) > 1:
         raise BadRow(None, "prompt, chosen and rejected are not of one kind; make all text or all lists of messages")
     if parts["chosen"] == parts["rejected"]:
@@ -250,8 +249,11 @@ def pair(row: Record) -> Pair:
     return Pair(parts["prompt"], parts["chosen"], parts["rejected"], given)
 
 
-def _is_text_or_none(row: Record, column: str) -> bool:
-    return isinstance(row.get(column), str | None)
+def _holds_its_prompt(row: Record) -> bool:
+    """Whether chosen and rejected are conversations of several messages, and there are no messages as prompt."""
+    answers = [row.get(name) for name in ("chosen", "rejected")]
+    several = all(isinstance(answer, list) and len(answer) > 1 for answer in answers)
+    return several and isinstance(row.get("prompt"), str | None)
 
 
 def _split_prompt(chosen: Messages, rejected: Messages) -> dict[str, Text]:

@@ -52,7 +52,7 @@ def read_run(folder: Path) -> Ran:
             entry["labels"],
         )
 
-    scores = {entry["step"]: result(entry) for entry in made.values()}
+    scores = {entry["step"]: result(entry) for entry in entries if entry["path"]}
     return Ran(
         folder.name,
         {step: given for step, given in scores.items() if "results" in given.metrics},

@@ -6,7 +6,6 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 
-from stages.report.gains import by_benchmark
 from stages.report.parts import Part
 from stages.report.tables import MISSING, Cell, Table
 
@@ -65,7 +64,7 @@ def ranks(pairs: Sequence[tuple[float, float]]) -> tuple[float | None, float | N
 
 def _points(part: Part) -> Iterator[Point]:
     """What one run says of its data, its benchmarks and its model."""
-    grids = by_benchmark(part)
+    grids = part.by_benchmark
     if not grids:
         return
     weight = _mean([panel.best[0] for _, panel in grids])

@@ -53,7 +53,7 @@ def pair_text(pair: Pair) -> str:
 def mean_gain(grids: Sequence[Panel]) -> float | None:
     """The mean over panels of the best pair's relative gain over (0, 1); None where a panel has none, or there is no
     panel."""
-    gains = [panel.gain(panel.cells[panel.best]) for panel in grids]
+    gains = [panel.best_gain for panel in grids]
     known = [gain for gain in gains if gain is not None]
     return math.fsum(known) / len(known) if known and len(known) == len(gains) else None
 
@@ -84,16 +84,16 @@ def gains_table(grids: Sequence[Grid], published: Sequence[Panel], missing: Sequ
     return Table(heads, rows)
 
 
-def _gains_row(grid: Grid, beside: dict[tuple[str | None, str | None], Panel]) -> list[Cell]:
+def _gains_row(grid: Grid, beside: dict[Called, Panel]) -> list[Cell]:
     panel, best = grid.panel, grid.panel.best
-    gain = panel.gain(panel.cells[best])
+    gain = panel.best_gain
     found = gap(grid.part.results, panel, best) if grid.part else None
     row = [Cell(panel.title), Cell(str(len(panel.cells))), _mean(panel, None), _mean(panel, CONVENTIONAL)]
     row += [_mean(panel, best, grid.part), Cell(pair_text(best)), Cell(percent(gain))]
     row.append(Cell(p_text(chance(panel, best, found))))
     if beside:
         other = beside.get(panel.called)
-        its = other.gain(other.cells[other.best]) if other else None
+        its = other.best_gain if other else None
         both = gain is not None and its is not None
         row += _published_cells(other)
         row.append(Cell(f"{100 * (gain - its):+.2f} points" if both else MISSING))  # type: ignore[operator]
@@ -104,7 +104,7 @@ def _published_cells(panel: Panel | None) -> list[Cell]:
     """IT, the best pair, its weights and its gain as they were published."""
     if panel is None:
         return [Cell(MISSING)] * 4
-    gain = panel.gain(panel.cells[panel.best])
+    gain = panel.best_gain
     best = [Cell(pair_text(panel.best)), Cell(percent(gain))]
     return [_mean(panel, CONVENTIONAL), _mean(panel, panel.best), *best]
 
@@ -184,25 +184,14 @@ def _score(results: Results, models: list[Model], column: Column | None) -> Cell
     return Cell(number(over_seeds.mean, error, points=True), link=link)
 
 
-def by_benchmark(part: Part) -> list[tuple[str, Panel]]:
-    """The part's grids under each benchmark that its average is made of, with the benchmark's name."""
-    columns = averaged(part.results)
-    labels = column_labels(part.results, columns, with_metric=False)
-    return [
-        (label, panel)
-        for label, column in zip(labels, columns, strict=True)
-        for panel in panels(part.results, column, part.called)
-    ]
-
-
 def best_table(parts: Sequence[Part]) -> Table:
     """The best pair of each grid under each benchmark, with its gain over IT there."""
-    labels = list(dict.fromkeys(label for part in parts for label, _ in by_benchmark(part)))
+    labels = list(dict.fromkeys(label for part in parts for label, _ in part.by_benchmark))
     rows: dict[str, dict[str, Cell]] = {}
     best: dict[str, list[float]] = {}
     for part in parts:
-        for label, panel in by_benchmark(part):
-            text = f"{pair_text(panel.best)} {percent(panel.gain(panel.cells[panel.best]))}"
+        for label, panel in part.by_benchmark:
+            text = f"{pair_text(panel.best)} {percent(panel.best_gain)}"
             rows.setdefault(panel.title, {})[label] = Cell(text)
             best.setdefault(label, []).append(panel.best[0])
     table = [[Cell(title), *(cells.get(label, Cell(MISSING)) for label in labels)] for title, cells in rows.items()]

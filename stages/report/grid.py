@@ -17,6 +17,8 @@ CONVENTIONAL = (0.0, 1.0)
 FEWEST = 2
 """Values of either weight that make a grid."""
 
+LUCK = "The best of many is above the rest by luck, too."
+
 Pair = tuple[float, float]
 Called = tuple[str | None, str | None]
 
@@ -75,6 +77,11 @@ class Panel:
         """(x - IT) / IT of the means; None where (0, 1) was not measured, or is 0."""
         it = self.conventional
         return (cell.mean - it.mean) / it.mean if it and it.mean else None
+
+    @property
+    def best_gain(self) -> float | None:
+        """That of the best pair."""
+        return self.gain(self.cells[self.best])
 
 
 def panels(results: Results, column: Column | None = None, called: Called = (None, None)) -> list[Panel]:
@@ -150,7 +157,7 @@ def grid_table(panel: Panel) -> Table:
 def grid_summary(results: Results, panel: Panel) -> str:
     """What the grid shows and what it does not, in words."""
     it, best = panel.conventional, panel.best
-    gain = panel.gain(panel.cells[best])
+    gain = panel.best_gain
     if it is None or gain is None:
         return f"{panel.title}: (0, 1), conventional instruction tuning, was not measured, so no gain can be told."
     others = [pair for pair in panel.cells if pair != CONVENTIONAL]
@@ -162,7 +169,7 @@ def grid_summary(results: Results, panel: Panel) -> str:
         f"a relative gain of {100 * gain:+.1f} %.",
         f"{len(above)} of the other {len(others)} pairs average above (0, 1), {len(clear)} of them by more than two "
         "standard errors.",
-        "The best of many is above the rest by luck, too.",
+        LUCK,
     ]
     floor = panel.cells.get((0.0, 0.4))
     if floor:

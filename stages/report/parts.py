@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from stages.base import Input
 from stages.ran import read_run
+from stages.report.averages import averaged
 from stages.report.config import PUBLISHED, RUN, ReportStage
 from stages.report.grid import Called, Panel, panels
 from stages.report.results import Model, Results, find_baseline, read
+from stages.report.tables import column_labels
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,17 @@ class Part:
     def name(self) -> str:
         """What to call it where it has no grid."""
         return ", ".join(filter(None, self.called)) or self.run or ""
+
+    @cached_property
+    def by_benchmark(self) -> list[tuple[str, Panel]]:
+        """The grids under each benchmark that the average is made of, with the benchmark's name."""
+        columns = averaged(self.results)
+        labels = column_labels(self.results, columns, with_metric=False)
+        return [
+            (label, panel)
+            for label, column in zip(labels, columns, strict=True)
+            for panel in panels(self.results, column, self.called)
+        ]
 
 
 def own_part(inputs: Mapping[str, Input], config: ReportStage) -> Part:

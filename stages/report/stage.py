@@ -18,14 +18,13 @@ from stages.report.gains import (
     Grid,
     benchmark_table,
     best_table,
-    by_benchmark,
     gains_table,
     mean_gain,
     pair_text,
     percent,
     shares_table,
 )
-from stages.report.grid import Panel, grid_summary, grid_table
+from stages.report.grid import LUCK, Panel, grid_summary, grid_table
 from stages.report.heatmap import heatmaps
 from stages.report.page import Page, Picture, Section, html, latex, markdown
 from stages.report.parts import Part, joined_parts, own_part
@@ -104,19 +103,15 @@ def _summary(own: Part, parts: list[Part], grids: list[Grid], missing: list[str]
         said.append(grid_summary(grids[0].part.results, grids[0].panel))
     elif grids:
         gain = mean_gain([grid.panel for grid in grids])
-        most = max(grids, key=lambda grid: _gain(grid.panel) or 0.0).panel
+        most = max(grids, key=lambda grid: grid.panel.best_gain or 0.0).panel
         said.append(
             f"Over {len(grids)} grids the best pair gains {percent(gain)} over conventional tuning (0, 1) on average; "
-            f"most in {most.title}: {percent(_gain(most))} with {pair_text(most.best)}. {LUCK}"
+            f"most in {most.title}: {percent(most.best_gain)} with {pair_text(most.best)}. {LUCK}"
         )
     if missing:
         lacking = sum(bool(part.missing) or not part.results.models for part in parts if part.run)
         said.append(f"Not complete: {lacking} of {sum(bool(part.run) for part in parts)} runs lack results.")
     return " ".join(filter(None, said)) or "There is nothing to compare yet."
-
-
-def _gain(panel: Panel) -> float | None:
-    return panel.gain(panel.cells[panel.best])
 
 
 def _overview(grids: list[Grid], gains: Table, missing: list[str]) -> Section:
@@ -131,7 +126,7 @@ def _heatmaps(grids: list[Grid], published: list[Panel]) -> list[Section]:
         return []
     shown = [grid.panel for grid in grids]
     if len(grids) == 1 and grids[0].part:
-        shown += [replace(panel, title=label) for label, panel in by_benchmark(grids[0].part)]
+        shown += [replace(panel, title=label) for label, panel in grids[0].part.by_benchmark]
     picture = Picture("heatmap", "The tables below as heatmaps, laid out alike", heatmaps(shown))
     made = [Section("Grid of weights", [(p.title, grid_table(p)) for p in shown], [HOW_GRIDS], [picture])]
     beside = [panel for panel in published if panel.called in {grid.panel.called for grid in grids}]
@@ -156,7 +151,7 @@ def _best(parts: list[Part], grids: list[Grid], with_paper: bool) -> Section:
     if not grids:
         return Section("Where the best weights lie")
     with_grids = [part for part in parts if part.grids]
-    benchmarks = [panel for part in with_grids for _, panel in by_benchmark(part)]
+    benchmarks = [panel for part in with_grids for _, panel in part.by_benchmark]
     tables = [("", best_table(with_grids))]
     tables.append(("Counted", shares_table([grid.panel for grid in grids], benchmarks, with_paper)))
     return Section("Where the best weights lie", tables, [HOW_BEST])
@@ -194,7 +189,6 @@ def _field(value: Any) -> str:
     return repr(value) if isinstance(value, float) else str(value)
 
 
-LUCK = "The best of many is above the rest by luck, too."
 HOW_TO_READ = (
     "Scores that are shares are in points (x 100), each ± its standard error over the benchmark's items. "
     "Bold is the best of a column; ≈ marks what lies within one standard error of the difference from it, "

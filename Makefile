@@ -1,9 +1,10 @@
 # make run    train, tune, benchmark and report: run-recipe recipes/wit_dpo.yaml
 # make test   the tests; make test-slow those that run the default recipe whole
+# make schema what editors and readers know of recipes: recipes/recipe.schema.json, docs/reference.md
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test test-slow lint types check lock
+.PHONY: run test test-slow lint types check schema lock
 run: .venv/installed
 	$(BIN)/run-recipe recipes/wit_dpo.yaml
 
@@ -21,6 +22,10 @@ types: .venv/installed
 	$(BIN)/mypy
 
 check: lint types test
+
+schema: .venv/installed
+	$(BIN)/python -m pipeline.schema
+	$(BIN)/python -m pipeline.reference
 
 .venv/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \

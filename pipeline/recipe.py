@@ -57,7 +57,8 @@ class RecipeHead(Config):
     model: str | None = None
     """The base model: a hub id, a path relative to the recipe, or pypi:PACKAGE==VERSION#MEMBER@sha256:HEX."""
     matrix: dict[str, Any] | None = None
-    """Axes and their values, for a grid of cells; pipeline.matrix says more."""
+    """Axes and their values, for a grid of cells; stages refer to the cell's value as ${matrix.AXIS}. `exclude` leaves
+    cells out, `include` adds some: lists of {AXIS: value}."""
 
 
 @dataclass(frozen=True)

@@ -208,7 +208,7 @@ def describe() -> dict[str, dict[str, list[str]]]:
     fields = [name for name in vars(GenerationConfig()) if not name.startswith("_")]
     described["gen_kwargs"] = {name: ["any"] for name in sorted((*fields, *OF_LM_EVAL))}
     actions = [action for action in launch_command_parser()._actions if action.option_strings]
-    described["launch"] = {_flag(action): _takes(action) for action in actions if action.dest != "help"}
+    described["launch"] = {flag(action): _takes(action) for action in actions if action.dest != "help"}
     return described
 
 
@@ -236,7 +236,7 @@ def _chosen(names: list[str], choices: list[str]) -> list[str]:
     return names
 
 
-def _flag(action: argparse.Action) -> str:
+def flag(action: argparse.Action) -> str:
     """`num_processes` of the option `--num_processes`."""
     return next(name for name in action.option_strings if name.startswith("--"))[2:].replace("-", "_")
 

@@ -50,6 +50,7 @@ class CharacteristicsStage(EvaluationStage):
     runner: ClassVar[str] = "stages.characteristics.stage:run"
 
     sets: list[PromptSet] = Field(min_length=1)
+    """The prompts to describe, by where they come from."""
     options: Options = Options()
 
     @field_validator("sets")

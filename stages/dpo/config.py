@@ -48,7 +48,7 @@ class DPOStage(TrainingStage):
 
     data: DPOData
     train: DPOOptions = Field(default_factory=DPOOptions)
-    """Fields of TRL's DPOConfig; stages.options says which are refused, and why."""
+    """Fields of TRL's DPOConfig; the few that would work against the pipeline are refused, with the reason."""
 
     @model_validator(mode="after")
     def _losses_fit(self) -> Self:

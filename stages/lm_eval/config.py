@@ -130,6 +130,7 @@ class LMEvalStage(EvaluationStage):
     runner: ClassVar[str] = "stages.lm_eval.stage:run"
 
     tasks: list[Task] = Field(min_length=1)
+    """Benchmarks: tasks, groups or tags of lm-eval, or of the folder `include_path`."""
     include_path: str | None = None
     """A folder of one's own task files. Their Python functions and templates run: include only what you trust."""
     options: Options = Options()

@@ -58,7 +58,7 @@ class ReportStage(StageConfig):
             raise ValueError(f"named more than once: {', '.join(repeated)}")
         return names
 
-    @field_validator("runs", mode="before")
+    @field_validator("runs", mode="before", json_schema_input_type=list[str | JoinedRun])
     @classmethod
     def _a_name_is_a_run(cls, runs: Any) -> Any:
         return [{"run": each} if isinstance(each, str) else each for each in runs] if isinstance(runs, list) else runs

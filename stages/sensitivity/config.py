@@ -98,6 +98,7 @@ class SensitivityStage(EvaluationStage):
     runner: ClassVar[str] = "stages.sensitivity.stage:run"
 
     prompts: list[Prompts] = Field(min_length=1)
+    """Files of prompts with the same intent, and how they are asked."""
     options: Options = Options()
     seed: int = 23
     """Of the spelling errors."""

@@ -73,7 +73,7 @@ class SFTStage(TrainingStage):
     data: SFTData
     weights: Weights
     train: SFTOptions = Field(default_factory=SFTOptions)
-    """Fields of TRL's SFTConfig; stages.options says which are refused, and why."""
+    """Fields of TRL's SFTConfig; the few that would work against the pipeline are refused, with the reason."""
     random_init: bool = False
     """Pre-train: start from random weights, drawn from the model's config and the seed."""
 

@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from trl import DPOConfig, SFTConfig
 
+from stages.option_help import HELP, OF_THE_STAGE, collect
 from stages.options import LIST, RESERVED, RESERVED_LAUNCH, RESERVED_LORA, RESERVED_SFT, describe, options
+from stages.training import arguments
 
 
 def test_the_list_is_fresh() -> None:
     """Where this fails: python -m stages.options"""
     assert json.loads(LIST.read_text()) == describe()
+
+
+def test_what_the_libraries_say_of_their_options_is_fresh() -> None:
+    """Where this fails: python -m stages.option_help, then make schema"""
+    said = json.loads(json.dumps(collect()))
+    assert json.loads(HELP.read_text()) == said
+    defaults = [cls.__dataclass_fields__["learning_rate"].default for cls in (SFTConfig, DPOConfig)]
+    assert [said[name]["learning_rate"][0] for name in ("SFTConfig", "DPOConfig")] == defaults
+    assert said["LoraConfig"]["r"] == [8, "Lora attention dimension"]
+    untold = [name for name, (_, text) in said["launch"].items() if not text]
+    assert untold == []
+
+
+def test_what_a_stage_sets_itself_is_said(tmp_path: Path) -> None:
+    """All but what is refused under `train`, and what TRL's own default is."""
+    context: Any = SimpleNamespace(checkpoints=tmp_path, config=SimpleNamespace(seed=23))
+    defaults = {field.name: field.default for field in dataclasses.fields(SFTConfig)}
+    own = {name for name, value in arguments(context, {}).items() if value != defaults[name]} - set(RESERVED)
+    assert own
+    assert own <= set(OF_THE_STAGE) <= set(options("SFTConfig").model_fields)
 
 
 def test_reserved_fields_exist() -> None:

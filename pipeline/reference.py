@@ -132,10 +132,11 @@ def _rows(found: Schema, needed: Schema, definitions: Schema, prefix: str = "") 
         kind = f"[options](#{_anchor(_OPTIONS[library][1])})" if library else _type(value)
         yield f"{prefix}{name}", kind, default, meaning
         if inner and not library:
-            is_list = any("items" in choice for choice in value.get("anyOf", [value]))
-            below = needed.get("properties", {}).get(name, {})
-            below = below.get("items", {}) if is_list else below
-            yield from _rows(inner, below, definitions, f"{prefix}{name}{'[]' if is_list else ''}.")
+            mark, below = "", needed.get("properties", {}).get(name, {})
+            for key, its_mark in (("items", "[]"), ("additionalProperties", ".NAME")):
+                if any(isinstance(choice.get(key), dict) for choice in value.get("anyOf", [value])):
+                    mark, below = its_mark, below.get(key, {})
+            yield from _rows(inner, below, definitions, f"{prefix}{name}{mark}.")
 
 
 def _library(found: Schema | None, definitions: Schema) -> str | None:

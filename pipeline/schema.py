@@ -84,6 +84,8 @@ def schema() -> Schema:
     for each in definitions.values():
         if each.get("additionalProperties") is False:
             each.pop("required", None)
+    stages = {"minProperties": 1, "additionalProperties": _open(_ref("stage"))}
+    stages_laid_over = {"additionalProperties": _open(_ref("stage_laid_over"))}
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "description": "A recipe of run-recipe.",
@@ -91,13 +93,15 @@ def schema() -> Schema:
         "additionalProperties": False,
         "properties": {name: _open(value) for name, value in _at_the_top(head["properties"]).items()},
         "if": {"required": ["extends"]},
-        "then": {"properties": {"stages": {"additionalProperties": _open(_ref("stage_laid_over"))}}},
-        "else": {
-            "required": head["required"],
-            "properties": {"stages": {"minProperties": 1, "additionalProperties": _open(_ref("stage"))}},
-        },
+        "then": _with(stages_laid_over, _needed(head, found, whole=False)),
+        "else": _with(stages, _needed(head, found, whole=True)),
         "definitions": definitions,
     }
+
+
+def _with(stages: Schema, needed: Schema) -> Schema:
+    """What `needed` says of a recipe, and what `stages` says of its stages."""
+    return needed | {"properties": needed.get("properties", {}) | {"stages": stages}}
 
 
 def _at_the_top(properties: Schema) -> Schema:

@@ -76,6 +76,7 @@ RIGHT = {
     "nulls": GOOD.replace("train: {num_train_epochs: 1}", "train: {max_length: null}\n    lora: null"),
     "laid over another": "extends: r.yaml\nstages:\n  wit: {weights: {prompt: 1}, launch: {num_machines: 2}}\n",
     "with a kind, laid over another": "extends: r.yaml\nstages:\n  wit: {kind: sft, weights: {prompt: 1}}\n",
+    "no stages, laid over another": "extends: r.yaml\nstages: {}\n",
     "runs by name": "name: r\nstages:\n  report: {kind: report, runs: [other, {run: third, model_name: x}]}\n",
     "a list of choices": GOOD.replace("{train: ./pairs.jsonl}", "{train: ./p.jsonl}\n    train: {loss_type: [ipo]}"),
     "choices and patterns": GOOD.replace("epochs: 1}", "epochs: 1}\n    lora: {init_lora_weights: pissa_niter_16}"),

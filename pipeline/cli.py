@@ -11,11 +11,11 @@ import errno
 import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline import recipe as recipes
-from pipeline import record
+from pipeline import record, search
 from pipeline.cached import refresh, reports_of
 from pipeline.console import Console
 from pipeline.executors import Executor, LocalExecutor
@@ -76,30 +76,54 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     if options.status:
         return _status(options, cells[0].name, console)
     store = Store(options.runs / "store")
-    plan = make_plan(cells, Hashes(options.runs / "cache" / "hashes.json"), options.runs)
+    cells[0].problems.extend(search.problems_of(cells))
+    whole = make_plan(cells, Hashes(options.runs / "cache" / "hashes.json"), options.runs)
+    if options.preview:
+        return _preview(options, whole, store, console, _chosen(options, whole)[0])
+    if options.plan:
+        return _plan(options, search.plans(whole, cells, console, None), store, console)
+    if cells[0].search:  # what the last rung needs is looked at before the first one runs
+        Run(whole, store, options.runs, console, {step.name for step in whole.steps}, set()).prepare()
+    return _execute(options, search.plans(whole, cells, console, options.runs / cells[0].name), store, console)
+
+
+def _chosen(options: argparse.Namespace, plan: Plan) -> tuple[set[str], set[str]]:
+    """The names of the steps that may run, and of those that run although they are cached."""
     stage = plan.named(options.stage, "--stage")
     onward = plan.after(plan.named(options.from_, "--from"))
     forced = stage | onward | plan.named(options.force, "--force")
-    chosen = stage | onward if options.stage or options.from_ else {step.name for step in plan.steps}
-    if options.plan:
+    return stage | onward if options.stage or options.from_ else {step.name for step in plan.steps}, forced
+
+
+def _plan(options: argparse.Namespace, plans: Iterator[Plan], store: Store, console: Console) -> int:
+    for plan in plans:  # of a search, those whose steps have all run lead to the next
+        chosen, forced = _chosen(options, plan)
         refresh(plan, store, forced)
-        plan.require_inputs(chosen)
-        if options.json:
-            print(json.dumps(plan.as_json(chosen), indent=1))
-        else:
-            console.plan(plan, chosen)
-        return 0
-    if options.preview:
-        return _preview(options, plan, store, console, chosen)
-    run = Run(plan, store, options.runs, console, chosen, forced)
-    run.prepare()
-    cached = sum(step.state == "cached" for step in plan.steps)
-    console.say(f"{plan.recipe.name}: {len(plan.steps)} steps, {cached} cached")
-    console.asks(run.asks)
-    executor = _executor(options)
+        if any(step.state == "run" for step in plan.steps):
+            break
+    plan.require_inputs(chosen)
+    if options.json:
+        print(json.dumps(plan.as_json(chosen), indent=1))
+    else:
+        console.plan(plan, chosen)
+    return 0
+
+
+def _execute(options: argparse.Namespace, plans: Iterator[Plan], store: Store, console: Console) -> int:
+    status, executor, made = 0, None, set[str]()
     asked_to_end = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
-        status = run.execute(executor)
+        for plan in plans:
+            chosen, forced = _chosen(options, plan)
+            run = Run(plan, store, options.runs, console, chosen, forced - made)
+            made |= forced
+            run.prepare()
+            run.require_choice()
+            cached = sum(step.state == "cached" for step in plan.steps)
+            console.say(f"{plan.recipe.name}: {len(plan.steps)} steps, {cached} cached")
+            console.asks(run.asks)
+            executor = executor or _executor(options)
+            status = max(status, run.execute(executor))
     finally:
         signal.signal(signal.SIGTERM, asked_to_end)
         console.close()

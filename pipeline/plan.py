@@ -100,6 +100,8 @@ class Plan:
     """The content hash of everything found by reference, taken once; None where it is not known yet."""
     where: dict[Artifact, str] = field(default_factory=dict)
     """The place and key of the recipe that name it, for errors."""
+    later: set[str] = field(default_factory=set)
+    """The stages of which a search plans steps only when it has chosen their cells."""
 
     def named(self, names: Iterable[str], option: str) -> set[str]:
         """The names of the steps that `names`, stages or steps, stand for. Raises RecipeError."""
@@ -109,6 +111,8 @@ class Plan:
             for name in (step.stage, step.name):
                 known.setdefault(name, set()).add(step.name)
         for name in names:
+            if name.split("[")[0] in self.later:
+                continue
             if name not in known:
                 has = f"it has {', '.join(sorted(known))}"
                 raise RecipeError([f"{option} {name}: the recipe has no such stage{near(name, known)}; {has}"])
@@ -189,6 +193,13 @@ def beginning(source: Step | Artifact, paths: dict[Artifact, Path]) -> Path | No
     return paths[source]
 
 
+def step_name(stage: str, suffix: str, labels: Mapping[str, str]) -> str:
+    """`bench[wit,prompt=0.2]`: the stage, and in brackets the part of it and the cell."""
+    inner = [suffix[1:-1]] if suffix else []
+    inner += [described(labels)] if labels else []
+    return f"{stage}[{','.join(inner)}]" if inner else stage
+
+
 def _drop(dump: Any, path: list[str]) -> None:
     """Take out of `dump` the value at `path`."""
     *parents, last = path
@@ -253,7 +264,7 @@ class _Planner:
                 own |= recipe.axes[BASE] if need.value == BASE else axes.get(need.value, frozenset())
         axes[stage] = axes.get(stage, frozenset()) | own
         labels = {axis: value for axis, value in recipe.labels.items() if axis in own}
-        name = _name(stage, part.suffix, labels)
+        name = step_name(stage, part.suffix, labels)
         if name not in self.steps:
             inputs: dict[str, Step | Artifact] = {}
             for input_name, need in part.needs.items():
@@ -331,13 +342,6 @@ class _Part:
     config: StageConfig
     needs: dict[str, Need]
     """With their keys as the whole stage states them, for the place in the recipe."""
-
-
-def _name(stage: str, suffix: str, labels: Mapping[str, str]) -> str:
-    """`bench[wit,prompt=0.2]`: the stage, and in brackets the part of it and the cell."""
-    inner = [suffix[1:-1]] if suffix else []
-    inner += [described(labels)] if labels else []
-    return f"{stage}[{','.join(inner)}]" if inner else stage
 
 
 def _check_model(artifact: Artifact, need: Need) -> None:

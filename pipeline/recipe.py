@@ -18,6 +18,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from pipeline.document import NotYAMLError, parse
 from pipeline.explain import explain, locations
+from pipeline.halving import Halving
 from pipeline.interpolation import Resolver
 from pipeline.matrix import Cell, cells_of, chosen
 from pipeline.near import near
@@ -59,6 +60,8 @@ class RecipeHead(Config):
     matrix: dict[str, Any] | None = None
     """Axes and their values, for a grid of cells; stages refer to the cell's value as ${matrix.AXIS}. `exclude` leaves
     cells out, `include` adds some: lists of {AXIS: value}."""
+    search: Halving | None = None
+    """Train and benchmark only the best cells of the matrix, found by successive halving, in place of all."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,8 @@ class Recipe:
     be right."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Axis of the matrix -> the cell's value on it, as a person writes it."""
+    search: Halving | None = None
+    """How the cells that are run in full are chosen; None: all are."""
     axes: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Stage, or `base` for the model -> the axes on which its own section depends."""
 
@@ -219,7 +224,15 @@ class _Reader:
         reference = str(model.content) if model and model.content is not None else None
         name = tree.child("name")
         return Recipe(
-            str(name.content if name else None), seed, reference, stages, places, [], broken, cell.labels, axes
+            name=str(name.content if name else None),
+            seed=seed,
+            model=reference,
+            stages=stages,
+            places=places,
+            broken=broken,
+            labels=cell.labels,
+            search=head.search if head else None,
+            axes=axes,
         )
 
     def _seed_axes(self, section: Node, config: StageConfig | None, tree: Node) -> frozenset[str]:

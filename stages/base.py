@@ -6,8 +6,9 @@ runs lives in its package's `stage.py`, imported only by the worker process that
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -100,6 +101,10 @@ class StageConfig(Config):
     shows `count` rows as they would be trained on; imported only in a worker. `paths` are the inputs; the model is
     the one that the stage's chain begins with, for the later ones need not be made yet."""
 
+    compared_by: ClassVar[Mapping[str, Literal["lowest", "highest"]]] = {}
+    """Metrics on its own evaluation data by which a search may choose among cells, the first by default, with which
+    value is best; none where a stage cannot be searched over."""
+
     resources: Resources = Resources()
     """What each of its steps takes of a machine; no part of a fingerprint."""
 
@@ -132,6 +137,10 @@ class StageConfig(Config):
         """What each of its steps will ask of a service that may charge for it, a line for each kind; `files` are those
         of the `data` needs that are here."""
         return []
+
+    def shortened(self, share: Fraction) -> Self:
+        """This stage with that share of its training, for a search; only where `compared_by` names metrics."""
+        raise NotImplementedError
 
     def split(self) -> dict[str, Self]:
         """The steps this stage is made of: suffix -> config. Most stages are one step, with the suffix ''."""

@@ -180,7 +180,7 @@ def train(
         "notes": checkpoints.notes,
     }
     if trainer.eval_dataset is not None:
-        metrics["eval_loss"] = trainer.evaluate()["eval_loss"]
+        metrics |= {name: value for name, value in _timeless(trainer.evaluate()).items() if name != "epoch"}
     for name in ("train_loss", "eval_loss"):
         if not math.isfinite(metrics.get(name, 0.0)):
             raise BadInput(f"the {name} is {metrics[name]}; lower train.learning_rate or look at the rows")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -97,6 +98,10 @@ _READ: set[tuple[str, str, str, Path]] = set()
 """Kind, data section, part and file of the rows that this process has found to be right: a grid's cells share them."""
 
 
+DEFAULT_EPOCHS = 3.0
+"""transformers' own num_train_epochs."""
+
+
 class TrainingStage(StageConfig):
     """A stage that starts from a model and publishes a trained one."""
 
@@ -155,6 +160,18 @@ class TrainingStage(StageConfig):
     def processes(self) -> int:
         """How many processes a step of this stage runs in on this machine."""
         return 1 if self.launch is None else self.launch.here
+
+    def shortened(self, share: Fraction) -> Self:
+        """This stage with that share of its steps or epochs, and of its warm-up: the whole schedule, compressed."""
+        train: Options = self.train  # type: ignore[attr-defined]
+        given = train.model_dump()
+        if given.get("max_steps", -1) > 0:
+            changed: dict[str, Any] = {"max_steps": max(1, round(given["max_steps"] * share))}
+        else:
+            changed = {"num_train_epochs": float((given.get("num_train_epochs") or DEFAULT_EPOCHS) * share)}
+        if (warmup := given.get("warmup_steps") or 0) >= 1:  # below 1 it is a share itself
+            changed["warmup_steps"] = float(max(1, round(warmup * share)))
+        return self.model_copy(update={"train": train.model_copy(update=changed)})
 
     def foreign_code(self, files: dict[str, Path]) -> list[str]:
         """The model's, where it is trusted."""

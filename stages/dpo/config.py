@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -43,8 +43,13 @@ class DPOStage(TrainingStage):
     """Direct preference optimisation; the reference is the model it starts from."""
 
     kind: ClassVar[str] = "dpo"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     runner: ClassVar[str] = "stages.dpo.stage:run"
+    compared_by: ClassVar[Mapping[str, Literal["lowest", "highest"]]] = {
+        "eval_loss": "lowest",
+        "eval_rewards/accuracies": "highest",
+        "eval_rewards/margins": "highest",
+    }
 
     data: DPOData
     train: DPOOptions = Field(default_factory=DPOOptions)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -66,9 +66,14 @@ class SFTStage(TrainingStage):
     """Weighted instruction tuning of a model."""
 
     kind: ClassVar[str] = "sft"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     runner: ClassVar[str] = "stages.sft.stage:run"
     previewer: ClassVar[str | None] = "stages.sft.preview:preview"
+    compared_by: ClassVar[Mapping[str, Literal["lowest", "highest"]]] = {
+        "eval_completion_loss": "lowest",
+        "eval_prompt_loss": "lowest",
+    }
+    """Without weights: the WIT loss itself, eval_loss, cannot be compared between cells of other weights."""
 
     data: SFTData
     weights: Weights

@@ -1,0 +1,175 @@
+"""What README and docs/ tell a reader to do works: every command in them is run or looked up, every recipe is read.
+
+A command that would train or fetch is run with --plan, which reads the recipe and every option and plans every step;
+`make test-slow` runs the default recipe whole.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline import cli
+from pipeline import recipe as recipes
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PROGRAMS = ("run-recipe", "pytest", "python", "make", "pip", "RAY_ADDRESS=head:6379")
+NOT_RUN = {
+    "make test": "would run this",
+    "make lock": "needs uv",
+    "python benchmarks/main_job.py RECIPE": "a form, whose parts are run",
+}
+INSTEAD = ("--plan", "--verify", "--status", "--help", "--preview", "--estimate")
+"""Options with which a command is quick as it stands."""
+
+
+COUNT = """
+import contextlib, io, json, shlex, sys
+import pytest
+
+class Counter:
+    def pytest_collection_finish(self, session):
+        self.found = len(session.items)
+
+counts = {}
+for line in json.load(sys.stdin):
+    counter = Counter()
+    with contextlib.redirect_stdout(io.StringIO()):
+        pytest.main(["--collect-only", "-p", "no:cacheprovider", *shlex.split(line)[1:]], [counter])
+    counts[line] = counter.found
+print(json.dumps(counts))
+"""
+
+
+def code_of(page: Path) -> Iterator[str]:
+    """Every line of code and every piece of it within a line, without comments."""
+    text = page.read_text(encoding="utf-8")
+    for fenced in re.findall(r"```(?:bash|sh|console)?\n(.*?)```", text, re.DOTALL):
+        yield from fenced.splitlines()
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    yield from re.findall(r"^(?: {4,})(.+)$", text, re.MULTILINE)
+    yield from (piece.replace("\n", " ") for piece in re.findall(r"`([^`]+)`", text))
+
+
+def commands_of(page: Path) -> list[str]:
+    """The commands in a page."""
+    lines = (re.sub(r"\s+#\s.*", "", line).strip().removeprefix("$ ") for line in code_of(page))
+    return list(dict.fromkeys(line for line in lines if line.split(" ")[0] in PROGRAMS and line not in PROGRAMS[1:]))
+
+
+def recipes_of(page: Path) -> list[str]:
+    """The recipes in a page, whole ones and stages of one."""
+    return [textwrap.dedent(text) for text in re.findall(r"```yaml\n(.*?)```", page.read_text("utf-8"), re.DOTALL)]
+
+
+def whole(text: str) -> str:
+    """A recipe around what a page shows of one."""
+    values = yaml.safe_load(text)
+    if "kind" in next(iter(values.values())):
+        values = {"stages": values}
+    if "stages" in values or "extends" in values:
+        values = {"name": "shown", "model": "org/model"} | values
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+COMMANDS = [pytest.param(page, line, id=f"{page.stem}: {line}") for page in PAGES for line in commands_of(page)]
+RECIPES = [pytest.param(page, text, id=f"{page.stem}-{i}") for page in PAGES for i, text in enumerate(recipes_of(page))]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder like a clone, in which what a command leaves is not left to the next."""
+    for name in ("recipes", "docs", "tests", "benchmarks", "pipeline", "stages", "Makefile", "pyproject.toml"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "runs/store").mkdir(parents=True)
+    (tmp_path / "runs/mine").mkdir()
+    (tmp_path / "runs/mine/wit").symlink_to(ROOT / "recipes/pocket/model")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def collected() -> dict[str, int]:
+    """Each call of pytest that is shown -> how many tests it chooses."""
+    lines = [param.values[1] for param in COMMANDS if str(param.values[1]).startswith("pytest ")]
+    call = [sys.executable, "-c", COUNT]
+    done = subprocess.run(call, input=json.dumps(lines), capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    counts: dict[str, int] = json.loads(done.stdout)
+    return counts
+
+
+def test_there_is_something_to_run() -> None:
+    assert len(COMMANDS) > 40
+    assert len(RECIPES) > 10
+
+
+@pytest.mark.parametrize(("page", "text"), RECIPES)
+def test_a_recipe_that_is_shown_is_read(page: Path, text: str, folder: Path) -> None:
+    (folder / "shown.yaml").write_text(whole(text))
+    found = recipes.load(Path("shown.yaml"))
+    foreign = [problem for problem in found[0].problems if "'bits' is unknown" not in problem.text]  # docs/stages.md's
+    assert foreign == []
+
+
+@pytest.mark.parametrize(("page", "line"), COMMANDS)
+def test_a_command_that_is_shown_works(
+    page: Path, line: str, folder: Path, collected: dict[str, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    if line in NOT_RUN:
+        return
+    words = [word for word in shlex.split(line) if "=" not in word or not word.split("=")[0].isupper()]
+    program, *arguments = words
+    if program == "run-recipe":
+        run_recipe(page, arguments, folder, capsys)
+    elif program == "pytest":
+        assert collected[line] > 0, "it chooses no test"
+    elif program == "python":
+        assert arguments[0] == "-m"
+        assert callable(importlib.import_module(arguments[1]).main)
+    elif program == "make":
+        assert subprocess.run(["make", "-n", *arguments], capture_output=True, check=False, cwd=ROOT).returncode == 0
+    else:
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        for asked in re.findall(r"\.\[([\w,]+)\]", line):
+            assert set(asked.split(",")) <= extras.keys()
+
+
+def run_recipe(page: Path, arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command itself; of a recipe that stands for the reader's own, with one that the page shows."""
+    for index, word in enumerate(arguments):
+        if word in ("R.yaml", "RECIPE", "R", "mine.yaml"):
+            arguments[index] = stand_in(page, arguments, folder)
+    if arguments and not set(arguments) & set(INSTEAD):
+        arguments = [*arguments, "--plan"]
+    status, said = cli.main(arguments), capsys.readouterr().err
+    if "--status" in arguments:
+        assert (status, "has left nothing to tell" in said) == (2, True)
+    elif status == 2:  # a single stage, with nothing made before it
+        assert re.search("make it first by run-recipe", said), said
+    else:
+        assert status == 0, said
+
+
+def stand_in(page: Path, arguments: list[str], folder: Path) -> str:
+    """A recipe in the place of the reader's own."""
+    if page.stem == "grid":
+        text = whole(recipes_of(page)[0])
+        for name in re.findall(r"\./(\w+\.jsonl)", text):
+            (folder / name).write_text('{"prompt": "a", "completion": "b"}\n')
+    else:
+        text = f"extends: recipes/{'pocket_grid' if '--cells' in arguments else 'wit_dpo'}.yaml\n"
+    (folder / "shown.yaml").write_text(text)
+    return "shown.yaml"

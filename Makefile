@@ -1,10 +1,11 @@
 # make run    train, tune, benchmark and report: run-recipe recipes/wit_dpo.yaml
 # make test   the tests; make test-slow those that run the default recipe whole
+# make bench  the README's figures, or some of them: make bench BENCH='loss prepare'
 # make schema what editors and readers know of recipes: recipes/recipe.schema.json, docs/reference.md
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test test-slow lint types check schema lock
+.PHONY: run test test-slow lint types check bench schema lock
 run: .venv/installed
 	$(BIN)/run-recipe recipes/wit_dpo.yaml
 
@@ -22,6 +23,10 @@ types: .venv/installed
 	$(BIN)/mypy
 
 check: lint types test
+
+BENCH ?= loss throughput prepare posix overhead scale estimate
+bench: .venv/installed
+	@for each in $(BENCH); do echo "python -m benchmarks.$$each"; $(BIN)/python -m benchmarks.$$each || exit 1; done
 
 schema: .venv/installed
 	$(BIN)/python -m pipeline.schema

@@ -121,10 +121,6 @@ def test_a_later_stage_cannot_run_before_it_is_chosen_what_on(world: Path) -> No
         ("stages.wit.data.eval=null", "name them as stages.wit.data.eval"),
         ("matrix=null", "search: chooses among the cells of a matrix"),
         ("matrix.search=[1, 2]", "matrix.search: has the name of what a search adds"),
-        (
-            "{matrix.items: [1, 2], search.over: [items]}",
-            "'items' changes nothing in the training of wit; leave it out",
-        ),
     ],
 )
 def test_a_wrong_search_is_told_before_anything_runs(world: Path, change: str, said: str) -> None:
@@ -172,4 +168,4 @@ def test_the_schedule_is_compressed_not_cut(train: dict[str, Any], short: dict[s
 
 
 def test_the_library_trains_for_as_many_epochs_by_default(tmp_path: Path) -> None:
-    assert SFTConfig(output_dir=str(tmp_path)).num_train_epochs == DEFAULT_EPOCHS
+    assert SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False).num_train_epochs == DEFAULT_EPOCHS

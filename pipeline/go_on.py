@@ -23,7 +23,7 @@ def command_to_go_on(options: argparse.Namespace, left: Collection[str], forced:
     """
     only = bool(options.stage or options.from_)
     named = [(("--stage" if only else "--force"), step) for step in left if only or step in forced]
-    if len(named) > MOST_NAMED:
+    if not left or len(named) > MOST_NAMED:
         given = {"--stage": options.stage, "--from": options.from_, "--force": options.force}
         named = [(flag, name) for flag, names in given.items() for name in names]
     named += [("--cells", cells) for cells in options.cells]

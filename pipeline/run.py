@@ -148,7 +148,7 @@ class Run:
 
     def unmade(self) -> list[str]:
         """The steps that were to be made and have no result."""
-        return [step.name for step in self.plan.steps if self._state(step) in UNMADE]
+        return [step["step"] for step in self.record.steps.values() if step["state"] in UNMADE]
 
     def _todo(self) -> list[Step]:
         return [step for step in self.plan.steps if step.name in self.chosen and step.state == "run"]

@@ -60,8 +60,9 @@ class View(Progress):
         self.update(self._by_step[step], completed=done, total=total if total > 1 else None, note=safe(note))
 
     def end_step(self, step: str) -> None:
-        """Take the step's bar away, if it has one."""
+        """Take the step's bar away, if it has one, once it was seen where it ended."""
         if step in self._by_step:
+            self.refresh()
             self.remove_task(self._by_step.pop(step))
 
     def get_renderables(self) -> Iterable[RenderableType]:
@@ -103,7 +104,7 @@ def _bar(task: Task, name: int, bar: int, count: int) -> Table:
         *([(bar, BarColumn(bar_width=bar).render(task))] if bar >= SHORTEST_BAR else []),
         (count, Text(_count(task), justify="right")),
         (7, Text(_clock(task.elapsed))),
-        (12, Text(f"{_clock(task.time_remaining)} left" if task.total and task.time_remaining else "")),
+        (12, Text(f"{_clock(task.time_remaining)} left" if task.time_remaining is not None else "")),
     ]
     for columns, _ in cells:
         grid.add_column(width=columns, no_wrap=True, overflow="ellipsis")

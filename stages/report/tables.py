@@ -78,9 +78,10 @@ def main_table(results: Results, baseline: Model | None) -> Table:
 
 
 def best_first(results: Results, table: Table) -> Table:
-    """The main table with its rows by their average, highest first; those without one last, equal ones as they were."""
+    """The main table with its rows by their average, highest first; those without one last, equal ones as they were,
+    for which what floating point makes of equal sums is rounded away."""
     means = [average(results, model) for model in results.models]
-    order = sorted(range(len(means)), key=lambda i: -mean.value if (mean := means[i]) else math.inf)
+    order = sorted(range(len(means)), key=lambda i: -round(mean.value, 12) if (mean := means[i]) else math.inf)
     return Table(table.columns, [table.rows[i] for i in order])
 
 

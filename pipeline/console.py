@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ class Console:
 
     def say(self, text: str) -> None:
         """One line."""
-        self.rich.print(escape(text))
+        self._print(escape(text))
 
     def recipes(self, found: list[Found]) -> None:
         """The recipes near by, each on a line of its own."""
@@ -100,18 +101,18 @@ class Console:
             found.setdefault((step.stage, line), []).append(step.name)
         for (stage, line), steps in found.items():
             who = steps[0] if len(steps) == 1 else f"{stage} ({len(steps)} steps)"
-            self.rich.print(f"[yellow]{what}[/] {escape(who)}: {escape(line)}")
+            self._print(f"[yellow]{what}[/] {escape(who)}: {escape(line)}")
 
     def preview(self, text: str, page: Path) -> None:
         """What a stage would train on, as the stage has drawn it, and where it lies as a page."""
         self.rich.file.write(f"\n{text}\n")
         self.say(f"page: {page}")
 
-    def begin(self, steps: Mapping[str, dict[str, Any]], logs: Path, how_far: str) -> None:
+    def begin(self, steps: Mapping[str, dict[str, Any]], logs: Path) -> None:
         """Steps are about to run: `steps` is what run.json says of each, `logs` the folder that their output goes
         to."""
         if self._view:
-            self._view.steps, self._view.logs, self._view.how_far = steps, logs, how_far
+            self._view.steps, self._view.logs = steps, logs
             self._view.start()
         else:
             self.say(f"logs: {logs}/")
@@ -121,12 +122,12 @@ class Console:
         if self._view:
             self._view.begin_step(step)
         else:
-            self.rich.print(f"  [cyan]run[/]    {escape(step)} [dim]({escape(why)})")
+            self._print(f"  [cyan]run[/]    {escape(step)} [dim]({escape(why)})")
 
-    def how_far(self, text: str) -> None:
-        """How far the whole run is; shown on a terminal only."""
+    def how_far(self, text: Callable[[], str]) -> None:
+        """How far the whole run is; found out and shown on a terminal only."""
         if self._view:
-            self._view.how_far = text
+            self._view.how_far = text()
 
     def progress(self, step: str, done: int, total: int, note: str) -> None:
         """A running step got on; shown on a terminal only."""
@@ -136,11 +137,11 @@ class Console:
     def finished(self, step: str, seconds: float, notes: list[str], how_far: str) -> None:
         """A step has its result; `notes` are what its stage wants to be known of it, `how_far` says how far the run
         is."""
-        self.how_far(how_far)
+        self.how_far(lambda: how_far)
         self._end(step)
-        self.rich.print(f"  [green]done[/]   {escape(step)} [dim]{seconds:.1f} s ({escape(how_far)})")
+        self._print(f"  [green]done[/]   {escape(step)} [dim]{seconds:.1f} s ({escape(how_far)})")
         for note in notes:
-            self.rich.print(f"         [dim]{escape(note)}")
+            self._print(f"         [dim]{escape(note)}")
 
     def status(self, found: dict[str, Any]) -> None:
         """What run.json says of a run, for --status."""
@@ -158,13 +159,13 @@ class Console:
 
     def skipped(self, step: str, needs: list[str]) -> None:
         """A step cannot run, for what it needs failed."""
-        self.rich.print(f"  [yellow]skip[/]   {escape(step)}: needs {escape(', '.join(needs))}")
+        self._print(f"  [yellow]skip[/]   {escape(step)}: needs {escape(', '.join(needs))}")
 
     def failed(self, step: str, error: str, log: Path, mendable: bool) -> None:
         """A step failed; the rest of it is told when the run is at its end."""
         self._end(step)
         self._failures.append(Failure(step, error, log, mendable))
-        self.rich.print(f"  [red]failed[/] {escape(step)}: {escape(error)}")
+        self._print(f"  [red]failed[/] {escape(step)}: {escape(error)}")
 
     def not_made(self, steps: Iterable[dict[str, Any]], command: str) -> None:
         """At the end of a run, the steps that failed and why, what could not be made for want of them, and the command
@@ -173,12 +174,12 @@ class Console:
         skipped = sum(step["state"] == "skipped" for step in steps)
         also = f"; {skipped} more need them" if skipped else ""
         names = ", ".join(failure.step for failure in self._failures)
-        self.rich.print(f"\n[red]{len(self._failures)} failed[/]: {escape(names)}{also}")
+        self._print(f"\n[red]{len(self._failures)} failed[/]: {escape(names)}{also}")
         for failure in self._failures[:IN_FULL]:
-            self.rich.print(f"\n  [red]failed[/] {escape(failure.step)}: {escape(failure.error)}")
+            self._print(f"\n  [red]failed[/] {escape(failure.step)}: {escape(failure.error)}")
             for line in [] if failure.mendable else _last_words(failure):
-                self.rich.print(f"    [dim]{escape(line)}")
-            self.rich.print(f"    log: {escape(str(failure.log))}")
+                self._print(f"    [dim]{escape(line)}")
+            self._print(f"    log: {escape(str(failure.log))}")
         if len(self._failures) > IN_FULL:
             logs = self._failures[0].log.parent
             self.say(f"\n  and {len(self._failures) - IN_FULL} more, whose logs lie there too: {logs}/")
@@ -204,6 +205,12 @@ class Console:
         """Take the live view off the screen."""
         if self._view:
             self._view.stop()
+
+    def _print(self, text: str) -> None:
+        """One line, above the view where there is one: with its lock, or the view, drawn by its own thread between the
+        finding of its height and the writing of the line, would be erased from too far up."""
+        with self._view.live._lock if self._view else contextlib.nullcontext():
+            self.rich.print(text)
 
     def _end(self, step: str) -> None:
         if self._view:

@@ -126,7 +126,7 @@ class Run:
         self.store.sweep()
         self.record.write("running")
         if self._todo():
-            self.console.begin(self.record.steps, self.folder / LOGS, self._how_far())
+            self.console.begin(self.record.steps, self.folder / LOGS)
         schedule, running = Schedule(self.plan.steps), dict[str, Running]()
         try:
             while self._reach(schedule) or running:
@@ -253,6 +253,7 @@ class Run:
         started = datetime.now(UTC).isoformat(timespec="seconds")
         running[step.name] = Running(step, job, lock, time.monotonic(), started)
         self._note(step, "running")
+        self.console.how_far(self._how_far)
         self.console.started(step.name, step.why)
         return True
 
@@ -289,7 +290,7 @@ class Run:
             self.record.steps[step.name] |= {"seconds": seconds, "progress": told}
             self.console.progress(step.name, *told)
             if self.record.write_if_due():
-                self.console.how_far(self._how_far())
+                self.console.how_far(self._how_far)
             return
         del running[step.name]
         mask_file(event.job.log)

@@ -74,7 +74,7 @@ class View(Progress):
         widths = _widths(tasks, width)
         for task in shown:
             yield _bar(task, *widths)
-            if with_notes:
+            if with_notes and task.fields["note"]:
                 yield _line(" " * (STATE + 1) + task.fields["note"], "dim")
         if len(shown) < len(tasks):
             yield _line(f"  and {len(tasks) - len(shown)} more running", "dim")

@@ -146,13 +146,6 @@ def test_libraries_are_heard_in_the_log(world: Path, seen: Seen) -> None:
     assert "Writing model shards" in log
 
 
-def test_the_best_comes_first(seen: Seen) -> None:
-    rows = [re.split(r" {2,}", line) for line in seen.lines if " ± " in line and not line.startswith("  ")]
-    averages = [float(row[2].split(" ")[0]) for row in rows if len(row) > 2]
-    assert len(averages) == 3, seen.lines
-    assert averages == sorted(averages, reverse=True)
-
-
 @pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=["NO_COLOR", "dumb"])
 def test_plain_lines_on_a_terminal(world: Path, seen: Seen, variables: dict[str, str]) -> None:
     found = on_terminal(world, "r.yaml", "--stage", "report", **variables)

@@ -1,7 +1,7 @@
 """`run-recipe`: arguments in, exit code out.
 
 0: done; 1: a stage failed (the others that do not need it have still run), or --verify found something; 2: the recipe
-or the command line is wrong; 130: interrupted.
+or the command line is wrong; 130: interrupted. Without arguments it lists the recipes near by.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from pipeline import record, search
 from pipeline.cached import refresh, reports_of
 from pipeline.console import Console
 from pipeline.executors import Executor, LocalExecutor
+from pipeline.go_on import command_to_go_on
 from pipeline.hashes import Hashes
 from pipeline.lack import lack
+from pipeline.nearby import recipes_near
 from pipeline.plan import Plan, make_plan
 from pipeline.preview import PreviewFailed, preview
 from pipeline.recipe import RecipeError
@@ -29,20 +31,23 @@ from pipeline.store import Store
 from pipeline.verify import verify
 from stages.terminal import safe
 
-EXAMPLES = """examples:
-  run-recipe recipes/wit_dpo.yaml                                  everything that has no result yet
-  run-recipe recipes/wit_dpo.yaml --plan                           what would run, and why
-  run-recipe recipes/wit_dpo.yaml --preview 3 --stage wit          three rows, token by token, with their weights
-  run-recipe --verify runs                                         whether all results are as they were written
-  run-recipe recipes/pocket_grid.yaml --cells prompt=0.2            of a grid, the cells with this prompt weight
-  run-recipe recipes/wit_dpo.yaml --from wit --set stages.wit.weights.prompt=0.4
+INTERRUPTED = 130
+EXAMPLES = """\
+examples:
+  run-recipe recipes/wit_dpo.yaml                           all without a result
+  run-recipe recipes/wit_dpo.yaml --preview 3 --stage wit   what tokens weigh
+  run-recipe recipes/pocket_grid.yaml --cells prompt=0.2    a part of a grid
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = _parser()
-    options = parser.parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    options = parser.parse_args(given)
+    if not given:
+        Console().recipes(recipes_near(Path()))
+        return 0
     if (options.recipe is None) == (options.verify is None):
         parser.error("name a RECIPE, or a folder of runs by --verify RUNS")
     console = Console(quiet_stdout=options.json)
@@ -54,8 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         console.close()
-        print("run-recipe: interrupted; the same command goes on with the steps that have no result", file=sys.stderr)
-        return 130
+        print("run-recipe: interrupted before anything ran", file=sys.stderr)
+        return INTERRUPTED
     except PreviewFailed as error:
         print(safe(f"run-recipe: {error}"), file=sys.stderr)
         return 1
@@ -110,7 +115,7 @@ def _plan(options: argparse.Namespace, plans: Iterator[Plan], store: Store, cons
 
 
 def _execute(options: argparse.Namespace, plans: Iterator[Plan], store: Store, console: Console) -> int:
-    status, executor, made = 0, None, set[str]()
+    executor, run, made, failed = None, None, set[str](), list[Run]()
     asked_to_end = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         for plan in plans:
@@ -123,15 +128,29 @@ def _execute(options: argparse.Namespace, plans: Iterator[Plan], store: Store, c
             console.say(f"{plan.recipe.name}: {len(plan.steps)} steps, {cached} cached")
             console.asks(run.asks)
             executor = executor or _executor(options)
-            status = max(status, run.execute(executor))
+            if run.execute(executor):
+                failed.append(run)
+    except KeyboardInterrupt:
+        if run is None or not run.record.steps:
+            raise
+        console.close()
+        counts, command = record.counted(list(run.record.steps.values())), _to_go_on(options, run)
+        print(safe(f"run-recipe: interrupted: {counts}; to go on:\n  {command}"), file=sys.stderr)
+        return INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, asked_to_end)
         console.close()
     for step, metrics in reports_of(plan):
-        console.results(run.folder / step, metrics)
+        console.results(options.runs / plan.recipe.name / step, metrics)
+    for each in failed:
+        console.not_made(list(each.record.steps.values()), _to_go_on(options, each))
     if options.json:
-        print(json.dumps(record.read(run.folder), indent=1))
-    return status
+        print(json.dumps(record.read(options.runs / plan.recipe.name), indent=1))
+    return 1 if failed else 0
+
+
+def _to_go_on(options: argparse.Namespace, run: Run) -> str:
+    return command_to_go_on(options, run.unmade(), run.forced)
 
 
 def _executor(options: argparse.Namespace) -> Executor:
@@ -182,19 +201,22 @@ def _preview(options: argparse.Namespace, plan: Plan, store: Store, console: Con
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "run-recipe",
-        description="Take a model through the stages of a recipe; a stage whose result is there is not run again.",
+        usage="%(prog)s [RECIPE] [options]",
+        description="Take a model through a recipe's stages; what has a result is not run again.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=20),
         allow_abbrev=False,
+        add_help=False,
     )
-    add = parser.add_argument
-    add("recipe", type=Path, nargs="?", metavar="RECIPE", help="a YAML file, such as recipes/wit_dpo.yaml")
+    group = parser.add_argument_group("arguments")  # one for all: the whole is to fit a screen
+    add = group.add_argument
+    add("recipe", type=Path, nargs="?", metavar="RECIPE", help="a YAML file; run-recipe alone lists those near by")
     add("--stage", action="append", default=[], metavar="NAME", help="run again just this stage, from cached inputs")
     add("--from", action="append", default=[], metavar="NAME", dest="from_", help="run again this stage and all after")
     add("--force", action="append", default=[], metavar="NAME", help="run this stage although its result is there")
-    add("--cells", action="append", default=[], metavar="AXIS=VALUE[,...]", help="of a grid, only the cells like this")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value of the recipe")
-    instead = parser.add_mutually_exclusive_group()
+    add("--cells", action="append", default=[], metavar="AXIS=V", help="of a grid, only these cells; V,V for several")
+    add("--set", action="append", default=[], metavar="KEY=V", help="override a value of the recipe")
+    instead = group.add_mutually_exclusive_group()
     instead.add_argument("--plan", action="store_true", help="show what would run, and why, without running")
     instead.add_argument("--status", action="store_true", help="show how far a run is, or how the last one went")
     instead.add_argument(
@@ -203,10 +225,13 @@ def _parser() -> argparse.ArgumentParser:
     instead.add_argument(
         "--verify", type=Path, metavar="RUNS", help="check every hash in a folder of runs; takes no RECIPE"
     )
-    add("--json", action="store_true", help="print only JSON: the plan, the preview, or else how the run went")
+    add("--json", action="store_true", help="print only JSON: the plan, the preview, or how the run went")
     add("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where results are kept (default: runs)")
-    add("--executor", choices=["local", "ray"], default="local", help="where steps run (ray: at RAY_ADDRESS, or here)")
-    add("--jobs", type=_positive, metavar="N", help="steps side by side (default: one a GPU, else one a core, <= 4)")
+    add(
+        "--executor", choices=["local", "ray"], default="local", metavar="E", help="local; ray: at RAY_ADDRESS, or here"
+    )
+    add("--jobs", type=_positive, metavar="N", help="steps side by side (default: one a GPU; else a core, <= 4)")
+    add("-h", "--help", action="help", help="show this")
     return parser
 
 

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console as Rich
 from rich.markup import escape as as_text
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from pipeline import record
+from pipeline.nearby import Found
 from pipeline.plan import Plan, Step
+from pipeline.view import View
 from stages.terminal import safe
 
 PLAIN_WIDTH = 160
 """Columns of tables where no terminal says how many fit: a log or a pipe."""
 LOG_LINES = 6
 """How many of a failed step's last log lines are shown."""
+LOG_BYTES = 2**16
+"""How much of the end of a log is read for them."""
+IN_FULL = 3
+"""Of how many failed steps all is told; the others are named."""
 
 
 def escape(text: str) -> str:
@@ -27,29 +35,49 @@ def escape(text: str) -> str:
     return as_text(safe(text))
 
 
+@dataclass(frozen=True)
+class Failure:
+    """Why a step failed."""
+
+    step: str
+    error: str
+    log: Path
+    mendable: bool
+    """Whether the error says all that it takes to mend it."""
+
+
 class Console:
-    """Writes to standard output, or to standard error where `quiet_stdout` keeps the former for JSON."""
+    """Writes to standard output, or to standard error where `quiet_stdout` keeps the former for JSON.
+
+    On a terminal there is a live view, and colour; with NO_COLOR, or TERM=dumb, plain lines as anywhere else.
+    """
 
     def __init__(self, quiet_stdout: bool = False) -> None:
         self.rich = Rich(stderr=quiet_stdout, highlight=False, soft_wrap=True)
-        if not self.rich.is_terminal:
+        on_terminal = self.rich.file.isatty()
+        if on_terminal and (self.rich.no_color or self.rich.is_dumb_terminal):
+            self.rich = Rich(stderr=quiet_stdout, highlight=False, soft_wrap=True, force_terminal=False)
+        elif not on_terminal:
             self.rich.width = max(self.rich.width, PLAIN_WIDTH)
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed}/{task.total}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("[dim]{task.fields[note]}"),
-            console=self.rich,
-            transient=True,
-        )
-        self._tasks: dict[str, TaskID] = {}
-        self._whole: TaskID | None = None
+        self._view = View(self.rich) if on_terminal and self.rich.is_terminal else None
+        self._failures: list[Failure] = []
 
     def say(self, text: str) -> None:
         """One line."""
-        self.rich.print(escape(text))
+        self._print(escape(text))
+
+    def recipes(self, found: list[Found]) -> None:
+        """The recipes near by, each on a line of its own."""
+        if found:
+            width = max(len(str(each.path)) for each in found)
+            for each in found:
+                line = Text(f"{safe(str(each.path)):{width}}  {safe(each.about)}")
+                line.stylize("bold", 0, width)
+                self.rich.print(line, soft_wrap=False, no_wrap=True, overflow="ellipsis")
+            self.say("\nrun one by: run-recipe RECIPE; run-recipe --help says more")
+        else:
+            self.say("no recipe here or in recipes/: name one, run-recipe PATH, or go to a folder that has some")
+            self.say("run-recipe --help says more, and README.md how to write one")
 
     def plan(self, plan: Plan, chosen: set[str]) -> None:
         """The chosen steps with their state and why, for --plan."""
@@ -73,40 +101,47 @@ class Console:
             found.setdefault((step.stage, line), []).append(step.name)
         for (stage, line), steps in found.items():
             who = steps[0] if len(steps) == 1 else f"{stage} ({len(steps)} steps)"
-            self.rich.print(f"[yellow]{what}[/] {escape(who)}: {escape(line)}")
+            self._print(f"[yellow]{what}[/] {escape(who)}: {escape(line)}")
 
     def preview(self, text: str, page: Path) -> None:
         """What a stage would train on, as the stage has drawn it, and where it lies as a page."""
         self.rich.file.write(f"\n{text}\n")
         self.say(f"page: {page}")
 
+    def begin(self, steps: Mapping[str, dict[str, Any]], logs: Path) -> None:
+        """Steps are about to run: `steps` is what run.json says of each, `logs` the folder that their output goes
+        to."""
+        if self._view:
+            self._view.steps, self._view.logs = steps, logs
+            self._view.start()
+        else:
+            self.say(f"logs: {logs}/")
+
     def started(self, step: str, why: str) -> None:
         """A step began to run."""
-        if self.rich.is_terminal:
-            self._bars.start()
-            self._tasks[step] = self._bars.add_task(escape(step), total=None, note="")
+        if self._view:
+            self._view.begin_step(step)
         else:
-            self.rich.print(f"  [cyan]run[/]    {escape(step)} [dim]({escape(why)})")
+            self._print(f"  [cyan]run[/]    {escape(step)} [dim]({escape(why)})")
 
-    def how_far(self, text: str) -> None:
-        """How far the whole run is; shown on a terminal only."""
-        if self._bars.live.is_started:
-            if self._whole is None:
-                self._whole = self._bars.add_task("", total=None, note="")
-            self._bars.update(self._whole, note=escape(text))
+    def how_far(self, text: Callable[[], str]) -> None:
+        """How far the whole run is; found out and shown on a terminal only."""
+        if self._view:
+            self._view.how_far = text()
 
     def progress(self, step: str, done: int, total: int, note: str) -> None:
         """A running step got on; shown on a terminal only."""
-        if step in self._tasks:
-            self._bars.update(self._tasks[step], completed=done, total=total or None, note=escape(note))
+        if self._view:
+            self._view.update_step(step, done, total, note)
 
     def finished(self, step: str, seconds: float, notes: list[str], how_far: str) -> None:
         """A step has its result; `notes` are what its stage wants to be known of it, `how_far` says how far the run
         is."""
+        self.how_far(lambda: how_far)
         self._end(step)
-        self.rich.print(f"  [green]done[/]   {escape(step)} [dim]{seconds:.1f} s ({escape(how_far)})")
+        self._print(f"  [green]done[/]   {escape(step)} [dim]{seconds:.1f} s ({escape(how_far)})")
         for note in notes:
-            self.rich.print(f"         [dim]{escape(note)}")
+            self._print(f"         [dim]{escape(note)}")
 
     def status(self, found: dict[str, Any]) -> None:
         """What run.json says of a run, for --status."""
@@ -124,24 +159,31 @@ class Console:
 
     def skipped(self, step: str, needs: list[str]) -> None:
         """A step cannot run, for what it needs failed."""
-        self.rich.print(f"  [yellow]skip[/]   {escape(step)}: needs {escape(', '.join(needs))}")
+        self._print(f"  [yellow]skip[/]   {escape(step)}: needs {escape(', '.join(needs))}")
 
     def failed(self, step: str, error: str, log: Path, mendable: bool) -> None:
-        """A step failed: why, where its log lies, and what that last said unless the error says what to mend."""
+        """A step failed; the rest of it is told when the run is at its end."""
         self._end(step)
-        self.rich.print(f"  [red]failed[/] {escape(step)}: {escape(error)}")
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-        for line in [] if mendable else lines[-LOG_LINES:]:
-            self.rich.print(f"           [dim]{escape(line)}")
-        self.rich.print(f"         log: {escape(str(log))}")
+        self._failures.append(Failure(step, error, log, mendable))
+        self._print(f"  [red]failed[/] {escape(step)}: {escape(error)}")
 
-    def not_made(self, steps: list[dict[str, Any]]) -> None:
-        """At the end of a run, the steps that failed, with what could not be made for want of them."""
+    def not_made(self, steps: Iterable[dict[str, Any]], command: str) -> None:
+        """At the end of a run, the steps that failed and why, what could not be made for want of them, and the command
+        that goes on."""
         self.close()
-        failed = [step["step"] for step in steps if step["state"] == "failed"]
         skipped = sum(step["state"] == "skipped" for step in steps)
         also = f"; {skipped} more need them" if skipped else ""
-        self.rich.print(f"[red]{len(failed)} failed[/]: {escape(', '.join(failed))}{also}")
+        names = ", ".join(failure.step for failure in self._failures)
+        self._print(f"\n[red]{len(self._failures)} failed[/]: {escape(names)}{also}")
+        for failure in self._failures[:IN_FULL]:
+            self._print(f"\n  [red]failed[/] {escape(failure.step)}: {escape(failure.error)}")
+            for line in [] if failure.mendable else _last_words(failure):
+                self._print(f"    [dim]{escape(line)}")
+            self._print(f"    log: {escape(str(failure.log))}")
+        if len(self._failures) > IN_FULL:
+            logs = self._failures[0].log.parent
+            self.say(f"\n  and {len(self._failures) - IN_FULL} more, whose logs lie there too: {logs}/")
+        self.say(f"\nto go on with the steps that have no result:\n  {command}")
 
     def results(self, folder: Path, metrics: dict[str, Any]) -> None:
         """The report's own table, and where the report lies."""
@@ -160,10 +202,27 @@ class Console:
         self.say(f"report: {folder / 'report.html'}")
 
     def close(self) -> None:
-        """Take the bars off the screen."""
-        if self._bars.live.is_started:
-            self._bars.stop()
+        """Take the live view off the screen."""
+        if self._view:
+            self._view.stop()
+
+    def _print(self, text: str) -> None:
+        """One line, above the view where there is one: with its lock, or the view, drawn by its own thread between the
+        finding of its height and the writing of the line, would be erased from too far up."""
+        with self._view.live._lock if self._view else contextlib.nullcontext():
+            self.rich.print(text)
 
     def _end(self, step: str) -> None:
-        if step in self._tasks:
-            self._bars.remove_task(self._tasks.pop(step))
+        if self._view:
+            self._view.end_step(step)
+
+
+def _last_words(failure: Failure) -> list[str]:
+    """The last lines of the step's log, of progress bars what was seen last, but for the error itself."""
+    if not failure.log.is_file():
+        return []
+    with failure.log.open("rb") as file:
+        file.seek(max(0, failure.log.stat().st_size - LOG_BYTES))
+        text = file.read().decode(errors="replace")
+    lines = [seen for line in text.split("\n") if (seen := line.rstrip().rpartition("\r")[2].rstrip())]
+    return [line for line in lines if line != failure.error][-LOG_LINES:]

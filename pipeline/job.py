@@ -13,6 +13,9 @@ from pipeline.store import Store
 from stages.names import file_name
 from stages.sealed import write_json
 
+LOGS = "logs"
+"""The folder, beside the links to the results of a run, of what its steps print."""
+
 
 def write_job(step: Step, plan: Plan, paths: Mapping[Artifact, Path], store: Store, runs: Path) -> Job:
     """Make the folder of an unfinished step ready for its worker. Raises OSError.
@@ -37,7 +40,7 @@ def write_job(step: Step, plan: Plan, paths: Mapping[Artifact, Path], store: Sto
         "lock": str(store.lock(f"{step.fingerprint}.worker").lock_file),
     }
     write_json(folder / "job.json", job)
-    log = runs / plan.recipe.name / "logs" / f"{file_name(step.name)}.txt"
+    log = runs / plan.recipe.name / LOGS / f"{file_name(step.name)}.txt"
     return Job(step.name, folder.resolve(), log.resolve(), step.config.resources, step.config.processes)
 
 

@@ -50,7 +50,7 @@ def preview(plan: Plan, store: Store, runs: Path, console: Console, chosen: set[
     job = {
         "count": count,
         "cache": str((runs / "cache").resolve()),
-        "colors": None if console.rich.no_color else console.rich.color_system,
+        "colors": console.rich.color_system,
         "width": console.rich.width,
         "steps": [
             {

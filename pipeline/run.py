@@ -18,7 +18,7 @@ from pipeline.artifacts import Artifact, ArtifactError, Hub, Local
 from pipeline.cached import changed_input, inputs_of, refresh
 from pipeline.console import Console
 from pipeline.executors import Executor, Job
-from pipeline.job import write_job
+from pipeline.job import LOGS, write_job
 from pipeline.lack import lack
 from pipeline.places import Problem, split_key
 from pipeline.plan import Plan, Step, beginning
@@ -34,6 +34,9 @@ from stages.ran import FILE
 
 POLL_SECONDS = 0.5
 """How often a run looks whether another has made the step that it waits for."""
+
+UNMADE = ("failed", "skipped", "interrupted", "waiting")
+"""States of steps that were to be made and have no result."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,8 @@ class Run:
             self._note(step, "waiting")
         self.store.sweep()
         self.record.write("running")
+        if self._todo():
+            self.console.begin(self.record.steps, self.folder / LOGS)
         schedule, running = Schedule(self.plan.steps), dict[str, Running]()
         try:
             while self._reach(schedule) or running:
@@ -146,9 +151,11 @@ class Run:
             raise
         failed = any(state["state"] == "failed" for state in self.record.steps.values())
         self.record.write("failed" if failed else "done")
-        if failed:
-            self.console.not_made(list(self.record.steps.values()))
         return 1 if failed else 0
+
+    def unmade(self) -> list[str]:
+        """The steps that were to be made and have no result."""
+        return [step["step"] for step in self.record.steps.values() if step["state"] in UNMADE]
 
     def _todo(self) -> list[Step]:
         return [step for step in self.plan.steps if step.name in self.chosen and step.state == "run"]
@@ -253,6 +260,7 @@ class Run:
         started = datetime.now(UTC).isoformat(timespec="seconds")
         running[step.name] = Running(step, job, lock, time.monotonic(), started)
         self._note(step, "running")
+        self.console.how_far(self._how_far)
         self.console.started(step.name, step.why)
         return True
 
@@ -289,7 +297,7 @@ class Run:
             self.record.steps[step.name] |= {"seconds": seconds, "progress": told}
             self.console.progress(step.name, *told)
             if self.record.write_if_due():
-                self.console.how_far(self._how_far())
+                self.console.how_far(self._how_far)
             return
         del running[step.name]
         mask_file(event.job.log)

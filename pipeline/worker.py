@@ -36,6 +36,7 @@ from pipeline.store import CHECKPOINTS
 from stages import KINDS
 from stages.base import BadInput, Context, Input
 from stages.launch import Launch, RankFailed, run_ranks
+from stages.memory import peak_memory
 from stages.sealed import files_in, write_json
 
 
@@ -93,7 +94,8 @@ def _run(job: dict[str, Any], folder: Path, events: TextIO, rank: int = 0) -> di
 
     def progress(done: int, total: int, note: str) -> None:
         if rank == 0:
-            print(json.dumps([done, total, note]), file=events)
+            told = ", ".join(filter(None, [note, peak_memory()]))
+            print(json.dumps([done, total, told]), file=events)
 
     context = Context(
         recipe=job["recipe"],

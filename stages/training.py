@@ -7,6 +7,7 @@ import importlib.util
 import json
 import math
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -141,9 +142,15 @@ def dataset(rows: list[Any]) -> Dataset:
 class Progress(TrainerCallback):
     """Tells the console how far the training is, and stops it where the loss is no number any more."""
 
-    def __init__(self, context: Context) -> None:
-        self.context = context
+    def __init__(self, trainer: SFTTrainer | DPOTrainer, context: Context) -> None:
+        self.trainer, self.context = trainer, context
         self.note = ""
+        self._since: tuple[float, float] | None = None
+        """When the steps since the last log began, and the tokens before them."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._since is None:
+            self._since = time.perf_counter(), self.trainer._total_train_tokens
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.context.progress(state.global_step, state.max_steps, self.note)
@@ -151,12 +158,20 @@ class Progress(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if logs is None or (loss := logs.get("loss")) is None:
             return
-        self.note = f"loss {loss:.3f}"
+        self.note = f"loss {loss:.3f}, {self._speed(logs):,.0f} tokens/s"
+        self.context.progress(state.global_step, state.max_steps, self.note)
         if not math.isfinite(loss):
             raise BadInput(
                 f"step {state.global_step}: the loss is {loss} at learning rate {logs['learning_rate']:.3g};"
                 " lower train.learning_rate or look at the rows of this step"
             )
+
+    def _speed(self, logs: dict[str, Any]) -> float:
+        """Tokens per second since the last log, as WITTrainer's log has them; counted here for TRL's own."""
+        began, before = self._since or (0.0, 0.0)
+        self._since = None
+        counted = (self.trainer._total_train_tokens - before) / (time.perf_counter() - began)
+        return logs.get("tokens_per_second", counted)
 
 
 def train(
@@ -169,7 +184,7 @@ def train(
     if trainer.accelerator.num_processes > 1:
         _KEPT.append(trainer)
     checkpoints = Checkpoints(trainer, "save_steps" in context.config.train.model_dump(), sums or {})
-    for callback in (Progress(context), checkpoints):
+    for callback in (Progress(trainer, context), checkpoints):
         trainer.add_callback(callback)
     result = trainer.train(resume_from_checkpoint=str(checkpoints.found) if checkpoints.found else None)
     metrics: dict[str, Any] = {

@@ -31,7 +31,7 @@ class ReportStage(StageConfig):
 
     kind: ClassVar[str] = "report"
     makes: ClassVar[Literal["report"]] = "report"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     runner: ClassVar[str] = "stages.report.stage:run"
 
     title: str | None = None

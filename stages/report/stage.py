@@ -29,7 +29,7 @@ from stages.report.heatmap import heatmaps
 from stages.report.page import Page, Picture, Section, html, latex, markdown
 from stages.report.parts import Part, joined_parts, own_part
 from stages.report.published import read_grids
-from stages.report.tables import Table, further_table, main_table, making_table, settings_table
+from stages.report.tables import Table, best_first, further_table, main_table, making_table, settings_table
 from stages.report.tuned import preference_table, robustness_table
 
 MOST_BARS = 12
@@ -43,7 +43,7 @@ CSV_COLUMNS += ["task", "metric", "value", "stderr"]
 def run(context: Context) -> dict[str, Any]:
     """Report on the benchmark steps among the inputs and on the runs that are joined.
 
-    The result: {"table": {"columns", "rows"}, "summary", "notes"}.
+    The result: {"table": {"columns", "rows"}, "summary", "notes"}; the table is the console's, best first.
     """
     config: ReportStage = context.config
     own, joined = own_part(context.inputs, config), joined_parts(context.inputs, config)
@@ -73,7 +73,8 @@ def run(context: Context) -> dict[str, Any]:
         (context.out / "figures").mkdir(exist_ok=True)
         for form, content in picture.forms.items():
             (context.out / "figures" / f"{picture.name}.{form}").write_bytes(content)
-    table = main_table(own.results, own.baseline) if own.results.models else gains
+    own_table = best_first(own.results, main_table(own.results, own.baseline))
+    table = own_table if own.results.models else gains
     return {"table": table.plain(), "summary": page.summary, "notes": missing}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -74,6 +75,14 @@ def main_table(results: Results, baseline: Model | None) -> Table:
             heads.append(f"vs {baseline.name}")
             _add(cells, [_versus(results, model, baseline) for model in results.models])
     return Table(heads, cells)
+
+
+def best_first(results: Results, table: Table) -> Table:
+    """The main table with its rows by their average, highest first; those without one last, equal ones as they were,
+    for which what floating point makes of equal sums is rounded away."""
+    means = [average(results, model) for model in results.models]
+    order = sorted(range(len(means)), key=lambda i: -round(mean.value, 12) if (mean := means[i]) else math.inf)
+    return Table(table.columns, [table.rows[i] for i in order])
 
 
 def _add(rows: list[list[Cell]], column: Iterable[Cell]) -> None:

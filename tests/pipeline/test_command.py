@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -96,6 +97,11 @@ def plan(folder: Path, *arguments: str) -> dict[str, dict[str, Any]]:
     done = command(folder, "--plan", "--json", *arguments)
     assert done.returncode == 0, done.stderr
     return {step["step"]: step for step in json.loads(done.stdout)["steps"]}
+
+
+def to_go_on(said: str) -> list[str]:
+    """The arguments of the command that the last line of `said` shows."""
+    return shlex.split(said.strip().splitlines()[-1].removeprefix("  run-recipe r.yaml"))
 
 
 def to_run(folder: Path, *arguments: str) -> set[str]:
@@ -282,6 +288,9 @@ def test_a_failed_stage_stops_only_what_needs_it(world: Path) -> None:
     assert log
     assert "exclude_modules" in Path(log[1]).read_text()
     assert "Traceback" not in done.stderr
+    words = to_go_on(done.stdout)
+    assert words == ["--set", "stages.wit.lora.exclude_modules=[q_proj, v_proj]"]
+    assert to_run(world, *words) == {"wit", "dpo", "bench[wit]", "bench[dpo]", "report"}
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
@@ -304,6 +313,8 @@ def test_interrupt(world: Path, sent: signal.Signals) -> None:
     assert time.monotonic() - began < 5
     assert "Traceback" not in errors
     assert states(world)["it"] == "interrupted"
+    assert re.search(r"interrupted: 0 of 8 steps done, .*; to go on:\n  run-recipe", errors)
+    assert to_go_on(errors) == call[5:]
     assert "it" in to_run(world, "--set", "stages.it.train.max_steps=5000")
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline.test_command import STEPS, command, environment, plan, states, write_world
+from tests.pipeline.test_command import STEPS, command, environment, plan, states, to_go_on, write_world
 
 CALL = [sys.executable, "-P", "-m", "pipeline.cli"]
 
@@ -144,7 +144,7 @@ def test_an_interrupted_training_goes_on(world: Path, sent: signal.Signals) -> N
     assert "Traceback" not in errors
     assert states(world)["it"] == "interrupted"
     assert [place.name for place in kept.glob("*/*")] == ["checkpoints"]
-    done = command(world, *arguments)
+    done = command(world, *to_go_on(errors))
     assert done.returncode == 0
     assert "went on from step" in done.stdout
 

@@ -95,6 +95,8 @@ def test_a_failed_cell_stops_no_other(world: Path) -> None:
     assert re.search(
         r"2 failed: wit\[prompt=0,without=all\], wit\[prompt=0\.2,without=all\]; 3 more need them", said
     ), said
+    assert len(re.findall(r"^    log: .*/logs/wit\[prompt=0(\.2)?,without=all\]\.txt$", said, re.MULTILINE)) == 2
+    assert said.endswith("to go on with the steps that have no result:\n  run-recipe r.yaml\n")
 
 
 def test_another_terminal_sees_how_far_it_is(world: Path) -> None:

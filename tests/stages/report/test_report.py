@@ -87,10 +87,10 @@ def test_the_main_table_by_hand(make: Make) -> None:
     assert metrics["table"] == {
         "columns": ["model", "know", "reason", "average", "vs it"],
         "rows": [
-            ["base", "20.0 ± 3.0", "10.0 ± 4.0", "15.0 ± 2.5", "-40.0 ± 3.5"],
-            ["it (0, 1)", "60.0 ± 3.0", "50.0 ± 4.0", "55.0 ± 2.5", ""],
-            ["wit (0.2, 0.8)", "61.0 ± 3.0", "53.0 ± 4.0", "57.0 ± 2.5", "+2.0 ± 3.5"],
             ["dpo from wit", "80.0 ± 3.0", "90.0 ± 4.0", "85.0 ± 2.5", "+30.0 ± 3.5"],
+            ["wit (0.2, 0.8)", "61.0 ± 3.0", "53.0 ± 4.0", "57.0 ± 2.5", "+2.0 ± 3.5"],
+            ["it (0, 1)", "60.0 ± 3.0", "50.0 ± 4.0", "55.0 ± 2.5", ""],
+            ["base", "20.0 ± 3.0", "10.0 ± 4.0", "15.0 ± 2.5", "-40.0 ± 3.5"],
         ],
     }
     assert metrics["summary"] == (
@@ -128,18 +128,28 @@ def test_the_same_items_give_a_paired_error(make: Make, tmp_path: Path) -> None:
         "bench[wit]": bench("wit", sft("wit", 0.2, 0.8), [row("know", 0.75, 0.25)], two),
     }
     # Differences 0, 0, 1, 0: mean 1/4, variance (3/16 + 9/16) / 3 = 1/4, error sqrt(1/4 / 4) = 1/4.
-    assert run(make(inputs))["table"]["rows"][1][-1] == "+25.0 ± 25.0"
+    assert run(make(inputs))["table"]["rows"][0][-1] == "+25.0 ± 25.0"
     # Other items, or scores that are no mean of items, cannot be paired: sqrt(28.87^2 + 25^2) = 38.2.
     (two / "samples_know.jsonl").write_text((two / "samples_know.jsonl").read_text().replace("h3", "other"))
-    assert run(make(inputs))["table"]["rows"][1][-1] == "+25.0 ± 38.2"
+    assert run(make(inputs))["table"]["rows"][0][-1] == "+25.0 ± 38.2"
 
 
 def test_what_was_not_measured_is_a_dash_and_is_not_averaged(make: Make) -> None:
     inputs = world()
     inputs["bench[wit]"].metrics["results"] = [row("know", 0.61, 0.03)]
     metrics = run(make(inputs))
-    assert metrics["table"]["rows"][2] == ["wit (0.2, 0.8)", "61.0 ± 3.0", "–", "–", "–"]  # noqa: RUF001
+    assert [row[0] for row in metrics["table"]["rows"]] == ["dpo from wit", "it (0, 1)", "base", "wit (0.2, 0.8)"]
+    assert metrics["table"]["rows"][3] == ["wit (0.2, 0.8)", "61.0 ± 3.0", "–", "–", "–"]  # noqa: RUF001
     assert "wit (0.2, 0.8) and it (0, 1) were not measured on the same benchmarks." in metrics["summary"]
+
+
+def test_equal_averages_stay_in_the_recipes_order(make: Make) -> None:
+    """0.1 + 0.2 and 0.3 + 0 are the same but for floating point."""
+    inputs = {
+        "bench[it]": bench("it", sft("it", 0, 1), [row("know", 0.3), row("reason", 0.0)]),
+        "bench[wit]": bench("wit", sft("wit", 1, 1), [row("know", 0.1), row("reason", 0.2)]),
+    }
+    assert [row[0] for row in run(make(inputs))["table"]["rows"]] == ["it (0, 1)", "wit (1, 1)"]
 
 
 def test_without_standard_errors_nothing_is_claimed(make: Make) -> None:
@@ -149,8 +159,8 @@ def test_without_standard_errors_nothing_is_claimed(make: Make) -> None:
     }
     metrics = run(make(inputs))
     assert metrics["table"]["rows"] == [
-        ["it (0, 1)", "50.0", "50.0", ""],
         ["wit (1, 1)", "75.0", "75.0", "+25.0"],
+        ["it (0, 1)", "50.0", "50.0", ""],
     ]
     assert "chance cannot be told from a difference" in metrics["summary"]
 

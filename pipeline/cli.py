@@ -16,13 +16,17 @@ from pathlib import Path
 
 from pipeline import recipe as recipes
 from pipeline import record
+from pipeline.aside import AsideFailed
 from pipeline.cached import refresh, reports_of
 from pipeline.console import Console
+from pipeline.estimate import estimate
+from pipeline.estimate_table import lines, tables
 from pipeline.executors import Executor, LocalExecutor
 from pipeline.hashes import Hashes
 from pipeline.lack import lack
 from pipeline.plan import Plan, make_plan
-from pipeline.preview import PreviewFailed, preview
+from pipeline.prefetch import prefetch, told
+from pipeline.preview import preview
 from pipeline.recipe import RecipeError
 from pipeline.run import Run
 from pipeline.store import Store
@@ -56,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.close()
         print("run-recipe: interrupted; the same command goes on with the steps that have no result", file=sys.stderr)
         return 130
-    except PreviewFailed as error:
+    except AsideFailed as error:
         print(safe(f"run-recipe: {error}"), file=sys.stderr)
         return 1
     except OSError as error:
@@ -91,6 +95,10 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         return 0
     if options.preview:
         return _preview(options, plan, store, console, chosen)
+    if options.estimate:
+        return _estimate(options, plan, store, console, chosen, forced)
+    if options.prefetch:
+        return _prefetch(options, plan, store, console, chosen)
     run = Run(plan, store, options.runs, console, chosen, forced)
     run.prepare()
     cached = sum(step.state == "cached" for step in plan.steps)
@@ -155,6 +163,27 @@ def _preview(options: argparse.Namespace, plan: Plan, store: Store, console: Con
     return 0
 
 
+def _estimate(
+    options: argparse.Namespace, plan: Plan, store: Store, console: Console, chosen: set[str], forced: set[str]
+) -> int:
+    whole = estimate(plan, store, options.runs, console, chosen, forced, options.jobs)
+    if options.json:
+        print(json.dumps(whole.as_json(), indent=1))
+    else:
+        console.estimate(tables(whole), lines(whole))
+    return 0
+
+
+def _prefetch(options: argparse.Namespace, plan: Plan, store: Store, console: Console, chosen: set[str]) -> int:
+    found = prefetch(plan, store, options.runs, console, chosen)
+    if options.json:
+        print(json.dumps(found, indent=1))
+    else:
+        for line in told(found):
+            console.say(line)
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "run-recipe",
@@ -176,10 +205,16 @@ def _parser() -> argparse.ArgumentParser:
     instead.add_argument(
         "--preview", type=_positive, metavar="N", help="show N training rows of the sft stages, token by token"
     )
+    instead.add_argument("--estimate", action="store_true", help="show what the steps take before anything runs")
+    instead.add_argument("--prefetch", action="store_true", help="fetch all that is needed to run without a network")
     instead.add_argument(
         "--verify", type=Path, metavar="RUNS", help="check every hash in a folder of runs; takes no RECIPE"
     )
-    add("--json", action="store_true", help="print only JSON: the plan, the preview, or else how the run went")
+    add(
+        "--json",
+        action="store_true",
+        help="print only JSON: what is shown, or else how the run went",
+    )
     add("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where results are kept (default: runs)")
     add("--executor", choices=["local", "ray"], default="local", help="where steps run (ray: at RAY_ADDRESS, or here)")
     add("--jobs", type=_positive, metavar="N", help="steps side by side (default: one a GPU, else one a core, <= 4)")

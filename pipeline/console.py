@@ -80,6 +80,15 @@ class Console:
         self.rich.file.write(f"\n{text}\n")
         self.say(f"page: {page}")
 
+    def estimate(self, tables: Iterable[Table], lines: Iterable[str]) -> None:
+        """What steps take, for --estimate."""
+        for table in tables:
+            self.rich.print()
+            self.rich.print(table)
+        self.rich.print()
+        for line in lines:
+            self.say(line)
+
     def started(self, step: str, why: str) -> None:
         """A step began to run."""
         if self.rich.is_terminal:

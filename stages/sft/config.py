@@ -69,6 +69,7 @@ class SFTStage(TrainingStage):
     version: ClassVar[int] = 2
     runner: ClassVar[str] = "stages.sft.stage:run"
     previewer: ClassVar[str | None] = "stages.sft.preview:preview"
+    same_size: ClassVar[tuple[str, ...]] = (*TrainingStage.same_size, "weights")
 
     data: SFTData
     weights: Weights

@@ -27,7 +27,7 @@ def tables(whole: Whole) -> Iterator[Table]:
         memory.add_row(part.name, counted(each.parameters), trainable, *bytes_of, total, size(each.room))
         work.add_row(
             part.name,
-            number(each.steps),
+            number(each.optimiser_steps),
             number(each.requests),
             number(each.tokens),
             counted(each.flops),

@@ -114,7 +114,7 @@ class Run:
     def prefetch(self) -> None:
         """Fetch all that the chosen steps refer to. Raises RecipeError."""
         self._resolve()
-        self._fetch(step for step in self.plan.steps if step.name in self.chosen)
+        self._fetch([step for step in self.plan.steps if step.name in self.chosen])
 
     def execute(self, executor: Executor) -> int:
         """Run what has to run; 0 where all went well, 1 where a step failed. Raises RecipeError before anything ran."""

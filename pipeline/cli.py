@@ -16,15 +16,19 @@ from pathlib import Path
 
 from pipeline import recipe as recipes
 from pipeline import record, search
+from pipeline.aside import AsideFailed
 from pipeline.cached import refresh, reports_of
 from pipeline.console import Console
+from pipeline.estimate import estimate
+from pipeline.estimate_table import lines, tables
 from pipeline.executors import Executor, LocalExecutor
 from pipeline.go_on import command_to_go_on
 from pipeline.hashes import Hashes
 from pipeline.lack import lack
 from pipeline.nearby import recipes_near
 from pipeline.plan import Plan, make_plan
-from pipeline.preview import PreviewFailed, preview
+from pipeline.prefetch import prefetch, told
+from pipeline.preview import preview
 from pipeline.recipe import RecipeError
 from pipeline.run import Run
 from pipeline.store import Store
@@ -61,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.close()
         print("run-recipe: interrupted before anything ran", file=sys.stderr)
         return INTERRUPTED
-    except PreviewFailed as error:
+    except AsideFailed as error:
         print(safe(f"run-recipe: {error}"), file=sys.stderr)
         return 1
     except OSError as error:
@@ -85,6 +89,10 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     whole = make_plan(cells, Hashes(options.runs / "cache" / "hashes.json"), options.runs)
     if options.preview:
         return _preview(options, whole, store, console, _chosen(options, whole)[0])
+    if options.estimate:
+        return _estimate(options, whole, store, console, *_chosen(options, whole))
+    if options.prefetch:
+        return _prefetch(options, whole, store, console, _chosen(options, whole)[0])
     if options.plan:
         return _plan(options, search.plans(whole, cells, console, None), store, console)
     if cells[0].search:  # what the last rung needs is looked at before the first one runs
@@ -198,6 +206,28 @@ def _preview(options: argparse.Namespace, plan: Plan, store: Store, console: Con
     return 0
 
 
+def _estimate(
+    options: argparse.Namespace, plan: Plan, store: Store, console: Console, chosen: set[str], forced: set[str]
+) -> int:
+    search.say_share(plan, console)
+    whole = estimate(plan, store, options.runs, console, chosen, forced, options.jobs)
+    if options.json:
+        print(json.dumps(whole.as_json(), indent=1))
+    else:
+        console.estimate(tables(whole), lines(whole))
+    return 0
+
+
+def _prefetch(options: argparse.Namespace, plan: Plan, store: Store, console: Console, chosen: set[str]) -> int:
+    found = prefetch(plan, store, options.runs, console, chosen)
+    if options.json:
+        print(json.dumps(found, indent=1))
+    else:
+        for line in told(found):
+            console.say(line)
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "run-recipe",
@@ -222,10 +252,12 @@ def _parser() -> argparse.ArgumentParser:
     instead.add_argument(
         "--preview", type=_positive, metavar="N", help="show N training rows of the sft stages, token by token"
     )
+    instead.add_argument("--estimate", action="store_true", help="show what the steps take before anything runs")
+    instead.add_argument("--prefetch", action="store_true", help="fetch all that is needed to run without a network")
     instead.add_argument(
         "--verify", type=Path, metavar="RUNS", help="check every hash in a folder of runs; takes no RECIPE"
     )
-    add("--json", action="store_true", help="print only JSON: the plan, the preview, or how the run went")
+    add("--json", action="store_true", help="print only JSON: what is shown, or else how the run went")
     add("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where results are kept (default: runs)")
     add(
         "--executor", choices=["local", "ray"], default="local", metavar="E", help="local; ray: at RAY_ADDRESS, or here"

@@ -117,6 +117,15 @@ class Console:
         else:
             self.say(f"logs: {logs}/")
 
+    def estimate(self, tables: Iterable[Table], lines: Iterable[str]) -> None:
+        """What steps take, for --estimate."""
+        for table in tables:
+            self.rich.print()
+            self.rich.print(table)
+        self.rich.print()
+        for line in lines:
+            self.say(line)
+
     def started(self, step: str, why: str) -> None:
         """A step began to run."""
         if self._view:

@@ -82,7 +82,7 @@ class Step:
         """`dump`, what a section of this kind says, without what refers to inputs and what has no effect on results."""
         dump = copy.deepcopy(dump)
         for key in (*(need.key for need in self.config.needs().values()), "resources", *self.config.no_effect):
-            _drop(dump, key.split("."))
+            drop(dump, key.split("."))
         return dump
 
 
@@ -181,6 +181,13 @@ def below(step: Step) -> set[str]:
     return found
 
 
+def reference_of(source: Step | Artifact) -> Artifact:
+    """What was found by reference: `source`, or the model that the chain of trainings up to it begins with."""
+    while isinstance(source, Step):
+        source = source.inputs["model"]
+    return source
+
+
 def beginning(source: Step | Artifact, paths: dict[Artifact, Path]) -> Path | None:
     """Where a source found by reference lies; for a model to be made, the one its chain of trainings begins with, be
     that published or found by reference. None for a step that makes no model."""
@@ -200,7 +207,7 @@ def step_name(stage: str, suffix: str, labels: Mapping[str, str]) -> str:
     return f"{stage}[{','.join(inner)}]" if inner else stage
 
 
-def _drop(dump: Any, path: list[str]) -> None:
+def drop(dump: Any, path: list[str]) -> None:
     """Take out of `dump` the value at `path`."""
     *parents, last = path
     for part in parents:  # an earlier section may be shorter

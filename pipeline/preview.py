@@ -5,22 +5,19 @@ All that a run checks before it starts is checked here too; nothing is trained, 
 
 from __future__ import annotations
 
-import json
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import Artifact
+from pipeline.aside import aside
 from pipeline.console import Console
 from pipeline.places import split_key
-from pipeline.plan import Plan, Step, below
+from pipeline.plan import Plan, Step, below, reference_of
 from pipeline.recipe import RecipeError
 from pipeline.run import Run
 from pipeline.store import Store
 from stages import KINDS
 from stages.names import file_name
-from stages.process import module_call
 
 
 @dataclass(frozen=True)
@@ -35,13 +32,9 @@ class Previewed:
     """For programs."""
 
 
-class PreviewFailed(Exception):
-    """The process that shows the stages broke down; the message is what it said last."""
-
-
 def preview(plan: Plan, store: Store, runs: Path, console: Console, chosen: set[str], count: int) -> list[Previewed]:
     """`count` rows of every chosen step whose stage can show them. Raises RecipeError where none can, and wherever
-    a run would; PreviewFailed where that is no fault of the recipe."""
+    a run would; AsideFailed where that is no fault of the recipe."""
     steps = _steps(plan, chosen)
     names = {name for step in steps for name in (step.name, *below(step))}
     run = Run(plan, store, runs, console, names, forced=names)
@@ -57,13 +50,14 @@ def preview(plan: Plan, store: Store, runs: Path, console: Console, chosen: set[
                 "step": step.name,
                 "kind": step.kind,
                 "config": step.config.model_dump(),
-                "paths": {name: str(run.paths[_found(source)].resolve()) for name, source in step.inputs.items()},
+                "paths": {name: str(run.paths[reference_of(source)].resolve()) for name, source in step.inputs.items()},
             }
             for step in steps
         ],
     }
     shown = []
-    for step, result in zip(steps, _worked(job), strict=True):
+    results = aside("--preview", "pipeline.preview_worker", job, CUDA_VISIBLE_DEVICES="")
+    for step, result in zip(steps, results, strict=True):
         if "error" in result:
             if result["key"]:
                 raise step.recipe.error(split_key(f"stages.{step.stage}.{result['key']}"), result["error"])
@@ -85,21 +79,3 @@ def _steps(plan: Plan, chosen: set[str]) -> list[Step]:
         names = ", ".join(step.name for step in able)
         raise RecipeError([f"--preview: shows stages of kind {kinds}, and none of those is chosen; choose {names}"])
     raise plan.recipe.error(("stages",), f"has no stage of kind {kinds}, which is what --preview shows; add one")
-
-
-def _found(source: Step | Artifact) -> Artifact:
-    """What was found by reference: `source`, or the model that the chain of trainings up to it begins with."""
-    while isinstance(source, Step):
-        source = source.inputs["model"]
-    return source
-
-
-def _worked(job: dict[str, Any]) -> list[dict[str, Any]]:
-    """What `pipeline.preview_worker` makes of the job, a result for each step."""
-    call, environment = module_call("pipeline.preview_worker")
-    environment |= {"CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    done = subprocess.run(call, input=json.dumps(job).encode(), capture_output=True, env=environment, check=False)
-    if done.returncode != 0:
-        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        raise PreviewFailed(f"--preview: its process ended with status {done.returncode}: {''.join(last)}")
-    return json.loads(done.stdout)

@@ -70,6 +70,8 @@ class Run:
     asks: list[tuple[Step, str]] = field(default_factory=list)
     """What steps will ask of a service that may charge for it, once prepared."""
     record: Record = field(init=False)
+    _commits: dict[Artifact, Artifact] = field(default_factory=dict)
+    """A reference to a branch on the hub -> the same at its commit."""
     _whole: set[str] = field(default_factory=set)
     """Steps whose results were read in full, or made, by this run."""
     _fresh: set[str] = field(default_factory=set)
@@ -118,6 +120,11 @@ class Run:
             if step.state == "run" and step.name not in self.chosen:
                 text = f"{step.name} has no result, and the search needs it to choose; run the recipe without --stage"
                 raise RecipeError([text])
+
+    def prefetch(self) -> None:
+        """Fetch all that the chosen steps refer to. Raises RecipeError."""
+        self._resolve()
+        self._fetch([step for step in self.plan.steps if step.name in self.chosen])
 
     def execute(self, executor: Executor) -> int:
         """Run what has to run; 0 where all went well, 1 where a step failed. Raises RecipeError before anything ran."""
@@ -178,7 +185,7 @@ class Run:
 
     def _resolve(self) -> None:
         """Replace references to a branch on the hub by the commit it stands at now."""
-        commits: dict[Artifact, Artifact] = {}
+        commits = self._commits
         for step in self.plan.steps:
             for name, source in step.inputs.items():
                 if isinstance(source, Hub) and not source.commit:
@@ -194,6 +201,8 @@ class Run:
                 if not isinstance(source, Local):
                     self.console.say(f"fetching {source}")
                 self.paths[source] = self._have(artifacts.fetch, source, self.runs / "cache", source in code)
+                for named in (named for named, pinned in self._commits.items() if pinned == source):
+                    artifacts.remember(named, source)
 
     def _have(self, function: Callable[..., Any], source: Artifact, *arguments: Any) -> Any:
         """What `function` makes of `source`; where it cannot be had, an error at its place in the recipe."""

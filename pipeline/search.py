@@ -14,7 +14,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from pipeline.console import Console
-from pipeline.halving import Halving, ranked
+from pipeline.halving import Halving, ranked, trainings
 from pipeline.matrix import described
 from pipeline.near import listed, near
 from pipeline.order import stages_of
@@ -80,6 +80,14 @@ def plans(whole: Plan, cells: Sequence[Recipe], console: Console, folder: Path |
         yield whole
     else:
         yield from _Search(whole, cells, cells[0].search, console, folder).plans()
+
+
+def say_share(whole: Plan, console: Console) -> None:
+    """Tell, of a recipe with a `search`, how much of `whole`, the plan of all cells, that runs."""
+    if halving := whole.recipe.search:
+        count = len([step for step in whole.steps if step.stage == halving.stage])
+        share = f"about {float(trainings(count, halving)):.1f} of {count} trainings of {halving.stage}"
+        console.say(f"search: {share}, and what follows for the best alone; what is told is of all cells")
 
 
 @dataclass

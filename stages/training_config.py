@@ -107,6 +107,8 @@ class TrainingStage(StageConfig):
 
     makes: ClassVar[Literal["model"]] = "model"
     no_effect: ClassVar[tuple[str, ...]] = ("train.save_steps",)
+    estimator: ClassVar[str | None] = "stages.estimate.training:estimate"
+    same_size: ClassVar[tuple[str, ...]] = ("seed", "train.learning_rate", "train.beta")
 
     model: str = BASE
     """What to start from: a stage's name, `base`, or a reference to a model."""
@@ -155,6 +157,12 @@ class TrainingStage(StageConfig):
     def reads_weights(self) -> bool:
         """Whether it starts from the model's weights, not from its config alone."""
         return True
+
+    @property
+    def published_dtype(self) -> str:
+        """Of the weights that it trains and publishes."""
+        options = getattr(getattr(self, "train", None), "model_init_kwargs", None) or {}
+        return str(options.get("dtype", "float32"))
 
     @property
     def processes(self) -> int:

@@ -128,6 +128,7 @@ class LMEvalStage(EvaluationStage):
     kind: ClassVar[str] = "lm_eval"
     version: ClassVar[int] = 1
     runner: ClassVar[str] = "stages.lm_eval.stage:run"
+    fetcher: ClassVar[str | None] = "stages.lm_eval.fetch:fetch"
 
     tasks: list[Task] = Field(min_length=1)
     """Benchmarks: tasks, groups or tags of lm-eval, or of the folder `include_path`."""

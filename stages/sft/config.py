@@ -74,6 +74,7 @@ class SFTStage(TrainingStage):
         "eval_prompt_loss": "lowest",
     }
     """Without weights: the WIT loss itself, eval_loss, cannot be compared between cells of other weights."""
+    same_size: ClassVar[tuple[str, ...]] = (*TrainingStage.same_size, "weights")
 
     data: SFTData
     weights: Weights

@@ -81,6 +81,9 @@ class _WeightedNLL(torch.autograd.Function):
         return *(None if g is None else g.mul_(grad) for g in gradients), None, None, None, None
 
 
+weighted_nll = _WeightedNLL.apply
+
+
 def _forward(
     hidden: Tensor,
     weight: Tensor,
@@ -159,7 +162,7 @@ def add_weighted_head(model: PreTrainedModel) -> bool:
 def _score(head: Head, linear: nn.Linear, hidden: Tensor, labels: Tensor, weights: Tensor, scored: Tensor) -> Any:
     weight, bias = (p.full_tensor() if isinstance(p, DTensor) else p for p in (linear.weight, linear.bias))
     chosen = hidden[scored]
-    nll, log_probs, is_top1 = _WeightedNLL.apply(
+    nll, log_probs, is_top1 = weighted_nll(
         chosen, weight, bias, labels[scored], weights[scored], head, torch.is_grad_enabled()
     )
     return WeightedOutput(

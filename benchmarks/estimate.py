@@ -1,0 +1,103 @@
+"""How far `--estimate` is from what a training really holds: python -m benchmarks.estimate [CASE]...
+
+Makes Llamas with random weights, runs one stage of each by the command for two steps, and compares the largest process
+with the estimate made before. 1 where one is more than 25 % off.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.data import machine
+
+MOST = 0.25
+"""How far off an estimate may be."""
+SIZES = {
+    "1M": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "vocab_size": 1024},
+    "30M": {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 12, "vocab_size": 16384},
+    "135M": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "vocab_size": 49152},
+}
+"""Name -> fields of a LlamaConfig; the last is SmolLM2-135M's shape."""
+LORA = {"lora": {"r": 16, "target_modules": "all-linear"}}
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "full 1M": ("1M", "sft", {}),
+    "full 30M": ("30M", "sft", {}),
+    "full 135M": ("135M", "sft", {}),
+    "lora 135M": ("135M", "sft", LORA),
+    "dpo 30M": ("30M", "dpo", {}),
+}
+"""Name -> size, kind of stage, further keys of its section."""
+ROWS, LENGTH, BATCH, STEPS = 16, 160, 4, 2
+
+
+def make_world(folder: Path, size: str, kind: str, more: dict[str, Any]) -> None:
+    """Write a model, rows of LENGTH tokens and the recipe r.yaml into `folder`."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from tests.tiny import byte_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer = byte_tokenizer()
+    ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = LlamaConfig(**SIZES[size], num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True, **ids)
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    answer = "x" * (LENGTH - 33)  # 32 bytes of prompt, and the EOS token
+    answers = {"completion": answer} if kind == "sft" else {"chosen": answer, "rejected": answer[::-1]}
+    lines = [json.dumps({"prompt": f"{number:032d}", **answers}) + "\n" for number in range(ROWS)]
+    (folder / "rows.jsonl").write_text("".join(lines))
+    train = {"max_steps": STEPS, "per_device_train_batch_size": BATCH, "gradient_checkpointing": False}
+    stage = {"kind": kind, "data": {"train": "./rows.jsonl"}, "train": train, **more}
+    if kind == "sft":
+        stage["weights"] = {"prompt": 0.2, "completion": 0.8}
+    (folder / "r.yaml").write_text(json.dumps({"name": "r", "model": "./model", "stages": {"trained": stage}}))
+
+
+def estimated(folder: Path) -> dict[str, Any]:
+    """What `--estimate --json` says of the one stage."""
+    call = [sys.executable, "-m", "pipeline.cli", str(folder / "r.yaml"), "--runs", str(folder / "runs")]
+    done = subprocess.run([*call, "--estimate", "--json"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return json.loads(done.stdout)["steps"][0]
+
+
+def peak(folder: Path) -> int:
+    """The most bytes that the largest process of a run of the recipe held."""
+    call = [sys.executable, "-m", "pipeline.cli", str(folder / "r.yaml"), "--runs", str(folder / "runs"), "--jobs", "1"]
+    with (folder / "said.txt").open("w") as said:
+        run = subprocess.Popen(call, stdout=said, stderr=said)
+        _, status, usage = os.wait4(run.pid, 0)
+    if status:
+        sys.exit((folder / "said.txt").read_text())
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def main(names: list[str]) -> int:
+    """Measure and print; 1 where an estimate is too far off."""
+    print(machine())
+    print(f"{'case':<12} {'parameters':>12} {'estimate':>10} {'measured':>10} {'estimate / measured':>20}", flush=True)
+    missed = False
+    for name in names or CASES:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            make_world(folder, *CASES[name])
+            told, real = estimated(folder), peak(folder)
+        ratio = told["memory_total"] / real
+        missed |= abs(ratio - 1) > MOST
+        figures = f"{told['memory_total'] / 2**30:>7.2f} GiB {real / 2**30:>7.2f} GiB {ratio:>20.2f}"
+        print(f"{name:<12} {told['parameters']:>12,} {figures}", flush=True)
+        print("  " + ", ".join(f"{part} {size / 2**20:.0f} MiB" for part, size in told["memory"].items() if size))
+    print("aim: within 25 %:", "MISSED" if missed else "reached")
+    return int(missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,75 @@
+"""`--prefetch`: all that a recipe needs, fetched now, so that it then runs with HF_HUB_OFFLINE=1 and no network.
+
+What references name goes where a run would put it; what stages need besides, such as the data sets of benchmarks, they
+fetch themselves in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts import Local
+from pipeline.aside import aside
+from pipeline.console import Console
+from pipeline.places import split_key
+from pipeline.plan import Plan, Step, reference_of
+from pipeline.recipe import RecipeError
+from pipeline.run import Run
+from pipeline.store import Store
+
+
+def prefetch(plan: Plan, store: Store, runs: Path, console: Console, chosen: set[str]) -> dict[str, Any]:
+    """What was fetched: {"references": [{reference, path, bytes}], "stages": [{stage, fetched}]}.
+
+    Raises RecipeError where something cannot be had, AsideFailed where the process that fetches breaks down.
+    """
+    run = Run(plan, store, runs, console, chosen, chosen)
+    run.prefetch()
+    references = [
+        {"reference": str(source), "path": str(path), "bytes": _bytes(path)}
+        for source, path in run.paths.items()
+        if not isinstance(source, Local)
+    ]
+    alike: dict[str, Step] = {}
+    for step in plan.steps:
+        if step.name in chosen and step.config.fetcher:
+            files = sorted(str(s) for name, s in step.inputs.items() if name != "model" and not isinstance(s, Step))
+            alike.setdefault(json.dumps([step.kind, step.settings() | {"models": None}, files], sort_keys=True), step)
+    job = {"cache": str((runs / "cache").resolve()), "steps": [_job(step, run) for step in alike.values()]}
+    if alike:
+        console.say(f"fetching what {', '.join(step.stage for step in alike.values())} reads besides")
+    fetched = aside("--prefetch", "pipeline.prefetch_worker", job) if alike else []
+    for step, answer in zip(alike.values(), fetched, strict=True):
+        if "error" in answer:
+            if answer["key"]:
+                raise step.recipe.error(split_key(f"stages.{step.stage}.{answer['key']}"), answer["error"])
+            place = step.recipe.places.at(("stages", step.stage))
+            raise RecipeError([f"{place}: stages.{step.stage}: {line}" for line in answer["error"].splitlines()])
+    stages = [
+        {"stage": step.stage, "fetched": answer["fetched"]}
+        for step, answer in zip(alike.values(), fetched, strict=True)
+    ]
+    return {"recipe": plan.recipe.name, "references": references, "stages": stages}
+
+
+def told(found: dict[str, Any]) -> list[str]:
+    """The same for people, line by line."""
+    lines = [f"{each['reference']}: {each['bytes'] / 2**20:.1f} MiB in {each['path']}" for each in found["references"]]
+    lines += [f"{each['stage']}: {what}" for each in found["stages"] for what in each["fetched"]]
+    size = sum(each["bytes"] for each in found["references"])
+    named = f"{len(found['references'])} references, {size / 2**20:.1f} MiB" if found["references"] else "no reference"
+    return [*lines, f"{found['recipe']}: {named} to fetch; with HF_HUB_OFFLINE=1 it now runs without a network"]
+
+
+def _job(step: Step, run: Run) -> dict[str, Any]:
+    sources = {name: source for name, source in step.inputs.items() if name != "model"}
+    paths = {name: str(run.paths[reference_of(source)].resolve()) for name, source in sources.items()}
+    return {"kind": step.kind, "config": step.config.model_dump(), "paths": paths}
+
+
+def _bytes(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

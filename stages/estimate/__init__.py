@@ -1,0 +1,1 @@
+"""What a stage will take before it runs: parameters, memory by part, disk, tokens, FLOPs and time."""

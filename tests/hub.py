@@ -1,0 +1,103 @@
+"""A model hub on this machine: enough of its API for huggingface_hub and datasets to fetch whole repositories."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from urllib.parse import parse_qs, unquote
+
+COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
+"""Of every repository."""
+
+
+@contextmanager
+def serving(repositories: dict[str, Path]) -> Iterator[str]:
+    """The address of a hub with these repositories: `models/org/name` or `datasets/org/name` -> a folder of files."""
+
+    class Handler(_Handler):
+        folders = repositories
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    folders: dict[str, Path]
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+        asked = json.loads(body)["paths"] if body.startswith("{") else parse_qs(body).get("paths", [])
+        name, rest = self._repository(unquote(self.path))
+        if name is None or not rest.startswith("paths-info/"):
+            return self._refuse()
+        entries = self._entries(name)
+        return self._answer(json.dumps([entry for entry in entries if entry["path"] in asked]).encode())
+
+    def do_GET(self) -> None:
+        path = unquote(self.path).partition("?")[0]
+        name, rest = self._repository(path)
+        if name is None:
+            return self._refuse()
+        if found := re.fullmatch(r"resolve/[^/]+/(.+)", rest):
+            file = self.folders[name] / found[1]
+            return self._answer(file.read_bytes()) if file.is_file() else self._refuse("EntryNotFound")
+        if re.fullmatch(r"(revision/[^/]+)?", rest):
+            files = [{"rfilename": entry["path"]} for entry in self._entries(name)]
+            told = {"id": name.partition("/")[2], "sha": COMMIT, "siblings": files, "private": False, "tags": []}
+            return self._answer(json.dumps(told).encode())
+        if re.fullmatch(r"tree/[^/]+", rest):
+            return self._answer(json.dumps(self._entries(name)).encode())
+        return self._refuse("EntryNotFound")
+
+    def _repository(self, path: str) -> tuple[str | None, str]:
+        """The repository that a path is of, and what follows its name."""
+        for name in self.folders:
+            kind, _, repository = name.partition("/")
+            for before in (f"/api/{kind}/{repository}", f"/{kind}/{repository}", f"/{repository}"):
+                if path == before or path.startswith(f"{before}/"):
+                    return name, path[len(before) + 1 :]
+        return None, ""
+
+    def _entries(self, name: str) -> list[dict[str, object]]:
+        files = sorted(file for file in self.folders[name].rglob("*") if file.is_file())
+        return [
+            {
+                "type": "file",
+                "path": file.relative_to(self.folders[name]).as_posix(),
+                "size": file.stat().st_size,
+                "oid": hashlib.sha1(file.read_bytes()).hexdigest(),
+            }
+            for file in files
+        ]
+
+    def _answer(self, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _refuse(self, code: str = "RepoNotFound") -> None:
+        self.send_response(404)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""

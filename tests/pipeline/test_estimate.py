@@ -1,0 +1,136 @@
+"""`run-recipe --estimate` as a user calls it: counts against hand formulas and real models, memory against what a
+training really held."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from benchmarks.estimate import CASES, MOST, estimated, make_world, peak
+from stages.estimate.optimisers import optimiser_bytes
+from stages.estimate.sharding import Shards, shards
+from stages.estimate.sizes import sizes
+from stages.launch import Launch
+from stages.training_config import LoraOptions
+from tests.pipeline.test_command import command
+from tests.tiny import tiny_model
+
+RECIPE = """\
+name: small
+model: ./model
+matrix: {prompt: [0.0, 0.2, 0.4]}
+stages:
+  wit:
+    kind: sft
+    data: {train: ./rows.jsonl}
+    weights: {prompt: "${matrix.prompt}", completion: 1}
+    train: {num_train_epochs: 2, per_device_train_batch_size: 2, gradient_accumulation_steps: 2, max_length: 256}
+  large:
+    kind: sft
+    data: {train: ./rows.jsonl}
+    weights: {prompt: 0, completion: 1}
+    train: {per_device_train_batch_size: 512, gradient_checkpointing: false}
+    resources: {memory: 1GiB}
+  hopeless:
+    kind: sft
+    data: {train: ./rows.jsonl}
+    weights: {prompt: 0, completion: 1}
+    resources: {memory: 8MiB}
+  far:
+    kind: sft
+    model: org/nowhere
+    data: {train: ./rows.jsonl}
+    weights: {prompt: 0, completion: 1}
+"""
+TINY = 258 * 32 + 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48 + 2 * 32) + 32
+"""tests.tiny's Llama, by hand: embeddings that are the head's too; each layer's query and output, key and value of half
+as many heads, the three of its feed-forward part and two norms; the last norm."""
+ROWS, LENGTH = 600, 256
+"""Each row is cut to so many of its 5 + 494 + 1 tokens, which are bytes and the EOS token."""
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> dict[str, Any]:
+    """Stage -> what is told of it."""
+    folder = tmp_path_factory.mktemp("estimated")
+    (folder / "model").symlink_to(model_folder)
+    (folder / "r.yaml").write_text(RECIPE)
+    row = json.dumps({"prompt": "Sky? ", "completion": "b" * 494}) + "\n"
+    (folder / "rows.jsonl").write_text(row * ROWS)
+    done = command(folder, "--estimate", "--json")
+    assert done.returncode == 0, done.stderr
+    assert not (folder / "runs" / "small").exists()
+    return {each["steps"][0].partition("[")[0]: each for each in json.loads(done.stdout)["steps"]}
+
+
+def test_counts_of_parameters_rows_and_steps(told: dict[str, Any]) -> None:
+    """600 rows in micro-batches of 2 are 300, of which 2 make a step: 150 steps an epoch, over 2 epochs."""
+    wit = told["wit"]
+    assert wit["parameters"] == wit["trainable"] == TINY
+    assert wit["tokens"] == 2 * ROWS * LENGTH
+    assert wit["steps"] == ["wit[prompt=0.0]", "wit[prompt=0.2]", "wit[prompt=0.4]"]
+    assert wit["optimiser_steps"] == 300
+    assert wit["flops"] == 8 * TINY * wit["tokens"]  # with gradient checkpointing, TRL's default
+    assert wit["seconds"] > 0
+    parts = wit["memory"]
+    assert (parts["weights"], parts["gradients"], parts["optimiser"]) == (4 * TINY, 4 * TINY, 8 * TINY)
+    assert wit["fits"]
+
+
+def test_what_does_not_fit_says_what_would(told: dict[str, Any]) -> None:
+    """Under 1 GiB: with checkpointing or smaller batches, the same rows a step."""
+    large = told["large"]
+    assert not large["fits"]
+    assert large["memory_total"] > 2**30 == large["room"]
+    assert large["remedies"]
+    assert all(remedy["memory"] <= 2**30 for remedy in large["remedies"])
+    first = dict(change.split(": ") for change in large["remedies"][0]["changes"])
+    assert first["train.gradient_checkpointing"] == "true"
+    size = int(first.get("train.per_device_train_batch_size", 512))
+    assert size * int(first.get("train.gradient_accumulation_steps", 1)) == 512
+    assert not told["hopeless"]["fits"]
+    assert told["hopeless"]["remedies"] == []
+
+
+def test_what_is_not_here_is_not_known(told: dict[str, Any]) -> None:
+    far = told["far"]
+    assert [far[name] for name in ("parameters", "memory", "flops", "seconds", "fits")] == [None] * 5
+    assert any("org/nowhere: cannot be had from the hub" in line for line in far["unknown"])
+
+
+def test_counts_are_those_of_the_real_model_and_of_peft() -> None:
+    model = tiny_model()
+    assert sizes(model.config, torch.float32).parameters == sum(p.numel() for p in model.parameters()) == TINY
+    asked = {"r": 4, "target_modules": "all-linear"}
+    trainable, everything = get_peft_model(
+        model, LoraConfig(task_type="CAUSAL_LM", **asked)
+    ).get_nb_trainable_parameters()
+    found = sizes(tiny_model().config, torch.bfloat16, LoraOptions(**asked))
+    assert (found.trainable, found.parameters, found.base) == (trainable, everything, TINY)
+    assert found.weights == 2 * TINY + 4 * trainable  # PEFT keeps an adapter in float32
+    linear = TINY - 258 * 32 - 5 * 32
+    four = sizes(tiny_model().config, torch.float32, LoraOptions(**asked), {"load_in_4bit": True})
+    assert four.weights == 4 * (TINY - linear) + linear // 2 + linear // 64 * 4 + 4 * trainable
+
+
+def test_what_optimisers_and_shards_keep() -> None:
+    found = sizes(tiny_model().config, torch.float32)
+    kept = {name: optimiser_bytes(name, found)[0] for name in ("adamw_torch_fused", "adamw_bnb_8bit", "sgd")}
+    assert kept == {"adamw_torch_fused": 8 * TINY, "adamw_bnb_8bit": 2 * TINY, "sgd": 0}
+    assert 0 < optimiser_bytes("adafactor", found)[0] < TINY
+    assert shards(Launch(num_processes=4)) == Shards(1, 1, 1)
+    assert shards(Launch(num_processes=4, use_fsdp=True)) == Shards(4, 4, 4)
+    assert shards(Launch(num_processes=4, use_fsdp=True, fsdp_sharding_strategy="SHARD_GRAD_OP")) == Shards(1, 4, 4)
+    assert shards(Launch(num_processes=4, use_deepspeed=True, zero_stage=1)) == Shards(1, 1, 4)
+    assert shards(Launch(num_processes=4, use_deepspeed=True, zero_stage=3)) == Shards(4, 4, 4)
+
+
+@pytest.mark.parametrize("case", ["full 1M", "full 30M"])
+def test_memory_is_within_a_quarter_of_what_training_held(tmp_path: Path, case: str) -> None:
+    make_world(tmp_path, *CASES[case])
+    assert estimated(tmp_path)["memory_total"] / peak(tmp_path) == pytest.approx(1, abs=MOST)

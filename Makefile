@@ -1,8 +1,9 @@
 # make run    train, tune, benchmark and report: run-recipe recipes/wit_dpo.yaml
-# make test   the tests; make test-slow those that run the default recipe whole
+# make test   the tests, or some: make test tests=tests/stages/sft; make test-slow those that run the default recipe
 # make bench  the README's figures, or some of them: make bench BENCH='loss prepare'
 # make schema what editors and readers know of recipes: recipes/recipe.schema.json, docs/reference.md
 PYTHON ?= python3
+tests ?= tests
 BIN := .venv/bin
 
 .PHONY: run test test-slow lint types check bench schema lock
@@ -10,7 +11,7 @@ run: .venv/installed
 	$(BIN)/run-recipe recipes/wit_dpo.yaml
 
 test: .venv/installed
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder $(tests)
 
 test-slow: .venv/installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow

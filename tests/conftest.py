@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 from tests.tiny import byte_tokenizer, tiny_model
@@ -13,6 +14,10 @@ from tests.tiny import byte_tokenizer, tiny_model
 settings.register_profile("ci", derandomize=True)  # the gate tries the same rows each time
 if os.environ.get("CI"):
     settings.load_profile("ci")
+
+torch.set_num_threads(1)  # for models this small; on cores that tests share, threads mostly wait for one another
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for what tests start; the command gives its workers their own number
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave the core to others
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +27,22 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_model().save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
+
+
+LONGEST = (
+    "tests/pipeline/test_kills.py",
+    "tests/pipeline/test_faults.py",
+    "tests/stages/test_checkpoints.py",
+    "tests/pipeline/test_grid.py",
+    "tests/pipeline/test_ray.py",
+    "tests/pipeline/test_command.py",
+    "tests/stages/test_launch.py",
+    "tests/pipeline/test_security.py",
+    "tests/stages/lm_eval/test_stage.py",
+)
+"""Files that start many workers go first, so that processes which share the tests end at about the same time."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], len(order)))

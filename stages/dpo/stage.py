@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import stages.quick_peft  # noqa: F401
+
+# isort: split
 from trl import DPOConfig, DPOTrainer
 
 from stages.base import Context

@@ -7,6 +7,7 @@ from typing import Any
 
 import datasets
 
+import stages.quick_peft  # noqa: F401
 from stages.base import Context
 from stages.reading import DROPPED_ROWS, dropped_note
 from stages.sft.config import SFTStage

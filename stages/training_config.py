@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
 else:
     LoraOptions = options("LoraConfig")
     QuantizationOptions = options("BitsAndBytesConfig")
+
+
+TRACKERS = ("mlflow", "tensorboard", "trackio", "wandb")
+"""What `train.report_to` may name: transformers' integrations, each with the package of its name."""
+_WHERE_REPORTED = ("report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id")
+_WHERE_REPORTED += ("trackio_static_space_id",)
 
 
 class Quantization(QuantizationOptions):
@@ -101,7 +108,7 @@ class TrainingStage(StageConfig):
     """A stage that starts from a model and publishes a trained one."""
 
     makes: ClassVar[Literal["model"]] = "model"
-    no_effect: ClassVar[tuple[str, ...]] = ("train.save_steps",)
+    no_effect: ClassVar[tuple[str, ...]] = tuple(f"train.{name}" for name in ("save_steps", *_WHERE_REPORTED))
 
     model: str = BASE
     """What to start from: a stage's name, `base`, or a reference to a model."""
@@ -146,6 +153,20 @@ class TrainingStage(StageConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _trackers_are_known(self) -> Self:
+        for name in self.trackers:
+            if name not in TRACKERS:
+                known = ", ".join(("none", *TRACKERS))
+                raise wrong_at("train.report_to", f"{name!r} is no tracker that a recipe may name; those are {known}")
+        return self
+
+    @property
+    def trackers(self) -> list[str]:
+        """What the training is reported to."""
+        asked = getattr(getattr(self, "train", None), "report_to", None) or []
+        return [name for name in ([asked] if isinstance(asked, str) else asked) if name != "none"]
+
     @property
     def reads_weights(self) -> bool:
         """Whether it starts from the model's weights, not from its config alone."""
@@ -173,6 +194,7 @@ class TrainingStage(StageConfig):
     def check(self, files: dict[str, Path]) -> None:
         """Read every row, so that a bad one is known before anything runs, and look at the model. Raises BadInput."""
         check_model(files["model"], self.trust_remote_code, "model", self.reads_weights)
+        self._check_packages()
         parts: dict[str, Path] = {part: files[part] for part in ("train", "eval") if part in files}
         self.data.check_splits(parts)
         if self.lora is not None:
@@ -183,6 +205,15 @@ class TrainingStage(StageConfig):
                 for _ in self.rows(path, part):
                     pass
                 _READ.add(read)
+
+    def _check_packages(self) -> None:
+        """Look whether what the options need is installed. Raises BadInput."""
+        asked = {name: (name, "train.report_to") for name in self.trackers}
+        if getattr(getattr(self, "train", None), "use_liger_kernel", None):
+            asked["liger_kernel"] = "liger-kernel", "train.use_liger_kernel"
+        for module, (package, key) in asked.items():
+            if (found := find_spec(module)) is None or found.origin is None:  # a mere folder, as wandb leaves one
+                raise BadInput(f"needs the package {package}, which is not installed; pip install {package}", key)
 
     def rows(self, path: Path, part: str, dropped: list[str] | None = None) -> Iterator[tuple[int, Any]]:
         """(number in the file, row) for the data at `path`, which the recipe names as `part`, `train` or `eval`.

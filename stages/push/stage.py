@@ -41,7 +41,7 @@ def run(context: Context) -> dict[str, Any]:
 
 
 def _scores(stage: PushStage, model: Input, inputs: dict[str, Input]) -> list[dict[str, Any]]:
-    """The rows of the results that are of this model. Raises BadInput where there are none, though some are asked for."""
+    """The rows of the results that are of this model. Raises BadInput where some are asked for and there are none."""
     found = [
         given
         for name, given in inputs.items()

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from stages.base import BadInput
 
+CommitOperation = CommitOperationAdd | CommitOperationCopy | CommitOperationDelete
 WEIGHTS = (".safetensors", ".safetensors.index.json")
 """Files that are removed from the repository where the model has none of the name: loaders would take them for it."""
 
@@ -45,12 +46,12 @@ def upload(repo: str, private: bool, files: dict[str, Path | bytes], message: st
     api = HfApi()
     with _told(api, repo):
         api.create_repo(repo, private=private, exist_ok=True)
-        info = api.repo_info(repo)
+        info = api.model_info(repo)
         if private and not info.private:
             raise BadInput(f"{repo} is public; set private: false, or make it private on the hub", "private")
         there = [file.rfilename for file in info.siblings or []]
         stale = [name for name in there if name not in files and name.endswith(WEIGHTS)]
-        operations = [
+        operations: list[CommitOperation] = [
             *(CommitOperationDelete(name) for name in stale),
             *(CommitOperationAdd(name, content) for name, content in files.items()),
         ]

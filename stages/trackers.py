@@ -62,7 +62,7 @@ def one_run(trainer: SFTTrainer | DPOTrainer, context: Context, anew: bool) -> I
     trackers = [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, kinds)]
     ends = [tracker.on_train_end for tracker in trackers]
     for tracker in trackers:
-        tracker.on_train_end = lambda *_, **__: None  # type: ignore[method-assign]
+        tracker.on_train_end = lambda *_, **__: None
     yield
     for end in ends:
         end(trainer.args, trainer.state, trainer.control, model=trainer.model, processing_class=trainer._tokenizer)

@@ -26,8 +26,8 @@ else:
 
 TRACKERS = ("mlflow", "tensorboard", "trackio", "wandb")
 """What `train.report_to` may name: transformers' integrations, each with the package of its name."""
-_WHERE_REPORTED = ("report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id")
-_WHERE_REPORTED += ("trackio_static_space_id",)
+_OF_TRACKIO = ("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")
+_WHERE_REPORTED = ("report_to", "run_name", "project", *_OF_TRACKIO)
 
 
 class Quantization(QuantizationOptions):

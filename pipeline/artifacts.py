@@ -95,6 +95,11 @@ def parse(text: str, folder: Path, kind: Literal["model", "data"]) -> Artifact:
     return Hub(found["repo"], found["revision"], "model" if kind == "model" else "dataset", member)
 
 
+def name_of(artifact: Artifact) -> str:
+    """What results say of it: no path of this machine."""
+    return artifact.path.name if isinstance(artifact, Local) else str(artifact)
+
+
 def identity(artifact: Artifact, hash_of: Callable[[Path], str] = file_hash) -> str | None:
     """The artefact's content hash, without a network; None for a hub reference whose commit is unknown.
 

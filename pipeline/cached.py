@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipeline import artifacts
-from pipeline.artifacts import Local
 from pipeline.plan import Plan, Step, below
 from pipeline.provenance import installed
 from pipeline.store import BadManifest, Store, read
@@ -46,8 +45,7 @@ def inputs_of(step: Step, plan: Plan) -> dict[str, dict[str, str | None]]:
             digest = source.published.digest if source.published else None
             found[name] = {"step": source.name, "fingerprint": source.fingerprint, "digest": digest}
         else:
-            reference = source.path.name if isinstance(source, Local) else str(source)
-            found[name] = {"reference": reference, "content": plan.contents[source]}
+            found[name] = {"reference": artifacts.name_of(source), "content": plan.contents[source]}
     return found
 
 

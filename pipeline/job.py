@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import Artifact
+from pipeline.artifacts import Artifact, name_of
 from pipeline.executors import Job
 from pipeline.plan import Plan, Step
 from pipeline.store import Store
@@ -37,6 +37,7 @@ def write_job(step: Step, plan: Plan, paths: Mapping[Artifact, Path], store: Sto
         "config": step.config.model_dump(),
         "inputs": {name: _input(source, plan, paths) for name, source in step.inputs.items()},
         "cache": str((runs / "cache").resolve()),
+        "logs": str((runs / plan.recipe.name / "logs").resolve()),
         "lock": str(store.lock(f"{step.fingerprint}.worker").lock_file),
     }
     write_json(folder / "job.json", job)
@@ -48,7 +49,8 @@ def _input(source: Step | Artifact, plan: Plan, paths: Mapping[Artifact, Path]) 
     """What a worker is told of an input, with all it was made from."""
     if not isinstance(source, Step):
         path = str(paths[source].resolve()) if source in paths else str(source)
-        return {"path": path, "fingerprint": plan.contents.get(source) or "", "inputs": {}}
+        content = plan.contents.get(source) or ""
+        return {"path": path, "fingerprint": content, "inputs": {}, "reference": name_of(source)}
     assert source.published is not None
     return {
         "path": str(source.published.path.resolve()),

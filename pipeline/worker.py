@@ -107,6 +107,7 @@ def _run(job: dict[str, Any], folder: Path, events: TextIO, rank: int = 0) -> di
         checkpoints=folder / CHECKPOINTS,
         cache=cache,
         progress=progress,
+        logs=Path(job["logs"]),
     )
     context.out.mkdir(parents=True)
     context.scratch.mkdir()

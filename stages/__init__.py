@@ -5,6 +5,7 @@ from stages.characteristics.config import CharacteristicsStage
 from stages.dpo.config import DPOStage
 from stages.judge.config import JudgeStage
 from stages.lm_eval.config import LMEvalStage
+from stages.push.config import PushStage
 from stages.report.config import ReportStage
 from stages.sensitivity.config import SensitivityStage
 from stages.sft.config import SFTStage
@@ -18,6 +19,7 @@ KINDS: dict[str, type[StageConfig]] = {
         JudgeStage,
         SensitivityStage,
         CharacteristicsStage,
+        PushStage,
         ReportStage,
     )
 }

@@ -88,8 +88,9 @@ class StageConfig(Config):
 
     kind: ClassVar[str]
     """The word after `kind:` in a recipe."""
-    makes: ClassVar[Literal["model", "scores", "report"]]
-    """What its steps publish: a model that others may start from, scores of one, or a report on scores."""
+    makes: ClassVar[Literal["model", "scores", "report", "record"]]
+    """What its steps publish: a model that others may start from, scores of one, a report on scores, or a mere record
+    of what was done elsewhere."""
     version: ClassVar[int]
     """Raised when the same settings would give another result, so that older results are made again."""
     no_effect: ClassVar[tuple[str, ...]] = ()
@@ -179,6 +180,8 @@ class Input:
     """What it was made from in turn."""
     labels: dict[str, str] = field(default_factory=dict)
     """Of the recipe's matrix, the axes on which the step depends, with the cell's values."""
+    reference: str = ""
+    """What the recipe calls a file, a folder or a model found by reference, without a path of this machine."""
 
 
 @dataclass(frozen=True)
@@ -201,3 +204,5 @@ class Context:
     """A folder shared by all steps for what is costly to derive and keyed by content (converted models)."""
     progress: Callable[[int, int, str], None]
     """progress(done, total, note): what the console shows while the step runs."""
+    logs: Path | None = None
+    """The folder of the run's logs, kept beside its results; None where the step is no part of a run."""

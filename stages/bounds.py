@@ -38,6 +38,9 @@ NEEDED = {
 }
 """A field -> the one without which it is refused."""
 
+OWN_LOSS = ("fused_linear_cross_entropy", "cross_entropy")
+"""Kernels of Liger that would compute a loss in place of the trainer's own."""
+
 BY_EVALUATION = ("reduce_lr_on_plateau", "greedy")
 """Values of lr_scheduler_type that follow the loss on evaluation data."""
 
@@ -56,6 +59,9 @@ def misfit(given: dict[str, Any]) -> tuple[str, str] | None:
             return name, f"is a whole number of steps, or below 1 a fraction of all steps; found {steps}"
     if given.get("lr_scheduler_type") in BY_EVALUATION and given.get("eval_strategy", "no") == "no":
         return "lr_scheduler_type", f"{given['lr_scheduler_type']} follows the evaluation loss; set eval_strategy"
+    for kernel in OWN_LOSS:
+        if (given.get("liger_kernel_config") or {}).get(kernel):
+            return f"liger_kernel_config.{kernel}", "would compute another loss than the stage's; leave it out"
     if isinstance(given.get("target_modules"), str) and given.get("layers_to_transform") is not None:
         return "layers_to_transform", "has no effect where target_modules is one text; make that a list"
     if given.get("init_lora_weights") == "loftq" and not given.get("loftq_config"):

@@ -56,7 +56,7 @@ def read_run(folder: Path) -> Ran:
     return Ran(
         folder.name,
         {step: given for step, given in scores.items() if "results" in given.metrics},
-        [entry["step"] for entry in entries if not entry["path"] and entry["kind"] != "report"],
+        [entry["step"] for entry in entries if not entry["path"] and entry["kind"] not in ("report", "push")],
     )
 
 

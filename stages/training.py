@@ -30,6 +30,7 @@ from stages.base import BadInput, Context
 from stages.checkpoints import CHECKPOINTS_KEPT, Checkpoints
 from stages.model_files import why_not_loaded
 from stages.options import Options
+from stages.trackers import one_run, told
 
 _KEPT: list[Any] = []
 """Trainers of several ranks: freeing what torch holds for them can wait forever for a thread that waits for Python."""
@@ -87,6 +88,11 @@ def load_model(
     except (OSError, ValueError, TypeError) as error:
         raise BadInput(f"{path}: holds no model that can be loaded: {why_not_loaded(error)}") from None
     except (ImportError, RuntimeError) as error:
+        if isinstance(error, ImportError) and "attn_implementation" in options:
+            asked = options["attn_implementation"]
+            raise BadInput(
+                f"train.model_init_kwargs.attn_implementation: {asked} does not work here: {why_not_loaded(error)}"
+            ) from None
         if quantization is None:
             raise
         raise BadInput(f"quantization: bitsandbytes does not work on this machine: {why_not_loaded(error)}") from None
@@ -117,11 +123,16 @@ def lora_config(lora: Options | None) -> LoraConfig | None:
 
 
 def arguments(context: Context, fields: dict[str, Any]) -> dict[str, Any]:
-    """The keyword arguments of a TRL config: the recipe's fields over defaults that fit the machine and the store.
+    """The keyword arguments of a TRL config with `Told`: the recipe's fields over defaults that fit the machine and the
+    store.
 
     Checkpoints are asked for by stages.checkpoints, not by transformers, which would save one after the last step, too.
+
+    Raises BadInput for what this machine has no kernels for.
     """
     gpu = torch.cuda.is_available()
+    if fields.get("use_liger_kernel") and not gpu:
+        raise BadInput("train.use_liger_kernel: Liger's kernels run on GPUs, and there is none here; leave it out")
     defaults = {
         "bf16": gpu and torch.cuda.is_bf16_supported() and not fields.get("fp16"),
         "report_to": "none",
@@ -131,7 +142,7 @@ def arguments(context: Context, fields: dict[str, Any]) -> dict[str, Any]:
         "logging_nan_inf_filter": False,  # a loss that is not a number is to be seen, not averaged away
     }
     fixed = {"output_dir": str(context.checkpoints), "save_total_limit": CHECKPOINTS_KEPT, "seed": context.config.seed}
-    return defaults | fields | fixed
+    return defaults | told(context) | fields | fixed
 
 
 def dataset(rows: list[Any]) -> Dataset:
@@ -186,7 +197,9 @@ def train(
     checkpoints = Checkpoints(trainer, "save_steps" in context.config.train.model_dump(), sums or {})
     for callback in (Progress(trainer, context), checkpoints):
         trainer.add_callback(callback)
-    result = trainer.train(resume_from_checkpoint=str(checkpoints.found) if checkpoints.found else None)
+    with one_run(trainer, context, anew=checkpoints.found is None):
+        result = trainer.train(resume_from_checkpoint=str(checkpoints.found) if checkpoints.found else None)
+        evaluated = trainer.evaluate() if trainer.eval_dataset is not None else None
     metrics: dict[str, Any] = {
         "train_loss": result.training_loss,
         "steps": trainer.state.global_step,
@@ -194,8 +207,8 @@ def train(
         "seconds": round(checkpoints.elapsed(), 1),
         "notes": checkpoints.notes,
     }
-    if trainer.eval_dataset is not None:
-        metrics |= {name: value for name, value in _timeless(trainer.evaluate()).items() if name != "epoch"}
+    if evaluated is not None:
+        metrics |= {name: value for name, value in _timeless(evaluated).items() if name != "epoch"}
     for name in ("train_loss", "eval_loss"):
         if not math.isfinite(metrics.get(name, 0.0)):
             raise BadInput(f"the {name} is {metrics[name]}; lower train.learning_rate or look at the rows")
@@ -211,8 +224,10 @@ def _publish(trainer: SFTTrainer | DPOTrainer, context: Context) -> None:
     The weights are gathered by all ranks, for each may hold a part of them, and written by rank 0. An adapter is merged
     into the model that training started from, loaded anew: under it lay the same weights, perhaps quantised.
     """
-    model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    model = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_torch_compile=False)
+    gathered = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    weights = {name.replace("_orig_mod.", ""): weight for name, weight in gathered.items()}  # torch.compile's prefix
+    del gathered
     first = trainer.is_world_process_zero()
     trainer.accelerator.end_training()  # no rank waits for another from here on
     if not first:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
 else:
     LoraOptions = options("LoraConfig")
     QuantizationOptions = options("BitsAndBytesConfig")
+
+
+TRACKERS = ("mlflow", "tensorboard", "trackio", "wandb")
+"""What `train.report_to` may name: transformers' integrations, each with the package of its name."""
+_OF_TRACKIO = ("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")
+_WHERE_REPORTED = ("report_to", "run_name", "project", *_OF_TRACKIO)
 
 
 class Quantization(QuantizationOptions):
@@ -106,7 +113,7 @@ class TrainingStage(StageConfig):
     """A stage that starts from a model and publishes a trained one."""
 
     makes: ClassVar[Literal["model"]] = "model"
-    no_effect: ClassVar[tuple[str, ...]] = ("train.save_steps",)
+    no_effect: ClassVar[tuple[str, ...]] = tuple(f"train.{name}" for name in ("save_steps", *_WHERE_REPORTED))
     estimator: ClassVar[str | None] = "stages.estimate.training:estimate"
     same_size: ClassVar[tuple[str, ...]] = ("seed", "train.learning_rate", "train.beta")
 
@@ -153,6 +160,20 @@ class TrainingStage(StageConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _trackers_are_known(self) -> Self:
+        for name in self.trackers:
+            if name not in TRACKERS:
+                known = ", ".join(("none", *TRACKERS))
+                raise wrong_at("train.report_to", f"{name!r} is no tracker that a recipe may name; those are {known}")
+        return self
+
+    @property
+    def trackers(self) -> list[str]:
+        """What the training is reported to."""
+        asked = getattr(getattr(self, "train", None), "report_to", None) or []
+        return [name for name in ([asked] if isinstance(asked, str) else asked) if name != "none"]
+
     @property
     def reads_weights(self) -> bool:
         """Whether it starts from the model's weights, not from its config alone."""
@@ -198,6 +219,7 @@ class TrainingStage(StageConfig):
     def check(self, files: dict[str, Path]) -> None:
         """Read every row, so that a bad one is known before anything runs, and look at the model. Raises BadInput."""
         check_model(files["model"], self.trust_remote_code, "model", self.reads_weights)
+        self._check_packages()
         parts: dict[str, Path] = {part: files[part] for part in ("train", "eval") if part in files}
         self.data.check_splits(parts)
         if self.lora is not None:
@@ -208,6 +230,15 @@ class TrainingStage(StageConfig):
                 for _ in self.rows(path, part):
                     pass
                 _READ.add(read)
+
+    def _check_packages(self) -> None:
+        """Look whether what the options need is installed. Raises BadInput."""
+        asked = {name: (name, "train.report_to") for name in self.trackers}
+        if getattr(getattr(self, "train", None), "use_liger_kernel", None):
+            asked["liger_kernel"] = "liger-kernel", "train.use_liger_kernel"
+        for module, (package, key) in asked.items():
+            if (found := find_spec(module)) is None or found.origin is None:  # a mere folder, as wandb leaves one
+                raise BadInput(f"needs the package {package}, which is not installed; pip install {package}", key)
 
     def rows(self, path: Path, part: str, dropped: list[str] | None = None) -> Iterator[tuple[int, Any]]:
         """(number in the file, row) for the data at `path`, which the recipe names as `part`, `train` or `eval`.

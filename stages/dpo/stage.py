@@ -7,6 +7,7 @@ bare base model.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import stages.quick_peft  # noqa: F401
@@ -15,9 +16,16 @@ import stages.quick_peft  # noqa: F401
 from trl import DPOConfig, DPOTrainer
 
 from stages.base import Context
+from stages.card import write_card
 from stages.dpo.config import DPOStage
 from stages.reading import DROPPED_ROWS, dropped_note, listing
+from stages.trackers import Told
 from stages.training import arguments, dataset, load_model, load_tokenizer, lora_config, train
+
+
+@dataclass
+class Arguments(Told, DPOConfig):
+    """DPOConfig with what trackers are told besides."""
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -37,7 +45,7 @@ def run(context: Context) -> dict[str, Any]:
             quantization=stage.quantization,
             trust_remote_code=stage.trust_remote_code,
         ),
-        args=DPOConfig(**arguments(context, fields), trust_remote_code=stage.trust_remote_code),
+        args=Arguments(**arguments(context, fields), trust_remote_code=stage.trust_remote_code),
         train_dataset=data["train"],
         eval_dataset=data.get("eval"),
         processing_class=load_tokenizer(base, rows["train"], stage.trust_remote_code),
@@ -47,9 +55,12 @@ def run(context: Context) -> dict[str, Any]:
     if listed := "".join(listing(dropped[name], [context.inputs[name].path]) for name in parts):
         (context.out / DROPPED_ROWS).write_text(listed, encoding="utf-8")
     last = next((row for row in reversed(trainer.state.log_history) if "rewards/margins" in row), {})
-    return metrics | {
+    metrics |= {
         "data": {name: {"rows": len(rows[name]), "rows_bad": len(dropped[name])} for name in parts},
-        "notes": metrics["notes"] + [dropped_note(name, len(dropped[name])) for name in parts if dropped[name]],
         "reward_margin": last.get("rewards/margins"),
         "reward_accuracy": last.get("rewards/accuracies"),
+    }
+    write_card(context, metrics)
+    return metrics | {
+        "notes": metrics["notes"] + [dropped_note(name, len(dropped[name])) for name in parts if dropped[name]],
     }

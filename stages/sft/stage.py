@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import datasets
 
 import stages.quick_peft  # noqa: F401
 from stages.base import Context
+from stages.card import write_card
 from stages.reading import DROPPED_ROWS, dropped_note
 from stages.sft.config import SFTStage
 from stages.sft.prepared import prepared
 from stages.sft.selection import Used
 from stages.sft.trainer import WITConfig, WITTrainer
+from stages.trackers import Told
 from stages.training import arguments, load_model, load_tokenizer, lora_config, train
+
+
+@dataclass
+class Arguments(Told, WITConfig):
+    """WITConfig with what trackers are told besides."""
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -24,7 +31,7 @@ def run(context: Context) -> dict[str, Any]:
     base = context.inputs["model"].path
     fields = stage.train.model_dump()
     options = fields.pop("model_init_kwargs", None)
-    args = WITConfig(
+    args = Arguments(
         **arguments(context, fields),
         prompt_loss_weight=stage.weights.prompt,
         completion_loss_weight=stage.weights.completion,
@@ -48,8 +55,9 @@ def run(context: Context) -> dict[str, Any]:
     if dropped := [line for _, lines in data.values() for line in lines]:
         (context.out / DROPPED_ROWS).write_text("".join(f"{line}\n" for line in dropped), encoding="utf-8")
     used = trainer.used
+    metrics |= {"data": {name: _counts(used[name], len(data[name][1])) for name in parts}}
+    write_card(context, metrics)
     return metrics | {
-        "data": {name: _counts(used[name], len(data[name][1])) for name in parts},
         "notes": metrics["notes"] + [note for name in parts for note in _notes(name, used[name], len(data[name][1]))],
     }
 

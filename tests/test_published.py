@@ -1,0 +1,333 @@
+"""What a recipe publishes, as the world around takes it: transformers, PEFT, lm-eval's own command, TensorBoard, and
+the hub, which is a server on the loopback that huggingface_hub's own client talks to."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from peft import PeftModel
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+from tests.pipeline.test_command import environment, write_world
+from tests.stages.push.server import TOKEN, Hub, serving
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = """\
+name: small
+model: ./model
+matrix: {prompt: [0.25]}
+stages:
+  it:
+    kind: sft
+    data: {train: ./rows.jsonl}
+    weights: {prompt: 0, completion: 1}
+    train: {max_steps: 2, per_device_train_batch_size: 2, learning_rate: 1.0e-2, logging_steps: 1}
+    lora: {r: 2, target_modules: [q_proj, v_proj]}
+  wit:
+    kind: sft
+    data: {train: ./rows.jsonl, eval: ./rows.jsonl}
+    weights: {prompt: "${matrix.prompt}", completion: 0.75}
+    train:
+      {max_steps: 3, per_device_train_batch_size: 2, logging_steps: 1, report_to: [tensorboard], save_steps: 9}
+  dpo:
+    kind: dpo
+    model: wit
+    data: {train: ./rows.jsonl, rejected: other_row}
+    train: {max_steps: 1, per_device_train_batch_size: 2, report_to: tensorboard, run_name: mine}
+  bench:
+    kind: lm_eval
+    models: [it, wit]
+    include_path: ./tasks
+    tasks: [{task: colours, metric: acc, data: {test: ./items.jsonl}}]
+  publish: {kind: push, model: wit, repo: lab/wit-small, results: [bench], license: apache-2.0}
+"""
+WIT, DPO = "wit[prompt=0.25]", "dpo[prompt=0.25]"
+
+
+@dataclass(frozen=True)
+class World:
+    """A folder in which the recipe ran once, and the hub that it pushed to."""
+
+    folder: Path
+    hub: Hub
+    said: str
+
+    def run(self, *arguments: str, **changed: str) -> subprocess.CompletedProcess[str]:
+        """`run-recipe r.yaml ARGUMENTS`, with changed variables."""
+        to_hub = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": self.hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
+        return subprocess.run(
+            [sys.executable, "-P", "-m", "pipeline.cli", "r.yaml", *arguments],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=400,
+            env={**environment(), **to_hub, "HF_HOME": str(self.folder / "hf"), **changed},
+            check=False,
+        )
+
+    @property
+    def runs(self) -> Path:
+        return self.folder / "runs" / "small"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("published")
+    write_world(folder, model_folder)
+    (folder / "r.yaml").write_text(RECIPE)
+    with serving() as hub:
+        done = World(folder, hub, "").run()
+        assert done.returncode == 0, done.stdout + done.stderr
+        yield World(folder, hub, done.stdout)
+
+
+# -------------------------------------------------------------------------------------------------- loading
+
+
+@pytest.mark.parametrize("step", ["it", WIT])
+def test_transformers_loads_it_as_it_is(world: World, step: str) -> None:
+    folder = world.runs / step
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    messages = [{"role": "user", "content": "Sky? "}]
+    generator = pipeline("text-generation", model=str(folder), device="cpu")
+    answer = generator(messages, max_new_tokens=4, do_sample=False)[0]["generated_text"]
+    assert answer[:1] == messages
+    prompt = tokenizer("user: Sky? \nassistant:", return_tensors="pt").input_ids  # as the chat template writes it
+    for _ in range(4):
+        prompt = torch.cat([prompt, model(prompt).logits[:, -1:].argmax(-1)], 1)
+    assert answer[1]["role"] == "assistant"
+    assert answer[1]["content"] == tokenizer.decode(prompt[0, -4:], skip_special_tokens=True)
+
+
+def test_peft_loads_the_adapter_on_the_base_model(world: World) -> None:
+    """The adapter on the base model is the merged model, to rounding."""
+    base = AutoModelForCausalLM.from_pretrained(world.folder / "model")
+    adapted = PeftModel.from_pretrained(base, str(world.runs / "it"), subfolder="adapter").eval()
+    merged = AutoModelForCausalLM.from_pretrained(world.runs / "it")
+    tokens = torch.arange(40, 60)[None]
+    assert (adapted(tokens).logits - merged(tokens).logits).abs().max() < 1e-4
+    with adapted.disable_adapter():
+        assert (adapted(tokens).logits - merged(tokens).logits).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("step", ["it", WIT])
+def test_lm_eval_takes_it_by_its_own_command(world: World, tmp_path: Path, step: str) -> None:
+    command = [str(Path(sys.executable).with_name("lm_eval")), "run", "--model", "hf", "--device", "cpu"]
+    command += ["--model_args", f"pretrained={world.runs / step}", "--limit", "2", "--tasks", "pocket_knowledge"]
+    command += ["--include_path", "recipes/pocket/tasks", "--output_path", str(tmp_path), "--apply_chat_template"]
+    env = {**environment(), "PYTHONPATH": "", "HF_HOME": str(tmp_path / "hf")}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (found,) = tmp_path.rglob("results_*.json")
+    results = json.loads(found.read_text())
+    assert results["n-samples"]["pocket_knowledge"]["effective"] == 2
+    assert results["results"]["pocket_knowledge"]["acc,none"] in (0, 0.5, 1)
+
+
+# ----------------------------------------------------------------------------------------------------- card
+
+
+def test_every_model_has_a_card(world: World) -> None:
+    metrics = json.loads((world.runs / WIT / "stage.json").read_text())["metrics"]
+    text = (world.runs / WIT / "README.md").read_text()
+    data = ModelCard(text).data.to_dict()
+    assert data == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["weighted-instruction-tuning", "sft", "trl"],
+    }
+    section = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])
+    assert section["weights"] == {"prompt": 0.25, "completion": 0.75}
+    assert (section["model"], section["data"]["train"], section["data"]["eval"]) == ("model", *["rows.jsonl"] * 2)
+    assert section["train"] == {"max_steps": 3, "per_device_train_batch_size": 2, "logging_steps": 1}
+    assert f"| train_loss | {metrics['train_loss']:.4g} |" in text
+    assert f"| eval_loss | {metrics['eval_loss']:.4g} |" in text
+    assert "| train: `rows.jsonl` | 4 |" in text
+    assert "2507.07817" in text
+    assert str(world.folder) not in text
+    after = (world.runs / DPO / "README.md").read_text()
+    assert "### 1. WIT (0.25, 0.75)" in after
+    assert "### 2. DPO" in after
+    assert 'subfolder="adapter"' in (world.runs / "it" / "README.md").read_text()
+
+
+def test_hub_ids_are_told_and_paths_and_machines_are_not(tmp_path: Path) -> None:
+    from stages.base import Input
+    from stages.card import card
+
+    def found(reference: str) -> Input:
+        return Input(tmp_path, reference=reference)
+
+    config = {
+        "data": {"train": "o/d@main", "eval": "/home/me/secret/rows.jsonl"},
+        "weights": {"prompt": 0.5, "completion": 1.0},
+        "train": {"learning_rate": 1e-5, "run_name": "mine"},
+        "launch": {"num_processes": 2, "main_process_ip": "10.0.0.7"},
+    }
+    inputs = {"model": found(f"org/base@{'a' * 40}"), "train": found("o/d@b#x.jsonl"), "eval": found("rows.jsonl")}
+    text = card(Input(tmp_path, "s", "sft", "", config, {"train_loss": 1.5}, inputs))
+    data = ModelCard(text).data
+    assert (data.base_model, data.datasets) == ("org/base", ["o/d"])
+    for hidden in ("secret", "10.0.0.7", "mine"):
+        assert hidden not in text
+    assert "num_processes: 2" in text
+
+
+# ------------------------------------------------------------------------------------------------- trackers
+
+
+def test_tensorboard_shows_the_steps_beside_each_other(world: World) -> None:
+    folder = world.runs / "logs" / "tensorboard"
+    assert {path.name for path in folder.iterdir()} == {WIT, DPO}
+    events = EventAccumulator(str(folder / WIT)).Reload()
+    rows = [json.loads(line) for line in (world.runs / WIT / "training_log.jsonl").read_text().splitlines()]
+    for name in ("loss", "prompt_loss", "completion_loss", "learning_rate"):
+        expected = {row["step"]: row[name] for row in rows if name in row}
+        assert len(expected) == 3
+        assert {e.step: e.value for e in events.Scalars(f"train/{name}")} == pytest.approx(expected)
+    (evaluated,) = (row for row in rows if "eval_loss" in row)
+    (shown,) = events.Scalars("eval/loss")
+    assert (shown.step, shown.value) == (3, pytest.approx(evaluated["eval_loss"]))
+    config = config_of(events)
+    assert (config["recipe"], config["step"], config["run_name"]) == ("small", WIT, f"small/{WIT}")
+    assert (config["prompt_loss_weight"], config["completion_loss_weight"]) == (0.25, 0.75)
+    assert TOKEN not in json.dumps(config)
+    after = config_of(EventAccumulator(str(folder / DPO)).Reload())
+    assert (after["run_name"], after["step"]) == ("mine", DPO)
+    assert after["weights"] == {"prompt": 0.25, "completion": 0.75}
+    assert not list((world.runs / WIT / ".").rglob("*tfevents*")), "events have times in them"
+
+
+def config_of(events: EventAccumulator) -> dict[str, Any]:
+    (text,) = events.Tensors("args/text_summary")
+    return json.loads(text.tensor_proto.string_val[0])
+
+
+def test_where_it_is_reported_is_no_part_of_a_result(world: World) -> None:
+    changed = ["stages.wit.train.report_to=none", "stages.wit.train.run_name=other", "stages.dpo.train.run_name=x"]
+    planned = world.run("--plan", "--json", *(part for key in changed for part in ("--set", key)))
+    assert {step["state"] for step in json.loads(planned.stdout)["steps"]} == {"cached"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("[tensorbord]", "'tensorbord' is no tracker that a recipe may name; those are none, mlflow, tensorboard"),
+        ("all", "'all' is no tracker"),
+        ("trackio", "needs the package trackio, which is not installed; pip install trackio"),
+    ],
+)
+def test_a_tracker_that_is_not_there(world: World, asked: str, said: str) -> None:
+    done = world.run("--set", f"stages.wit.train.report_to={asked}", "--from", "wit")
+    assert (done.returncode, said in done.stderr, "Traceback" in done.stderr) == (2, True, False), done.stderr
+
+
+# ------------------------------------------------------------------------------------------------------ hub
+
+
+def test_a_push_uploads_the_model_with_its_scores(world: World) -> None:
+    repo = world.hub.repos["lab/wit-small"]
+    assert list(world.hub.repos) == ["lab/wit-small"], "nothing but what has the key"
+    assert repo.private
+    assert len(repo.commits) == 1
+    folder = world.runs / WIT
+    kept = {"stage.json", "README.md"}
+    ours = {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in kept}
+    assert {name: content for name, content in repo.files.items() if name != "README.md"} == ours
+    text = repo.files["README.md"].decode()
+    data = ModelCard(text).data
+    (result,) = (each for each in data.eval_results if each.metric_type == "acc")
+    bench = json.loads((world.runs / "bench[wit,prompt=0.25]" / "stage.json").read_text())["metrics"]["results"]
+    assert result.metric_value == next(row["value"] for row in bench if row["metric"] == "acc")
+    assert (result.dataset_name, data.model_name, data.license) == ("colours", "wit-small", "apache-2.0")
+    assert 'model="lab/wit-small"' in text
+    record = json.loads((world.runs / "publish[prompt=0.25]" / "stage.json").read_text())
+    assert record["metrics"]["commit"] == repo.commits[0]
+    assert record["metrics"]["url"] == f"{world.hub.url}/lab/wit-small/commit/{repo.commits[0]}"
+    assert f"uploaded: {record['metrics']['url']}" in world.said
+    assert "asks publish[prompt=0.25]: uploads the model to lab/wit-small on the hub, private" in world.said
+    everything = [path for path in world.folder.rglob("*") if path.is_file() and "store" in path.parts]
+    assert not any(TOKEN.encode() in path.read_bytes() for path in everything)
+
+
+def test_what_was_pushed_loads(world: World, tmp_path: Path) -> None:
+    for name, content in world.hub.repos["lab/wit-small"].files.items():
+        (tmp_path / name).write_bytes(content)
+    AutoModelForCausalLM.from_pretrained(tmp_path)
+    pushed, made = (load_file(folder / "model.safetensors") for folder in (tmp_path, world.runs / WIT))
+    assert all(torch.equal(pushed[name], made[name]) for name in made)
+
+
+def test_a_second_run_pushes_nothing(world: World) -> None:
+    asked = len(world.hub.asked)
+    done = world.run()
+    assert done.returncode == 0, done.stderr
+    assert len(world.hub.asked) == asked
+
+
+def test_a_push_again_takes_away_weights_that_are_no_longer_there(world: World) -> None:
+    repo = world.hub.repos["lab/wit-small"]
+    before = dict(repo.files)
+    repo.files |= {"model-00001-of-00002.safetensors": b"old", "notes.txt": b"mine"}
+    done = world.run("--stage", "publish")
+    assert done.returncode == 0, done.stderr
+    assert repo.files == before | {"notes.txt": b"mine"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "settings", "said"),
+    [
+        ({"HF_TOKEN": ""}, {}, "set the environment variable HF_TOKEN, or run 'hf auth login'"),
+        ({"HF_TOKEN": "hf_of-somebody-else"}, {}, "answers 401"),
+        ({}, {"repo": "stranger/x"}, "'stranger' is not among the owners that this token writes for: me, lab"),
+        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, {}, "cannot be used for lab/wit-small"),
+        ({"HF_HUB_OFFLINE": "1"}, {}, "HF_HUB_OFFLINE is set; unset it"),
+        ({}, {"repo": "no-owner"}, "stages.publish.repo"),
+        ({}, {"model": "base"}, "'base' was not trained by this recipe"),
+    ],
+)
+def test_what_can_be_known_before_anything_runs(
+    world: World, variables: dict[str, str], settings: dict[str, str], said: str
+) -> None:
+    changed = [part for key, value in settings.items() for part in ("--set", f"stages.publish.{key}={value}")]
+    done = world.run("--stage", "publish", *changed, **variables)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert said in done.stderr
+    assert "r.yaml" in done.stderr or changed
+    assert "Traceback" not in done.stderr
+
+
+def test_a_push_that_fails_leaves_the_model_as_it_is(world: World) -> None:
+    """Refused at the commit; then a repository that is public though the recipe says private."""
+    model = (world.runs / WIT / "model.safetensors").read_bytes()
+    world.hub.refuses["/api/models/lab/wit-small/commit"] = 403
+    done = world.run("--stage", "publish", "--set", "stages.publish.license=mit")
+    world.hub.refuses.clear()
+    assert done.returncode == 1
+    assert "answers 403 for lab/wit-small" in done.stdout
+    assert "the token may not write there" in done.stdout
+    world.hub.repos["lab/wit-small"].private = False
+    done = world.run("--stage", "publish", "--set", "stages.publish.license=mit")
+    world.hub.repos["lab/wit-small"].private = True
+    assert done.returncode == 1
+    assert "lab/wit-small is public; set private: false, or make it private on the hub" in done.stdout
+    assert (world.runs / WIT / "model.safetensors").read_bytes() == model
+    assert b"license: mit" not in world.hub.repos["lab/wit-small"].files["README.md"]
+
+
+def test_trl_s_own_push_is_refused_and_ours_is_named(world: World) -> None:
+    done = world.run("--plan", "--set", "stages.wit.train.push_to_hub=true")
+    assert done.returncode == 2
+    assert "a stage of kind push uploads a finished model" in done.stderr

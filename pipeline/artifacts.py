@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pipeline.wheels import ArtifactError, Pypi, fetch_pypi, nearest, parse_pypi, place_of_pypi
 from stages.ran import run_hash
@@ -191,7 +191,7 @@ def described(artifact: Artifact, cache: Path) -> Path:
     assert isinstance(pinned, Hub)
     try:
         if artifact.kind == "model" and not artifact.member:
-            options = {"allow_patterns": MODEL_DESCRIPTION, "ignore_patterns": ["*/*"]}
+            options: dict[str, Any] = {"allow_patterns": MODEL_DESCRIPTION, "ignore_patterns": ["*/*"]}
             return Path(snapshot_download(artifact.repo, revision=pinned.commit, **options))
         folder = Path(
             snapshot_download(artifact.repo, repo_type=artifact.kind, revision=pinned.commit, local_files_only=True)

@@ -49,6 +49,7 @@ _MORE = {
     "sensitivity": "One step for each model. More: [evaluations](evaluation.md).",
     "characteristics": "More: [reports](report.md).",
     "report": "More: [reports](report.md).",
+    "push": "More: [models](models.md).",
 }
 """Kind -> where to read on."""
 
@@ -115,7 +116,7 @@ def _kind(rule: Schema, definitions: Schema) -> list[str]:
     own = {name: value for name, value in found["properties"].items() if name not in ("kind", "resources")}
     return [
         f"## {kind}\n",
-        f"{found['description']} {_MORE[kind]}\n",
+        f"{found['description']} {_MORE.get(kind, '')}\n",
         _table(_rows({"properties": own}, needed, definitions)),
     ]
 

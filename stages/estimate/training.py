@@ -187,7 +187,9 @@ def _rows(stage: TrainingStage, given: Given, found: Estimate) -> dict[str, Leng
     max_length = stage.train.model_dump().get("max_length", kind.max_length)  # type: ignore[attr-defined]
     parts = [part for part in ("train", "eval") if part in given.paths]
     try:
-        rows = {part: lengths(stage, given.paths[part], part, given.paths["model"], max_length) for part in parts}
+        rows: dict[str, Lengths] = {
+            part: lengths(stage, given.paths[part], part, given.paths["model"], max_length) for part in parts
+        }
     except BadInput as error:
         if error.key:
             raise

@@ -150,8 +150,9 @@ def _execute(options: argparse.Namespace, plans: Iterator[Plan], store: Store, c
         console.close()
     for step, metrics in reports_of(plan):
         console.results(options.runs / plan.recipe.name / step, metrics)
-    for each in failed:
-        console.not_made(list(each.record.steps.values()), _to_go_on(options, each))
+    if failed:
+        steps = [step for each in failed for step in each.record.steps.values()]
+        console.not_made(steps, _to_go_on(options, failed[-1]))
     if options.json:
         print(json.dumps(record.read(options.runs / plan.recipe.name), indent=1))
     return 1 if failed else 0

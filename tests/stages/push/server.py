@@ -87,7 +87,7 @@ class Handler(BaseHTTPRequestHandler):
             asked = json.loads(body)
             name = f"{asked['organization']}/{asked['name']}"
             if name in hub.repos:
-                return self.send(409, {"error": "You already created this model repo"})
+                return self.send(409, {"error": "You already created this model repo", "url": f"{hub.url}/{name}"})
             hub.repos[name] = Repo(asked.get("visibility") == "private")
             return self.send(200, {"url": f"{hub.url}/{name}"})
         if path.endswith(".git/info/lfs/objects/batch"):

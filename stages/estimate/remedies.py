@@ -23,9 +23,11 @@ def remedies(stage: TrainingStage, given: Given, longest: int, rows: int | None)
 
     config = read_config(given.paths["model"], stage.trust_remote_code)
     found: list[Remedy] = []
+    if given.libraries > given.room:
+        return found
     for changes in _candidates(Training(stage, given, config)):
         changed = type(stage).model_validate(_laid_over(stage.model_dump(), changes))
-        memory = Training(changed, given, config).memory(longest, rows).total
+        memory = Training(changed, given, config).memory(longest, rows, by_part=False).total
         if memory <= given.room:
             found.append(Remedy(changes=[_told(key, value) for key, value in changes.items()], memory=memory))
             if len(found) == SHOWN:

@@ -104,50 +104,51 @@ class Training:
         """How it is split between processes."""
         return shards(self.stage.launch)
 
-    def memory(self, longest: int, rows: int | None) -> Memory:
-        """Of each device, where the longest row has so many tokens, and there are so many rows."""
+    def memory(self, longest: int, rows: int | None, by_part: bool = True) -> Memory:
+        """Of each device, where the longest row has so many tokens, and there are so many rows; without `by_part` the
+        logits are among the activations, which takes half the time to find."""
         sized, split = self.sizes, self.shards
-        reference = self.is_dpo and self.stage.lora is None
-        weights = round((sized.weights * (2 if reference else 1)) / split.weights)
-        gradients = round(sized.trainable_bytes / split.gradients)
-        optimiser = round(optimiser_bytes(str(self.options["optim"]), sized)[0] / split.optimiser)
-        attention = (self.options["model_init_kwargs"] or {}).get("attn_implementation")
+        copies = 2 if self.is_dpo and self.stage.lora is None else 1  # the reference
+        whole = self._pass(longest, rows)
+        most = whole.peaks(self.config).most
+        beyond = max(0, most - sized.trainable_bytes) + (2 * sized.layer if split.weights > 1 else 0)
+        without = whole.without_head().peaks(self.config).most if by_part else most
+        logits = min(beyond, max(0, most - max(without, sized.trainable_bytes)))
+        found = Memory(
+            weights=round(sized.weights * copies / split.weights),
+            gradients=round(sized.trainable_bytes / split.gradients),
+            optimiser=round(optimiser_bytes(str(self.options["optim"]), sized)[0] / split.optimiser),
+            activations=beyond - logits,
+            logits=logits,
+            libraries=self.given.libraries if self.device == "cpu" else 0,
+        )
+        return found.model_copy(update={"loading": max(0, self._loading() - found.total)})
+
+    def _pass(self, longest: int, rows: int | None) -> Pass:
+        """What a micro-batch of the longest rows takes."""
+        options, launch = self.options, self.stage.launch
+        attention = (options["model_init_kwargs"] or {}).get("attn_implementation")
         make = partial(
             build,
             dtype=self.dtype,
             lora=self.stage.lora,
-            checkpointing=bool(self.options["gradient_checkpointing"]),
+            checkpointing=bool(options["gradient_checkpointing"]),
             attention=attention if attention in ("eager", "sdpa") else None,
             trusted=self.stage.trust_remote_code,
         )
-        length = self.max_length if self.options.get("packing") and self.max_length else longest
-        batch = self.options["per_device_train_batch_size"]
-        if rows and not self.options.get("packing"):
-            batch = min(batch, math.ceil(rows / (self.stage.launch.num_processes if self.stage.launch else 1)))
-        whole = Pass(
+        packed = bool(options.get("packing"))
+        batch = options["per_device_train_batch_size"]
+        if rows and not packed:
+            batch = min(batch, math.ceil(rows / (launch.num_processes if launch else 1)))
+        return Pass(
             make,
             rows=batch * (2 if self.is_dpo else 1),
-            length=length,
+            length=self.max_length if packed and self.max_length else longest,
             head="trl" if self.is_dpo or self.device == "cuda" else "wit",
             reference=self.is_dpo,
-            accumulates=self.options["gradient_accumulation_steps"] > 1,
+            accumulates=options["gradient_accumulation_steps"] > 1,
             bfloat16=self.bfloat16,
         )
-        most = whole.peaks(self.config).most
-        without = whole.without_head().peaks(self.config).most
-        gathered = 2 * sized.layer if split.weights > 1 else 0
-        beyond = max(0, most - sized.trainable_bytes) + gathered
-        logits = min(beyond, max(0, most - max(without, sized.trainable_bytes)))
-        libraries = self.given.libraries if self.device == "cpu" else 0
-        found = Memory(
-            weights=weights,
-            gradients=gradients,
-            optimiser=optimiser,
-            activations=beyond - logits,
-            logits=logits,
-            libraries=libraries,
-        )
-        return found.model_copy(update={"loading": max(0, self._loading() - found.total)})
 
     def _loading(self) -> int:
         """What this process holds while weights are read: those of the file beside those in memory."""

@@ -128,7 +128,7 @@ def _saved(model: Any, dtype: torch.dtype, quantization: dict[str, Any] | None) 
         if isinstance(module, nn.Linear) and not any(part in name for part in (*skipped, "lora_")):
             count = module.weight.numel()
             if quantization.get("load_in_8bit"):
-                kept = count + 4 * module.out_features
+                kept = float(count + 4 * module.out_features)
             else:
                 scale = 1 + 4 / 256 if quantization.get("bnb_4bit_use_double_quant") else 4
                 kept = count / 2 + count / BLOCK * scale

@@ -190,12 +190,19 @@ def described(artifact: Artifact, cache: Path) -> Path:
     pinned = resolve(artifact)
     assert isinstance(pinned, Hub)
     try:
+        repo, commit = artifact.repo, pinned.commit
         if artifact.kind == "model" and not artifact.member:
+<<<<<<< HEAD
             options: dict[str, Any] = {"allow_patterns": MODEL_DESCRIPTION, "ignore_patterns": ["*/*"]}
             return Path(snapshot_download(artifact.repo, revision=pinned.commit, **options))
         folder = Path(
             snapshot_download(artifact.repo, repo_type=artifact.kind, revision=pinned.commit, local_files_only=True)
         )
+=======
+            keep, drop = MODEL_DESCRIPTION, ["*/*"]
+            return Path(snapshot_download(repo, revision=commit, allow_patterns=keep, ignore_patterns=drop))
+        folder = Path(snapshot_download(repo, repo_type=artifact.kind, revision=commit, local_files_only=True))
+>>>>>>> estimate
     except Exception as error:
         raise ArtifactError(f"{artifact}: is not fetched yet ({type(error).__name__}); --prefetch does that") from None
     if artifact.member and not (folder / artifact.member).is_file():

@@ -186,7 +186,7 @@ def _rows(stage: TrainingStage, given: Given, found: Estimate) -> dict[str, Leng
         return {}
     kind = DPOConfig if isinstance(stage, DPOStage) else SFTConfig
     max_length = stage.train.model_dump().get("max_length", kind.max_length)  # type: ignore[attr-defined]
-    parts = [part for part in ("train", "eval") if part in given.paths]
+    parts: list[str] = [part for part in ("train", "eval") if part in given.paths]
     try:
         rows: dict[str, Lengths] = {
             part: lengths(stage, given.paths[part], part, given.paths["model"], max_length) for part in parts

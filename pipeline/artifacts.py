@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pipeline.wheels import ArtifactError, Pypi, fetch_pypi, nearest, parse_pypi, place_of_pypi
 from stages.ran import run_hash
@@ -192,17 +192,9 @@ def described(artifact: Artifact, cache: Path) -> Path:
     try:
         repo, commit = artifact.repo, pinned.commit
         if artifact.kind == "model" and not artifact.member:
-<<<<<<< HEAD
-            options: dict[str, Any] = {"allow_patterns": MODEL_DESCRIPTION, "ignore_patterns": ["*/*"]}
-            return Path(snapshot_download(artifact.repo, revision=pinned.commit, **options))
-        folder = Path(
-            snapshot_download(artifact.repo, repo_type=artifact.kind, revision=pinned.commit, local_files_only=True)
-        )
-=======
             keep, drop = MODEL_DESCRIPTION, ["*/*"]
             return Path(snapshot_download(repo, revision=commit, allow_patterns=keep, ignore_patterns=drop))
         folder = Path(snapshot_download(repo, repo_type=artifact.kind, revision=commit, local_files_only=True))
->>>>>>> estimate
     except Exception as error:
         raise ArtifactError(f"{artifact}: is not fetched yet ({type(error).__name__}); --prefetch does that") from None
     if artifact.member and not (folder / artifact.member).is_file():

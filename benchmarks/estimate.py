@@ -50,7 +50,7 @@ def make_world(folder: Path, size: str, kind: str, more: dict[str, Any]) -> None
     LlamaForCausalLM(config).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     answer = "x" * (LENGTH - 33)  # 32 bytes of prompt, and the EOS token
-    answers = {"completion": answer} if kind == "sft" else {"chosen": answer, "rejected": answer[::-1]}
+    answers = {"completion": answer} if kind == "sft" else {"chosen": answer, "rejected": "y" * len(answer)}
     lines = [json.dumps({"prompt": f"Row {number:028d}", **answers}) + "\n" for number in range(ROWS)]
     (folder / "rows.jsonl").write_text("".join(lines))
     train = {"max_steps": STEPS, "per_device_train_batch_size": BATCH, "gradient_checkpointing": False}

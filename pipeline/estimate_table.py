@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
+from pipeline.console import escape
 from pipeline.estimate import Estimated, Whole
 from pipeline.record import in_words
 from stages.estimate.result import Estimate, Memory
@@ -24,9 +25,9 @@ def tables(whole: Whole) -> Iterator[Table]:
         bytes_of = ["" if _part(each, name) == 0 else size(_part(each, name)) for name in shown]
         trainable = counted(each.trainable) if part.steps[0].config.makes == "model" else ""
         total = size(each.memory.total if each.memory else None)
-        memory.add_row(part.name, counted(each.parameters), trainable, *bytes_of, total, size(each.room))
+        memory.add_row(escape(part.name), counted(each.parameters), trainable, *bytes_of, total, size(each.room))
         work.add_row(
-            part.name,
+            escape(part.name),
             number(each.optimiser_steps),
             number(each.requests),
             number(each.tokens),

@@ -73,7 +73,7 @@ def test_counts_of_parameters_rows_and_steps(told: dict[str, Any]) -> None:
     wit = told["wit"]
     assert wit["parameters"] == wit["trainable"] == TINY
     assert wit["tokens"] == 2 * ROWS * LENGTH
-    assert wit["steps"] == ["wit[prompt=0.0]", "wit[prompt=0.2]", "wit[prompt=0.4]"]
+    assert wit["steps"] == ["wit[prompt=0]", "wit[prompt=0.2]", "wit[prompt=0.4]"]
     assert wit["optimiser_steps"] == 300
     assert wit["flops"] == 8 * TINY * wit["tokens"]  # with gradient checkpointing, TRL's default
     assert wit["seconds"] > 0

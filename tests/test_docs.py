@@ -24,7 +24,7 @@ from pipeline import cli
 from pipeline import recipe as recipes
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 PROGRAMS = ("run-recipe", "pytest", "python", "make", "pip", "RAY_ADDRESS=head:6379")
 NOT_RUN = {
     "make test": "would run this",
@@ -142,7 +142,7 @@ def test_a_command_that_is_shown_works(
         assert collected[line] > 0, "it chooses no test"
     elif program == "python":
         assert arguments[0] == "-m"
-        assert callable(importlib.import_module(arguments[1]).main)
+        assert "__main__" in Path(str(importlib.import_module(arguments[1]).__file__)).read_text()
     elif program == "make":
         assert subprocess.run(["make", "-n", *arguments], capture_output=True, check=False, cwd=ROOT).returncode == 0
     else:

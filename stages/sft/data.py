@@ -21,7 +21,7 @@ from stages.reading import bad_rows
 from stages.sft.render import BadRender, Rendered, learnt_turns, render_chat, render_text
 from stages.sft.segments import Segment
 
-VERSION = 1
+VERSION = 2
 """Raised when the same rows would be prepared otherwise, so that older prepared rows are not used."""
 
 ROWS_PER_PROCESS = 5_000

@@ -3,6 +3,7 @@ weights tokenises once."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -27,7 +28,8 @@ _COLUMNS: dict[type, dict[str, Any]] = {
     PlainText: {"text": Value("string")},
     Tokens: {"input_ids": List(Value("int32")), "loss_weights": List(Value("float32"))},
 }
-"""Messages are kept as JSON: they may have keys that differ from row to row."""
+"""Messages are kept as JSON: they may have keys that differ from row to row. Text in their place is written as JSON,
+too, for Json takes a text that reads as JSON (`5`, `true`, `{"a": 1}`) for what it says."""
 
 
 def prepared(
@@ -87,8 +89,11 @@ def _as_dataset(rows: Callable[[list[str]], Iterator[tuple[int, Row]]], dropped:
 
     def generate() -> Iterator[dict[str, Any]]:
         for number, row in rows(dropped):
-            found = row.columns()
-            yield {"row": number, **{name: found.get(name) for name in columns}}
+            found = {name: value for name, value in row.columns().items() if value is not None}
+            kept = {
+                name: json.dumps(value) if isinstance(columns[name], Json) else value for name, value in found.items()
+            }
+            yield {"row": number, **dict.fromkeys(columns), **kept}
 
     try:
         return Dataset.from_generator(

@@ -71,6 +71,20 @@ def test_bad_rows_are_dropped_counted_and_listed(tmp_path: Path, model_folder: P
     assert "holds no assistant message" in listed[1]
 
 
+def test_text_that_reads_as_json_is_text(tmp_path: Path, model_folder: Path) -> None:
+    """Answers that are numbers or JSON are learnt sign by sign: by the byte tokenizer a token each, and the one that
+    ends them; the first token of a row is predicted by nothing."""
+    answers = ["5", "1e5", "true", "null", '{"a": 1}', "[1, 2]", '"quoted"', "plain"]
+    rows = [{"prompt": prompt, "completion": answer} for answer in answers for prompt in ("Say it: ", "42")]
+    done = run(tmp_path, model_folder, rows)
+    assert done.returncode == 0, done.stderr + done.stdout
+    found = metrics(tmp_path)["data"]["train"]
+    assert found["weighted"] == {
+        "prompt": len(answers) * (len("Say it: ") - 1 + len("42") - 1),
+        "completion": 2 * sum(len(answer) + 1 for answer in answers),
+    }
+
+
 def test_bad_rows_are_errors_before_anything_runs(tmp_path: Path, model_folder: Path) -> None:
     done = run(tmp_path, model_folder, [*ROWS, {"messages": [{"role": "user", "content": "alone"}]}])
     assert done.returncode == 2

@@ -90,10 +90,8 @@ def _as_dataset(rows: Callable[[list[str]], Iterator[tuple[int, Row]]], dropped:
     def generate() -> Iterator[dict[str, Any]]:
         for number, row in rows(dropped):
             found = {name: value for name, value in row.columns().items() if value is not None}
-            kept = {
-                name: json.dumps(value) if isinstance(columns[name], Json) else value for name, value in found.items()
-            }
-            yield {"row": number, **dict.fromkeys(columns), **kept}
+            found |= {name: json.dumps(found[name]) for name in found if isinstance(columns[name], Json)}
+            yield {"row": number, **dict.fromkeys(columns), **found}
 
     try:
         return Dataset.from_generator(

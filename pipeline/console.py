@@ -146,8 +146,8 @@ class Console:
     def finished(self, step: str, seconds: float, notes: list[str], how_far: str) -> None:
         """A step has its result; `notes` are what its stage wants to be known of it, `how_far` says how far the run
         is."""
-        self.how_far(lambda: how_far)
         self._end(step)
+        self.how_far(lambda: how_far)
         self._print(f"  [green]done[/]   {escape(step)} [dim]{seconds:.1f} s ({escape(how_far)})")
         for note in notes:
             self._print(f"         [dim]{escape(note)}")

@@ -51,6 +51,6 @@ def _sentence(text: str) -> str:
         said = line.removeprefix("#").strip()
         if not line.startswith("#") or (words and not said):
             break
-        if not said.startswith("run-recipe "):
+        if not said.startswith(("run-recipe ", "yaml-language-server:")):
             words += said.split()
     return re.split(r"(?<=[.!?]) (?=[A-Z0-9(])", " ".join(words), maxsplit=1)[0].removesuffix(".")

@@ -40,6 +40,7 @@ LIBRARIES = {
 OF_THE_STAGE = {
     "bf16": "Unless it is set: where the GPU has bfloat16 and fp16 is not set.",
     "report_to": "Unless it is set, none.",
+    "run_name": "Unless it is set: RECIPE/STEP.",
     "disable_tqdm": "Unless it is set, true: the console shows how far a step is.",
     "dataloader_pin_memory": "Unless it is set: where there is a GPU.",
     "model_init_kwargs": "Here: attn_implementation, dtype (float32 unless it is set) and use_kernels, no others.",

@@ -6,15 +6,15 @@ import dataclasses
 import fnmatch
 import json
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from pydantic import ValidationError
 from trl import DPOConfig, SFTConfig
 
+from stages.base import Context
 from stages.option_help import HELP, OF_THE_STAGE, collect
 from stages.options import LIST, RESERVED, RESERVED_LAUNCH, RESERVED_LORA, RESERVED_SFT, describe, options
+from stages.sft.config import SFTStage
 from stages.training import arguments
 
 
@@ -36,9 +36,12 @@ def test_what_the_libraries_say_of_their_options_is_fresh() -> None:
 
 def test_what_a_stage_sets_itself_is_said(tmp_path: Path) -> None:
     """All but what is refused under `train`, and what TRL's own default is."""
-    context: Any = SimpleNamespace(checkpoints=tmp_path, config=SimpleNamespace(seed=23))
+    said = {"data": {"train": "rows.jsonl"}, "weights": {"prompt": 0, "completion": 1}}
+    config, ignore = SFTStage.model_validate(said), lambda *_: None
+    context = Context("recipe", "step", config, {}, tmp_path, tmp_path, tmp_path, tmp_path, ignore, tmp_path)
     defaults = {field.name: field.default for field in dataclasses.fields(SFTConfig)}
-    own = {name for name, value in arguments(context, {}).items() if value != defaults[name]} - set(RESERVED)
+    given = {name: value for name, value in arguments(context, {}).items() if name in defaults}
+    own = {name for name, value in given.items() if value != defaults[name]} - set(RESERVED)
     assert own
     assert own <= set(OF_THE_STAGE) <= set(options("SFTConfig").model_fields)
 

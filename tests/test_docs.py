@@ -36,6 +36,8 @@ INSTEAD = ("--plan", "--verify", "--status", "--help", "--preview", "--estimate"
 """Options with which a command is quick as it stands."""
 
 
+RUN: set[tuple[str, ...]] = set()
+"""Recipes and arguments that were run: several pages show the same."""
 COUNT = """
 import contextlib, io, json, shlex, sys
 import pytest
@@ -158,6 +160,11 @@ def run_recipe(page: Path, arguments: list[str], folder: Path, capsys: pytest.Ca
             arguments[index] = stand_in(page, arguments, folder)
     if arguments and not set(arguments) & set(INSTEAD):
         arguments = [*arguments, "--plan"]
+    shown = folder / "shown.yaml"
+    whole_call = (shown.read_text() if shown.exists() else "", *arguments)
+    if whole_call in RUN:
+        return
+    RUN.add(whole_call)
     status, said = cli.main(arguments), capsys.readouterr().err
     if "--status" in arguments:
         assert (status, "has left nothing to tell" in said) == (2, True)

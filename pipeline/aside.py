@@ -4,7 +4,10 @@ takes, what a task reads. The command itself stays light."""
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
+from collections.abc import Callable
 from typing import Any
 
 from stages.process import module_call
@@ -26,3 +29,13 @@ def aside(option: str, module: str, job: dict[str, Any], **variables: str) -> An
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
         raise AsideFailed(f"{option}: its process ended with status {done.returncode}: {''.join(last)}")
     return json.loads(done.stdout)
+
+
+def serve(answer: Callable[[Any], list[Any]]) -> None:
+    """What such a process does: reads its job from standard input and writes its answers to standard output, as JSON;
+    what libraries print goes to standard error."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    job = json.load(sys.stdin.buffer)
+    with answers:
+        json.dump(answer(job), answers)

@@ -126,7 +126,7 @@ def estimate(
     job = {
         "cache": str((runs / "cache").resolve()),
         "threads": executor.threads,
-        "steps": [look.job(steps[0], store) for steps in groups.values()],
+        "steps": [look.job(steps[0]) for steps in groups.values()],
     }
     parts = []
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
@@ -168,7 +168,7 @@ class _Look:
     found: dict[Artifact, Path | str] = field(default_factory=dict)
     """A path, or why there is none."""
 
-    def job(self, step: Step, store: Store) -> dict[str, Any]:
+    def job(self, step: Step) -> dict[str, Any]:
         """What the worker is told of the step."""
         sources = {name: self._have(reference_of(source)) for name, source in step.inputs.items()}
         takes = step.config.resources

@@ -7,14 +7,12 @@ goes to standard error.
 from __future__ import annotations
 
 import importlib
-import json
-import os
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from pipeline.aside import serve
 from pipeline.worker import loadable
 from stages import KINDS
 from stages.base import BadInput
@@ -24,12 +22,12 @@ from stages.process import module_call
 
 def main() -> None:
     """Do the job."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    job = json.load(sys.stdin.buffer)
+    serve(_answers)
+
+
+def _answers(job: dict[str, Any]) -> list[dict[str, Any]]:
     libraries = _libraries({step["kind"] for step in job["steps"]})
-    with answers:
-        json.dump([_estimated(step, job, libraries[step["kind"]]) for step in job["steps"]], answers)
+    return [_estimated(step, job, libraries[step["kind"]]) for step in job["steps"]]
 
 
 def _libraries(kinds: set[str]) -> dict[str, int]:

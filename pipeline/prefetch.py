@@ -37,7 +37,7 @@ def prefetch(plan: Plan, store: Store, runs: Path, console: Console, chosen: set
         if step.name in chosen and step.config.fetcher:
             files = sorted(str(s) for name, s in step.inputs.items() if name != "model" and not isinstance(s, Step))
             alike.setdefault(json.dumps([step.kind, step.settings() | {"models": None}, files], sort_keys=True), step)
-    job = {"cache": str((runs / "cache").resolve()), "steps": [_job(step, run) for step in alike.values()]}
+    job = {"steps": [_job(step, run) for step in alike.values()]}
     if alike:
         console.say(f"fetching what {', '.join(step.stage for step in alike.values())} reads besides")
     fetched = aside("--prefetch", "pipeline.prefetch_worker", job) if alike else []

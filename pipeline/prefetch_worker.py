@@ -7,24 +7,18 @@ goes to standard error.
 from __future__ import annotations
 
 import importlib
-import json
-import os
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from pipeline.aside import serve
 from stages import KINDS
 from stages.base import BadInput
 
 
 def main() -> None:
     """Do the job."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    job = json.load(sys.stdin.buffer)
-    with answers:
-        json.dump([_fetched(step) for step in job["steps"]], answers)
+    serve(lambda job: [_fetched(step) for step in job["steps"]])
 
 
 def _fetched(step: dict[str, Any]) -> dict[str, Any]:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import importlib
 import io
-import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from pipeline.aside import serve
 from pipeline.worker import loadable
 from stages import KINDS
 from stages.base import BadInput
@@ -23,11 +21,7 @@ from stages.base import BadInput
 
 def main() -> None:
     """Do the job."""
-    results = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    job = json.load(sys.stdin.buffer)
-    with results:
-        json.dump([_show(step, job) for step in job["steps"]], results)
+    serve(lambda job: [_show(step, job) for step in job["steps"]])
 
 
 def _show(step: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:

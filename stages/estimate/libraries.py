@@ -6,6 +6,8 @@ import importlib
 import resource
 import sys
 
+from stages.memory import BYTES
+
 
 def main(module: str) -> None:
     """Import what the stage imports, compute a little, so that threads are there, and print the most that was held."""
@@ -14,8 +16,7 @@ def main(module: str) -> None:
 
     weight = torch.ones(512, 512, requires_grad=True)
     (weight @ weight).sum().backward()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(peak if sys.platform == "darwin" else peak * 1024)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * BYTES)
 
 
 if __name__ == "__main__":

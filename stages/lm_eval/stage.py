@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # as lm-eval's command sets it
+os.environ.setdefault("DISABLE_MULTIPROC", "1")  # lm-eval forks to resample; beside torch's threads that can hang
 
 import lm_eval
 import torch

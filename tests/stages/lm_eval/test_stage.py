@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -157,6 +158,15 @@ def test_batch_size_moves_no_score(step: Step) -> None:
     tasks = [own_data("tiny_choice"), own_data("tiny_generate")]
     one, eight = (run(step(tasks=tasks, options={"batch_size": size, "apply_chat_template": True})) for size in (1, 8))
     assert one["results"] == eight["results"]
+
+
+def test_resampling_forks_nothing(step: Step, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process forked beside torch's threads may wait for ever for a lock that nobody holds any more."""
+    monkeypatch.setattr(multiprocessing, "Pool", lambda *_: pytest.fail("lm-eval forks to resample"))
+    metrics = run(step(tasks=[own_data("tiny_generate")], options={"batch_size": 4}))
+    resampled = [row["stderr"] for row in metrics["results"] if row["metric"] == "chrf"]
+    assert resampled
+    assert None not in resampled
 
 
 def test_files_rows_and_progress(step: Step, model_path: Path, world: Path) -> None:

@@ -7,7 +7,6 @@ with the estimate made before. 1 where one is more than 25 % off.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.data import machine
+from stages.memory import BYTES
 
 MOST = 0.25
 """How far off an estimate may be."""
@@ -34,6 +34,14 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 """Name -> size, kind of stage, further keys of its section."""
 ROWS, LENGTH, BATCH, STEPS = 16, 160, 4, 2
+LARGEST = """
+import resource, subprocess, sys
+status = subprocess.run(sys.argv[1:], stdout=sys.stderr).returncode
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(status)
+"""
+"""Tells of the largest process among what a command starts. Linux counts what a process's parent held when it was
+started as held by itself: so this small one starts it, for a program that runs these measurements may be large."""
 
 
 def make_world(folder: Path, size: str, kind: str, more: dict[str, Any]) -> None:
@@ -73,11 +81,12 @@ def peak(folder: Path) -> int:
     """The most bytes that the largest process of a run of the recipe held."""
     call = [sys.executable, "-m", "pipeline.cli", str(folder / "r.yaml"), "--runs", str(folder / "runs"), "--jobs", "1"]
     with (folder / "said.txt").open("w") as said:
-        run = subprocess.Popen(call, stdout=said, stderr=said)
-        _, status, usage = os.wait4(run.pid, 0)
-    if status:
+        measured = subprocess.run(
+            [sys.executable, "-c", LARGEST, *call], stdout=subprocess.PIPE, stderr=said, check=False
+        )
+    if measured.returncode:
         sys.exit((folder / "said.txt").read_text())
-    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return int(measured.stdout) * BYTES
 
 
 def main(names: list[str]) -> int:

@@ -18,9 +18,7 @@ from pipeline.aside import aside
 from pipeline.cached import refresh
 from pipeline.console import Console
 from pipeline.executors import LocalExecutor, memory_of_machine
-from pipeline.places import split_key
 from pipeline.plan import Plan, Step, drop, reference_of
-from pipeline.recipe import RecipeError
 from pipeline.store import Store
 from stages.estimate.result import Estimate
 
@@ -123,21 +121,18 @@ def estimate(
     for step in todo:
         groups.setdefault(_alike(step), []).append(step)
     console.say(f"{plan.recipe.name}: estimating {len(todo)} steps; nothing runs, and no weights are fetched")
+    first = [steps[0] for steps in groups.values()]
     job = {
         "cache": str((runs / "cache").resolve()),
         "threads": executor.threads,
-        "steps": [look.job(steps[0]) for steps in groups.values()],
+        "steps": [look.job(step) for step in first],
     }
-    parts = []
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    answers = aside("--estimate", "pipeline.estimate_worker", job, **offline) if groups else []
-    for steps, answer in zip(groups.values(), answers, strict=True):
-        if "error" in answer:
-            if answer["key"]:
-                key = split_key(f"stages.{steps[0].stage}.{answer['key']}")
-                raise steps[0].recipe.error(key, answer["error"])
-            raise RecipeError(answer["error"].splitlines())
-        parts.append(Estimated(steps, Estimate.model_validate(answer)))
+    answers = aside("--estimate", "pipeline.estimate_worker", first, job, **offline)
+    parts = [
+        Estimated(steps, Estimate.model_validate(answer))
+        for steps, answer in zip(groups.values(), answers, strict=True)
+    ]
     there = next(folder for folder in (runs.absolute(), *runs.absolute().parents) if folder.exists())
     free = shutil.disk_usage(there).free
     return Whole(plan.recipe.name, parts, executor.width, memory_of_machine(), free)

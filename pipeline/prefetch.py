@@ -13,9 +13,7 @@ from typing import Any
 from pipeline.artifacts import Local
 from pipeline.aside import aside
 from pipeline.console import Console
-from pipeline.places import split_key
 from pipeline.plan import Plan, Step, reference_of
-from pipeline.recipe import RecipeError
 from pipeline.run import Run
 from pipeline.store import Store
 
@@ -40,13 +38,7 @@ def prefetch(plan: Plan, store: Store, runs: Path, console: Console, chosen: set
     job = {"steps": [_job(step, run) for step in alike.values()]}
     if alike:
         console.say(f"fetching what {', '.join(step.stage for step in alike.values())} reads besides")
-    fetched = aside("--prefetch", "pipeline.prefetch_worker", job) if alike else []
-    for step, answer in zip(alike.values(), fetched, strict=True):
-        if "error" in answer:
-            if answer["key"]:
-                raise step.recipe.error(split_key(f"stages.{step.stage}.{answer['key']}"), answer["error"])
-            place = step.recipe.places.at(("stages", step.stage))
-            raise RecipeError([f"{place}: stages.{step.stage}: {line}" for line in answer["error"].splitlines()])
+    fetched = aside("--prefetch", "pipeline.prefetch_worker", list(alike.values()), job)
     stages = [
         {"stage": step.stage, "fetched": answer["fetched"]}
         for step, answer in zip(alike.values(), fetched, strict=True)

@@ -6,31 +6,26 @@ goes to standard error.
 
 from __future__ import annotations
 
-import importlib
 import tempfile
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from pipeline.aside import serve
 from stages import KINDS
-from stages.base import BadInput
 
 
 def main() -> None:
     """Do the job."""
-    serve(lambda job: [_fetched(step) for step in job["steps"]])
+    serve(_fetched)
 
 
-def _fetched(step: dict[str, Any]) -> dict[str, Any]:
+def _fetched(step: dict[str, Any], _: dict[str, Any]) -> dict[str, Any]:
     config = KINDS[step["kind"]].model_validate(step["config"])
     assert config.fetcher
-    module, _, function = config.fetcher.partition(":")
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            paths = {name: Path(path) for name, path in step["paths"].items()}
-            return {"fetched": getattr(importlib.import_module(module), function)(config, paths, Path(scratch))}
-    except BadInput as error:
-        return {"error": str(error), "key": error.key}
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = {name: Path(path) for name, path in step["paths"].items()}
+        return {"fetched": resolve_name(config.fetcher)(config, paths, Path(scratch))}
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from typing import Any
 
 from pipeline.aside import aside
 from pipeline.console import Console
-from pipeline.places import split_key
 from pipeline.plan import Plan, Step, below, reference_of
 from pipeline.recipe import RecipeError
 from pipeline.run import Run
@@ -56,12 +55,8 @@ def preview(plan: Plan, store: Store, runs: Path, console: Console, chosen: set[
         ],
     }
     shown = []
-    results = aside("--preview", "pipeline.preview_worker", job, CUDA_VISIBLE_DEVICES="")
+    results = aside("--preview", "pipeline.preview_worker", steps, job, CUDA_VISIBLE_DEVICES="")
     for step, result in zip(steps, results, strict=True):
-        if "error" in result:
-            if result["key"]:
-                raise step.recipe.error(split_key(f"stages.{step.stage}.{result['key']}"), result["error"])
-            raise RecipeError(result["error"].splitlines())
         page = run.folder / "preview" / f"{file_name(step.name)}.html"
         page.parent.mkdir(parents=True, exist_ok=True)
         page.write_text(result["html"], encoding="utf-8")

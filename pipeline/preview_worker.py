@@ -6,9 +6,9 @@ standard error.
 
 from __future__ import annotations
 
-import importlib
 import io
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from rich.console import Console
@@ -16,18 +16,16 @@ from rich.console import Console
 from pipeline.aside import serve
 from pipeline.worker import loadable
 from stages import KINDS
-from stages.base import BadInput
 
 
 def main() -> None:
     """Do the job."""
-    serve(lambda job: [_show(step, job) for step in job["steps"]])
+    serve(_show)
 
 
 def _show(step: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
     config = KINDS[step["kind"]].model_validate(step["config"])
     assert config.previewer
-    module, _, function = config.previewer.partition(":")
     screen = Console(
         file=io.StringIO(),
         force_terminal=job["colors"] is not None,
@@ -36,12 +34,8 @@ def _show(step: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
         highlight=False,
         legacy_windows=False,
     )
-    try:
-        paths = {name: loadable(Path(path), Path(job["cache"])) for name, path in step["paths"].items()}
-        show = getattr(importlib.import_module(module), function)
-        values, html, shown = show(step["step"], config, paths, job["count"])
-    except BadInput as error:
-        return {"error": str(error), "key": error.key}
+    paths = {name: loadable(Path(path), Path(job["cache"])) for name, path in step["paths"].items()}
+    values, html, shown = resolve_name(config.previewer)(step["step"], config, paths, job["count"])
     screen.print(shown)
     assert isinstance(screen.file, io.StringIO)
     return {"values": values, "html": html, "text": screen.file.getvalue()}

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import importlib
 import json
 import os
 import shutil
@@ -25,6 +24,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, TextIO
 
 from filelock import FileLock
@@ -113,8 +113,7 @@ def _run(job: dict[str, Any], folder: Path, events: TextIO, rank: int = 0) -> di
     context.scratch.mkdir()
     if job["config"].get("trust_remote_code"):  # transformers copies a model's code there: one copy for each process
         os.environ["HF_MODULES_CACHE"] = str(context.scratch / "modules")
-    module, _, function = stage.runner.partition(":")
-    metrics = getattr(importlib.import_module(module), function)(context)
+    metrics = resolve_name(stage.runner)(context)
     return {"metrics": metrics, "machine": machine()}
 
 

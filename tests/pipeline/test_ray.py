@@ -29,7 +29,7 @@ stages:
     kind: sft
     data: {train: ./rows.jsonl}
     weights: {prompt: "${matrix.prompt}", completion: 1}
-    train: {max_steps: 300, save_steps: 20, per_device_train_batch_size: 2, learning_rate: 1.0e-3, logging_steps: 10}
+    train: {max_steps: 150, save_steps: 10, per_device_train_batch_size: 2, learning_rate: 1.0e-3, logging_steps: 10}
   bench:
     kind: lm_eval
     models: [base, wit]

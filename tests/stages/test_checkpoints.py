@@ -38,6 +38,10 @@ KINDS = {
 }
 
 
+KILLED_AT = {"full": (14, 28)}
+"""Steps after which a kind is killed, if not once."""
+
+
 def write_recipe(folder: Path, model: Path, kind: str) -> None:
     write_world(folder, model)
     (folder / "r.yaml").write_text(f"name: small\nmodel: ./model\nstages:\n  it: {{{KINDS[kind]}}}\n")
@@ -71,7 +75,7 @@ def test_killed_and_run_again(tmp_path: Path, model_folder: Path, kind: str) -> 
     write_recipe(tmp_path, model_folder, kind)
     assert command(tmp_path, "--runs", "whole").returncode == 0
     store = tmp_path / "killed" / "store"
-    for at in (14, 35):
+    for at in KILLED_AT.get(kind, (21,)):
         process = start(tmp_path, "killed")
         wait_for_checkpoint(process, store, at)
         process.kill()
@@ -82,7 +86,7 @@ def test_killed_and_run_again(tmp_path: Path, model_folder: Path, kind: str) -> 
     assert done.returncode == 0, done.stdout
     step = re.search(r"went on from step (\d+)", done.stdout)
     assert step
-    assert int(step[1]) >= 35
+    assert int(step[1]) >= 21
     (files, metrics), (expected, whole) = outcome(tmp_path, "killed"), outcome(tmp_path, "whole")
     assert files == expected
     assert "model.safetensors" in files

@@ -1,17 +1,22 @@
 # make run    train, tune, benchmark and report: run-recipe recipes/wit_dpo.yaml
-# make test   the tests, or some: make test tests=tests/stages/sft; make test-slow those that run the default recipe
+# make test   the tests, or some: make test tests=tests/stages/sft; make test-quick the quick ones of them, an area in
+#             less than a minute; make test-slow those that run the default recipe
 # make bench  the README's figures, or some of them: make bench BENCH='loss prepare'
 # make schema what editors and readers know of recipes: recipes/recipe.schema.json, docs/reference.md
 PYTHON ?= python3
 tests ?= tests
 BIN := .venv/bin
+PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
-.PHONY: run test test-slow lint types check bench schema lock
+.PHONY: run test test-quick test-slow lint types check bench schema lock
 run: .venv/installed
 	$(BIN)/run-recipe recipes/wit_dpo.yaml
 
 test: .venv/installed
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder $(tests)
+	$(PYTEST) $(tests)
+
+test-quick: .venv/installed
+	$(PYTEST) -m "not (gpu or slow or long)" $(tests)
 
 test-slow: .venv/installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow

@@ -232,6 +232,8 @@ class _Planner:
     steps: dict[str, Step] = field(default_factory=dict)
     parts: dict[int, list[_Part]] = field(default_factory=dict)
     """id of a stage's config, which its recipe keeps alive -> what it is split into."""
+    claimed: dict[tuple[str, Any], str] = field(default_factory=dict)
+    """Kind and value of the key `writes_to` -> the step that writes there."""
     order: dict[int, list[str]] = field(default_factory=dict)
     """id of a recipe -> its stages, each after those it needs."""
 
@@ -276,18 +278,35 @@ class _Planner:
             inputs: dict[str, Step | Artifact] = {}
             for input_name, need in part.needs.items():
                 try:
-                    inputs |= self._find(recipe, stage, input_name, need, labels, made)
+                    inputs |= self._find(recipe, stage, input_name, need, labels, made, inputs.get(need.of))
                 except RecipeError as error:
                     self.problems += error.problems
             self.steps[name] = Step(name, stage, part.config, inputs, recipe, labels)
             self.plan.steps.append(self.steps[name])
+            self._claim(self.steps[name])
         return {stage + part.suffix: self.steps[name]}
 
+    def _claim(self, step: Step) -> None:
+        """Note what the step writes elsewhere, and a problem where another one writes there, too."""
+        if key := step.config.writes_to:
+            there = (step.kind, getattr(step.config, key))
+            if (first := self.claimed.setdefault(there, step.name)) != step.name:
+                at: Key = ("stages", step.stage, key)
+                text = f"{there[1]} is where {first} writes; give each its own, in a matrix by ${{matrix.AXIS}}"
+                self.problems.append(Problem(step.recipe.places.at(at), at, text))
+
     def _find(
-        self, recipe: Recipe, stage: str, name: str, need: Need, labels: Mapping[str, str], made: dict[str, Step]
+        self,
+        recipe: Recipe,
+        stage: str,
+        name: str,
+        need: Need,
+        labels: Mapping[str, str],
+        made: dict[str, Step],
+        scored: Step | Artifact | None,
     ) -> dict[str, Step | Artifact]:
         """The inputs that `need` stands for: one, or for `steps` as many as the named stages have steps in all cells
-        that agree with `labels`.
+        that agree with `labels`, and that scored the model `scored` if there is one.
 
         Notes in the plan the content and the place of what is found by reference.
         """
@@ -299,11 +318,18 @@ class _Planner:
             for other in stages:
                 if (config := recipe.stages.get(other)) and config.makes != "scores":
                     raise recipe.error(key_of(stage, need), f"{other!r} is of kind {config.kind} and scores no model")
-            return {
+            found: dict[str, Step | Artifact] = {
                 step.name: step
                 for step in self.plan.steps
-                if step.stage in stages and all(step.labels.get(axis, value) == value for axis, value in labels.items())
+                if step.stage in stages
+                and all(step.labels.get(axis, value) == value for axis, value in labels.items())
+                and scored in (None, step.inputs.get("model"))
             }
+            if scored is not None and not found and not recipe.broken:
+                assert isinstance(scored, Step)
+                text = f"{need.value!r} does not score {scored.stage}; name it among its models"
+                raise recipe.error(key_of(stage, need), text)
+            return found
         if stages:
             config = recipe.stages.get(need.value)
             if config and config.makes != "model":

@@ -62,6 +62,8 @@ class Need:
     """Whether a model is fetched with its own Python files; without, they stay on the hub."""
     optional: bool = False
     """Whether `*` may stand for nothing."""
+    of: str = ""
+    """Of `steps`: the name of another need, a model; only the steps that scored it are meant."""
 
 
 _UNITS = {"MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
@@ -110,6 +112,8 @@ class StageConfig(Config):
     a step takes before it runs; imported only in a worker. None: nothing worth saying."""
     same_size: ClassVar[tuple[str, ...]] = ("seed",)
     """Dotted keys that change nothing of that: steps that differ in no other are estimated once."""
+    writes_to: ClassVar[str | None] = None
+    """The key that names what each of its steps writes elsewhere, such as a repository: no two may name the same."""
     fetcher: ClassVar[str | None] = None
     """`package.module:function` of fetch(config, paths, scratch) -> what it fetched, in words; fetches what no key of
     the section names, such as the data sets of benchmarks; imported only in a worker."""

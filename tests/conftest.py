@@ -29,20 +29,6 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-LONGEST = (
-    "tests/pipeline/test_kills.py",
-    "tests/pipeline/test_faults.py",
-    "tests/stages/test_checkpoints.py",
-    "tests/pipeline/test_grid.py",
-    "tests/pipeline/test_ray.py",
-    "tests/pipeline/test_command.py",
-    "tests/stages/test_launch.py",
-    "tests/pipeline/test_security.py",
-    "tests/stages/lm_eval/test_stage.py",
-)
-"""Files that start many workers go first, so that processes which share the tests end at about the same time."""
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    order = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], len(order)))
+    """Long ones go first, so that processes which share the tests end at about the same time."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)

@@ -23,6 +23,8 @@ import yaml
 from pipeline import cli
 from pipeline import recipe as recipes
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 PROGRAMS = ("run-recipe", "pytest", "python", "make", "pip", "RAY_ADDRESS=head:6379")

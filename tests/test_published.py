@@ -23,6 +23,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 from tests.pipeline.test_command import environment, write_world
 from tests.stages.push.server import TOKEN, Hub, serving
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = """\
 name: small
@@ -296,6 +298,7 @@ def test_a_push_again_takes_away_weights_that_are_no_longer_there(world: World) 
         ({"HF_HUB_OFFLINE": "1"}, {}, "HF_HUB_OFFLINE is set; unset it"),
         ({}, {"repo": "no-owner"}, "stages.publish.repo"),
         ({}, {"model": "base"}, "'base' was not trained by this recipe"),
+        ({}, {"model": "dpo"}, "stages.publish.results.0: 'bench' does not score dpo; name it among its models"),
     ],
 )
 def test_what_can_be_known_before_anything_runs(
@@ -307,6 +310,18 @@ def test_what_can_be_known_before_anything_runs(
     assert said in done.stderr
     assert "r.yaml" in done.stderr or changed
     assert "Traceback" not in done.stderr
+
+
+def test_no_two_steps_push_to_one_repository(world: World) -> None:
+    """Each cell would overwrite the one before; the planner says so, and how to tell them apart."""
+    done = world.run("--plan", "--set", "matrix.prompt=[0.25, 0.5]")
+    assert done.returncode == 2
+    first = "publish[prompt=0.25]"
+    assert f"stages.publish.repo: lab/wit-small is where {first} writes; give each its own" in done.stderr
+    apart = "stages.publish.repo=lab/wit-${matrix.prompt}"
+    done = world.run("--plan", "--set", "matrix.prompt=[0.25, 0.5]", "--set", apart)
+    assert done.returncode == 0, done.stderr
+    assert "uploads the model to lab/wit-0.5 on the hub" in done.stdout
 
 
 def test_a_push_that_fails_leaves_the_model_as_it_is(world: World) -> None:

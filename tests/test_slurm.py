@@ -9,8 +9,11 @@ import sys
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.pipeline.test_command import environment, states, write_world
+
+pytestmark = pytest.mark.long
 
 SCRIPT = Path(__file__).parents[1] / "docs" / "slurm_ray.sh"
 SRUN = """\

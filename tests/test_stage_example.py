@@ -15,6 +15,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[1]
 TEXTS = ["The sky is blue.", "Grün ist das Gras."]
 

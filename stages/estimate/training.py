@@ -117,7 +117,7 @@ class Training:
         found = Memory(
             weights=round(sized.weights * copies / split.weights),
             gradients=round(sized.trainable_bytes / split.gradients),
-            optimiser=round(optimiser_bytes(str(self.options["optim"]), sized)[0] / split.optimiser),
+            optimiser=round(optimiser_bytes(str(self.options["optim"]), sized) / split.optimiser),
             activations=beyond - logits,
             logits=logits,
             libraries=self.given.libraries if self.device == "cpu" else 0,
@@ -160,7 +160,7 @@ class Training:
         """The published model, and the checkpoints of the training: one more than are kept, while it is written."""
         sized = self.sizes
         adapter = 0 if self.stage.lora is None else sized.trainable_bytes
-        state = sized.trainable_bytes + optimiser_bytes(str(self.options["optim"]), sized)[0]
+        state = sized.trainable_bytes + optimiser_bytes(str(self.options["optim"]), sized)
         published = sized.base * self.dtype.itemsize + adapter
         return Disk(published=published, checkpoints=(CHECKPOINTS_KEPT + 1) * state)
 

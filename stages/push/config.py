@@ -13,9 +13,6 @@ from pydantic import Field, field_validator
 
 from stages.base import BASE, Need, Resources, StageConfig
 
-SCORES = "results."
-"""What the names of the needs begin with that are scores."""
-
 
 class PushStage(StageConfig):
     """Uploads a trained model, with its card, to the hub: the only thing that ever uploads one."""
@@ -24,6 +21,7 @@ class PushStage(StageConfig):
     makes: ClassVar[Literal["record"]] = "record"
     version: ClassVar[int] = 1
     runner: ClassVar[str] = "stages.push.stage:run"
+    writes_to: ClassVar[str | None] = "repo"
 
     model: str
     """The stage whose model is uploaded."""
@@ -46,7 +44,9 @@ class PushStage(StageConfig):
 
     def needs(self) -> dict[str, Need]:
         """The model, and the steps that scored models."""
-        scores = {f"{SCORES}{i}": Need("steps", name, f"results.{i}") for i, name in enumerate(self.results)}
+        scores = {
+            f"results.{i}": Need("steps", name, f"results.{i}", of="model") for i, name in enumerate(self.results)
+        }
         return {"model": Need("model", self.model, "model"), **scores}
 
     def check(self, files: dict[str, Path]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from stages.base import BadInput, Context, Input
+from stages.base import Context
 from stages.card import CARD, card
 from stages.push.config import PushStage
 from stages.push.hub import upload
@@ -23,7 +23,8 @@ def run(context: Context) -> dict[str, Any]:
     """
     stage: PushStage = context.config
     model = context.inputs["model"]
-    text = card(model, stage.repo, _scores(stage, model, context.inputs), stage.license)
+    scores = [row for name, given in context.inputs.items() if name != "model" for row in given.metrics["results"]]
+    text = card(model, stage.repo, scores, stage.license)
     (context.out / CARD).write_text(text, encoding="utf-8")
     files: dict[str, Path | bytes] = {
         str(path.relative_to(model.path)): path for path in sorted(model.path.rglob("*")) if path.is_file()
@@ -38,15 +39,3 @@ def run(context: Context) -> dict[str, Any]:
         "files": len(files),
         "notes": [f"uploaded: {commit.commit_url}"],
     }
-
-
-def _scores(stage: PushStage, model: Input, inputs: dict[str, Input]) -> list[dict[str, Any]]:
-    """The rows of the results that are of this model. Raises BadInput where some are asked for and there are none."""
-    found = [
-        given
-        for name, given in inputs.items()
-        if name != "model" and given.inputs["model"].fingerprint == model.fingerprint
-    ]
-    if stage.results and not found:
-        raise BadInput(f"results: {', '.join(stage.results)} did not score {stage.model}; name it among their models")
-    return [row for given in found for row in given.metrics["results"]]

@@ -21,6 +21,8 @@ import pytest
 from pipeline.console import Console
 from tests.pipeline.test_command import command, environment, write_world
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 CALL = [sys.executable, "-P", "-m", "pipeline.cli"]
 COLUMNS, ROWS = 80, 24

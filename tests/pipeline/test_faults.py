@@ -17,6 +17,8 @@ import pytest
 
 from tests.pipeline.test_command import RECIPE, STEPS, command, environment, plan, states, to_go_on, to_run, write_world
 
+pytestmark = pytest.mark.long
+
 CALL = [sys.executable, "-P", "-m", "pipeline.cli"]
 
 

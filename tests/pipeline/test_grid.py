@@ -18,6 +18,8 @@ import pytest
 from pipeline.executors import LocalExecutor
 from tests.pipeline.test_command import command, environment, plan, to_run, write_world
 
+pytestmark = pytest.mark.long
+
 RECIPE = """\
 name: small
 model: ./model

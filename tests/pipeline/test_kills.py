@@ -10,6 +10,8 @@ import yaml
 from benchmarks.faults import faults
 from tests.pipeline.test_command import RECIPE, environment, write_world
 
+pytestmark = pytest.mark.long
+
 STEPS = ["wit", "dpo", "bench[dpo]", "report"]
 """Of every kind; of training, with and without LoRA, and of one that starts from another's result."""
 

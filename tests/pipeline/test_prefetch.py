@@ -13,6 +13,8 @@ import pytest
 from tests.hub import COMMIT, serving
 from tests.pipeline.test_command import environment
 
+pytestmark = pytest.mark.long
+
 RECIPE = """\
 name: small
 model: org/tiny

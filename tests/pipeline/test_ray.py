@@ -20,6 +20,8 @@ from ray.cluster_utils import Cluster
 
 from tests.pipeline.test_command import command, environment, write_world
 
+pytestmark = pytest.mark.long
+
 RECIPE = """\
 name: small
 model: ./model

@@ -16,6 +16,8 @@ import yaml
 
 from pipeline.cli import main
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2] / "recipes"
 ALIKE = ("_lima", "_alpaca", "_tulu", "_gemma-2-2b", "_llama-3.2-3b", "_llama-3-8b")
 """Of the recipes of the paper, those that differ from others in a few values."""

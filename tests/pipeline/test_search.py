@@ -16,6 +16,8 @@ from stages.sft.config import SFTStage
 from stages.training_config import DEFAULT_EPOCHS
 from tests.pipeline.test_command import command, plan, states, to_run, write_world
 
+pytestmark = pytest.mark.long
+
 RECIPE = """\
 name: small
 model: ./model

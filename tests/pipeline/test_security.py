@@ -18,6 +18,8 @@ from transformers import AutoModelForCausalLM
 from pipeline.cli import main
 from tests.pipeline.test_command import TASK, command, states, write_world
 
+pytestmark = pytest.mark.long
+
 CODE = """\
 from pathlib import Path
 from transformers import LlamaConfig, LlamaForCausalLM

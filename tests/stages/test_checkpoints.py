@@ -15,6 +15,8 @@ from filelock import FileLock
 
 from tests.pipeline.test_command import command, environment, write_world
 
+pytestmark = pytest.mark.long
+
 TRAIN = "max_steps: 60, save_steps: 7, logging_steps: 10, learning_rate: 1.0e-3, per_device_train_batch_size"
 """A log of every 10 steps, and epochs of 2 or 4, fall in between the checkpoints."""
 KINDS = {

@@ -23,6 +23,8 @@ from stages.launch import Launch, run_ranks
 from stages.sft.config import SFTStage
 from tests.pipeline.test_command import command, environment, write_world
 
+pytestmark = pytest.mark.long
+
 RECIPE = """\
 name: small
 model: ./model

@@ -9,6 +9,8 @@ import pytest
 
 from tests.pipeline.test_command import environment
 
+pytestmark = pytest.mark.long
+
 CODE = """\
 import sys, stages.{kind}.stage
 print(sorted({{"bitsandbytes", "torch._inductor.compile_fx"}} & set(sys.modules)))

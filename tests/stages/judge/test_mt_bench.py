@@ -216,6 +216,7 @@ stages:
 """
 
 
+@pytest.mark.long
 def test_a_killed_command_pays_for_nothing_twice(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,8 @@ import pytest
 
 from tests.pipeline.test_command import command
 
+pytestmark = pytest.mark.long
+
 RECIPE = """\
 name: small
 model: {model}

@@ -70,6 +70,7 @@ RANKED = [
 """What two processes train, one after the other: 2 ranks x 4 rows, also packed; and 3 rows for 4 places."""
 
 
+@pytest.mark.long
 def test_two_ranks(tmp_path: Path) -> None:
     """Real processes over gloo. Rows have different lengths, so a mean of the ranks' means would differ; and where
     there is a row too few for the ranks, none is taken twice."""

@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from tests.pipeline.test_command import command
 
+pytestmark = pytest.mark.long
+
 ROWS: list[dict[str, Any]] = [
     {"messages": [{"role": "user", "content": f"{n} and {n}?"}, {"role": "assistant", "content": f"It is {2 * n}."}]}
     for n in range(10)

@@ -48,7 +48,7 @@ def _unknown(model: type[BaseModel], loc: Key) -> str:
     if loc[-1] in reserved:
         return f"cannot be set here: {reserved[loc[-1]]}"
     known = _fields(model, loc[:-1])
-    return f"unknown key{near(str(loc[-1]), known)}{listed('the keys are', known)}"
+    return f"unknown key{_hint(str(loc[-1]), 'the keys are', known)}"
 
 
 def _wrong(model: type[BaseModel], loc: Key, items: list[Any]) -> str:
@@ -61,7 +61,12 @@ def _wrong(model: type[BaseModel], loc: Key, items: list[Any]) -> str:
     if not choices:
         return f"{_joined(messages)}, {found}"
     said = f"{_joined(messages)}, or else one of the allowed words, {found}" if messages else found
-    return f"{said}{near(str(items[0]['input']), choices)}{listed('allowed are', choices)}"
+    return f"{said}{_hint(str(items[0]['input']), 'allowed are', choices)}"
+
+
+def _hint(word: str, introduction: str, known: list[str]) -> str:
+    """What would be right: the nearest, all where they are few, or else where they are listed."""
+    return near(word, known) + listed(introduction, known) or f"; docs/reference.md lists all {len(known)}"
 
 
 def _joined(messages: list[str]) -> str:

@@ -68,8 +68,6 @@ _TRAINING_ARGUMENTS = (
     "#transformers.TrainingArguments)"
 )
 
-_LONG = 12
-"""So many choices are listed."""
 _WORDS = {"string": "text", "integer": "whole number", "boolean": "true, false", "object": "section"}
 
 _CALL = """\
@@ -154,7 +152,7 @@ def _type(value: Schema) -> str:
     if "const" in value or "enum" in value:
         words = value.get("enum", [value.get("const")])
         listed = [word for word in words if str(word) not in map(str, words[: words.index(word)])]
-        return ", ".join(f"`{_plain(word)}`" for word in listed[:_LONG]) + (", ..." if listed[_LONG:] else "")
+        return ", ".join(f"`{_plain(word)}`" for word in listed)
     kinds = value.get("type", "any")
     names = [kinds] if isinstance(kinds, str) else [kind for kind in kinds if kind != "null"]
     return " or ".join(_of_type(name, value) for name in names if name != "null")

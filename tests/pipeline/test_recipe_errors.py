@@ -172,6 +172,11 @@ CASES = {
         "lr_scheduler_type: cosin",
         r"r\.yaml:8:32: stages\.wit\.train\.lr_scheduler_type: found 'cosin'; did you mean 'cosine'\?; allowed are ",
     ),
+    "unknown choice of many, and like none": (
+        "num_train_epochs: 1",
+        "optim: foo",
+        r"r\.yaml:8:20: stages\.wit\.train\.optim: found 'foo'; docs/reference\.md lists all 41\n",
+    ),
     "unknown choice of many": (
         "num_train_epochs: 1",
         "optim: adamw_tortch",

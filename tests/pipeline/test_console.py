@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import os
 import pty
 import re
@@ -12,13 +13,16 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyte
 import pytest
+from rich.console import Console as RichConsole
 
 from pipeline.console import Console
+from pipeline.view import View
 from tests.pipeline.test_command import command, environment, write_world
 
 pytestmark = pytest.mark.long
@@ -171,6 +175,18 @@ def test_plain_lines_where_there_is_no_terminal(world: Path, seen: Seen, monkeyp
     done = command(world, "--stage", "report")
     assert "\x1b[32mdone" in done.stdout
     assert not re.search("\x1b\\[\\??[0-9]*[^0-9;?m]", done.stdout), "no cursor is moved"
+
+
+def test_rich_draws_with_the_lock_that_lines_take() -> None:
+    """`live._lock` is private to rich: without it, or if drawing went on without it, lines would be erased."""
+    view = View(RichConsole(file=io.StringIO(), force_terminal=True))
+    with view, view.live._lock:
+        drawing = threading.Thread(target=view.live.refresh)
+        drawing.start()
+        drawing.join(0.3)
+        assert drawing.is_alive()
+    drawing.join(30)
+    assert not drawing.is_alive()
 
 
 def test_many_failures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

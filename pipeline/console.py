@@ -233,5 +233,6 @@ def _last_words(failure: Failure) -> list[str]:
     with failure.log.open("rb") as file:
         file.seek(max(0, failure.log.stat().st_size - LOG_BYTES))
         text = file.read().decode(errors="replace")
-    lines = [seen for line in text.split("\n") if (seen := line.rstrip().rpartition("\r")[2].rstrip())]
+    last = (line.rstrip().rpartition("\r")[2] for line in text.split("\n"))
+    lines = [seen for line in last if (seen := Text.from_ansi(line).plain.rstrip())]
     return [line for line in lines if line != failure.error][-LOG_LINES:]

@@ -195,7 +195,9 @@ def test_many_failures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     log = tmp_path / "logs" / "0.txt"
     log.parent.mkdir()
     log.write_text(
-        "an old line\n" + "\n".join(f"line {i}" for i in range(5)) + "\n\n0%\r 50%\r100%\nRuntimeError: no\n"
+        "an old line\n\x1b[1;34mline\x1b[0m 0\n"
+        + "\n".join(f"line {i}" for i in range(1, 5))
+        + "\n\n0%\r 50%\r100%\nRuntimeError: no\n"
     )
     for i in range(5):
         console.failed(f"cell[{i}]", "RuntimeError: no", tmp_path / "logs" / f"{i}.txt", mendable=False)

@@ -1,7 +1,7 @@
 """How far `--estimate` is from what a training really holds: python -m benchmarks.estimate [CASE]...
 
-Makes Llamas with random weights, runs one stage of each by the command for two steps, and compares the largest process
-with the estimate made before. 1 where one is more than 25 % off.
+Makes Llamas with random weights, runs one stage of each by the command, a training for two steps, and compares the
+largest process with the estimate made before. 1 where one is more than 25 % off.
 """
 
 from __future__ import annotations
@@ -30,9 +30,24 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "full 30M": ("30M", "sft", {}),
     "full 135M": ("135M", "sft", {}),
     "lora 135M": ("135M", "sft", LORA),
+    "qlora 135M": ("135M", "sft", LORA | {"quantization": {"load_in_4bit": True}}),
+    "checkpointed 30M": ("30M", "sft", {"train": {"gradient_checkpointing": True}}),
     "dpo 30M": ("30M", "dpo", {}),
+    "lm_eval 30M": ("30M", "lm_eval", {}),
+    "lm_eval 135M": ("135M", "lm_eval", {}),
 }
 """Name -> size, kind of stage, further keys of its section."""
+TASK = """\
+task: ends
+dataset_path: json
+dataset_kwargs: {data_files: {test: rows.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: prompt
+doc_to_choice: ["{{completion}}", "{{completion[1:]}}"]
+doc_to_target: 0
+metric_list: [{metric: acc}]
+"""
 ROWS, LENGTH, BATCH, STEPS = 16, 160, 4, 2
 LARGEST = """
 import resource, subprocess, sys
@@ -58,14 +73,23 @@ def make_world(folder: Path, size: str, kind: str, more: dict[str, Any]) -> None
     LlamaForCausalLM(config).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     answer = "x" * (LENGTH - 33)  # 32 bytes of prompt, and the EOS token
-    answers = {"completion": answer} if kind == "sft" else {"chosen": answer, "rejected": "y" * len(answer)}
+    answers = {"completion": answer} if kind != "dpo" else {"chosen": answer, "rejected": "y" * len(answer)}
     lines = [json.dumps({"prompt": f"Row {number:028d}", **answers}) + "\n" for number in range(ROWS)]
     (folder / "rows.jsonl").write_text("".join(lines))
     train = {"max_steps": STEPS, "per_device_train_batch_size": BATCH, "gradient_checkpointing": False}
-    stage = {"kind": kind, "data": {"train": "./rows.jsonl"}, "train": train, **more}
+    train |= more.get("train", {})
+    stage: dict[str, Any] = {"kind": kind, **more}
+    if kind == "lm_eval":
+        (folder / "tasks").mkdir()
+        (folder / "tasks" / "ends.yaml").write_text(TASK)
+        ends = {"task": "ends", "metric": "acc", "data": {"test": "./rows.jsonl"}}
+        options = {"batch_size": BATCH, "dtype": "float32"}
+        stage |= {"models": ["base"], "include_path": "./tasks", "tasks": [ends], "options": options}
+    else:
+        stage |= {"data": {"train": "./rows.jsonl"}, "train": train}
     if kind == "sft":
         stage["weights"] = {"prompt": 0.2, "completion": 0.8}
-    (folder / "r.yaml").write_text(json.dumps({"name": "r", "model": "./model", "stages": {"trained": stage}}))
+    (folder / "r.yaml").write_text(json.dumps({"name": "r", "model": "./model", "stages": {"measured": stage}}))
 
 
 def estimated(folder: Path) -> dict[str, Any]:
@@ -92,7 +116,7 @@ def peak(folder: Path) -> int:
 def main(names: list[str]) -> int:
     """Measure and print; 1 where an estimate is too far off."""
     print(machine())
-    print(f"{'case':<12} {'parameters':>12} {'estimate':>10} {'measured':>10} {'estimate / measured':>20}", flush=True)
+    print(f"{'case':<16} {'parameters':>12} {'estimate':>10} {'measured':>10} {'estimate / measured':>20}", flush=True)
     missed = False
     for name in names or CASES:
         with tempfile.TemporaryDirectory() as temporary:
@@ -102,7 +126,7 @@ def main(names: list[str]) -> int:
         ratio = told["memory_total"] / real
         missed |= abs(ratio - 1) > MOST
         figures = f"{told['memory_total'] / 2**30:>7.2f} GiB {real / 2**30:>7.2f} GiB {ratio:>20.2f}"
-        print(f"{name:<12} {told['parameters']:>12,} {figures}", flush=True)
+        print(f"{name:<16} {told['parameters']:>12,} {figures}", flush=True)
         print("  " + ", ".join(f"{part} {size / 2**20:.0f} MiB" for part, size in told["memory"].items() if size))
     print("aim: within 25 %:", "MISSED" if missed else "reached")
     return int(missed)

@@ -115,7 +115,7 @@ class Training:
         without = whole.without_head().peaks(self.config).most if by_part else most
         logits = min(beyond, max(0, most - max(without, sized.trainable_bytes)))
         found = Memory(
-            weights=round(sized.weights * copies / split.weights),
+            weights=round(sized.weights * copies / split.weights) + self._mapped(),
             gradients=round(sized.trainable_bytes / split.gradients),
             optimiser=round(optimiser_bytes(str(self.options["optim"]), sized) / split.optimiser),
             activations=beyond - logits,
@@ -149,6 +149,12 @@ class Training:
             accumulates=options["gradient_accumulation_steps"] > 1,
             bfloat16=self.bfloat16,
         )
+
+    def _mapped(self) -> int:
+        """Pages of the file that stay resident on a CPU: they are the weights themselves, unless those are quantised,
+        which then lie beside them."""
+        quantised = self.device == "cpu" and self.stage.quantization is not None
+        return self.sizes.base * self.dtype.itemsize if quantised else 0
 
     def _loading(self) -> int:
         """What this process holds while weights are read: those of the file beside those in memory."""

@@ -2,7 +2,8 @@
 
 Runs the grid (recipes/pocket_grid.yaml unless another is named, or the cells that are asked for) in one run, and then
 each of its cells by itself, in a folder of runs of its own: the same chain of training, its evaluation, that of the
-base model, and a report. Prints both wall times and their ratio, and whether the scores are the same.
+base model, and a report. Prints both wall times and their ratio, likewise the seconds of all cores, and whether the
+scores are the same.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import csv
 import os
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
@@ -24,14 +26,20 @@ from pipeline.matrix import described
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def run(recipe: str, runs: Path, cells: Sequence[str]) -> float:
-    """Seconds of one run."""
+def run(recipe: str, runs: Path, cells: Sequence[str]) -> tuple[float, float]:
+    """Seconds of one run, and those of all cores that its processes worked."""
     chosen = [part for cell in cells for part in ("--cells", cell)]
     call = [sys.executable, "-P", "-m", "pipeline.cli", recipe, "--runs", str(runs), *chosen]
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), work()
     done = subprocess.run(call, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    return time.perf_counter() - began
+    return time.perf_counter() - began, work() - worked
+
+
+def work() -> float:
+    """Seconds of cores that all processes have worked which ended so far."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def scores(runs: Path) -> set[tuple[str, ...]]:
@@ -51,12 +59,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"machine: {os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        whole = run(options.recipe, folder / "grid", options.cells)
-        print(f"{len(cells)} cells in one run: {whole:.0f} s", flush=True)
+        whole, worked = run(options.recipe, folder / "grid", options.cells)
+        print(f"{len(cells)} cells in one run: {whole:.0f} s, {worked:.0f} s of cores", flush=True)
         apart = [run(options.recipe, folder / f"run-{i}", [cell]) for i, cell in enumerate(cells)]
-        print(
-            f"{len(cells)} runs of one cell each: {sum(apart):.0f} s; the grid takes {whole / sum(apart):.2f} of that"
-        )
+        every, work_apart = (sum(each) for each in zip(*apart, strict=True))
+        print(f"{len(cells)} runs of one cell each: {every:.0f} s, {work_apart:.0f} s of cores")
+        print(f"the grid takes {whole / every:.2f} of the time, {worked / work_apart:.2f} of the work")
         same = scores(folder / "grid") == set().union(*(scores(folder / f"run-{i}") for i in range(len(cells))))
         print(f"scores: {'the same' if same else 'DIFFERENT'}")
     return 0 if same else 1

@@ -114,6 +114,7 @@ def _plan(options: argparse.Namespace, plans: Iterator[Plan], store: Store, cons
         refresh(plan, store, forced)
         if any(step.state == "run" for step in plan.steps):
             break
+    plan.require_choice(chosen)
     plan.require_inputs(chosen)
     if options.json:
         print(json.dumps(plan.as_json(chosen), indent=1))
@@ -131,7 +132,7 @@ def _execute(options: argparse.Namespace, plans: Iterator[Plan], store: Store, c
             run = Run(plan, store, options.runs, console, chosen, forced - made)
             made |= forced
             run.prepare()
-            run.require_choice()
+            plan.require_choice(chosen)
             cached = sum(step.state == "cached" for step in plan.steps)
             console.say(f"{plan.recipe.name}: {len(plan.steps)} steps, {cached} cached")
             console.asks(run.asks)

@@ -102,21 +102,21 @@ class Plan:
     """The place and key of the recipe that name it, for errors."""
     later: set[str] = field(default_factory=set)
     """The stages of which a search plans steps only when it has chosen their cells."""
+    elsewhere: set[str] = field(default_factory=set)
+    """Names that stand for steps of a search's other plans."""
 
     def named(self, names: Iterable[str], option: str) -> set[str]:
-        """The names of the steps that `names`, stages or steps, stand for. Raises RecipeError."""
+        """The names of the steps of this plan that `names`, stages or steps, stand for. Raises RecipeError."""
         chosen: set[str] = set()
         known: dict[str, set[str]] = {}
         for step in self.steps:
             for name in (step.stage, step.name):
                 known.setdefault(name, set()).add(step.name)
         for name in names:
-            if name.split("[")[0] in self.later:
-                continue
-            if name not in known:
+            if name not in known and name not in self.elsewhere:
                 has = f"it has {', '.join(sorted(known))}"
                 raise RecipeError([f"{option} {name}: the recipe has no such stage{near(name, known)}; {has}"])
-            chosen |= known[name]
+            chosen |= known.get(name, set())
         return chosen
 
     def after(self, names: set[str]) -> set[str]:
@@ -135,6 +135,13 @@ class Plan:
                     if need.state == "run" and need.name not in chosen:
                         command = f"run-recipe RECIPE --stage {need.stage}"
                         raise RecipeError([f"{step.name} needs {need.name}: {need.why}; make it first by {command}"])
+
+    def require_choice(self, chosen: set[str]) -> None:
+        """Raise RecipeError where a search has to choose by a step that has no result and may not run."""
+        for step in self.steps if self.later else ():
+            if step.state == "run" and step.name not in chosen:
+                text = f"{step.name} has no result, and the search needs it to choose; run the recipe without --stage"
+                raise RecipeError([text])
 
     def as_json(self, chosen: set[str]) -> dict[str, Any]:
         """What `--plan --json` prints of the chosen steps."""

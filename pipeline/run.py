@@ -114,13 +114,6 @@ class Run:
         if problems or errors:
             raise RecipeError(list(dict.fromkeys(errors)), problems)
 
-    def require_choice(self) -> None:
-        """Raise RecipeError where a search has to choose by a step that has no result and may not run."""
-        for step in self.plan.steps if self.plan.later else ():
-            if step.state == "run" and step.name not in self.chosen:
-                text = f"{step.name} has no result, and the search needs it to choose; run the recipe without --stage"
-                raise RecipeError([text])
-
     def prefetch(self) -> None:
         """Fetch all that the chosen steps refer to. Raises RecipeError."""
         self._resolve()

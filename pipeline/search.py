@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 
 from pipeline.console import Console
@@ -114,6 +115,14 @@ class _Search:
         metric = self.halving.metric or next(iter(known))
         return metric, known[metric]
 
+    @cached_property
+    def names(self) -> set[str]:
+        """Of all steps and stages that any of the plans may have."""
+        steps = self.whole.steps
+        trainings = [step.name for step in steps if step.stage == self.stage]
+        names = {name for step in steps for name in (step.name, step.stage)}
+        return names | {self.at(name, length) for name in trainings for length in self.halving.lengths}
+
     def plans(self) -> Iterator[Plan]:
         groups, (metric, goal) = self.groups(), self.compared_by
         for number, length in enumerate(self.halving.lengths, 1):
@@ -152,6 +161,7 @@ class _Search:
             self.made[self.at(candidate, length)] = short
         plan = make_plan([cell for cells in self.made.values() for cell in cells], self.whole.hashes, self.whole.runs)
         plan.later.update(self.cells[0].stages.keys() - {step.stage for step in plan.steps})
+        plan.elsewhere.update(self.names)
         return plan
 
     def shortened(self, cell: Recipe, length: Fraction) -> Recipe:

@@ -105,8 +105,21 @@ def test_nothing_that_was_made_runs_again(world: Path) -> None:
     }
 
 
-def test_a_later_stage_cannot_run_before_it_is_chosen_what_on(world: Path) -> None:
-    done = command(world, "--stage", "bench", "--set", "matrix.rate=[3.0e-3, 1.0e-2]")
+def test_a_step_of_any_rung_can_be_named(world: Path) -> None:
+    without = ["--set", "matrix.rate=[1.0e-5, 1.0e-2, 1.0e-3]"]
+    (whole,) = [step for step in plan(world, *without) if step.startswith("bench")][:1]
+    assert to_run(world, *without, "--stage", whole) == {whole}
+    assert to_run(world, *without, "--stage", SHORT["0.01"]) == {SHORT["0.01"]}
+    trained = whole.replace("bench[wit,", "wit[")
+    assert to_run(world, *without, "--from", trained) == {trained, whole, "report"}
+    done = command(world, *without, "--plan", "--force", "bench[rate=1]")
+    assert done.returncode == 2
+    assert "--force bench[rate=1]: the recipe has no such stage" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["--plan"]])
+def test_a_later_stage_cannot_run_before_it_is_chosen_what_on(world: Path, arguments: list[str]) -> None:
+    done = command(world, "--stage", "bench", "--set", "matrix.rate=[3.0e-3, 1.0e-2]", *arguments)
     assert done.returncode == 2
     assert "wit[rate=0.003,search=1/2] has no result, and the search needs it to choose" in done.stderr
 

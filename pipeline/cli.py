@@ -234,19 +234,30 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "run-recipe",
         usage="%(prog)s [RECIPE] [options]",
-        description="Take a model through a recipe's stages; what has a result is not run again.",
         epilog=EXAMPLES,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=20),
         allow_abbrev=False,
         add_help=False,
     )
-    group = parser.add_argument_group("arguments")  # one for all: the whole is to fit a screen
+    group = parser.add_argument_group()  # one for all, without a title: the whole is to fit a screen
     add = group.add_argument
-    add("recipe", type=Path, nargs="?", metavar="RECIPE", help="a YAML file; run-recipe alone lists those near by")
+    add(
+        "recipe",
+        type=Path,
+        nargs="?",
+        metavar="RECIPE",
+        help="a YAML file, of which runs what has no result; none: list some",
+    )
     add("--stage", action="append", default=[], metavar="NAME", help="run again just this stage, from cached inputs")
     add("--from", action="append", default=[], metavar="NAME", dest="from_", help="run again this stage and all after")
     add("--force", action="append", default=[], metavar="NAME", help="run this stage although its result is there")
-    add("--cells", action="append", default=[], metavar="AXIS=V", help="of a grid, only these cells; V,V for several")
+    add(
+        "--cells",
+        action="append",
+        default=[],
+        metavar="AXIS=V",
+        help="of a grid, only these cells; AXIS=V,AXIS=V: both hold",
+    )
     add("--set", action="append", default=[], metavar="KEY=V", help="override a value of the recipe")
     instead = group.add_mutually_exclusive_group()
     instead.add_argument("--plan", action="store_true", help="show what would run, and why, without running")
@@ -265,7 +276,7 @@ def _parser() -> argparse.ArgumentParser:
         "--executor", choices=["local", "ray"], default="local", metavar="E", help="local; ray: at RAY_ADDRESS, or here"
     )
     add("--jobs", type=_positive, metavar="N", help="steps side by side (default: one a GPU; else a core, <= 4)")
-    add("-h", "--help", action="help", help="show this")
+    add("-h", "--help", action="help", help=argparse.SUPPRESS)
     return parser
 
 

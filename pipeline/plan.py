@@ -33,6 +33,8 @@ class Step:
     inputs: dict[str, Step | Artifact]
     recipe: Recipe
     """The cell that it is of, or the first of those that share it."""
+    cache: Path
+    """Where packages' files lie once they are fetched."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Axis of the matrix -> value, for the axes on which it depends."""
     fingerprint: str | None = None
@@ -59,12 +61,12 @@ class Step:
 
     @property
     def runs_code(self) -> list[str]:
-        """What of others' code it runs, as far as can be seen in the recipe and in local files."""
+        """What of others' code it runs, as far as can be seen in the recipe and in files that are here."""
         return self.config.foreign_code(self._files)
 
     @property
     def asks(self) -> list[str]:
-        """What it will ask of a service, as far as local files tell."""
+        """What it will ask of a service, as far as files that are here tell."""
         try:
             return self.config.asks(self._files)
         except BadInput:  # told when it is to run
@@ -72,7 +74,9 @@ class Step:
 
     @property
     def _files(self) -> dict[str, Path]:
-        return {name: source.path for name, source in self.inputs.items() if isinstance(source, Local)}
+        sources = {name: source for name, source in self.inputs.items() if not isinstance(source, Step)}
+        found = {name: artifacts.here(source, self.cache) for name, source in sources.items()}
+        return {name: path for name, path in found.items() if path}
 
     def settings(self) -> dict[str, Any]:
         """Its section of the recipe, resolved, without the references: those count by their content."""
@@ -288,7 +292,8 @@ class _Planner:
                     inputs |= self._find(recipe, stage, input_name, need, labels, made, inputs.get(need.of))
                 except RecipeError as error:
                     self.problems += error.problems
-            self.steps[name] = Step(name, stage, part.config, inputs, recipe, labels)
+            cache = self.plan.runs / "cache"
+            self.steps[name] = Step(name, stage, part.config, inputs, recipe, cache, labels)
             self.plan.steps.append(self.steps[name])
             self._claim(self.steps[name])
         return {stage + part.suffix: self.steps[name]}

@@ -126,8 +126,9 @@ class JudgeStage(EvaluationStage):
 
     def asks(self, files: dict[str, Path]) -> list[str]:
         """Calls and tokens of the judge, where the files are here."""
-        here = all(name in files for name, need in self.needs().items() if need.kind == "data")
-        return [f"{self.judge}: {estimate}" for estimate in self.estimates(files)] if here else []
+        if all(name in files for name, need in self.needs().items() if need.kind == "data"):
+            return [f"{self.judge}: {estimate}" for estimate in self.estimates(files)]
+        return [f"{self.judge}: how many calls is known once its files are here; --prefetch fetches them"]
 
     def foreign_code(self, files: dict[str, Path]) -> list[str]:
         """The model's."""

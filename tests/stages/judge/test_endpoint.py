@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -96,6 +97,23 @@ def test_the_command_says_so_before_a_model_is_trained(
     assert not (tmp_path / "runs" / "small").exists()
     planned = command(tmp_path, "--plan")
     assert planned.returncode == 0, "which asks nobody"
+    assert "asks judged[wit]: gpt-judge: MT-Bench, 10 calls, at most about" in planned.stdout
+
+
+def test_calls_are_counted_once_the_files_were_fetched(tmp_path: Path, model_folder: Path) -> None:
+    write_files(tmp_path)
+    (tmp_path / "model").symlink_to(model_folder)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    content = (tmp_path / "questions.jsonl").read_bytes()
+    sha = hashlib.sha256(content).hexdigest()
+    of_package = f"questions: 'pypi:asked==1.0#asked/questions.jsonl@sha256:{sha}'"
+    (tmp_path / "r.yaml").write_text(RECIPE.replace("questions: ./questions.jsonl", of_package))
+    planned = command(tmp_path, "--plan")
+    assert "asks judged[wit]: gpt-judge: how many calls is known once its files are here" in planned.stdout
+    fetched = tmp_path / "runs" / "cache" / "pypi" / sha
+    fetched.mkdir(parents=True)
+    (fetched / "questions.jsonl").write_bytes(content)
+    planned = command(tmp_path, "--plan")
     assert "asks judged[wit]: gpt-judge: MT-Bench, 10 calls, at most about" in planned.stdout
 
 

@@ -169,7 +169,7 @@ def _executor(options: argparse.Namespace) -> Executor:
     try:
         from pipeline.cluster import RayExecutor
     except ImportError as error:
-        raise RecipeError([f"--executor ray: {error}; pip install '.[ray]'"]) from None
+        raise RecipeError([f"--executor ray: {error}; pip install -e '.[ray]'"]) from None
     return RayExecutor(options.runs, options.jobs)
 
 

@@ -186,8 +186,8 @@ class _Reader:
             self.wrong(value, key, "names one value of the axis, as a list of plain values or by its name")
             return ""
         text = label(value.content)
-        if which == "include" and text not in known:
-            if isinstance(axis.content, dict):
-                self.wrong(value, key, f"{text!r} is no value of the axis{near(text, known)}{listed('it has', known)}")
+        if text not in known and isinstance(axis.content, dict):
+            self.wrong(value, key, f"{text!r} is no value of the axis{near(text, known)}{listed('it has', known)}")
+        elif text not in known and which == "include":
             known[text] = value.depending_on(str(key[-1]))
         return text

@@ -163,7 +163,8 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[Node, list[Problem]]:
         return tree, [*problems, Problem(parent.told_at, ("extends",), text)]
     extended = path.parent / parent.content
     try:
-        there, why = extended.is_file(), f"there is no such file{_near_file(extended)}"
+        beside = sorted(str(file.relative_to(path.parent)) for file in path.parent.rglob("*.yaml"))
+        there, why = extended.is_file(), f"there is no such file{near(parent.content, beside)}"
     except OSError as error:  # a name that no file can have
         there, why = False, f"cannot be looked up: {error.strerror}"
     if not there:

@@ -48,7 +48,7 @@ class EvaluationStage(StageConfig):
 def require_vllm(backend: str) -> None:
     """Raise BadInput where that is asked for and not installed."""
     if backend == "vllm" and find_spec("vllm") is None:
-        raise BadInput("is 'vllm', which is not installed; pip install '.[vllm]'", "options.backend")
+        raise BadInput("is 'vllm', which is not installed; pip install -e '.[vllm]'", "options.backend")
 
 
 def repeated(names: list[str]) -> list[str]:

@@ -27,7 +27,7 @@ from stages.bounds import BOUNDS, misfit
 LIST = Path(__file__).with_name("options.json")
 
 _OWN_CHECKPOINTS = "checkpoints serve to go on after an interruption; save_steps says how often, the rest is given"
-_LAST_MODEL = "the model after the last step is published; nothing is chosen by evaluation data"
+_LAST_MODEL = "the model after the last step is published; evaluation data choose none of its checkpoints"
 _BY_LAUNCH = "say how processes share the work under the stage's 'launch'"
 _NO_HUB = "a stage of kind push uploads a finished model; a recipe holds no secrets"
 

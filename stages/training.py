@@ -108,7 +108,7 @@ def _quantized(quantization: Options | None) -> dict[str, Any]:
     if quantization is None:
         return {}
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise BadInput("quantization: bitsandbytes is not installed; pip install '.[qlora]'")
+        raise BadInput("quantization: bitsandbytes is not installed; pip install -e '.[qlora]'")
     try:
         config = BitsAndBytesConfig(**quantization.model_dump())
     except (TypeError, ValueError) as error:

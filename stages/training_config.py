@@ -54,7 +54,7 @@ class TrainingData(Config):
     """A file: a path relative to the recipe, org/name@revision#file on the hub, or pypi:... Or a whole data set: a
     folder, or org/name@revision."""
     eval: str | None = None
-    """Likewise; the loss on it is reported, nothing is chosen by it."""
+    """Likewise; the loss on it is reported; nothing but a `search` chooses by it."""
     train_split: str = "train"
     """The split of `train` where that is a data set."""
     eval_split: str = "test"

@@ -16,6 +16,7 @@ import textwrap
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -27,7 +28,18 @@ pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
-PROGRAMS = ("run-recipe", "pytest", "python", "make", "pip", "RAY_ADDRESS=head:6379")
+PROGRAMS = ("run-recipe", "pytest", "python", "make", "pip")
+OTHERS = {
+    "lm_eval": "tests/test_published.py runs it on a published model",
+    "sbatch": "tests/test_slurm.py runs the script that it is given",
+    "tensorboard": "tests/test_published.py reads the files that it shows",
+    "vllm": "needs a GPU; tests/gpu/test_models.py",
+    "export": "sets variables",
+    "rsync": "needs a second machine",
+    ".": "the shell's",
+    ".venv/bin/pre-commit": "would change this clone; tests/test_contributing.py looks at what it runs",
+}
+"""Programs that pages show and that are not run here, each with the reason."""
 NOT_RUN = {
     "make test": "would run this",
     "make lock": "needs uv",
@@ -71,7 +83,18 @@ def code_of(page: Path) -> Iterator[str]:
 def commands_of(page: Path) -> list[str]:
     """The commands in a page."""
     lines = (re.sub(r"\s+#\s.*", "", line).strip().removeprefix("$ ") for line in code_of(page))
+    lines = (re.sub(r"^([A-Z_]+=\S+ )+", "", line) for line in lines)
     return list(dict.fromkeys(line for line in lines if line.split(" ")[0] in PROGRAMS and line not in PROGRAMS[1:]))
+
+
+def shell_of(page: Path) -> Iterator[str]:
+    """The programs in the page's indented blocks of commands: those in which one line at least calls one of ours."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for block in re.findall(r"\n\n((?: {4}.+\n)+)", text):
+        lines = block.replace("\\\n", " ").splitlines()
+        programs = [re.sub(r"^([A-Z_]+=\S+ )+", "", line.strip()).split()[0] for line in lines]
+        if set(programs) & set(PROGRAMS):
+            yield from programs
 
 
 def recipes_of(page: Path) -> list[str]:
@@ -121,6 +144,24 @@ def collected() -> dict[str, int]:
 def test_there_is_something_to_run() -> None:
     assert len(COMMANDS) > 40
     assert len(RECIPES) > 10
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_no_program_is_shown_that_nobody_tries(page: Path) -> None:
+    assert set(shell_of(page)) <= {*PROGRAMS, *OTHERS}
+
+
+def test_the_trainer_alone_works_as_it_is_shown(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The page's program; then what README shows, with the page's model and rows."""
+    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/trainer.md").read_text("utf-8"), re.DOTALL)
+    (shown,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(program, names)
+    loss, used = capsys.readouterr().out.splitlines()[-2:]
+    assert 0 < float(loss) < 20
+    assert "8" in used
+    here = shown.replace("0.8)", "0.8, bf16=torch.cuda.is_available(), max_steps=1, report_to='none')")
+    exec(here, names | {"dataset": names["rows"]})
 
 
 @pytest.mark.parametrize(("page", "text"), RECIPES)

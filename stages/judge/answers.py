@@ -74,7 +74,7 @@ class _VLLM:
         try:
             from vllm import LLM
         except ImportError as error:
-            raise BadInput(f"options.backend: vllm cannot be loaded ({error}); pip install '.[vllm]'") from None
+            raise BadInput(f"options.backend: vllm cannot be loaded ({error}); pip install -e '.[vllm]'") from None
         self.seed = config.seed
         self.llm: Any = LLM(
             model=str(path),

@@ -47,7 +47,8 @@ class Options(Config):
     """How the models are asked, and the judge."""
 
     backend: Literal["hf", "vllm"] = "hf"
-    """What runs the model: transformers, or vLLM (`pip install '.[vllm]'`) on as many GPUs as `resources.gpus` says."""
+    """What runs the model: transformers, or vLLM (`pip install -e '.[vllm]'`) on as many GPUs as `resources.gpus`
+    says."""
     apply_chat_template: bool = True
     """Wrap each question in the tokenizer's chat template; without, turns follow each other as plain text."""
     system_instruction: str | None = None
@@ -114,7 +115,7 @@ class JudgeStage(EvaluationStage):
         self.estimates(files)
         for package in ("openai", *(["alpaca_eval"] if self.alpaca_eval else [])):
             if find_spec(package) is None:
-                raise BadInput(f"needs the package {package}; pip install '.[judge]'", "judge")
+                raise BadInput(f"needs the package {package}; pip install -e '.[judge]'", "judge")
         require_vllm(self.options.backend)
         _require_once(self.judge)
 

@@ -84,8 +84,8 @@ class Options(Config):
     """How the models are asked: what moves a score, or the speed. Defaults are lm-eval's command's."""
 
     backend: Literal["hf", "vllm"] = "hf"
-    """What runs the model: transformers, or vLLM on GPUs (`pip install '.[vllm]'`). Where the stage's `resources` name
-    several GPUs and there is one process, the model is split over them."""
+    """What runs the model: transformers, or vLLM on GPUs (`pip install -e '.[vllm]'`). Where the stage's `resources`
+    name several GPUs and there is one process, the model is split over them."""
 
     apply_chat_template: bool = False
     """Wrap each question in the tokenizer's chat template; for a tuned model, as it was trained."""

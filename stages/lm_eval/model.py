@@ -165,6 +165,6 @@ def _vllm(arguments: dict[str, Any], gpus: int) -> KeepingModel:
     try:
         from lm_eval.models.vllm_causallms import VLLM
     except ImportError as error:
-        raise BadInput(f"options.backend: vllm cannot be loaded ({error}); pip install '.[vllm]'") from None
+        raise BadInput(f"options.backend: vllm cannot be loaded ({error}); pip install -e '.[vllm]'") from None
     arguments |= {"batch_size": "auto", "tensor_parallel_size": gpus, "load_format": "safetensors"}
     return cast(KeepingModel, type("VLLMModel", (KeepingModel, VLLM), {})(**arguments))

@@ -246,7 +246,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="?",
         metavar="RECIPE",
-        help="a YAML file, of which runs what has no result; none: list some",
+        help="a YAML file; run-recipe alone lists those near by",
     )
     add("--stage", action="append", default=[], metavar="NAME", help="run again just this stage, from cached inputs")
     add("--from", action="append", default=[], metavar="NAME", dest="from_", help="run again this stage and all after")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from rich.console import Console as Rich
 from rich.markup import escape as as_text
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -22,6 +24,10 @@ from stages.terminal import safe
 
 PLAIN_WIDTH = 160
 """Columns of tables where no terminal says how many fit: a log or a pipe."""
+NARROW = 100
+"""Columns below which a plan leaves the fingerprints out."""
+PLAIN_SECONDS = 300.0
+"""How often plain lines say how far a step is."""
 LOG_LINES = 6
 """How many of a failed step's last log lines are shown."""
 LOG_BYTES = 2**16
@@ -61,6 +67,8 @@ class Console:
             self.rich.width = max(self.rich.width, PLAIN_WIDTH)
         self._view = View(self.rich) if on_terminal and self.rich.is_terminal else None
         self._failures: list[Failure] = []
+        self._told_at: dict[str, float] = {}
+        """Step -> when a line last said how far it is."""
 
     def say(self, text: str) -> None:
         """One line."""
@@ -81,10 +89,15 @@ class Console:
 
     def plan(self, plan: Plan, chosen: set[str]) -> None:
         """The chosen steps with their state and why, for --plan."""
-        table = Table("step", "kind", "state", "fingerprint", "why", box=None, header_style="bold")
+        table = Table("step", "kind", "state", box=None, header_style="bold")
+        for column in table.columns:  # names are there to be copied
+            column.no_wrap, column.overflow = True, "fold"
+        with_fingerprints = self.rich.width >= NARROW
+        for name in ("fingerprint", "why") if with_fingerprints else ("why",):
+            table.add_column(name, overflow="fold")
         for step in (step for step in plan.steps if step.name in chosen):
-            fingerprint = (step.fingerprint or "unresolved")[:12]
-            table.add_row(*map(escape, (step.name, step.kind, step.state, fingerprint, step.why)))
+            fingerprint = [(step.fingerprint or "unresolved")[:12]] if with_fingerprints else []
+            table.add_row(*map(escape, (step.name, step.kind, step.state, *fingerprint, step.why)))
         self.rich.print(table)
         shown = [step for step in plan.steps if step.name in chosen]
         self._told("runs code", ((step, code) for step in shown for code in step.runs_code))
@@ -118,10 +131,17 @@ class Console:
             self.say(f"logs: {logs}/")
 
     def estimate(self, tables: Iterable[Table], lines: Iterable[str]) -> None:
-        """What steps take, for --estimate."""
+        """What steps take, for --estimate: tables, or where they are too wide a line for each of their rows."""
+        wide = self.rich.options.update(max_width=10_000)
         for table in tables:
             self.rich.print()
-            self.rich.print(table)
+            if Measurement.get(self.rich, wide, table).maximum <= self.rich.width:
+                self.rich.print(table)
+                continue
+            heads = [str(column.header) for column in table.columns]
+            for step, *cells in zip(*(column.cells for column in table.columns), strict=True):
+                told = ", ".join(f"{head} {cell}" for head, cell in zip(heads[1:], cells, strict=True) if cell)
+                self._print(f"[bold]{step}[/]: {told}")
         self.rich.print()
         for line in lines:
             self.say(line)
@@ -139,9 +159,12 @@ class Console:
             self._view.how_far = text()
 
     def progress(self, step: str, done: int, total: int, note: str) -> None:
-        """A running step got on; shown on a terminal only."""
+        """A running step got on; where there is no terminal, a line says so every now and then."""
         if self._view:
             self._view.update_step(step, done, total, note)
+        elif time.monotonic() - self._told_at.setdefault(step, time.monotonic()) >= PLAIN_SECONDS:
+            self._told_at[step] = time.monotonic()
+            self._print(f"  [dim]at[/]     {escape(step)} [dim]{done}/{total} {escape(note)}".rstrip())
 
     def finished(self, step: str, seconds: float, notes: list[str], how_far: str) -> None:
         """A step has its result; `notes` are what its stage wants to be known of it, `how_far` says how far the run

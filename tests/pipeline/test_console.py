@@ -20,6 +20,7 @@ from pathlib import Path
 import pyte
 import pytest
 from rich.console import Console as RichConsole
+from rich.table import Table
 
 from pipeline.console import Console
 from pipeline.view import View
@@ -175,6 +176,36 @@ def test_plain_lines_where_there_is_no_terminal(world: Path, seen: Seen, monkeyp
     done = command(world, "--stage", "report")
     assert "\x1b[32mdone" in done.stdout
     assert not re.search("\x1b\\[\\??[0-9]*[^0-9;?m]", done.stdout), "no cursor is moved"
+
+
+def test_names_are_whole_on_a_narrow_terminal(world: Path) -> None:
+    """To be copied to --stage, however long they are."""
+    long = "a-name-that-takes-nearly-half-of-it"
+    recipe = (world / "r.yaml").read_text()
+    (world / "long.yaml").write_text(recipe.replace("  it:", f"  {long}:").replace("model: it", f"model: {long}"))
+    text = "\n".join(on_terminal(world, "long.yaml", "--set", f"stages.bench.models=[{long}]", "--plan").lines)
+    assert re.search(rf"^ {long} +sft ", text, re.MULTILINE), text
+    assert re.search(rf"^ bench\[{long}\] +lm_eval +(run|cached)", text, re.MULTILINE), text
+
+
+def test_a_table_that_is_too_wide_is_told_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console()
+    wide = Table("step", *(f"column {i}" for i in range(20)))
+    wide.add_row("wit", *("" if i % 2 else f"{i} MiB" for i in range(20)))
+    console.rich.width = 80
+    console.estimate([wide], ["a line"])
+    assert capsys.readouterr().out.strip().startswith("wit: column 0 0 MiB, column 2 2 MiB, column 4 4 MiB")
+
+
+def test_plain_lines_say_how_far_a_long_step_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = Console()
+    console.progress("wit", 1, 380, "loss 2.1")
+    assert capsys.readouterr().out == "", "not every step of it"
+    monkeypatch.setattr("pipeline.console.PLAIN_SECONDS", 0.0)
+    console.progress("wit", 2, 380, "loss 2.0, 900 tokens/s")
+    assert capsys.readouterr().out == "  at     wit 2/380 loss 2.0, 900 tokens/s\n"
 
 
 def test_rich_draws_with_the_lock_that_lines_take() -> None:

@@ -300,7 +300,8 @@ class _Planner:
 
     def _claim(self, step: Step) -> None:
         """Note what the step writes elsewhere, and a problem where another one writes there, too."""
-        if key := step.config.writes_to:
+        key = step.config.writes_to
+        if key and hasattr(step.config, key):  # a wrong one is told already
             there = (step.kind, getattr(step.config, key))
             if (first := self.claimed.setdefault(there, step.name)) != step.name:
                 at: Key = ("stages", step.stage, key)

@@ -17,7 +17,7 @@ import types
 import typing
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, StringConstraints, create_model, model_serializer, model_validator
 
@@ -117,10 +117,6 @@ RESERVED_GENERATION = {
 OF_LM_EVAL = ("until", "max_gen_toks", "max_tokens", "max_completion_tokens")
 """What lm-eval itself takes there (lm_eval.models.utils.normalize_gen_kwargs), besides GenerationConfig's fields."""
 
-MODEL_INIT = ("attn_implementation", "dtype", "use_kernels")
-"""What `model_init_kwargs` may hold: nothing that reads weights that are no safetensors; kernels off the hub need the
-stage's trust_remote_code."""
-
 _NUMBER = re.compile(r"\[number.*?\]")
 """How PEFT's annotations write that a number stands there."""
 _BY_NAME = {"int": int, "float": float, "bool": bool, "str": str, "list": list, "dict": dict}
@@ -134,9 +130,6 @@ class Options(Config):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        given = getattr(self, "model_init_kwargs", None) or {}
-        if not isinstance(given, dict) or set(given) - set(MODEL_INIT):
-            raise wrong_at("model_init_kwargs", f"is a mapping with the keys {', '.join(MODEL_INIT)}")
         if wrong := misfit({name: getattr(self, name) for name in self.model_fields_set}):
             raise wrong_at(*wrong)
         return self
@@ -144,6 +137,22 @@ class Options(Config):
     @model_serializer
     def _only_set(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in sorted(self.model_fields_set)}
+
+
+class ModelInit(Options):
+    """What transformers' from_pretrained is told of the model that trains; nothing that reads weights that are no
+    safetensors."""
+
+    attn_implementation: (
+        Literal["eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4"]
+        | Annotated[str, StringConstraints(pattern=r"/")]
+        | None
+    ) = None
+    """A word of transformers, or kernels on the hub, ORG/NAME, which need the stage's trust_remote_code."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
+    """Of the weights; float32 where it is not set."""
+    use_kernels: bool | None = None
+    """Whether layers are replaced by kernels from the hub, which need the stage's trust_remote_code."""
 
 
 @cache
@@ -165,6 +174,8 @@ def options(name: str) -> type[Options]:
         for key, kinds in declared.items()
         if key not in reserved
     }
+    if "model_init_kwargs" in fields:
+        fields["model_init_kwargs"] = (ModelInit | None, None)
     model = create_model(name, __base__=Options, **fields)
     model.reserved = reserved
     return model

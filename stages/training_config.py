@@ -152,7 +152,7 @@ class TrainingStage(StageConfig):
 
     @model_validator(mode="after")
     def _kernels_are_code(self) -> Self:
-        given = getattr(getattr(self, "train", None), "model_init_kwargs", None) or {}
+        given = self.model_init
         if not self.trust_remote_code and ("/" in str(given.get("attn_implementation")) or given.get("use_kernels")):
             raise ValueError(
                 "train.model_init_kwargs asks for kernels from the hub, which are code of others; add"
@@ -182,8 +182,13 @@ class TrainingStage(StageConfig):
     @property
     def published_dtype(self) -> str:
         """Of the weights that it trains and publishes."""
-        options = getattr(getattr(self, "train", None), "model_init_kwargs", None) or {}
-        return str(options.get("dtype", "float32"))
+        return str(self.model_init.get("dtype", "float32"))
+
+    @property
+    def model_init(self) -> dict[str, Any]:
+        """What `train.model_init_kwargs` sets."""
+        given: Options | None = getattr(getattr(self, "train", None), "model_init_kwargs", None)
+        return given.model_dump() if given else {}
 
     @property
     def processes(self) -> int:

@@ -163,7 +163,7 @@ CASES = {
     "remote code": (
         "num_train_epochs: 1",
         "model_init_kwargs: {trust_remote_code: true}",
-        r"r\.yaml:8:32: stages\.wit\.train\.model_init_kwargs: is a mapping with the keys",
+        r"r\.yaml:8:33: stages\.wit\.train\.model_init_kwargs\.trust_remote_code: unknown key; the keys are attn_",
     ),
     "secret": ("num_train_epochs: 1", "hub_token: x", r"stages\.wit\.train\.hub_token: cannot be set here: .*secrets"),
     "evaluation without data": ("num_train_epochs: 1", "eval_strategy: epoch", r"name it as data\.eval"),
@@ -171,6 +171,16 @@ CASES = {
         "num_train_epochs: 1",
         "lr_scheduler_type: cosin",
         r"r\.yaml:8:32: stages\.wit\.train\.lr_scheduler_type: found 'cosin'; did you mean 'cosine'\?; allowed are ",
+    ),
+    "a dtype as others write it": (
+        "num_train_epochs: 1",
+        "model_init_kwargs: {dtype: bf16}",
+        r"r\.yaml:8:\d+: stages\.wit\.train\.model_init_kwargs\.dtype: found 'bf16'; .*float32, bfloat16",
+    ),
+    "an attention that there is not": (
+        "num_train_epochs: 1",
+        "model_init_kwargs: {attn_implementation: flash}",
+        r"r\.yaml:8:\d+: stages\.wit\.train\.model_init_kwargs\.attn_implementation: found 'flash'; allowed are eager",
     ),
     "unknown choice of many, and like none": (
         "num_train_epochs: 1",

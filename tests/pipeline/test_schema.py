@@ -92,7 +92,7 @@ BEYOND = {
     "unknown stage", "unknown model of a benchmark", "a stage that makes no model", "cycle", "missing data",
     "missing model", "folder that is no model", "no model at all", "unknown column", "column of preference rows alone",
     "column that the rows lack", "split of a file", "both weights 0", "reads the environment", "unknown interpolation",
-    "value still to be given", "same model twice", "remote code", "evaluation without data", "losses and weights",
+    "value still to be given", "same model twice", "evaluation without data", "losses and weights",
     "two precisions", "a report on what scores no model", "extends itself", "extends nothing",
 }  # fmt: skip
 """Wrong recipes whose mistake is no matter of one key: references, files, and what keys have to do with each other."""

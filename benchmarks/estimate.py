@@ -44,7 +44,7 @@ dataset_kwargs: {data_files: {test: rows.jsonl}}
 test_split: test
 output_type: multiple_choice
 doc_to_text: prompt
-doc_to_choice: ["{{completion}}", "{{completion[1:]}}"]
+doc_to_choice: "{{[completion, completion[1:]]}}"
 doc_to_target: 0
 metric_list: [{metric: acc}]
 """

@@ -173,7 +173,7 @@ def remember(named: Artifact, pinned: Artifact) -> None:
         ref.write_text(pinned.commit)
 
 
-def described(artifact: Artifact, cache: Path) -> Path:
+def described(artifact: Artifact, cache: Path, code: bool = False) -> Path:
     """As `fetch`, for what is here; of a model of the hub its config and tokenizer are fetched, never its weights.
 
     Raises:
@@ -192,7 +192,7 @@ def described(artifact: Artifact, cache: Path) -> Path:
     try:
         repo, commit = artifact.repo, pinned.commit
         if artifact.kind == "model" and not artifact.member:
-            keep, drop = MODEL_DESCRIPTION, ["*/*"]
+            keep, drop = [*MODEL_DESCRIPTION, *([MODEL_CODE] if code else [])], ["*/*"]
             return Path(snapshot_download(repo, revision=commit, allow_patterns=keep, ignore_patterns=drop))
         folder = Path(snapshot_download(repo, repo_type=artifact.kind, revision=commit, local_files_only=True))
     except Exception as error:

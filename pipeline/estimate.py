@@ -160,12 +160,15 @@ class _Look:
 
     plan: Plan
     runs: Path
-    found: dict[Artifact, Path | str] = field(default_factory=dict)
-    """A path, or why there is none."""
+    found: dict[tuple[Artifact, bool], Path | str] = field(default_factory=dict)
+    """A path, with a model's own code or without, or why there is none."""
 
     def job(self, step: Step) -> dict[str, Any]:
         """What the worker is told of the step."""
-        sources = {name: self._have(reference_of(source)) for name, source in step.inputs.items()}
+        with_code = [reference_of(source) for source in step.with_code]
+        sources = {
+            name: self._have(source := reference_of(given), source in with_code) for name, given in step.inputs.items()
+        }
         takes = step.config.resources
         whole = memory_of_machine()
         limited = 0 < takes.bytes < whole
@@ -181,13 +184,13 @@ class _Look:
             "room_of": "resources.memory" if limited else "this machine",
         }
 
-    def _have(self, source: Artifact) -> Path | str:
-        if source not in self.found:
+    def _have(self, source: Artifact, code: bool) -> Path | str:
+        if (source, code) not in self.found:
             try:
-                self.found[source] = artifacts.described(source, self.runs / "cache")
+                self.found[source, code] = artifacts.described(source, self.runs / "cache", code)
             except ArtifactError as error:
-                self.found[source] = str(error)
-        return self.found[source]
+                self.found[source, code] = str(error)
+        return self.found[source, code]
 
 
 def _finished(step: Step, steps: Iterable[Step]) -> dict[str, Any] | None:

@@ -25,7 +25,8 @@ def tables(whole: Whole) -> Iterator[Table]:
         bytes_of = ["" if _part(each, name) == 0 else size(_part(each, name)) for name in shown]
         trainable = counted(each.trainable) if part.steps[0].config.makes == "model" else ""
         total = size(each.memory.total if each.memory else None)
-        memory.add_row(escape(part.name), counted(each.parameters), trainable, *bytes_of, total, size(each.room))
+        room = size(each.room) if each.room else UNKNOWN
+        memory.add_row(escape(part.name), counted(each.parameters), trainable, *bytes_of, total, room)
         work.add_row(
             escape(part.name),
             number(each.optimiser_steps),
@@ -64,9 +65,11 @@ def _of(part: Estimated) -> Iterator[str]:
         assert each.memory
         yield f"does not fit: {size(each.memory.total)}, and {each.room_of} has {size(each.room)}"
         for remedy in each.remedies:
-            yield f"would fit, with {size(remedy.memory)}, by {', '.join(remedy.changes)}"
+            aside = "" if remedy.same_result else "; this changes the result"
+            yield f"would fit, with {size(remedy.memory)}, by {', '.join(remedy.changes)}{aside}"
         if not each.remedies:
-            yield "nothing that a recipe can change makes it fit here; take a smaller model or a larger machine"
+            more = ", or raise resources.memory" if each.room_of == "resources.memory" else ""
+            yield f"no change of the recipe that was tried makes it fit; take a smaller model or a larger machine{more}"
     for unknown in each.unknown:
         yield f"not known: {unknown}"
     if each.formula:

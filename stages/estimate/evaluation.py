@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from transformers import AutoTokenizer
 
 from stages.base import BadInput
 from stages.characteristics.config import CharacteristicsStage
-from stages.estimate.result import Disk, Estimate, Given, Memory
+from stages.estimate.result import Disk, Estimate, Given, Memory, Remedy
 from stages.estimate.sizes import build, dtype_of, read_config, sizes
-from stages.estimate.speed import measured
+from stages.estimate.speed import NO_ROOM, measured
 from stages.estimate.trace import Pass
 from stages.evaluation import EvaluationStage
 from stages.judge.config import JudgeStage
@@ -37,6 +38,8 @@ class Asked:
     """Tokens that it generates at most."""
     longest: int
     """Tokens of the longest request, with what is generated for it."""
+    scores: bool = True
+    """Whether it asks for the probability of texts: of answers alone, only the last token's logits are made."""
 
 
 def estimate(stage: EvaluationStage, given: Given) -> Estimate:
@@ -58,8 +61,13 @@ def estimate(stage: EvaluationStage, given: Given) -> Estimate:
         return found
     if asked is None:
         found.notes.append(f"memory is for requests of {longest} tokens, the longest that the model takes")
+    scores = not isinstance(stage, JudgeStage) if asked is None else asked.scores
+    memory = partial(_memory, stage, config, longest, given, scores)
     try:
-        found.memory = _memory(stage, config, dtype, longest, sized.weights, given)
+        batch = min(options.batch_size, asked.requests) if asked else options.batch_size
+        found.memory = memory(batch, dtype)
+        if found.fits is False:
+            found.remedies = list(_remedies(memory, batch, dtype, given.room))
     except Exception as error:  # a model's own forward pass may do whatever it likes
         found.unknown.append(f"memory: the model's forward pass cannot be traced without weights: {error}")
     if asked is None:
@@ -69,7 +77,10 @@ def estimate(stage: EvaluationStage, given: Given) -> Estimate:
     found.disk = Disk(published=BYTES_PER_TOKEN * found.tokens)
     found.flops, found.formula = 2 * sized.multiplied * found.tokens, "2 N for each token"
     if not _as_before(given, found):
-        speed = measured(config, given.device, given.threads, longest, False, False)
+        speed = measured(config, given.device, given.threads, longest, False, False, given.room)
+        if speed is None:
+            found.unknown.append(NO_ROOM)
+            return found
         found.seconds = found.flops / speed / stage.processes
         found.speed = f"{speed / 1e9:.1f} GFLOP/s, measured on a few layers of the model just now"
         if asked.made:
@@ -91,19 +102,39 @@ def _most(stage: EvaluationStage, config: Any) -> int | None:
     return limit or getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
-def _memory(stage: EvaluationStage, config: Any, dtype: Any, longest: int, weights: int, given: Given) -> Memory:
-    """Logits of a whole batch and their log-softmax, as lm-eval takes it; keys and values of as many tokens."""
+def _memory(
+    stage: EvaluationStage, config: Any, longest: int, given: Given, scores: bool, batch: int, dtype: Any
+) -> Memory:
+    """Logits of a whole batch and their log-softmax, in the model's dtype by lm-eval, in float32 by others; or those of
+    the last tokens. Keys and values of as many tokens. Split over GPUs where one process has several."""
     make = partial(build, dtype=dtype, trusted=stage.trust_remote_code)
-    whole = Pass(make, stage.options.batch_size, longest, head="full", trains=False)  # type: ignore[attr-defined]
+    weights = sizes(config, dtype, trusted=stage.trust_remote_code).weights
+    softmax = None if isinstance(stage, LMEvalStage) else torch.float32
+    whole = Pass(make, batch, longest, head="full" if scores else "last", trains=False, softmax=softmax)
     most, without = whole.peaks(config).most, whole.without_head().peaks(config).most
     text = config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     cache = 2 * text.num_hidden_layers * heads * size * dtype.itemsize * whole.rows * longest
+    if given.device == "cuda" and stage.processes == 1:
+        gpus = stage.resources.gpus or 1
+        weights, cache = weights // gpus, cache // gpus
     libraries = given.libraries if given.device == "cpu" else 0
     memory = Memory(weights=weights, activations=without + cache, logits=max(0, most - without), libraries=libraries)
     loading = libraries + 2 * weights if given.device == "cpu" else 0
     return memory.model_copy(update={"loading": max(0, loading - memory.total)})
+
+
+def _remedies(memory: Callable[[int, Any], Memory], batch: int, dtype: Any, room: int) -> Iterator[Remedy]:
+    """Smaller batches; weights in bfloat16, with smaller batches where need be."""
+    halves = [batch // parts for parts in (1, 2, 4, 8, 16, 32, 64, 128) if batch // parts]
+    for named in (dtype, torch.bfloat16) if dtype.itemsize > 2 else (dtype,):
+        for size in halves:
+            if (found := memory(size, named).total) <= room:
+                changes = [] if named is dtype else ["options.dtype: bfloat16"]
+                changes += [f"options.batch_size: {size}"] if size < batch else []
+                yield Remedy(changes=changes, memory=found, same_result=named is dtype)
+                break
 
 
 def _asked(stage: EvaluationStage, given: Given, found: Estimate) -> Asked | None:
@@ -132,7 +163,7 @@ def _of_lm_eval(stage: LMEvalStage, given: Given, count: Count) -> Asked:
     from stages.lm_eval.foreign import only_trusted_code
     from stages.lm_eval.tasks import load_benchmarks
 
-    read, made, generated = [], 0, 0
+    read, made, generated, scores = [], 0, 0, False
     with only_trusted_code(stage):
         for benchmark in load_benchmarks(stage, given.paths, given.scratch):
             for task in benchmark.tasks.values():
@@ -143,8 +174,10 @@ def _of_lm_eval(stage: LMEvalStage, given: Given, count: Count) -> Asked:
                         own = (task.config.generation_kwargs or {}) | stage.options.gen_kwargs.model_dump()
                         generated = max(generated, own.get("max_gen_toks", 256))
                         made += own.get("max_gen_toks", 256)
+                    else:
+                        scores = True
     tokens = count(read)
-    return Asked(len(read), sum(tokens), made, max(tokens) + generated)
+    return Asked(len(read), sum(tokens), made, max(tokens) + generated, scores)
 
 
 def _of_sensitivity(stage: SensitivityStage, given: Given, count: Count) -> Asked:
@@ -172,7 +205,7 @@ def _of_judge(stage: JudgeStage, given: Given, count: Count) -> Asked:
         prompts += [each.instruction for each in read_instructions(given.paths, options.limit)]
     tokens = count(prompts)
     made = len(prompts) * options.max_new_tokens
-    return Asked(len(prompts), sum(tokens), made, max(tokens) + before + options.max_new_tokens)
+    return Asked(len(prompts), sum(tokens), made, max(tokens) + before + options.max_new_tokens, scores=False)
 
 
 def _of_characteristics(stage: CharacteristicsStage, given: Given, count: Count) -> Asked:

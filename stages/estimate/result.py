@@ -56,6 +56,8 @@ class Remedy(Answer):
     changes: list[str]
     memory: int
     """Of each device, in bytes, with them."""
+    same_result: bool
+    """Whether the stage's result stays what it would be, up to rounding."""
 
 
 class Estimate(Answer):

@@ -107,8 +107,9 @@ class Pass:
     rows: int
     length: int
     """In tokens, of every row."""
-    head: Literal["none", "wit", "trl", "full"]
-    """What follows the backbone: nothing, stages.sft.head, TRL's fused head, or logits and their log-softmax."""
+    head: Literal["none", "wit", "trl", "full", "last"]
+    """What follows the backbone: nothing, stages.sft.head, TRL's fused head, logits and their log-softmax, or the
+    logits of the last tokens."""
     trains: bool = True
     reference: bool = False
     """Whether a pass without gradient follows, as DPO's of the reference."""
@@ -116,6 +117,8 @@ class Pass:
     """Whether gradients of earlier passes are held."""
     bfloat16: bool = False
     """Whether it runs under autocast."""
+    softmax: torch.dtype | None = torch.float32
+    """Of the log-softmax; None takes that of the logits."""
 
     def peaks(self, config: Any) -> Peaks:
         """What it holds beyond weights."""
@@ -158,7 +161,9 @@ class Pass:
         if self.head == "trl":
             return base(**given, labels=given["input_ids"], fused_lm_head=True).log_probs.sum()
         if self.head == "full":
-            return torch.log_softmax(base(**given).logits, dim=-1, dtype=torch.float32)
+            return torch.log_softmax(base(**given).logits, dim=-1, dtype=self.softmax)
+        if self.head == "last":
+            return base(**given, logits_to_keep=1).logits
         hidden = base.base_model(**given).last_hidden_state[:, :-1]
         if self.head == "none":
             return hidden.sum()

@@ -19,7 +19,7 @@ from stages.estimate.result import Disk, Estimate, Given, Memory
 from stages.estimate.rows import SAMPLE, Lengths, lengths
 from stages.estimate.sharding import Shards, shards
 from stages.estimate.sizes import Sizes, build, dtype_of, read_config, sizes
-from stages.estimate.speed import measured
+from stages.estimate.speed import NO_ROOM, measured
 from stages.estimate.trace import Pass
 from stages.training_config import TrainingStage
 
@@ -33,6 +33,9 @@ def estimate(stage: TrainingStage, given: Given) -> Estimate:
         _work(stage, rows, found)
         return found
     training = Training(stage, given, read_config(given.paths["model"], stage.trust_remote_code))
+    if training.device != given.device:
+        found.room = 0
+        found.unknown.append("whether it fits: it runs on GPUs, and there is none here to compare with")
     found.parameters, found.trainable = training.sizes.base, training.sizes.trainable
     found.disk = training.disk()
     _work(stage, rows, found)
@@ -64,13 +67,23 @@ class Training:
     def options(self) -> dict[str, Any]:
         """The recipe's fields over TRL's defaults."""
         kind = DPOConfig if self.is_dpo else SFTConfig
-        fields = {name: field.default for name, field in kind.__dataclass_fields__.items()}
-        return fields | self.stage.train.model_dump()  # type: ignore[attr-defined]
+        fields: dict[str, Any] = {name: field.default for name, field in kind.__dataclass_fields__.items()}
+        fields |= self.stage.train.model_dump()  # type: ignore[attr-defined]
+        if (wins := fields["activation_checkpointing"]) is not None:  # which transformers 5 calls it
+            fields["gradient_checkpointing"] = wins
+        return fields
 
     @property
     def is_dpo(self) -> bool:
         """Whether rows are pairs."""
         return isinstance(self.stage, DPOStage)
+
+    @property
+    def keeps_reference(self) -> bool:
+        """Whether DPO's reference is there while it trains: TRL lets go of it where all was computed before, but
+        under FSDP."""
+        sharding = self.stage.launch.sharding if self.stage.launch else None
+        return self.is_dpo and (not self.options["precompute_ref_log_probs"] or sharding == "use_fsdp")
 
     @property
     def device(self) -> str:
@@ -108,7 +121,7 @@ class Training:
         """Of each device, where the longest row has so many tokens, and there are so many rows; without `by_part` the
         logits are among the activations, which takes half the time to find."""
         sized, split = self.sizes, self.shards
-        copies = 2 if self.is_dpo and self.stage.lora is None else 1  # the reference
+        copies = 2 if self.keeps_reference and self.stage.lora is None else 1
         whole = self._pass(longest, rows)
         most = whole.peaks(self.config).most
         beyond = max(0, most - sized.trainable_bytes) + (2 * sized.layer if split.weights > 1 else 0)
@@ -145,7 +158,7 @@ class Training:
             rows=batch * (2 if self.is_dpo else 1),
             length=self.max_length if packed and self.max_length else longest,
             head="trl" if self.is_dpo or self.device == "cuda" else "wit",
-            reference=self.is_dpo,
+            reference=self.keeps_reference,
             accumulates=options["gradient_accumulation_steps"] > 1,
             bfloat16=self.bfloat16,
         )
@@ -253,7 +266,12 @@ def _time(training: Training, rows: dict[str, Lengths], found: Estimate) -> None
         found.unknown.append("time: it needs GPUs, and there is none here to measure")
         return
     packed = bool(training.options.get("packing"))
-    speed = measured(training.config, given.device, given.threads, rows["train"].longest, True, training.bfloat16)
+    speed = measured(
+        training.config, given.device, given.threads, rows["train"].longest, True, training.bfloat16, given.room
+    )
+    if speed is None:
+        found.unknown.append(NO_ROOM)
+        return
     found.seconds = found.flops * (1 if packed else rows["train"].padding(batch)) / speed / stage.processes
     found.speed = f"{speed / 1e9:.1f} GFLOP/s, measured on a few layers of the model just now"
 

@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers.training_args import OptimizerNames
 
-from benchmarks.estimate import CASES, MOST, estimated, make_world, peak
+from benchmarks.estimate import CASES, MOST, TASK, estimated, make_world, peak
 from stages.estimate.optimisers import optimiser_bytes
 from stages.estimate.sharding import Shards, shards
 from stages.estimate.sizes import sizes
@@ -44,6 +44,30 @@ stages:
     data: {train: ./rows.jsonl}
     weights: {prompt: 0, completion: 1}
     resources: {memory: 8MiB}
+  plain:
+    kind: sft
+    data: {train: ./rows.jsonl}
+    weights: {prompt: 0, completion: 1}
+    train: {max_steps: 2, activation_checkpointing: false}
+  sharded:
+    kind: sft
+    data: {train: ./rows.jsonl}
+    weights: {prompt: 0, completion: 1}
+    launch: {num_processes: 2, use_fsdp: true}
+  dpo: &dpo
+    kind: dpo
+    data: {train: ./rows.jsonl, rejected: other_row}
+    train: {max_steps: 2, per_device_train_batch_size: 2, max_length: 64}
+  ahead:
+    <<: *dpo
+    train: {max_steps: 2, per_device_train_batch_size: 2, max_length: 64, precompute_ref_log_probs: true}
+  bench:
+    kind: lm_eval
+    models: [base]
+    include_path: ./tasks
+    tasks: [{task: ends, metric: acc, data: {test: ./rows.jsonl}}]
+    options: {batch_size: 512, dtype: float32}
+    resources: {memory: 700MiB}
   far:
     kind: sft
     model: org/nowhere
@@ -63,8 +87,10 @@ def told(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> dict[s
     folder = tmp_path_factory.mktemp("estimated")
     (folder / "model").symlink_to(model_folder)
     (folder / "r.yaml").write_text(RECIPE)
-    row = json.dumps({"prompt": "Sky? ", "completion": "b" * 494}) + "\n"
-    (folder / "rows.jsonl").write_text(row * ROWS)
+    rows = ({"prompt": "Sky? ", "completion": "ab"[number % 2] * 494} for number in range(ROWS))
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "tasks").mkdir()
+    (folder / "tasks" / "ends.yaml").write_text(TASK)
     done = command(folder, "--estimate", "--json")
     assert done.returncode == 0, done.stderr
     assert not (folder / "runs" / "small").exists()
@@ -93,11 +119,35 @@ def test_what_does_not_fit_says_what_would(told: dict[str, Any]) -> None:
     assert large["remedies"]
     assert all(remedy["memory"] <= 2**30 for remedy in large["remedies"])
     first = dict(change.split(": ") for change in large["remedies"][0]["changes"])
-    assert first["train.gradient_checkpointing"] == "true"
+    assert first["train.activation_checkpointing"] == "true"
+    assert large["remedies"][0]["same_result"]
     size = int(first.get("train.per_device_train_batch_size", 512))
     assert size * int(first.get("train.gradient_accumulation_steps", 1)) == 512
     assert not told["hopeless"]["fits"]
     assert told["hopeless"]["remedies"] == []
+
+
+def test_an_evaluation_that_does_not_fit_takes_smaller_batches(told: dict[str, Any]) -> None:
+    bench = told["bench"]
+    assert not bench["fits"]
+    assert bench["requests"] == 2 * ROWS
+    assert bench["memory"]["activations"] + bench["memory"]["logits"] > 4 * 512 * 499 * 258, "at least the logits"
+    (change,) = bench["remedies"][0]["changes"]
+    key, size = change.split(": ")
+    assert key == "options.batch_size"
+    assert 1 < int(size) < 512
+    assert bench["remedies"][0]["same_result"]
+    assert bench["remedies"][0]["memory"] <= 700 * 2**20
+
+
+def test_options_that_decide_memory(told: dict[str, Any]) -> None:
+    """transformers' own name of checkpointing, TRL's reference that is not kept, GPUs that are not here."""
+    assert told["plain"]["flops"] == 6 * TINY * told["plain"]["tokens"]
+    assert told["dpo"]["memory"]["weights"] == 8 * TINY
+    assert told["ahead"]["memory"]["weights"] == 4 * TINY
+    assert told["sharded"]["fits"] is None
+    assert told["sharded"]["memory"]["weights"] == 2 * TINY
+    assert any("it runs on GPUs, and there is none here" in line for line in told["sharded"]["unknown"])
 
 
 def test_what_is_not_here_is_not_known(told: dict[str, Any]) -> None:

@@ -22,6 +22,9 @@ from pipeline.plan import Plan, Step, drop, reference_of
 from pipeline.store import Store
 from stages.estimate.result import Estimate
 
+LENGTHS = ("max_steps", "num_train_epochs", "learning_rate", "warmup_steps", "save_steps", "logging_steps")
+"""Fields of a training that leave its tokens a second as they are."""
+
 
 @dataclass(frozen=True)
 class Estimated:
@@ -193,8 +196,17 @@ class _Look:
         return self.found[source, code]
 
 
+def _paced(step: Step) -> dict[str, Any]:
+    """The step's settings, but for those that change how long it takes in proportion, or not at all."""
+    settings = step.settings() | {"models": 0}
+    for key in (*step.config.same_size, *(f"train.{name}" for name in LENGTHS)):
+        drop(settings, key.split("."))
+    return settings
+
+
 def _finished(step: Step, steps: Iterable[Step]) -> dict[str, Any] | None:
-    """A step of the recipe that has its result, of the same kind and chain; of an evaluation, of the same settings."""
+    """A step of the recipe that has its result, of the same kind, chain and settings; of a training, those that decide
+    how fast it is."""
     for other in steps:
         if not other.published or other.kind != step.kind or "model" not in step.inputs:
             continue
@@ -202,8 +214,8 @@ def _finished(step: Step, steps: Iterable[Step]) -> dict[str, Any] | None:
             continue
         metrics = other.published.manifest["metrics"]
         trains = step.config.makes == "model"
-        same = other.stage == step.stage and other.settings() | {"models": 0} == step.settings() | {"models": 0}
-        if metrics.get("seconds") and ((trains and metrics.get("tokens")) or (not trains and same)):
+        same = _paced(other) == _paced(step) and (trains or other.stage == step.stage)
+        if metrics.get("seconds") and same and (not trains or metrics.get("tokens")):
             tokens = metrics["tokens"] if trains else None
             return {"step": other.name, "seconds": metrics["seconds"], "tokens": tokens}
     return None

@@ -19,7 +19,8 @@ from pipeline.store import Store
 
 
 def prefetch(plan: Plan, store: Store, runs: Path, console: Console, chosen: set[str]) -> dict[str, Any]:
-    """What was fetched: {"references": [{reference, path, bytes}], "stages": [{stage, fetched}]}.
+    """What was fetched: {"references": [{reference, path, bytes}], "stages": [{stage, fetched}]}; with what still needs
+    a network ("need_network"), and whether it is all that the recipe needs ("whole").
 
     Raises RecipeError where something cannot be had, AsideFailed where the process that fetches breaks down.
     """
@@ -43,7 +44,15 @@ def prefetch(plan: Plan, store: Store, runs: Path, console: Console, chosen: set
         {"stage": step.stage, "fetched": answer["fetched"]}
         for step, answer in zip(alike.values(), fetched, strict=True)
     ]
-    return {"recipe": plan.recipe.name, "references": references, "stages": stages}
+    asks = {step.stage: line for step in plan.steps if step.name in chosen for line in step.asks}
+    every = {step.name for step in plan.steps} <= chosen
+    return {
+        "recipe": plan.recipe.name,
+        "references": references,
+        "stages": stages,
+        "need_network": [f"{stage}: {line}" for stage, line in asks.items()],
+        "whole": every,
+    }
 
 
 def told(found: dict[str, Any]) -> list[str]:
@@ -52,7 +61,13 @@ def told(found: dict[str, Any]) -> list[str]:
     lines += [f"{each['stage']}: {what}" for each in found["stages"] for what in each["fetched"]]
     size = sum(each["bytes"] for each in found["references"])
     named = f"{len(found['references'])} references, {size / 2**20:.1f} MiB" if found["references"] else "no reference"
-    return [*lines, f"{found['recipe']}: {named} to fetch; with HF_HUB_OFFLINE=1 it now runs without a network"]
+    what = "it" if found["whole"] else "what was chosen"
+    runs = f"with HF_HUB_OFFLINE=1 {what} now runs without a network"
+    lines += [f"needs a network still: {asked}" for asked in found["need_network"]]
+    return [
+        *lines,
+        f"{found['recipe']}: {named} to fetch; {runs + (', but for that' if found['need_network'] else '')}",
+    ]
 
 
 def _job(step: Step, run: Run) -> dict[str, Any]:

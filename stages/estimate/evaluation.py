@@ -112,7 +112,10 @@ def _memory(
     softmax = None if isinstance(stage, LMEvalStage) else torch.float32
     whole = Pass(make, batch, longest, head="full" if scores else "last", trains=False, softmax=softmax)
     most, without = whole.peaks(config).most, whole.without_head().peaks(config).most
+    logits = max(0, most - without)
     text = config.get_text_config()
+    if scores and isinstance(stage, LMEvalStage):  # lm-eval holds those of one batch until the next has its own
+        logits += batch * longest * text.vocab_size * dtype.itemsize
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     cache = 2 * text.num_hidden_layers * heads * size * dtype.itemsize * whole.rows * longest
@@ -120,7 +123,7 @@ def _memory(
         gpus = stage.resources.gpus or 1
         weights, cache = weights // gpus, cache // gpus
     libraries = given.libraries if given.device == "cpu" else 0
-    memory = Memory(weights=weights, activations=without + cache, logits=max(0, most - without), libraries=libraries)
+    memory = Memory(weights=weights, activations=without + cache, logits=logits, libraries=libraries)
     loading = libraries + 2 * weights if given.device == "cpu" else 0
     return memory.model_copy(update={"loading": max(0, loading - memory.total)})
 

@@ -10,12 +10,22 @@ from stages.memory import BYTES
 
 
 def main(module: str) -> None:
-    """Import what the stage imports, compute a little, so that threads are there, and print the most that was held."""
+    """Import what the stage imports, pass a little through a tiny model, so that what the first model brings along and
+    threads are there, and print the most that was held."""
     importlib.import_module(module)
     import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    weight = torch.ones(512, 512, requires_grad=True)
-    (weight @ weight).sum().backward()
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=256,
+    )
+    model = LlamaForCausalLM(config)
+    model(input_ids=torch.zeros(2, 64, dtype=torch.long)).logits.sum().backward()
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * BYTES)
 
 

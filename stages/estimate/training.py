@@ -253,7 +253,7 @@ def _time(training: Training, rows: dict[str, Lengths], found: Estimate) -> None
     if found.tokens is None:
         return
     per_token, formula = training.per_token
-    evaluated = rows["eval"].rows * rows["eval"].mean if "eval" in rows else 0
+    evaluated = rows["eval"].rows * rows["eval"].mean * _evaluations(training, found) if "eval" in rows else 0
     found.flops = per_token * found.tokens + 2 * training.sizes.multiplied * evaluated
     found.formula = formula + ("; 2 N for each of the evaluation data's" if evaluated else "")
     stage, given = training.stage, training.given
@@ -274,6 +274,18 @@ def _time(training: Training, rows: dict[str, Lengths], found: Estimate) -> None
         return
     found.seconds = found.flops * (1 if packed else rows["train"].padding(batch)) / speed / stage.processes
     found.speed = f"{speed / 1e9:.1f} GFLOP/s, measured on a few layers of the model just now"
+
+
+def _evaluations(training: Training, found: Estimate) -> int:
+    """How often the evaluation data are read: as transformers' Trainer does, and once at the end."""
+    options, steps = training.options, found.optimiser_steps or 0
+    strategy = str(options["eval_strategy"])
+    if strategy == "epoch":
+        return math.ceil(options["num_train_epochs"]) + 1
+    every = options["eval_steps"] or options["logging_steps"]
+    if strategy == "steps":
+        return int(steps // every if every >= 1 else 1 / every) + 1
+    return 1
 
 
 def _line(error: Exception) -> str:

@@ -74,6 +74,13 @@ def test_what_was_prefetched_runs_without_a_network(world: Path) -> None:
         assert done.returncode == 0, done.stderr + done.stdout
         assert f"org/tiny@{COMMIT}" in done.stdout
         assert "bench: task hub_items: data set org/items" in done.stdout
+        assert done.stdout.endswith("with HF_HUB_OFFLINE=1 it now runs without a network\n")
+        pushed = ("--set", "stages.up={kind: push, model: wit, repo: me/it}")
+        said = call(world, "--prefetch", *pushed, HF_ENDPOINT=address, HF_HUB_OFFLINE="0").stdout
+        assert "needs a network still: up: uploads the model to me/it on the hub" in said
+        assert said.endswith("now runs without a network, but for that\n")
+        said = call(world, "--prefetch", "--stage", "wit", HF_ENDPOINT=address, HF_HUB_OFFLINE="0").stdout
+        assert said.endswith("what was chosen now runs without a network\n")
     assert not (world / "runs" / "small").exists()
     cut_off = [] if subprocess.run([*NO_NETWORK, "true"], check=False, capture_output=True).returncode else NO_NETWORK
     port = address.rpartition(":")[2]

@@ -24,6 +24,7 @@ from transformers import (
     TrainerCallback,
     set_seed,
 )
+from transformers.utils import import_utils
 from trl import DPOTrainer, SFTTrainer
 
 from stages.base import BadInput, Context
@@ -80,6 +81,8 @@ def load_model(
     set_seed(seed)
     options = {"dtype": torch.float32} | (options or {}) | _quantized(quantization)
     options["trust_remote_code"] = trust_remote_code  # never None, with which transformers asks on the terminal
+    if not trust_remote_code:
+        _no_kernel_instead(options.get("attn_implementation", ""))
     try:
         if random_init:
             config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
@@ -101,6 +104,18 @@ def load_model(
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     return model
+
+
+def _no_kernel_instead(asked: str) -> None:
+    """Raise BadInput where transformers would put a kernel of the hub, others' code, in the place of a flash attention
+    that is not installed."""
+    here = getattr(import_utils, asked.replace("flash_attention_", "is_flash_attn_") + "_available", None)
+    if here is not None and not here() and import_utils.is_kernels_available():
+        raise BadInput(
+            f"train.model_init_kwargs.attn_implementation: {asked} is not installed, and in its place transformers"
+            " would run a kernel from the hub, which is code of others; install flash-attn, or add"
+            " trust_remote_code: true to the stage if you trust it"
+        )
 
 
 def _quantized(quantization: Options | None) -> dict[str, Any]:

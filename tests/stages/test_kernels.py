@@ -12,6 +12,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+from transformers.utils import import_utils
 
 import stages.training_config
 from stages.base import BadInput
@@ -76,6 +77,17 @@ def test_a_compiled_dpo_is_published_as_a_plain_model(tmp_path: Path, model_fold
 def test_an_attention_that_is_not_installed(tmp_path: Path, model_folder: Path) -> None:
     train = PLAIN | {"model_init_kwargs": {"attn_implementation": "flash_attention_3"}}
     with pytest.raises(BadInput, match=r"attn_implementation: flash_attention_3 does not work here: .*installed"):
+        sft(tmp_path / "s", model_folder, train=train, lora=None)
+
+
+@pytest.mark.parametrize("version", [2, 3, 4])
+def test_no_kernel_of_the_hub_takes_its_place(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    """As if the package `kernels` were installed: transformers would fetch its own choice, and run it."""
+    monkeypatch.setattr(import_utils, "is_kernels_available", lambda: True)
+    train = PLAIN | {"model_init_kwargs": {"attn_implementation": f"flash_attention_{version}"}}
+    with pytest.raises(BadInput, match="would run a kernel from the hub, which is code of others"):
         sft(tmp_path / "s", model_folder, train=train, lora=None)
 
 

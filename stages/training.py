@@ -192,6 +192,11 @@ class Progress(TrainerCallback):
                 " lower train.learning_rate or look at the rows of this step"
             )
 
+    def tell(self, what: str) -> None:
+        """What is done after the last step."""
+        state = self.trainer.state
+        self.context.progress(state.global_step, state.max_steps, ", ".join(filter(None, (self.note, what))))
+
     def _speed(self, logs: dict[str, Any]) -> float:
         """Tokens per second since the last log, as WITTrainer's log has them; counted here for TRL's own."""
         began, before = self._since or (0.0, 0.0)
@@ -210,10 +215,13 @@ def train(
     if trainer.accelerator.num_processes > 1:
         _KEPT.append(trainer)
     checkpoints = Checkpoints(trainer, "save_steps" in context.config.train.model_dump(), sums or {})
-    for callback in (Progress(trainer, context), checkpoints):
+    progress = Progress(trainer, context)
+    for callback in (progress, checkpoints):
         trainer.add_callback(callback)
     with one_run(trainer, context, anew=checkpoints.found is None):
         result = trainer.train(resume_from_checkpoint=str(checkpoints.found) if checkpoints.found else None)
+        if trainer.eval_dataset is not None:
+            progress.tell("evaluating")
         evaluated = trainer.evaluate() if trainer.eval_dataset is not None else None
     metrics: dict[str, Any] = {
         "train_loss": result.training_loss,
@@ -229,6 +237,7 @@ def train(
             raise BadInput(f"the {name} is {metrics[name]}; lower train.learning_rate or look at the rows")
     lines = [json.dumps(_timeless(row), sort_keys=True) + "\n" for row in trainer.state.log_history]
     (context.out / "training_log.jsonl").write_text("".join(lines))
+    progress.tell("writing the model")
     _publish(trainer, context)
     return metrics
 

@@ -33,6 +33,7 @@ def run(context: Context) -> dict[str, Any]:
     stage: DPOStage = context.config
     base = context.inputs["model"].path
     fields = stage.train.model_dump()
+    context.progress(0, 1, "preparing pairs")
     parts = [name for name in ("train", "eval") if name in context.inputs]
     dropped: dict[str, list[str]] = {name: [] for name in parts}
     rows = {name: [row for _, row in stage.rows(context.inputs[name].path, name, dropped[name])] for name in parts}

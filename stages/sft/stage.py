@@ -39,10 +39,12 @@ def run(context: Context) -> dict[str, Any]:
         template_loss_weight=stage.weights.template,
         turns=stage.data.turns,
     )
+    context.progress(0, 1, "preparing rows")
     parts = [name for name in ("train", "eval") if name in context.inputs]
     first = {name: next(stage.rows(context.inputs[name].path, name))[1] for name in parts}
     tokenizer = load_tokenizer(base, list(first.values()), stage.trust_remote_code)
     data = {name: prepared(context, name, tokenizer, args.max_length) for name in parts}
+    context.progress(0, 1, "loading the model")
     trainer = WITTrainer(
         model=load_model(base, stage.seed, options, stage.random_init, stage.quantization, stage.trust_remote_code),
         args=args,

@@ -118,7 +118,7 @@ def seen(world: Path) -> Seen:
 def test_a_running_training(seen: Seen, step: str) -> None:
     """Its bar, how far it is and how long it takes, and below that what the trainer says; then what waits."""
     bar = re.compile(rf"  run    {step} +\S+ +(\d)/5 0:\d\d:\d\d( 0:\d\d:\d\d left)?")
-    note = re.compile(r" {9}loss \d+\.\d{3}, ([\d,]+) tokens/s, memory (\d\.\d\d) GiB")
+    note = re.compile(r" {9}loss \d+\.\d{3}, ([\d,]+) tokens/s(?:, [a-z ]+)?, memory (\d\.\d\d) GiB")
     moments = [
         (bar.match(line), note.match(screen[i + 1]), screen)
         for screen in seen.screens

@@ -163,12 +163,14 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[Node, list[Problem]]:
         return tree, [*problems, Problem(parent.told_at, ("extends",), text)]
     extended = path.parent / parent.content
     try:
-        beside = sorted(str(file.relative_to(path.parent)) for file in path.parent.rglob("*.yaml"))
-        there, why = extended.is_file(), f"there is no such file{near(parent.content, beside)}"
+        there, why = extended.is_file(), "there is no such file"
     except OSError as error:  # a name that no file can have
         there, why = False, f"cannot be looked up: {error.strerror}"
     if not there:
-        text = f"{extended}: {why}"
+        beside = [
+            str(file.relative_to(path.parent)) for part in ("*", "*/*") for file in path.parent.glob(f"{part}.yaml")
+        ]
+        text = f"{extended}: {why}{near(parent.content, beside)}"
         return tree, [*problems, Problem(parent.told_at, ("extends",), text)]
     below, more = _read(extended, (*seen, path.resolve()))
     return tree.laid_over(below), more + problems

@@ -10,8 +10,10 @@ SHOWN = 20
 
 
 def near(word: str, known: Iterable[str]) -> str:
-    """`; did you mean ...?`, or nothing where no known word is near."""
-    match = difflib.get_close_matches(word[:100], list(known), n=1, cutoff=0.6)
+    """`; did you mean ...?`, or nothing where no known word is near; `lr` is near to learning_rate."""
+    names = list(known)
+    match = difflib.get_close_matches(word[:100], names, n=1, cutoff=0.6)
+    match = match or [name for name in names if "_" in name and word == "".join(part[:1] for part in name.split("_"))]
     return f"; did you mean {match[0]!r}?" if match else ""
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.document import NotYAMLError, parse
 
-PLACES = ("*.yaml", "recipes/*.yaml", "recipes/*/*.yaml")
+PLACES = ("*.y*ml", "recipes/*.y*ml", "recipes/*/*.y*ml")
 """Where it is looked, from the current folder."""
 
 

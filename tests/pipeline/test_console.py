@@ -254,7 +254,7 @@ def alone(folder: Path) -> str:
 
 def test_alone_it_lists_the_recipes_near_by(tmp_path: Path) -> None:
     files = {
-        "mine.yaml": "name: mine\nstages:\n  wit: {kind: sft}\n  dpo: {kind: dpo}\n",
+        "mine.yml": "name: mine\nstages:\n  wit: {kind: sft}\n  dpo: {kind: dpo}\n",
         "recipes/told.yaml": "# run-recipe recipes/told.yaml\n#\n# Does this and\n# that. And more.\n\nstages: {}\n",
         "recipes/deep/child.yaml": "extends: ../told.yaml\n",
         "recipes/deep/tasks/too_deep.yaml": "stages: {}\n",
@@ -270,7 +270,7 @@ def test_alone_it_lists_the_recipes_near_by(tmp_path: Path) -> None:
     (tmp_path / "gone.yaml").symlink_to("nowhere.yaml")
     lines = alone(tmp_path).splitlines()
     assert lines[:3] == [
-        "mine.yaml                name mine; stages wit, dpo",
+        "mine.yml                 name mine; stages wit, dpo",
         "recipes/told.yaml        Does this and that",
         "recipes/deep/child.yaml  extends ../told.yaml",
     ]

@@ -172,6 +172,11 @@ CASES = {
         "lr_scheduler_type: cosin",
         r"r\.yaml:8:32: stages\.wit\.train\.lr_scheduler_type: found 'cosin'; did you mean 'cosine'\?; allowed are ",
     ),
+    "a key by its initials": (
+        "num_train_epochs: 1",
+        "lr: 1.0e-4",
+        r"r\.yaml:8:\d+: stages\.wit\.train\.lr: unknown key; did you mean 'learning_rate'\?",
+    ),
     "a dtype as others write it": (
         "num_train_epochs: 1",
         "model_init_kwargs: {dtype: bf16}",

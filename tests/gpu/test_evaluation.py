@@ -1,4 +1,4 @@
-"""Evaluations on a CUDA device: `pytest -m gpu tests/gpu`. vLLM's need `pip install '.[vllm]'`."""
+"""Evaluations on a CUDA device: `pytest -m gpu tests/gpu`. vLLM's need `pip install -e '.[vllm]'`."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ def test_quantisation_without_bitsandbytes(model_folder: Path, monkeypatch: pyte
         {"data": {"train": "./r"}, "weights": {"prompt": 0, "completion": 1}, "lora": LORA, "quantization": NF4}
     ).quantization
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(BadInput, match=r"bitsandbytes is not installed; pip install '\.\[qlora\]'"):
+    with pytest.raises(BadInput, match=r"bitsandbytes is not installed; pip install -e '\.\[qlora\]'"):
         load_model(model_folder, 0, None, quantization=section)
 
 

@@ -79,7 +79,7 @@ def test_planning_loads_no_heavy_library() -> None:
     ("options", "key", "message"),
     [
         ({"max_length": 513}, "options.max_length", "513 tokens are more than the 512 that .* takes"),
-        ({"backend": "vllm"}, "options.backend", r"not installed; pip install '\.\[vllm\]'"),
+        ({"backend": "vllm"}, "options.backend", r"not installed; pip install -e '\.\[vllm\]'"),
     ],
 )
 def test_what_this_model_or_machine_cannot_do(

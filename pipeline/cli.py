@@ -241,13 +241,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     group = parser.add_argument_group()  # one for all, without a title: the whole is to fit a screen
     add = group.add_argument
-    add(
-        "recipe",
-        type=Path,
-        nargs="?",
-        metavar="RECIPE",
-        help="a YAML file; run-recipe alone lists those near by",
-    )
+    add("recipe", type=Path, nargs="?", metavar="RECIPE", help="a YAML file; run-recipe alone lists those near by")
     add("--stage", action="append", default=[], metavar="NAME", help="run again just this stage, from cached inputs")
     add("--from", action="append", default=[], metavar="NAME", dest="from_", help="run again this stage and all after")
     add("--force", action="append", default=[], metavar="NAME", help="run this stage although its result is there")

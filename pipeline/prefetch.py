@@ -44,13 +44,13 @@ def prefetch(plan: Plan, store: Store, runs: Path, console: Console, chosen: set
         {"stage": step.stage, "fetched": answer["fetched"]}
         for step, answer in zip(alike.values(), fetched, strict=True)
     ]
-    asks = {step.stage: line for step in plan.steps if step.name in chosen for line in step.asks}
+    asks = [f"{step.stage}: {line}" for step in plan.steps if step.name in chosen for line in step.asks]
     every = {step.name for step in plan.steps} <= chosen
     return {
         "recipe": plan.recipe.name,
         "references": references,
         "stages": stages,
-        "need_network": [f"{stage}: {line}" for stage, line in asks.items()],
+        "need_network": list(dict.fromkeys(asks)),
         "whole": every,
     }
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from pipeline import artifacts
+from pipeline.store import references as artifacts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,7 +46,7 @@ def load_tokenizer(cache: Path) -> PreTrainedTokenizerBase:
 
 def smollm2(cache: Path) -> Path:
     """The model of the recipe as a folder that from_pretrained loads."""
-    from stages.gguf import to_safetensors
+    from stages.models.gguf import to_safetensors
 
     return to_safetensors(_model_file(cache), cache)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.data import machine
-from stages.memory import BYTES
+from stages.system.memory import BYTES
 
 MOST = 0.25
 """How far off an estimate may be."""

@@ -20,8 +20,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline import recipe as recipes
-from pipeline.matrix import described
+from pipeline.recipe import loader as recipes
+from pipeline.recipe.matrix import described
 
 ROOT = Path(__file__).resolve().parent.parent
 

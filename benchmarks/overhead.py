@@ -24,13 +24,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline import recipe as recipes
-from pipeline.artifacts import fetch
-from pipeline.cached import inputs_of, refresh
-from pipeline.executors import Job, LocalExecutor
-from pipeline.hashes import Hashes
-from pipeline.plan import Plan, Step, make_plan
-from pipeline.store import Store
+from pipeline.plan.cache import inputs_of, refresh
+from pipeline.plan.planner import Plan, Step, make_plan
+from pipeline.recipe import loader as recipes
+from pipeline.run.local_executor import Job, LocalExecutor
+from pipeline.store.hash_cache import Hashes
+from pipeline.store.references import fetch
+from pipeline.store.store import Store
 from stages import KINDS
 from stages.base import Context, Input
 
@@ -126,7 +126,7 @@ def bare_step(job_file: Path) -> None:
     for name in ("out", "scratch", "checkpoints"):
         (own / name).mkdir(parents=True)
     if "train" in stage.model_fields:
-        importlib.import_module("stages.checkpoints").FIRST_SECONDS = 1e9
+        importlib.import_module("stages.training.loop.checkpoints").FIRST_SECONDS = 1e9
 
     def given(value: dict[str, Any]) -> Input:
         inner = {name: given(nested) for name, nested in value["inputs"].items()}
@@ -143,8 +143,7 @@ def bare_step(job_file: Path) -> None:
         cache=job_file.parent / "cache",
         progress=lambda *_: None,
     )
-    module, _, function = stage.runner.partition(":")
-    metrics = getattr(importlib.import_module(module), function)(context)
+    metrics = stage.load("run")(context)
     (own / "metrics.json").write_text(json.dumps(metrics))
 
 

@@ -29,7 +29,7 @@ from prompt_sensitivity_index.models import HFModel
 from prompt_sensitivity_index.posix import PosixConfig, get_prompt_sensitivity
 
 from benchmarks.data import CACHE, machine, smollm2
-from stages.language_model import LanguageModel
+from stages.inference.language_model import LanguageModel
 from stages.sensitivity.config import Options, Prompts
 from stages.sensitivity.sets import misspelt
 from stages.sensitivity.stage import measure

@@ -47,7 +47,7 @@ def measure_speed(way: str, kind: str, processes: str, cache: Path) -> dict[str,
     from transformers import LlamaConfig, LlamaForCausalLM
     from trl import SFTConfig, SFTTrainer
 
-    from stages.reading import Reading, read_examples
+    from stages.data.reader import Reading, read_examples
     from stages.sft.trainer import WITConfig, WITTrainer
 
     datasets.disable_progress_bars()
@@ -83,7 +83,7 @@ def measure_memory(count: int, cache: Path) -> dict[str, float]:
 
     from stages.base import Context, Input
     from stages.sft.config import SFTStage
-    from stages.sft.prepared import prepared
+    from stages.sft.dataset_cache import prepared
 
     datasets.disable_progress_bars()
     tokenizer = load_tokenizer(cache)

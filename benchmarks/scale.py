@@ -24,15 +24,15 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pipeline import recipe as recipes
-from pipeline.cached import refresh
-from pipeline.console import Console
-from pipeline.executors import ORDINARY, Event, Job, LocalExecutor
-from pipeline.hashes import Hashes
-from pipeline.job import write_job
-from pipeline.plan import make_plan
-from pipeline.run import Run
-from pipeline.store import Store
+from pipeline.console.console import Console
+from pipeline.plan.cache import refresh
+from pipeline.plan.planner import make_plan
+from pipeline.recipe import loader as recipes
+from pipeline.run.job import write_job
+from pipeline.run.local_executor import ORDINARY, Event, Job, LocalExecutor
+from pipeline.run.loop import Run
+from pipeline.store.hash_cache import Hashes
+from pipeline.store.store import Store
 from stages.base import Resources, StageConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,7 +75,7 @@ class Instant:
     def __init__(self) -> None:
         self._events: deque[Event] = deque()
 
-    def lacks(self, config: StageConfig) -> None:
+    def unmet_requirement(self, config: StageConfig) -> None:
         """Nothing."""
 
     def has_room(self, takes: Resources = ORDINARY, processes: int = 1) -> bool:
@@ -120,7 +120,7 @@ def bare(recipe: Path, runs: Path) -> None:
     refresh(run.plan, run.store)
 
     def work(job: Job) -> None:
-        call = [sys.executable, "-P", "-m", "pipeline.worker", str(job.folder / "job.json")]
+        call = [sys.executable, "-P", "-m", "pipeline.run.loop.worker", str(job.folder / "job.json")]
         environment = os.environ | executor._share([0], job)
         with subprocess.Popen(
             call, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -40,7 +40,7 @@ def measure(way: str, prompt: float, completion: float, cache: Path) -> dict[str
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
-    from stages.reading import Reading, read_examples
+    from stages.data.reader import Reading, read_examples
 
     class Clock(TrainerCallback):
         def __init__(self) -> None:

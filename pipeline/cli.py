@@ -14,26 +14,27 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipeline import recipe as recipes
-from pipeline import record, search
-from pipeline.aside import AsideFailed
-from pipeline.cached import refresh, reports_of
-from pipeline.console import Console
-from pipeline.estimate import estimate
-from pipeline.estimate_table import lines, tables
-from pipeline.executors import Executor, LocalExecutor
-from pipeline.go_on import command_to_go_on
-from pipeline.hashes import Hashes
-from pipeline.lack import lack
-from pipeline.nearby import recipes_near
-from pipeline.plan import Plan, make_plan
-from pipeline.prefetch import prefetch, told
-from pipeline.preview import preview
-from pipeline.recipe import RecipeError
-from pipeline.run import Run
-from pipeline.store import Store
-from pipeline.verify import verify
-from stages.terminal import safe
+from pipeline.console.console import Console
+from pipeline.console.recipe_list import list_recipes
+from pipeline.console.resume_command import resume_command
+from pipeline.plan import search
+from pipeline.plan.cache import refresh, reports_of
+from pipeline.plan.planner import Plan, make_plan
+from pipeline.preflight.estimate import estimate
+from pipeline.preflight.estimate_table import lines, tables
+from pipeline.preflight.prefetch import prefetch, told
+from pipeline.preflight.preview import preview
+from pipeline.preflight.probe import ProbeError
+from pipeline.recipe import loader as recipes
+from pipeline.recipe.loader import RecipeError
+from pipeline.run import run_record as record
+from pipeline.run.local_executor import Executor, LocalExecutor
+from pipeline.run.loop import Run
+from pipeline.run.os_errors import explain_os_error
+from pipeline.store.hash_cache import Hashes
+from pipeline.store.store import Store
+from pipeline.store.verify import verify
+from stages.system.terminal_text import safe
 
 INTERRUPTED = 130
 EXAMPLES = """\
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(given)
     if not given:
-        Console().recipes(recipes_near(Path()))
+        Console().recipes(list_recipes(Path()))
         return 0
     if (options.recipe is None) == (options.verify is None):
         parser.error("name a RECIPE, or a folder of runs by --verify RUNS")
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.close()
         print("run-recipe: interrupted before anything ran", file=sys.stderr)
         return INTERRUPTED
-    except AsideFailed as error:
+    except ProbeError as error:
         print(safe(f"run-recipe: {error}"), file=sys.stderr)
         return 1
     except OSError as error:
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             why = f"it may not be written to; name another folder by --runs ({error})"
         else:
-            why = lack(error) or str(error)
+            why = explain_os_error(error) or str(error)
         print(safe(f"run-recipe: {options.runs}: cannot be used for results: {why}"), file=sys.stderr)
         return 1
 
@@ -103,7 +104,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
 def _chosen(options: argparse.Namespace, plan: Plan) -> tuple[set[str], set[str]]:
     """The names of the steps that may run, and of those that run although they are cached."""
     stage = plan.named(options.stage, "--stage")
-    onward = plan.after(plan.named(options.from_, "--from"))
+    onward = plan.descendants(plan.named(options.from_, "--from"))
     forced = stage | onward | plan.named(options.force, "--force")
     return stage | onward if options.stage or options.from_ else {step.name for step in plan.steps}, forced
 
@@ -135,7 +136,7 @@ def _execute(options: argparse.Namespace, plans: Iterator[Plan], store: Store, c
             plan.require_choice(chosen)
             cached = sum(step.state == "cached" for step in plan.steps)
             console.say(f"{plan.recipe.name}: {len(plan.steps)} steps, {cached} cached")
-            console.asks(run.asks)
+            console.asks(run.paid_requests)
             executor = executor or _executor(options)
             if run.execute(executor):
                 failed.append(run)
@@ -160,14 +161,14 @@ def _execute(options: argparse.Namespace, plans: Iterator[Plan], store: Store, c
 
 
 def _to_go_on(options: argparse.Namespace, run: Run) -> str:
-    return command_to_go_on(options, run.unmade(), run.forced)
+    return resume_command(options, run.unmade(), run.forced)
 
 
 def _executor(options: argparse.Namespace) -> Executor:
     if options.executor == "local":
         return LocalExecutor(options.jobs)
     try:
-        from pipeline.cluster import RayExecutor
+        from pipeline.run.ray_executor import RayExecutor
     except ImportError as error:
         raise RecipeError([f"--executor ray: {error}; pip install -e '.[ray]'"]) from None
     return RayExecutor(options.runs, options.jobs)

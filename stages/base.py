@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -19,7 +21,7 @@ BASE = "base"
 """The name under which stages refer to the recipe's own model."""
 
 
-class BadInput(Exception):
+class UserError(Exception):
     """What a user can mend: a wrong data row, an impossible option. The message says place, cause and remedy.
 
     `key` is the place where it is in the stage's own section, `tasks.0.task`; the pipeline adds file and line.
@@ -85,44 +87,58 @@ class Resources(Config):
         return int(float(self.memory[:-3]) * _UNITS[self.memory[-3:]]) if self.memory else 0
 
 
+Ability = Literal["run", "preview", "estimate", "fetch"]
+"""What a kind of stage does in a process of its own. Each is a function of that name in a module of the kind's package:
+`run` in stage.py, which every kind has, the others in preview.py, estimate.py and fetch.py, where there is such a file.
+
+    run(context: Context) -> dict                             run a step, return its metrics
+    preview(step, config, paths, count) -> (dict, str, Any)   show `count` rows: JSON, an HTML page, a rich renderable
+    estimate(config, given) -> Estimate                       see stages/estimate/result.py
+    fetch(config, paths, scratch) -> list[str]                download what no key names, one line for each download
+
+`paths` holds the path of each input; for a model that does not exist yet, that of the model its training starts from.
+"""
+
+
 class StageConfig(Config):
     """One stage of a recipe. Subclasses add their fields and say what they need."""
 
     kind: ClassVar[str]
     """The word after `kind:` in a recipe."""
-    makes: ClassVar[Literal["model", "scores", "report", "record"]]
+    output_kind: ClassVar[Literal["model", "scores", "report", "record"]]
     """What its steps publish: a model that others may start from, scores of one, a report on scores, or a mere record
     of what was done elsewhere."""
     version: ClassVar[int]
     """Raised when the same settings would give another result, so that older results are made again."""
-    no_effect: ClassVar[tuple[str, ...]] = ()
+    fingerprint_exclude: ClassVar[tuple[str, ...]] = ()
     """Dotted keys that change how a result is made, never what it is: no part of a fingerprint."""
-    runner: ClassVar[str]
-    """`package.module:function` of run(context) -> metrics; imported only in the worker."""
-    previewer: ClassVar[str | None] = None
-    """`package.module:function` of preview(step, config, paths, count) -> (JSON, HTML page, what rich prints), which
-    shows `count` rows as they would be trained on; imported only in a worker. `paths` are the inputs; the model is
-    the one that the stage's chain begins with, for the later ones need not be made yet."""
-
-    compared_by: ClassVar[Mapping[str, Literal["lowest", "highest"]]] = {}
+    search_metrics: ClassVar[Mapping[str, Literal["lowest", "highest"]]] = {}
     """Metrics on its own evaluation data by which a search may choose among cells, the first by default, with which
     value is best; none where a stage cannot be searched over."""
-    estimator: ClassVar[str | None] = None
-    """`package.module:function` of estimate(config, Given) -> Estimate, both of stages.estimate.result, which says what
-    a step takes before it runs; imported only in a worker. None: nothing worth saying."""
-    same_size: ClassVar[tuple[str, ...]] = ("seed",)
+    cost_invariant: ClassVar[tuple[str, ...]] = ("seed",)
     """Dotted keys that change nothing of that: steps that differ in no other are estimated once."""
     writes_to: ClassVar[str | None] = None
     """The key that names what each of its steps writes elsewhere, such as a repository: no two may name the same."""
-    fetcher: ClassVar[str | None] = None
-    """`package.module:function` of fetch(config, paths, scratch) -> what it fetched, in words; fetches what no key of
-    the section names, such as the data sets of benchmarks; imported only in a worker."""
 
     resources: Resources = Resources()
     """What each of its steps takes of a machine; no part of a fingerprint."""
 
+    @classmethod
+    def has(cls, ability: Ability) -> bool:
+        """Whether stages of this kind have the ability. Imports the kind's package, not the module."""
+        return find_spec(cls._module(ability)) is not None
+
+    @classmethod
+    def load(cls, ability: Ability) -> Callable[..., Any]:
+        """Import the ability's module, with the libraries it needs, and return its function."""
+        return getattr(import_module(cls._module(ability)), ability)
+
+    @classmethod
+    def _module(cls, ability: Ability) -> str:
+        return f"{cls.__module__.rpartition('.')[0]}.{'stage' if ability == 'run' else ability}"
+
     @property
-    def made_by(self) -> tuple[str, ...]:
+    def versioned_packages(self) -> tuple[str, ...]:
         """Packages whose version decides what the settings mean, as lm_eval's does for its tasks: part of a
         fingerprint."""
         return ()
@@ -142,7 +158,7 @@ class StageConfig(Config):
         raise NotImplementedError
 
     def check(self, files: dict[str, Path]) -> None:
-        """Look for what is wrong with the files it reads, before any step runs. Raises BadInput.
+        """Look for what is wrong with the files it reads, before any step runs. Raises UserError.
 
         `files` are the files of the `data` needs and, for a model that is not made yet, the one its chain begins with.
         """
@@ -151,13 +167,13 @@ class StageConfig(Config):
         """What of others' code it runs, a line for each kind, for --plan; `files` are the local ones it reads."""
         return []
 
-    def asks(self, files: dict[str, Path]) -> list[str]:
+    def paid_requests(self, files: dict[str, Path]) -> list[str]:
         """What each of its steps will ask of a service that may charge for it, a line for each kind; `files` are those
         of the `data` needs that are here."""
         return []
 
     def shortened(self, share: Fraction) -> Self:
-        """This stage with that share of its training, for a search; only where `compared_by` names metrics."""
+        """This stage with that share of its training, for a search; only where `search_metrics` names metrics."""
         raise NotImplementedError
 
     def split(self) -> dict[str, Self]:

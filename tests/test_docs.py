@@ -22,7 +22,7 @@ import pytest
 import yaml
 
 from pipeline import cli
-from pipeline import recipe as recipes
+from pipeline.recipe import loader as recipes
 
 pytestmark = pytest.mark.long
 

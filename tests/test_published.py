@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
-from tests.pipeline.test_command import environment, write_world
+from tests.pipeline.run.test_command import environment, write_world
 from tests.stages.push.server import TOKEN, Hub, serving
 
 pytestmark = pytest.mark.long
@@ -167,7 +167,7 @@ def test_every_model_has_a_card(world: World) -> None:
 
 def test_hub_ids_are_told_and_paths_and_machines_are_not(tmp_path: Path) -> None:
     from stages.base import Input
-    from stages.card import card
+    from stages.training.model_card import card
 
     def found(reference: str) -> Input:
         return Input(tmp_path, reference=reference)

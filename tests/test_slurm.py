@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.pipeline.test_command import environment, states, write_world
+from tests.pipeline.run.test_command import environment, states, write_world
 
 pytestmark = pytest.mark.long
 

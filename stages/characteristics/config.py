@@ -12,10 +12,10 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator
 
 from stages.base import Config, Need
-from stages.evaluation import EvaluationStage, repeated
-from stages.model_files import REMOTE_CODE, check_model
-from stages.reading import read_examples
-from stages.rows import Row
+from stages.data.formats import Row
+from stages.data.reader import read_examples
+from stages.evaluation.config import EvaluationStage, repeated
+from stages.models.model_folder import REMOTE_CODE, check_model
 from stages.sft.config import SFTData
 
 
@@ -46,8 +46,7 @@ class CharacteristicsStage(EvaluationStage):
 
     kind: ClassVar[str] = "characteristics"
     version: ClassVar[int] = 1
-    no_effect: ClassVar[tuple[str, ...]] = ("options.batch_size",)
-    runner: ClassVar[str] = "stages.characteristics.stage:run"
+    fingerprint_exclude: ClassVar[tuple[str, ...]] = ("options.batch_size",)
 
     sets: list[PromptSet] = Field(min_length=1)
     """The prompts to describe, by where they come from."""
@@ -66,7 +65,7 @@ class CharacteristicsStage(EvaluationStage):
         return super().needs() | files
 
     def rows(self, given: PromptSet, path: Path) -> Iterator[Row]:
-        """The rows of a set, bad ones told or left out as it says. Raises BadInput."""
+        """The rows of a set, bad ones told or left out as it says. Raises UserError."""
         for count, (_, row) in enumerate(read_examples(path, given.data.reading("train", given.data.format))):
             if count == self.options.limit:
                 return

@@ -23,10 +23,10 @@ from typing import Any
 
 from stages.base import Context
 from stages.characteristics.config import CharacteristicsStage
-from stages.columns import Text
-from stages.language_model import LanguageModel, Tokens
-from stages.rows import Conversation, Example, PlainText, Row
-from stages.scores import score_row
+from stages.data.columns import Text
+from stages.data.formats import Conversation, Example, PlainText, Row
+from stages.evaluation.score_rows import score_row
+from stages.inference.language_model import LanguageModel, Tokens
 
 PARSER = "en_core_web_sm"
 LONGEST_NGRAM = 4

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from stages.base import wrong_at
-from stages.options import Options, options
-from stages.reading import read_pairs
-from stages.rows import PAIR_COLUMNS, Pair, columns_of
-from stages.training_config import TrainingData, TrainingStage
+from stages.data.formats import PAIR_COLUMNS, Pair, columns_of
+from stages.data.reader import read_pairs
+from stages.library_options.option_models import Options, options
+from stages.training.config import TrainingData, TrainingStage
 
 if TYPE_CHECKING:
     from typing import Self
@@ -44,8 +44,7 @@ class DPOStage(TrainingStage):
 
     kind: ClassVar[str] = "dpo"
     version: ClassVar[int] = 2
-    runner: ClassVar[str] = "stages.dpo.stage:run"
-    compared_by: ClassVar[Mapping[str, Literal["lowest", "highest"]]] = {
+    search_metrics: ClassVar[Mapping[str, Literal["lowest", "highest"]]] = {
         "eval_loss": "lowest",
         "eval_rewards/accuracies": "highest",
         "eval_rewards/margins": "highest",

@@ -10,17 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import stages.quick_peft  # noqa: F401
+import stages.training.quick_peft  # noqa: F401
 
 # isort: split
 from trl import DPOConfig, DPOTrainer
 
 from stages.base import Context
-from stages.card import write_card
+from stages.data.reader import DROPPED_ROWS, dropped_note, listing
 from stages.dpo.config import DPOStage
-from stages.reading import DROPPED_ROWS, dropped_note, listing
-from stages.trackers import Told
-from stages.training import arguments, dataset, load_model, load_tokenizer, lora_config, train
+from stages.training.loop import arguments, dataset, load_model, load_tokenizer, lora_config, train
+from stages.training.model_card import write_card
+from stages.training.trackers import Told
 
 
 @dataclass

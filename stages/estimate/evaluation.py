@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from stages.base import BadInput
+from stages.base import UserError
 from stages.characteristics.config import CharacteristicsStage
 from stages.estimate.result import Disk, Estimate, Given, Memory, Remedy
 from stages.estimate.sizes import build, dtype_of, read_config, sizes
 from stages.estimate.speed import NO_ROOM, measured
 from stages.estimate.trace import Pass
-from stages.evaluation import EvaluationStage
+from stages.evaluation.config import EvaluationStage
 from stages.judge.config import JudgeStage
 from stages.judge.questions import read_instructions, read_questions
 from stages.lm_eval.config import LMEvalStage
@@ -150,7 +150,7 @@ def _asked(stage: EvaluationStage, given: Given, found: Estimate) -> Asked | Non
         count = lambda texts: [len(ids) for ids in tokenizer(texts)["input_ids"]]  # noqa: E731
         return _READERS[type(stage)](stage, given, count)
     except Exception as error:  # tasks and their data raise what they like
-        if isinstance(error, BadInput) and error.key:
+        if isinstance(error, UserError) and error.key:
             raise
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         found.unknown.append(f"requests, tokens and time: {line}")
@@ -163,7 +163,7 @@ Count = Callable[[list[str]], list[int]]
 
 def _of_lm_eval(stage: LMEvalStage, given: Given, count: Count) -> Asked:
     """lm-eval's own requests, without a chat template."""
-    from stages.lm_eval.foreign import only_trusted_code
+    from stages.lm_eval.code_permission import only_trusted_code
     from stages.lm_eval.tasks import load_benchmarks
 
     read, made, generated, scores = [], 0, 0, False

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from stages.estimate.result import Given, Remedy
-from stages.training_config import TrainingStage
+from stages.training.config import TrainingStage
 
 if TYPE_CHECKING:
     from stages.estimate.training import Training

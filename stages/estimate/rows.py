@@ -10,12 +10,12 @@ from typing import Any
 
 from datasets import Dataset
 
+from stages.data.formats import Pair
+from stages.data.tokenization import prepare
 from stages.dpo.config import DPOStage
-from stages.rows import Pair
 from stages.sft.config import SFTStage
-from stages.sft.data import prepare
-from stages.training import load_tokenizer
-from stages.training_config import TrainingStage
+from stages.training.config import TrainingStage
+from stages.training.loop import load_tokenizer
 
 SAMPLE = 2_000
 """Of more rows than these the first are tokenised, and stand for all."""
@@ -60,7 +60,7 @@ class Lengths:
 
 
 def lengths(stage: TrainingStage, path: Path, part: str, model: Path, max_length: int | None) -> Lengths:
-    """Read all rows of `path` and tokenise the first, as training does. Raises BadInput.
+    """Read all rows of `path` and tokenise the first, as training does. Raises UserError.
 
     Args:
         part: `train` or `eval`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stages.launch import Launch
+from stages.training.launch import Launch
 
 AWAY = float("inf")
 """Of what is offloaded."""

@@ -15,10 +15,10 @@ from peft import get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from stages.base import BadInput
-from stages.model_files import why_not_loaded
-from stages.options import Options
-from stages.training import lora_config
+from stages.base import UserError
+from stages.library_options.option_models import Options
+from stages.models.model_folder import why_not_loaded
+from stages.training.loop import lora_config
 
 BLOCK = 64
 """Weights for which bitsandbytes keeps one scale, of 4 bytes, in 4 bits."""
@@ -46,11 +46,11 @@ class Sizes:
 
 
 def read_config(path: Path, trusted: bool) -> Any:
-    """The config of the model in `path`. Raises BadInput."""
+    """The config of the model in `path`. Raises UserError."""
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=trusted)
     except (OSError, ValueError) as error:
-        raise BadInput(f"{path}: holds no config that can be read: {why_not_loaded(error)}") from None
+        raise UserError(f"{path}: holds no config that can be read: {why_not_loaded(error)}") from None
 
 
 def dtype_of(options: dict[str, Any] | None, config: Any) -> torch.dtype:
@@ -92,12 +92,12 @@ def sizes(
     quantization: dict[str, Any] | None = None,
     trusted: bool = False,
 ) -> Sizes:
-    """Count. Raises BadInput for a model or an adapter that cannot be made."""
+    """Count. Raises UserError for a model or an adapter that cannot be made."""
     try:
         with torch.device("meta"):
             model = build(config, dtype, lora, trusted=trusted)
     except (ValueError, TypeError, OSError, ImportError) as error:
-        raise BadInput(f"the model cannot be made from its config: {why_not_loaded(error)}") from None
+        raise UserError(f"the model cannot be made from its config: {why_not_loaded(error)}") from None
     held = dict(model.named_parameters())
     adapter = {name for name in held if "lora_" in name or "modules_to_save" in name}
     training = [p for p in held.values() if p.requires_grad]

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from trl import DPOConfig, SFTConfig
 
-from stages.base import BadInput
-from stages.checkpoints import CHECKPOINTS_KEPT
+from stages.base import UserError
 from stages.dpo.config import DPOStage
 from stages.estimate.optimisers import optimiser_bytes
 from stages.estimate.remedies import remedies
@@ -21,11 +20,12 @@ from stages.estimate.sharding import Shards, shards
 from stages.estimate.sizes import Sizes, build, dtype_of, read_config, sizes
 from stages.estimate.speed import NO_ROOM, measured
 from stages.estimate.trace import Pass
-from stages.training_config import TrainingStage
+from stages.training.checkpoints import CHECKPOINTS_KEPT
+from stages.training.config import TrainingStage
 
 
 def estimate(stage: TrainingStage, given: Given) -> Estimate:
-    """All that can be known of the stage from what is here. Raises BadInput for what is wrong, not for what lacks."""
+    """All that can be known of the stage from what is here. Raises UserError for what is wrong, not for what lacks."""
     found = Estimate(room=given.room, room_of=given.room_of)
     rows = _rows(stage, given, found)
     if "model" not in given.paths:
@@ -210,7 +210,7 @@ def _rows(stage: TrainingStage, given: Given, found: Estimate) -> dict[str, Leng
         rows: dict[str, Lengths] = {
             part: lengths(stage, given.paths[part], part, given.paths["model"], max_length) for part in parts
         }
-    except BadInput as error:
+    except UserError as error:
         if error.key:
             raise
         found.unknown.append(f"tokens: {_line(error)}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from stages.base import BadInput
+from stages.base import UserError
 from stages.judge.config import AlpacaEval
 from stages.judge.endpoint import Choice, Judge
 from stages.judge.questions import Instruction
@@ -25,7 +25,7 @@ def annotate(
     """The package's annotations, in the order of the instructions: both outputs, and `preference` from 1 (the
     reference's output is better) to 2 (the model's), None where the judge said nothing that can be read.
 
-    Raises BadInput.
+    Raises UserError.
     """
     from alpaca_eval.annotators import PairwiseAnnotator
     from alpaca_eval.utils import prompt_to_chatml
@@ -34,11 +34,11 @@ def annotate(
         annotator = PairwiseAnnotator(annotators_config=section.annotator, caching_path=None)
         (single,) = annotator.annotators.values()
     except (OSError, ValueError, TypeError) as error:
-        raise BadInput(
+        raise UserError(
             f"alpaca_eval.annotator: {section.annotator!r} cannot be loaded by the package: {error}"
         ) from None
     if single.batch_size != 1:
-        raise BadInput(f"alpaca_eval.annotator: {section.annotator!r} compares several at once; name another")
+        raise UserError(f"alpaca_eval.annotator: {section.annotator!r} compares several at once; name another")
     parameters = {key: value for key, value in single.completions_kwargs.items() if key != "model_name"}
     whole = single.completion_key == "completions_all"
 

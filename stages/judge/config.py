@@ -12,10 +12,10 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stages.base import BadInput, Config, Need
-from stages.evaluation import EvaluationStage, require_vllm
+from stages.base import Config, Need, UserError
+from stages.evaluation.config import EvaluationStage, require_vllm
 from stages.judge.questions import Estimate, estimate_alpaca_eval, estimate_mt_bench
-from stages.model_files import REMOTE_CODE, check_context, check_model
+from stages.models.model_folder import REMOTE_CODE, check_context, check_model
 
 
 class MTBench(Config):
@@ -77,8 +77,7 @@ class JudgeStage(EvaluationStage):
 
     kind: ClassVar[str] = "judge"
     version: ClassVar[int] = 1
-    no_effect: ClassVar[tuple[str, ...]] = ("options.concurrency", "options.timeout", "options.retries")
-    runner: ClassVar[str] = "stages.judge.stage:run"
+    fingerprint_exclude: ClassVar[tuple[str, ...]] = ("options.concurrency", "options.timeout", "options.retries")
 
     judge: str = Field(min_length=1)
     """The judging model, as the endpoint knows it."""
@@ -95,7 +94,7 @@ class JudgeStage(EvaluationStage):
         return self
 
     @property
-    def made_by(self) -> tuple[str, ...]:
+    def versioned_packages(self) -> tuple[str, ...]:
         """AlpacaEval's prompts, parsers and metrics are the package's."""
         return ("alpaca_eval",) if self.alpaca_eval else ()
 
@@ -115,17 +114,17 @@ class JudgeStage(EvaluationStage):
         self.estimates(files)
         for package in ("openai", *(["alpaca_eval"] if self.alpaca_eval else [])):
             if find_spec(package) is None:
-                raise BadInput(f"needs the package {package}; pip install -e '.[judge]'", "judge")
+                raise UserError(f"needs the package {package}; pip install -e '.[judge]'", "judge")
         require_vllm(self.options.backend)
         _require_once(self.judge)
 
     def estimates(self, files: dict[str, Path]) -> list[Estimate]:
-        """What the judge will be asked, for each benchmark. Raises BadInput for a file that cannot be used."""
+        """What the judge will be asked, for each benchmark. Raises UserError for a file that cannot be used."""
         parts = [name for name in _ESTIMATES if getattr(self, name) is not None]
         data = tuple((name, path) for name, path in sorted(files.items()) if name.partition(".")[0] in parts)
         return [_estimated(name, data, self.options.limit, self.options.max_new_tokens) for name in parts]
 
-    def asks(self, files: dict[str, Path]) -> list[str]:
+    def paid_requests(self, files: dict[str, Path]) -> list[str]:
         """Calls and tokens of the judge, where the files are here."""
         if all(name in files for name, need in self.needs().items() if need.kind == "data"):
             return [f"{self.judge}: {estimate}" for estimate in self.estimates(files)]
@@ -141,13 +140,13 @@ _ESTIMATES = {"mt_bench": estimate_mt_bench, "alpaca_eval": estimate_alpaca_eval
 
 @cache
 def _estimated(benchmark: str, files: tuple[tuple[str, Path], ...], limit: int | None, max_new_tokens: int) -> Estimate:
-    """Read the files once for all the models that are judged. Raises BadInput."""
+    """Read the files once for all the models that are judged. Raises UserError."""
     return _ESTIMATES[benchmark](dict(files), limit, max_new_tokens)
 
 
 @cache
 def _require_once(judge: str) -> None:
-    """Ask the endpoint once for all the models that are judged. Raises BadInput."""
+    """Ask the endpoint once for all the models that are judged. Raises UserError."""
     from stages.judge.endpoint import require_model  # HTTP and TLS take a tenth of what a plan may take
 
     require_model(judge)

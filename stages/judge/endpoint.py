@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TYPE_CHECKING, Any, cast
 
-from stages.base import BadInput
-from stages.kept import Kept
+from stages.base import UserError
+from stages.evaluation.answer_log import AnswerLog
 
 if TYPE_CHECKING:
     from stages.judge.config import Options
@@ -35,13 +35,13 @@ def base_url() -> str:
 
 
 def require_model(name: str) -> None:
-    """Raise BadInput where the endpoint is down, refuses the key or does not have the model."""
+    """Raise UserError where the endpoint is down, refuses the key or does not have the model."""
     url = f"{base_url()}/models"
     if not url.startswith(("http://", "https://")):
-        raise BadInput(f"OPENAI_BASE_URL is {base_url()!r}, no http or https address", "judge")
+        raise UserError(f"OPENAI_BASE_URL is {base_url()!r}, no http or https address", "judge")
     key = os.environ.get("OPENAI_API_KEY")
     if not key:
-        raise BadInput(
+        raise UserError(
             "the environment variable OPENAI_API_KEY is not set; an endpoint without keys takes any", "judge"
         )
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"})
@@ -50,17 +50,17 @@ def require_model(name: str) -> None:
             listed = json.loads(answer.read())
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
-            raise BadInput(f"{base_url()} refuses the key in OPENAI_API_KEY ({error.code})", "judge") from None
+            raise UserError(f"{base_url()} refuses the key in OPENAI_API_KEY ({error.code})", "judge") from None
         if error.code in (404, 405):
             return  # it lists no models; the first request will tell
-        raise BadInput(f"{base_url()} answers {error.code} {error.reason}", "judge") from None
+        raise UserError(f"{base_url()} answers {error.code} {error.reason}", "judge") from None
     except (OSError, ValueError) as error:
-        raise BadInput(f"{base_url()} (OPENAI_BASE_URL) cannot be reached: {error}", "judge") from None
+        raise UserError(f"{base_url()} (OPENAI_BASE_URL) cannot be reached: {error}", "judge") from None
     data = listed.get("data") if isinstance(listed, dict) else None
     names = [str(model["id"]) for model in data or [] if isinstance(model, dict) and "id" in model]
     if names and name not in names:
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names[:5]
-        raise BadInput(f"{base_url()} has no model {name!r}; it has {', '.join(near)}", "judge")
+        raise UserError(f"{base_url()} has no model {name!r}; it has {', '.join(near)}", "judge")
 
 
 class Judge:
@@ -73,7 +73,7 @@ class Judge:
         answered: called after every request that was answered.
     """
 
-    def __init__(self, model: str, options: Options, kept: Kept, answered: Callable[[], None]) -> None:
+    def __init__(self, model: str, options: Options, kept: AnswerLog, answered: Callable[[], None]) -> None:
         from openai import OpenAI
 
         self.model, self.options, self.kept, self.answered = model, options, kept, answered
@@ -91,7 +91,7 @@ class Judge:
             parameters: of the API: max_tokens, temperature ...
 
         Raises:
-            BadInput: the endpoint refuses, or cannot be reached at last.
+            UserError: the endpoint refuses, or cannot be reached at last.
         """
         with ThreadPoolExecutor(self.options.concurrency) as pool:
             waiting = {
@@ -127,9 +127,9 @@ class Judge:
         except (openai.APIResponseValidationError, json.JSONDecodeError):
             return {"message": {"content": ""}}  # nothing that can be read, so it is asked for again
         except openai.APIStatusError as error:
-            raise BadInput(f"judge: {base_url()} answers {error.status_code}: {_first_line(error)}") from None
+            raise UserError(f"judge: {base_url()} answers {error.status_code}: {_first_line(error)}") from None
         except openai.OpenAIError as error:
-            raise BadInput(
+            raise UserError(
                 f"judge: {base_url()} does not answer: {_first_line(error)}; run it again to go on with what is there"
             ) from None
         if not getattr(answer, "choices", None):

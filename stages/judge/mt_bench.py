@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from stages.judge.answers import Answerer
 from stages.judge.endpoint import Judge
+from stages.judge.model_answers import Answerer
 from stages.judge.questions import Question, Template, template_names
 
 GRADE = re.compile(r"\[\[(\d+(?:\.\d+)?)\]\]")

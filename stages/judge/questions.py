@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from stages.base import BadInput
-from stages.columns import BadRow, filled_list, read_as, text
-from stages.files import Record
+from stages.base import UserError
+from stages.data.columns import BadRow, filled_list, read_as, text
+from stages.data.files import Record
 
 WITH_REFERENCE = ("math", "reasoning", "coding")
 """MT-Bench's categories whose answers are judged beside a right one."""
@@ -84,7 +84,7 @@ class Estimate:
 
 
 def read_questions(files: Mapping[str, Path], limit: int | None) -> list[Question]:
-    """MT-Bench's questions. Raises BadInput."""
+    """MT-Bench's questions. Raises UserError."""
     references = dict(read_as(files["mt_bench.references"], _reference))
     path = files["mt_bench.questions"]
 
@@ -97,7 +97,7 @@ def read_questions(files: Mapping[str, Path], limit: int | None) -> list[Questio
 
     questions = read_as(path, question)
     if len({question.id for question in questions}) < len(questions):
-        raise BadInput(f"{path}: holds a question_id more than once")
+        raise UserError(f"{path}: holds a question_id more than once")
     return questions[:limit]
 
 
@@ -123,11 +123,11 @@ def _turns(row: Record) -> tuple[str, str]:
 
 
 def read_templates(files: Mapping[str, Path]) -> dict[str, Template]:
-    """The judge's prompts for MT-Bench. Raises BadInput."""
+    """The judge's prompts for MT-Bench. Raises UserError."""
     path = files["mt_bench.prompts"]
     found = dict(read_as(path, _template))
     if missing := [name for name in TEMPLATES if name not in found]:
-        raise BadInput(f"{path}: has no prompt named {' or '.join(missing)}")
+        raise UserError(f"{path}: has no prompt named {' or '.join(missing)}")
     return found
 
 
@@ -136,13 +136,13 @@ def _template(row: Record, _: int) -> tuple[str, Template]:
 
 
 def read_instructions(files: Mapping[str, Path], limit: int | None) -> list[Instruction]:
-    """AlpacaEval's instructions with the answers to compare with. Raises BadInput."""
+    """AlpacaEval's instructions with the answers to compare with. Raises UserError."""
     path = files["alpaca_eval.instructions"]
     found = [replace(each, index=index) for index, each in enumerate(read_as(path, _instruction))]
     if len({each.generator for each in found}) > 1:
-        raise BadInput(f"{path}: answers of several generators; one model is compared with")
+        raise UserError(f"{path}: answers of several generators; one model is compared with")
     if len({each.instruction for each in found}) < len(found):
-        raise BadInput(f"{path}: holds an instruction more than once, which the package would count as one")
+        raise UserError(f"{path}: holds an instruction more than once, which the package would count as one")
     return found[:limit]
 
 
@@ -154,7 +154,7 @@ def _instruction(row: Record, _: int) -> Instruction:
 
 
 def estimate_mt_bench(files: Mapping[str, Path], limit: int | None, max_new_tokens: int) -> Estimate:
-    """Of one judgement a turn. Raises BadInput."""
+    """Of one judgement a turn. Raises UserError."""
     questions, templates = read_questions(files, limit), read_templates(files)
     told = sum(
         _tokens(template.system + template.prompt)
@@ -174,7 +174,7 @@ def template_names(question: Question) -> tuple[str, str]:
 
 
 def estimate_alpaca_eval(files: Mapping[str, Path], limit: int | None, max_new_tokens: int) -> Estimate:
-    """Of one comparison an instruction. Raises BadInput."""
+    """Of one comparison an instruction. Raises UserError."""
     instructions = read_instructions(files, limit)
     asked = sum(_tokens(each.instruction) + _tokens(each.output) for each in instructions)
     told = 350 * len(instructions)  # the package's own prompt

@@ -12,14 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stages.base import BadInput, Context
+from stages.base import Context, UserError
+from stages.evaluation.answer_log import AnswerLog
+from stages.evaluation.score_rows import score_row, write_samples
 from stages.judge import alpaca_eval, mt_bench
-from stages.judge.answers import Answerer
 from stages.judge.config import JudgeStage
 from stages.judge.endpoint import Judge
+from stages.judge.model_answers import Answerer
 from stages.judge.questions import read_instructions, read_questions, read_templates
-from stages.kept import Kept
-from stages.scores import score_row, write_samples
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def run(context: Context) -> dict[str, Any]:
     for estimate in estimates:
         print(estimate, flush=True)
     context.progress(0, 1, f"loading {config.models[0]}")
-    kept = Kept(context.checkpoints / "answers.jsonl")
+    kept = AnswerLog(context.checkpoints / "answers.jsonl")
     answerer = Answerer(config, context.inputs["model"].path, kept)
     count = _Count(context.progress, sum(estimate.calls for estimate in estimates))
     judge = Judge(config.judge, config.options, kept, count.judged)
@@ -160,7 +160,7 @@ def _is_missing(preference: Any) -> bool:
 
 def _unread(name: str, missing: int, of: int, config: JudgeStage) -> list[str]:
     if missing == of:
-        raise BadInput(f"{name}: none of the {of} judgements of {config.judge} can be read; is it able to judge?")
+        raise UserError(f"{name}: none of the {of} judgements of {config.judge} can be read; is it able to judge?")
     if not missing:
         return []
     tries = f"{config.options.attempts} attempts" if config.options.attempts > 1 else "1 attempt"

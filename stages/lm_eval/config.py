@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from stages.base import BadInput, Config, Need, wrong_at
-from stages.evaluation import EvaluationStage, repeated, require_vllm
-from stages.files import read_rows
-from stages.launch import Launch
-from stages.model_files import REMOTE_CODE, check_context, check_model
-from stages.options import Options as LibraryOptions
-from stages.options import options as library_options
-from stages.process import module_call
+from stages.base import Config, Need, UserError, wrong_at
+from stages.data.files import read_rows
+from stages.evaluation.config import EvaluationStage, repeated, require_vllm
+from stages.library_options.option_models import Options as LibraryOptions
+from stages.library_options.option_models import options as library_options
+from stages.models.model_folder import REMOTE_CODE, check_context, check_model
+from stages.system.module_command import module_command
+from stages.training.launch import Launch
 
 if TYPE_CHECKING:
     GenerationOptions = LibraryOptions
@@ -127,8 +127,6 @@ class LMEvalStage(EvaluationStage):
 
     kind: ClassVar[str] = "lm_eval"
     version: ClassVar[int] = 1
-    runner: ClassVar[str] = "stages.lm_eval.stage:run"
-    fetcher: ClassVar[str | None] = "stages.lm_eval.fetch:fetch"
 
     tasks: list[Task] = Field(min_length=1)
     """Benchmarks: tasks, groups or tags of lm-eval, or of the folder `include_path`."""
@@ -161,7 +159,7 @@ class LMEvalStage(EvaluationStage):
         return self
 
     @property
-    def made_by(self) -> tuple[str, ...]:
+    def versioned_packages(self) -> tuple[str, ...]:
         """The harness, which defines the tasks."""
         return ("lm_eval",)
 
@@ -195,11 +193,11 @@ class LMEvalStage(EvaluationStage):
             asked = tuple(task.task for task in self.tasks)
         for i, task in enumerate(self.tasks):
             if task.dataset is not None and not files[dataset_key(task)].is_dir():
-                raise BadInput(f"{task.dataset} is a file; name files under data", f"tasks.{i}.dataset")
+                raise UserError(f"{task.dataset} is a file; name files under data", f"tasks.{i}.dataset")
         refused = _refused_by_lm_eval(asked, include, self.options.confirm_run_unsafe_code) if asked else {}
         for i, task in enumerate(self.tasks):
             if task.task in refused:
-                raise BadInput(refused[task.task], key=f"tasks.{i}.task")
+                raise UserError(refused[task.task], key=f"tasks.{i}.task")
         check_model(files["model"], self.trust_remote_code, "models")
         check_context(files["model"], self.options.max_length, "options.max_length")
         require_vllm(self.options.backend)
@@ -217,7 +215,7 @@ class LMEvalStage(EvaluationStage):
 
 @cache
 def _require_rows(path: Path) -> None:
-    """Read a file to its end, once for all the models that are asked what stands in it. Raises BadInput."""
+    """Read a file to its end, once for all the models that are asked what stands in it. Raises UserError."""
     for _ in read_rows(path):
         pass
 
@@ -248,8 +246,8 @@ def _texts(folder: Path | None) -> Iterator[str]:
 def _refused_by_lm_eval(names: tuple[str, ...], include: Path | None, unsafe: bool) -> dict[str, str]:
     """What is to be said of the names that lm-eval does not know, or may not run where `unsafe` is not confirmed;
     asked in a process of its own, for it takes long."""
-    call, environment = module_call("stages.lm_eval.tasks", str(include or ""), "unsafe" if unsafe else "", *names)
+    call, environment = module_command("stages.lm_eval.tasks", str(include or ""), "unsafe" if unsafe else "", *names)
     done = subprocess.run(call, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise BadInput(f"lm-eval cannot list its tasks: {done.stderr.strip().splitlines()[-1:]}", key="tasks")
+        raise UserError(f"lm-eval cannot list its tasks: {done.stderr.strip().splitlines()[-1:]}", key="tasks")
     return json.loads(done.stdout.splitlines()[-1])

@@ -11,10 +11,10 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook, TemplateLM, hash_args
 from lm_eval.models.huggingface import HFLM
 
-from stages.base import BadInput
-from stages.kept import Kept
+from stages.base import UserError
+from stages.evaluation.answer_log import AnswerLog
 from stages.lm_eval.config import LMEvalStage
-from stages.model_files import TRUST
+from stages.models.model_folder import TRUST
 
 Answer = str | float | tuple[float, bool]
 """Generated text, the score of a whole text, or the score of a continuation and whether it is the likeliest."""
@@ -23,7 +23,7 @@ Answer = str | float | tuple[float, bool]
 class KeepingHook(CacheHook):
     """lm-eval calls its answer cache's hook once per answered request."""
 
-    def __init__(self, kept: Kept, answered: Callable[[int], None]) -> None:
+    def __init__(self, kept: AnswerLog, answered: Callable[[int], None]) -> None:
         super().__init__(None)
         self.kept, self.answered = kept, answered
 
@@ -41,14 +41,14 @@ class KeepingModel(TemplateLM):
     that what is left makes the batches that it would have made, and the same scores to the last bit.
     """
 
-    kept: Kept
+    kept: AnswerLog
     answered: Callable[[int], None]
     cut: set[tuple[str, int]]
     """Task and number of each item in this process that is longer than the model takes."""
 
     def keep(self, file: Path, answered: Callable[[int], None]) -> None:
         """Keep answers in `file`, and call `answered` with how many more are there."""
-        self.kept, self.answered, self.cut = Kept(file), answered, set()
+        self.kept, self.answered, self.cut = AnswerLog(file), answered, set()
         self.set_cache_hook(KeepingHook(self.kept, answered))
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
@@ -129,7 +129,7 @@ class HFModel(KeepingModel, HFLM):
 def load_model(path: Path, config: LMEvalStage) -> KeepingModel:
     """The checkpoint and tokenizer in `path`: safetensors only, and the folder's own code only where it is trusted.
 
-    Raises BadInput.
+    Raises UserError.
     """
     options, name = config.options, config.models[0]
     arguments: dict[str, Any] = {
@@ -145,9 +145,9 @@ def load_model(path: Path, config: LMEvalStage) -> KeepingModel:
     except (OSError, ValueError) as error:
         if "trust_remote_code=True" not in str(error):
             raise
-        raise BadInput(f"{name} comes with its own Python files; if you trust them, {TRUST}") from None
+        raise UserError(f"{name} comes with its own Python files; if you trust them, {TRUST}") from None
     if options.apply_chat_template and not cast(Any, model.tokenizer).chat_template:
-        raise BadInput(
+        raise UserError(
             f"options.apply_chat_template: the tokenizer of {name} has no chat template; "
             "evaluate it without, or give the model one"
         )
@@ -161,10 +161,10 @@ def _hf(arguments: dict[str, Any], gpus: int, alone: bool) -> KeepingModel:
 
 
 def _vllm(arguments: dict[str, Any], gpus: int) -> KeepingModel:
-    """lm-eval's vLLM model over so many GPUs; vLLM chooses its own batches. Raises BadInput."""
+    """lm-eval's vLLM model over so many GPUs; vLLM chooses its own batches. Raises UserError."""
     try:
         from lm_eval.models.vllm_causallms import VLLM
     except ImportError as error:
-        raise BadInput(f"options.backend: vllm cannot be loaded ({error}); pip install -e '.[vllm]'") from None
+        raise UserError(f"options.backend: vllm cannot be loaded ({error}); pip install -e '.[vllm]'") from None
     arguments |= {"batch_size": "auto", "tensor_parallel_size": gpus, "load_format": "safetensors"}
     return cast(KeepingModel, type("VLLMModel", (KeepingModel, VLLM), {})(**arguments))

@@ -11,9 +11,9 @@ from typing import Any
 
 from lm_eval.utils import handle_non_serializable, hash_string, sanitize_list
 
-from stages.base import BadInput
+from stages.base import UserError
 from stages.lm_eval.tasks import Benchmark
-from stages.names import file_name
+from stages.system.file_names import file_name
 
 
 def rows(results: Mapping[str, Any], benchmarks: list[Benchmark]) -> list[dict[str, Any]]:
@@ -37,7 +37,7 @@ def _headline(name: str, index: int, benchmark: Benchmark, results: Mapping[str,
     for key in keys:
         if asked in (key, key.partition(",")[0]):
             return key
-    raise BadInput(f"tasks.{index}.metric: {name} reported no {asked!r}, only {'; '.join(keys)}")
+    raise UserError(f"tasks.{index}.metric: {name} reported no {asked!r}, only {'; '.join(keys)}")
 
 
 def _rows_of(name: str, results: Mapping[str, Any], headline: str | None) -> Iterator[dict[str, Any]]:

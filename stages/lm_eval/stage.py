@@ -24,8 +24,8 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import sanitize_model_name
 
 from stages.base import Context
+from stages.lm_eval.code_permission import only_trusted_code
 from stages.lm_eval.config import LMEvalStage
-from stages.lm_eval.foreign import only_trusted_code
 from stages.lm_eval.model import HFModel, KeepingModel, load_model
 from stages.lm_eval.results import dump, rows, task_hashes, without_paths, write_samples
 from stages.lm_eval.tasks import Benchmark, load_benchmarks

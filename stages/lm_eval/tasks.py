@@ -16,10 +16,10 @@ from lm_eval.api.task import Task as LMTask
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import TaskIndex
 
-from stages.base import BadInput
+from stages.base import UserError
+from stages.library_options.option_models import NOT_GENERATED_BY
 from stages.lm_eval.config import LMEvalStage, Task, data_key, dataset_key, loader_of
-from stages.names import file_name
-from stages.options import NOT_GENERATED_BY
+from stages.system.file_names import file_name
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Benchmark:
 def load_benchmarks(config: LMEvalStage, files: Mapping[str, Path], scratch: Path) -> list[Benchmark]:
     """Build every task of the recipe.
 
-    `files` are the step's inputs by name. Raises BadInput for an unknown task, data that cannot be had, a
+    `files` are the step's inputs by name. Raises UserError for an unknown task, data that cannot be had, a
     headline metric the task does not report, or settings it cannot follow.
     """
     manager = _manager(config, files.get("include_path"))
@@ -65,7 +65,7 @@ def load_benchmarks(config: LMEvalStage, files: Mapping[str, Path], scratch: Pat
     try:
         manager.load([part for benchmark in benchmarks for part in benchmark.parts])
     except ValueError as error:  # a task asked for by itself and inside a group
-        raise BadInput(f"tasks: {error}; keep one of the two") from error
+        raise UserError(f"tasks: {error}; keep one of the two") from error
     return benchmarks
 
 
@@ -78,7 +78,7 @@ def _manager(config: LMEvalStage, include: Path | None) -> TaskManager:
     refused = refused_names(manager, names, config.options.confirm_run_unsafe_code)
     for i, name in enumerate(names):
         if name in refused:
-            raise BadInput(f"tasks.{i}.task: {refused[name]}")
+            raise UserError(f"tasks.{i}.task: {refused[name]}")
     return manager
 
 
@@ -123,7 +123,7 @@ def _load(manager: TaskManager, index: int, task: Task, files: Mapping[str, Path
     try:
         loaded = manager.load(specs)
     except (OSError, ModuleNotFoundError) as error:  # datasets' hub and file errors are OSErrors
-        raise BadInput(
+        raise UserError(
             f"tasks.{index}.task: {task.task} cannot be loaded: {error}. "
             "Without a network, give its items with `data: {split: file}`, or a copy of its data set with"
             " `dataset: folder`"
@@ -140,10 +140,10 @@ def _with_own_data(manager: TaskManager, index: int, task: Task, files: Mapping[
     where = f"tasks.{index}.data"
     entry = manager.task_index[task.task]
     if task.task not in manager.all_subtasks or entry.yaml_path is None or "class" in (entry.cfg or {}):
-        raise BadInput(f"{where}: {task.task} is a group, a tag or a task written in Python; its data is its own")
+        raise UserError(f"{where}: {task.task} is a group, a tag or a task written in Python; its data is its own")
     scored, examples = _splits_read(entry.cfg or {}, task)
     if missing := {split for split in (scored, examples) if split} - task.data.keys():
-        raise BadInput(f"{where}: {task.task} reads the split {' and '.join(sorted(missing))} too; give a file for it")
+        raise UserError(f"{where}: {task.task} reads the split {' and '.join(sorted(missing))} too; give a file for it")
     override = {
         "include": str(entry.yaml_path),
         "task": task.task,
@@ -170,7 +170,7 @@ def _with_own_dataset(
     for name in names:
         found = manager.task_index[name]
         if found.yaml_path is None or "class" in (found.cfg or {}):
-            raise BadInput(f"tasks.{index}.dataset: {name} is written in Python; its data is its own")
+            raise UserError(f"tasks.{index}.dataset: {name} is written in Python; its data is its own")
         override = {
             "include": str(found.yaml_path),
             "group" if name in manager.all_groups else "task": name,
@@ -209,7 +209,7 @@ def _set_shots(benchmark: Benchmark, where: str) -> None:
         return
     free = [task for task in benchmark.tasks.values() if task.get_config("num_fewshot") != 0]
     if shots and not free:
-        raise BadInput(f"{where}: {benchmark.config.task} fixes 0 worked examples in its own file; leave this out")
+        raise UserError(f"{where}: {benchmark.config.task} fixes 0 worked examples in its own file; leave this out")
     for task in free:
         task.set_config("num_fewshot", shots)
 
@@ -221,17 +221,17 @@ def _check_metric(benchmark: Benchmark, where: str) -> None:
     for name in benchmark.headlines:
         known = benchmark.metrics_of(name)
         if metric not in known:
-            raise BadInput(f"{where}: {name} reports no {metric!r}, only {', '.join(known)}")
+            raise UserError(f"{where}: {name} reports no {metric!r}, only {', '.join(known)}")
 
 
 def _check_safe(benchmark: Benchmark, where: str, unsafe: bool) -> None:
     for name, task in benchmark.tasks.items():
         if getattr(task, "UNSAFE_CODE", False) and not unsafe:
-            raise BadInput(f"{where}: {UNSAFE.format(name)}")
+            raise UserError(f"{where}: {UNSAFE.format(name)}")
         if found := [key for key in NOT_GENERATED_BY if key in (task.config.generation_kwargs or {})]:
-            raise BadInput(f"{where}: {name} sets {found[0]}, which would run code from elsewhere; take it out")
+            raise UserError(f"{where}: {name} sets {found[0]}, which would run code from elsewhere; take it out")
         if getattr(task, "MULTIMODAL", False):
-            raise BadInput(f"{where}: {name} needs pictures; this stage evaluates text models")
+            raise UserError(f"{where}: {name} needs pictures; this stage evaluates text models")
 
 
 if __name__ == "__main__":  # INCLUDE_PATH UNSAFE NAME ...: see _refused_by_lm_eval in config.py

@@ -18,9 +18,8 @@ class PushStage(StageConfig):
     """Uploads a trained model, with its card, to the hub: the only thing that ever uploads one."""
 
     kind: ClassVar[str] = "push"
-    makes: ClassVar[Literal["record"]] = "record"
+    output_kind: ClassVar[Literal["record"]] = "record"
     version: ClassVar[int] = 1
-    runner: ClassVar[str] = "stages.push.stage:run"
     writes_to: ClassVar[str | None] = "repo"
 
     model: str
@@ -50,7 +49,7 @@ class PushStage(StageConfig):
         return {"model": Need("model", self.model, "model"), **scores}
 
     def check(self, files: dict[str, Path]) -> None:
-        """Whether the hub lets us write there, before anything is trained for it. Raises BadInput."""
+        """Whether the hub lets us write there, before anything is trained for it. Raises UserError."""
         _require_once(self.repo)
 
     def asks(self, files: dict[str, Path]) -> list[str]:
@@ -60,7 +59,7 @@ class PushStage(StageConfig):
 
 @cache
 def _require_once(repo: str) -> None:
-    """Ask the hub once for all the steps that upload there. Raises BadInput."""
+    """Ask the hub once for all the steps that upload there. Raises UserError."""
     from stages.push.hub import require_access  # the client takes a tenth of what a plan may take
 
     require_access(repo)

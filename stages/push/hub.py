@@ -13,7 +13,7 @@ from pathlib import Path
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from stages.base import BadInput
+from stages.base import UserError
 
 CommitOperation = CommitOperationAdd | CommitOperationCopy | CommitOperationDelete
 WEIGHTS = (".safetensors", ".safetensors.index.json")
@@ -21,9 +21,9 @@ WEIGHTS = (".safetensors", ".safetensors.index.json")
 
 
 def require_access(repo: str) -> None:
-    """Raise BadInput where the token is missing or refused, or may not write to the owner of `repo`."""
+    """Raise UserError where the token is missing or refused, or may not write to the owner of `repo`."""
     if get_token() is None:
-        raise BadInput(
+        raise UserError(
             "uploading needs a token that may write: set the environment variable HF_TOKEN, or run 'hf auth login'",
             "repo",
         )
@@ -33,22 +33,22 @@ def require_access(repo: str) -> None:
     owner = repo.partition("/")[0]
     mine = [known["name"], *(each["name"] for each in known.get("orgs", []))]
     if owner not in mine:
-        raise BadInput(f"{owner!r} is not among the owners that this token writes for: {', '.join(mine)}", "repo")
+        raise UserError(f"{owner!r} is not among the owners that this token writes for: {', '.join(mine)}", "repo")
     if ((known.get("auth") or {}).get("accessToken") or {}).get("role") == "read":
-        raise BadInput("the token may only read; make one that may write on the hub's page settings/tokens", "repo")
+        raise UserError("the token may only read; make one that may write on the hub's page settings/tokens", "repo")
 
 
 def upload(repo: str, private: bool, files: dict[str, Path | bytes], message: str) -> CommitInfo:
     """Put `files`, by their names in the repository, there in one commit: nobody ever finds half of a model.
 
-    Raises BadInput where the hub refuses or cannot be reached, or where the repository is public and should not be.
+    Raises UserError where the hub refuses or cannot be reached, or where the repository is public and should not be.
     """
     api = HfApi()
     with _told(api, repo):
         api.create_repo(repo, private=private, exist_ok=True)
         info = api.model_info(repo)
         if private and not info.private:
-            raise BadInput(f"{repo} is public; set private: false, or make it private on the hub", "private")
+            raise UserError(f"{repo} is public; set private: false, or make it private on the hub", "private")
         there = [file.rfilename for file in info.siblings or []]
         stale = [name for name in there if name not in files and name.endswith(WEIGHTS)]
         operations: list[CommitOperation] = [
@@ -64,7 +64,7 @@ def _told(api: HfApi, repo: str) -> Iterator[None]:
     try:
         yield
     except OfflineModeIsEnabled:
-        raise BadInput("uploading needs the hub, but HF_HUB_OFFLINE is set; unset it", "repo") from None
+        raise UserError("uploading needs the hub, but HF_HUB_OFFLINE is set; unset it", "repo") from None
     except HfHubHTTPError as error:
         status = error.response.status_code
         remedy = {
@@ -73,12 +73,12 @@ def _told(api: HfApi, repo: str) -> Iterator[None]:
             404: "there is no such repository for this token",
         }.get(status, "run it again to try once more")
         said = (error.server_message or "").strip().splitlines()
-        raise BadInput(f"{api.endpoint} answers {status} for {repo}{_first(said)}; {remedy}", "repo") from None
-    except BadInput:
+        raise UserError(f"{api.endpoint} answers {status} for {repo}{_first(said)}; {remedy}", "repo") from None
+    except UserError:
         raise
     except Exception as error:  # which library carries its requests depends on the client's version
         cause = error.__cause__ or error  # of an upload in a thread
-        raise BadInput(
+        raise UserError(
             f"{api.endpoint} (HF_ENDPOINT) cannot be used for {repo}{_first(str(cause).strip().splitlines())};"
             " run it again when it can",
             "repo",

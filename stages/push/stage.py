@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from stages.base import Context
-from stages.card import CARD, card
+from stages.data.reader import DROPPED_ROWS
 from stages.push.config import PushStage
 from stages.push.hub import upload
-from stages.ran import MANIFEST
-from stages.reading import DROPPED_ROWS
+from stages.records.past_runs import MANIFEST
+from stages.training.model_card import CARD, card
 
 KEPT_HERE = (MANIFEST, DROPPED_ROWS, CARD)
 """What is not uploaded: it tells of this machine and of the data; the card is written anew."""

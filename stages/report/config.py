@@ -30,9 +30,8 @@ class ReportStage(StageConfig):
     """Tables, figures and page of a run's benchmarks, and of other runs beside it."""
 
     kind: ClassVar[str] = "report"
-    makes: ClassVar[Literal["report"]] = "report"
+    output_kind: ClassVar[Literal["report"]] = "report"
     version: ClassVar[int] = 3
-    runner: ClassVar[str] = "stages.report.stage:run"
 
     title: str | None = None
     """Headline of the page; None takes the recipe's name."""
@@ -81,7 +80,7 @@ class ReportStage(StageConfig):
         return {name: Need("steps", name, f"benchmarks.{i}") for i, name in enumerate(self.benchmarks)} | elsewhere
 
     def check(self, files: dict[str, Path]) -> None:
-        """Read the published grids. Raises BadInput."""
+        """Read the published grids. Raises UserError."""
         from stages.report.published import read_grids
 
         if PUBLISHED in files:

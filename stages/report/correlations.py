@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 
-from stages.report.parts import Part
+from stages.report.runs import Part
 from stages.report.tables import MISSING, Cell, Table
 
 FEWEST = 3

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from stages.report.figure import saved
 from stages.report.grid import Panel
-from stages.terminal import safe
+from stages.system.terminal_text import safe
 
 LOG = "training_log.jsonl"
 SIDES = {"prompt_loss": ("prompt tokens", 0), "completion_loss": ("completion tokens", 1)}

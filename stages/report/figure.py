@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from stages.report.averages import averaged
 from stages.report.results import Results
 from stages.report.tables import column_labels
-from stages.terminal import safe
+from stages.system.terminal_text import safe
 
 INK = "#808080"
 """Readable on a light page and on a dark one, since an embedded picture cannot follow the page."""

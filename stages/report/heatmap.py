@@ -12,7 +12,7 @@ from matplotlib.patches import Circle
 
 from stages.report.figure import saved
 from stages.report.grid import CONVENTIONAL, Cell, Panel
-from stages.terminal import safe
+from stages.system.terminal_text import safe
 
 COLOURS = "RdBu"
 """Red below conventional instruction tuning, blue above it, white level with it; told apart by the colour-blind."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from stages.report.tables import Cell, Table
-from stages.terminal import safe
+from stages.system.terminal_text import safe
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from stages.base import BASE, BadInput, Input
-from stages.names import file_name
-from stages.ran import MANIFEST
+from stages.base import BASE, Input, UserError
+from stages.records.past_runs import MANIFEST
+from stages.system.file_names import file_name
 
 
 @dataclass(frozen=True)
@@ -214,6 +214,6 @@ def find_baseline(models: list[Model], name: str | None) -> Model | None:
         for model in models:
             if model.name == name:
                 return model
-        raise BadInput(f"baseline: {name!r} is in no benchmark; evaluated are {', '.join(m.name for m in models)}")
+        raise UserError(f"baseline: {name!r} is in no benchmark; evaluated are {', '.join(m.name for m in models)}")
     conventional = [m for m in models if m.stage == "sft" and m.weights[0] == 0 and m.weights[1]]
     return min(conventional, key=lambda m: m.weights[1] != 1, default=None)

@@ -14,7 +14,9 @@ from stages.report.config import PUBLISHED, ReportStage
 from stages.report.correlations import correlation_table
 from stages.report.curves import curves
 from stages.report.figure import bars
-from stages.report.gains import (
+from stages.report.grid import LUCK, Panel, grid_summary, grid_table
+from stages.report.heatmap import heatmaps
+from stages.report.improvements import (
     Grid,
     benchmark_table,
     best_table,
@@ -24,13 +26,11 @@ from stages.report.gains import (
     percent,
     shares_table,
 )
-from stages.report.grid import LUCK, Panel, grid_summary, grid_table
-from stages.report.heatmap import heatmaps
 from stages.report.page import Page, Picture, Section, html, latex, markdown
-from stages.report.parts import Part, joined_parts, own_part
+from stages.report.preference_tables import preference_table, robustness_table
 from stages.report.published import read_grids
+from stages.report.runs import Part, joined_parts, own_part
 from stages.report.tables import Table, best_first, further_table, main_table, making_table, settings_table
-from stages.report.tuned import preference_table, robustness_table
 
 MOST_BARS = 12
 """Models beyond which bars side by side tell nothing."""

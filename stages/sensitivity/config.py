@@ -12,8 +12,8 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator
 
 from stages.base import Config, Need
-from stages.evaluation import EvaluationStage, repeated
-from stages.model_files import REMOTE_CODE, check_context, check_model
+from stages.evaluation.config import EvaluationStage, repeated
+from stages.models.model_folder import REMOTE_CODE, check_context, check_model
 from stages.sensitivity.sets import read_sets
 
 
@@ -95,7 +95,6 @@ class SensitivityStage(EvaluationStage):
 
     kind: ClassVar[str] = "sensitivity"
     version: ClassVar[int] = 1
-    runner: ClassVar[str] = "stages.sensitivity.stage:run"
 
     prompts: list[Prompts] = Field(min_length=1)
     """Files of prompts with the same intent, and how they are asked."""

@@ -14,8 +14,8 @@ from pathlib import Path
 from string import ascii_lowercase, ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
-from stages.columns import BadRow, filled_list, read_as, text
-from stages.files import Record
+from stages.data.columns import BadRow, filled_list, read_as, text
+from stages.data.files import Record
 
 if TYPE_CHECKING:
     from stages.sensitivity.config import Prompts
@@ -74,7 +74,7 @@ def read_sets(prompts: Prompts, files: Mapping[str, Path], seed: int) -> list[Pr
         seed: of the spelling errors.
 
     Raises:
-        BadInput: a row that cannot be used, with its file and line.
+        UserError: a row that cannot be used, with its file and line.
     """
     examples = read_examples(files[f"examples.{prompts.name}"]) if prompts.examples is not None else ()
     kinds: set[bool] = set()
@@ -148,7 +148,7 @@ def _text(value: Any, column: str) -> str:
 
 @cache
 def read_examples(path: Path) -> tuple[_Example, ...]:
-    """The worked examples in a file. Raises BadInput."""
+    """The worked examples in a file. Raises UserError."""
     return tuple(read_as(path, _example))
 
 

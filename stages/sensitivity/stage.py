@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from stages.base import Context
-from stages.kept import Kept
-from stages.language_model import LanguageModel, Tokens
-from stages.scores import score_row, write_samples
+from stages.evaluation.answer_log import AnswerLog
+from stages.evaluation.score_rows import score_row, write_samples
+from stages.inference.language_model import LanguageModel, Tokens
 from stages.sensitivity.config import Options, Prompts, SensitivityStage
 from stages.sensitivity.sets import Asked, PromptSet, read_sets
 
@@ -39,7 +39,7 @@ def run(context: Context) -> dict[str, Any]:
     path = context.inputs["model"].path
     model = LanguageModel(path, config.models[0], config.options.dtype, config.trust_remote_code)
     encoded = {prompts.name: _encoded(model, config.options, prompts, read[prompts.name]) for prompts in config.prompts}
-    kept = Kept(context.checkpoints / "measured.jsonl")
+    kept = AnswerLog(context.checkpoints / "measured.jsonl")
     results, samples = [], {}
     done, total = 0, sum(map(len, encoded.values()))
     for prompts in config.prompts:
@@ -83,7 +83,7 @@ Measured = tuple[list[Tokens], list[list[float]], float]
 
 
 def _encoded(model: LanguageModel, options: Options, prompts: Prompts, sets: list[PromptSet]) -> list[list[Tokens]]:
-    """Every prompt as tokens; before any is answered, for a row may be too long. Raises BadInput."""
+    """Every prompt as tokens; before any is answered, for a row may be too long. Raises UserError."""
     encoded = []
     for given in sets:
         place = f"prompts.{prompts.name}: row {given.row} of {prompts.data}"

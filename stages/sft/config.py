@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from stages.base import Config
-from stages.options import Options, options
-from stages.reading import read_examples
-from stages.rows import FORMATS, Row, columns_of
-from stages.sft.segments import weight_table
-from stages.training_config import TrainingData, TrainingStage
+from stages.data.formats import FORMATS, Row, columns_of
+from stages.data.reader import read_examples
+from stages.data.segments import weight_table
+from stages.library_options.option_models import Options, options
+from stages.training.config import TrainingData, TrainingStage
 
 if TYPE_CHECKING:
     from typing import Self
@@ -67,14 +67,12 @@ class SFTStage(TrainingStage):
 
     kind: ClassVar[str] = "sft"
     version: ClassVar[int] = 3
-    runner: ClassVar[str] = "stages.sft.stage:run"
-    previewer: ClassVar[str | None] = "stages.sft.preview:preview"
-    compared_by: ClassVar[Mapping[str, Literal["lowest", "highest"]]] = {
+    search_metrics: ClassVar[Mapping[str, Literal["lowest", "highest"]]] = {
         "eval_completion_loss": "lowest",
         "eval_prompt_loss": "lowest",
     }
     """Without weights: the WIT loss itself, eval_loss, cannot be compared between cells of other weights."""
-    same_size: ClassVar[tuple[str, ...]] = (*TrainingStage.same_size, "weights")
+    cost_invariant: ClassVar[tuple[str, ...]] = (*TrainingStage.cost_invariant, "weights")
 
     data: SFTData
     weights: Weights

@@ -10,9 +10,9 @@ import torch
 from datasets import Dataset
 from trl import pack_dataset
 
-from stages.base import BadInput
-from stages.sft.data import lists
-from stages.sft.selection import flat
+from stages.base import UserError
+from stages.data.tokenization import lists
+from stages.sft.row_filter import flat
 
 
 def pack(dataset: Dataset, max_length: int) -> Dataset:
@@ -42,7 +42,7 @@ def keeps_apart(model: Any) -> bool:
     """True if examples in one packed row do not see each other: the second one's logits are the same whatever the
     first one is. Asked of the model itself, for the kinds of attention (and of recurrence) are many.
 
-    Raises BadInput where they do see each other.
+    Raises UserError where they do see each other.
     """
     apart = f"{type(model).__name__} lets examples in one packed row see each other; leave packing and padding_free off"
     device = next(model.parameters()).device
@@ -55,8 +55,8 @@ def keeps_apart(model: Any) -> bool:
         try:
             first, second = (model(input_ids=row, **asked).logits[0, 4:] for row in rows)
         except TypeError:  # it takes no position_ids
-            raise BadInput(apart) from None
+            raise UserError(apart) from None
     model.train(was_training)
     if (first - second).abs().max() > 1e-3 * first.abs().max():
-        raise BadInput(apart)
+        raise UserError(apart)
     return True

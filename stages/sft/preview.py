@@ -1,5 +1,6 @@
-"""What an sft stage would learn from, token by token: a few rows as `stages.sft.data` prepares them for training,
-with what each token is and weighs. For people on a terminal and as a page, for programs as JSON; trains nothing."""
+"""What an sft stage would learn from, token by token: a few rows as `stages.data.tokenization` prepares them for
+training, with what each token is and weighs. For people on a terminal and as a page, for programs as JSON; trains
+nothing."""
 
 from __future__ import annotations
 
@@ -13,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from stages.data.segments import Segment
 from stages.sft.config import SFTStage
-from stages.sft.pieces import SIGNS, TIMES, Pieces, visible
 from stages.sft.preview_terminal import OnTerminal
-from stages.sft.segments import Segment
+from stages.sft.token_display import SIGNS, TIMES, Pieces, visible
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -167,9 +168,9 @@ class Preview:
 def preview(step: str, stage: SFTStage, paths: dict[str, Path], count: int) -> tuple[dict[str, Any], str, OnTerminal]:
     """`count` rows of the training file, evenly spread from the first on, as JSON, as an HTML page and for rich.
 
-    `paths` has the training file as `train`, and as `model` a folder with the tokenizer. Raises BadInput.
+    `paths` has the training file as `train`, and as `model` a folder with the tokenizer. Raises UserError.
     """
-    from stages.training import load_tokenizer
+    from stages.training.loop import load_tokenizer
 
     path = paths["train"]
     total = sum(1 for _ in _rows(stage, path))
@@ -220,7 +221,7 @@ def _prepared(
     """The rows, prepared as the trainer does it."""
     from datasets import Dataset
 
-    from stages.sft.data import prepare
+    from stages.data.tokenization import prepare
 
     dataset = Dataset.from_list([row.columns() | {"row": number} for number, row in rows])
     data = stage.data

@@ -10,9 +10,9 @@ from rich.cells import cell_len, chop_cells
 from rich.console import Console, ConsoleOptions
 from rich.text import Text
 
-from stages.sft.pieces import SIGNS, TIMES, visible
-from stages.sft.segments import Segment
-from stages.terminal import safe
+from stages.data.segments import Segment
+from stages.sft.token_display import SIGNS, TIMES, visible
+from stages.system.terminal_text import safe
 
 if TYPE_CHECKING:
     from stages.sft.preview import Preview, Run

@@ -7,16 +7,16 @@ from typing import Any
 
 import datasets
 
-import stages.quick_peft  # noqa: F401
+import stages.training.quick_peft  # noqa: F401
 from stages.base import Context
-from stages.card import write_card
-from stages.reading import DROPPED_ROWS, dropped_note
+from stages.data.reader import DROPPED_ROWS, dropped_note
 from stages.sft.config import SFTStage
-from stages.sft.prepared import prepared
-from stages.sft.selection import Used
+from stages.sft.dataset_cache import prepared
+from stages.sft.row_filter import Used
 from stages.sft.trainer import WITConfig, WITTrainer
-from stages.trackers import Told
-from stages.training import arguments, load_model, load_tokenizer, lora_config, train
+from stages.training.loop import arguments, load_model, load_tokenizer, lora_config, train
+from stages.training.model_card import write_card
+from stages.training.trackers import Told
 
 
 @dataclass

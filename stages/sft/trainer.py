@@ -22,14 +22,14 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
-from stages.base import BadInput
+from stages.base import UserError
+from stages.data.segments import LEARNT, weight_table
+from stages.data.tokenization import prepare
 from stages.sft.collator import WeightedCollator
-from stages.sft.data import prepare
 from stages.sft.head import add_weighted_head
+from stages.sft.loss_metrics import Tally
 from stages.sft.packing import keeps_apart, pack
-from stages.sft.segments import LEARNT, weight_table
-from stages.sft.selection import Used, select
-from stages.sft.tally import Tally
+from stages.sft.row_filter import Used, select
 
 _SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 """Where the model can be asked something only once it is spread over the ranks."""
@@ -91,7 +91,7 @@ class WITTrainer(SFTTrainer):
     `tokens_per_second`; in evaluation the same with `eval_`, where tokens of weight 0 are scored too. In training
     they are not, for that costs time: there `prompt_loss` is of the tokens that weigh, and at (0, 1) there is none.
 
-    Raises BadInput for rows that cannot be used, and when the loss is no finite number.
+    Raises UserError for rows that cannot be used, and when the loss is no finite number.
     """
 
     args: WITConfig
@@ -129,11 +129,11 @@ class WITTrainer(SFTTrainer):
         self._eval_tokens = 0
 
     def _check_ids(self) -> None:
-        """Raise BadInput where rows that came as tokens have one that the model does not know."""
+        """Raise UserError where rows that came as tokens have one that the model does not know."""
         known = self._base_model().get_input_embeddings().num_embeddings
         for name, used in self.used.items():
             if used.largest_id >= known:
-                raise BadInput(
+                raise UserError(
                     f"the {name} data have a token id {used.largest_id}, but the model knows {known} tokens, 0 to"
                     f" {known - 1}; prepare the rows with the model's own tokenizer"
                 )
@@ -164,14 +164,14 @@ class WITTrainer(SFTTrainer):
         self.used.setdefault(dataset_name, used)
         learnt = any(segment.name.lower() in used.weighted for segment in LEARNT)
         if used.rows_without_completion and args.completion_loss_weight and not learnt:
-            raise BadInput(
+            raise UserError(
                 f"every row of the {dataset_name} data lost its whole completion at max_length {args.max_length};"
                 " raise max_length"
             )
         if not len(kept):
-            raise BadInput(f"no row of the {dataset_name} data has a token that weighs; raise the weights")
+            raise UserError(f"no row of the {dataset_name} data has a token that weighs; raise the weights")
         if args.max_length and used.longest > args.max_length:
-            raise BadInput(
+            raise UserError(
                 f"the {dataset_name} data were prepared with rows of up to {used.longest} tokens, more than max_length"
                 f" {args.max_length}; prepare them anew, or raise max_length"
             )
@@ -228,7 +228,7 @@ class WITTrainer(SFTTrainer):
         if self._chunked:
             mode.pop("entropy", None)  # it would cost a further pass over the logits
         if training and not bool(torch.isfinite(result[0] if return_outputs else result)):
-            raise BadInput(self._diverged(rows))
+            raise UserError(self._diverged(rows))
         return result
 
     def _scored(

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config
 
+from stages.data.segments import weight_table
 from stages.sft.collator import WeightedCollator
-from stages.sft.segments import weight_table
 from tests.stages.sft.test_layouts import LAYOUTS, assert_formula
 from tests.stages.sft.test_loss import WEIGHTS
 from tests.stages.sft.test_packing import SMALL, by_example, trainer

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from stages.language_model import LanguageModel
-from tests.pipeline.test_command import command
+from stages.inference.language_model import LanguageModel
+from tests.pipeline.run.test_command import command
 
 pytestmark = pytest.mark.gpu
 PROMPTS = ["Q: Who is it?\nA:", "Who?", "Q: Which one of them is it, please?\nA:"]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, pipeline
 
-from tests.stages.test_kernels import losses
-from tests.stages.test_lora import TRAIN, sft
+from tests.stages.training.test_kernels import losses
+from tests.stages.training.test_lora import TRAIN, sft
 from tests.tiny import byte_tokenizer
 
 pytestmark = pytest.mark.gpu

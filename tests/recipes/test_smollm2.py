@@ -9,7 +9,7 @@ import pytest
 import yaml
 from lm_eval.tasks import TaskManager
 
-from pipeline.artifacts import Local, Pypi, identity, parse
+from pipeline.store.references import Local, Pypi, identity, parse
 from stages import KINDS
 from stages.base import BASE
 

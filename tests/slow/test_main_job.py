@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline.test_command import environment
+from tests.pipeline.run.test_command import environment
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow

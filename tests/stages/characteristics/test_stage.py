@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from stages.base import BadInput, Context, Input
+from stages.base import Context, Input, UserError
 from stages.characteristics.config import CharacteristicsStage
 from stages.characteristics.stage import ngram_diversity, run, tree_depth
 
@@ -95,5 +95,5 @@ def test_what_is_wrong_is_told_before_it_runs(context: Context, tmp_path: Path) 
     files = {name: given.path for name, given in context.inputs.items()}
     context.config.check(files)
     (tmp_path / "asked.jsonl").write_text('{"text": "no question"}\n')
-    with pytest.raises(BadInput, match=r"asked.jsonl:1: column 'question' is missing"):
+    with pytest.raises(UserError, match=r"asked.jsonl:1: column 'question' is missing"):
         context.config.check(files)

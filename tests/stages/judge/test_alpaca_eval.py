@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from stages.base import BadInput, Context
+from stages.base import Context, UserError
 from stages.judge.stage import run
 from tests.stages.judge.conftest import ALPACA_EVAL, INSTRUCTIONS
 from tests.stages.judge.server import KEY, Answer, serving
@@ -149,7 +149,7 @@ def test_a_preference_that_cannot_be_read_is_asked_for_again_then_counted(step: 
     read = [share for word, share in LIKES.items() if word != "Say two."]
     assert by_metric(metrics)["win_rate"]["value"] == pytest.approx(statistics.fmean(read))
     assert metrics["notes"] == ["alpaca_eval: 1 of 7 judgements could not be read after 2 attempts; they count nowhere"]
-    with serving(lambda _: "no") as server, pytest.raises(BadInput, match="none of the 7 judgements of gpt-judge"):
+    with serving(lambda _: "no") as server, pytest.raises(UserError, match="none of the 7 judgements of gpt-judge"):
         run(step(server.url, alpaca_eval=ALPACA_EVAL, options={"attempts": 1}))
 
 
@@ -161,7 +161,7 @@ def test_an_interrupted_step_pays_for_nothing_twice(step: Step) -> None:
 
     with serving(says) as server:
         context = step(server.url, alpaca_eval=ALPACA_EVAL, options={"concurrency": 1})
-        with pytest.raises(BadInput, match="answers 400"):
+        with pytest.raises(UserError, match="answers 400"):
             run(context)
         first, refused = [instruction_of(request) for request in server.asked], False
         server.asked.clear()
@@ -174,5 +174,5 @@ def test_an_interrupted_step_pays_for_nothing_twice(step: Step) -> None:
 
 
 def test_an_annotator_that_is_not_there(step: Step) -> None:
-    with serving(prefers) as server, pytest.raises(BadInput, match=r"alpaca_eval\.annotator: 'gone' cannot be loaded"):
+    with serving(prefers) as server, pytest.raises(UserError, match=r"alpaca_eval\.annotator: 'gone' cannot be loaded"):
         run(step(server.url, alpaca_eval=ALPACA_EVAL | {"annotator": "gone"}))

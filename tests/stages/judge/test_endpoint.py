@@ -18,12 +18,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from stages.base import BadInput, Context
+from stages.base import Context, UserError
 from stages.judge.config import JudgeStage
 from stages.judge.endpoint import require_model
 from stages.judge.questions import CHARACTERS_PER_TOKEN
 from stages.judge.stage import run
-from tests.pipeline.test_command import command, environment
+from tests.pipeline.run.test_command import command, environment
 from tests.stages.judge.conftest import ALPACA_EVAL, INSTRUCTIONS, MT_BENCH, PROMPTS, QUESTIONS, write_files
 from tests.stages.judge.server import KEY, serving
 from tests.tiny import byte_tokenizer, tiny_model
@@ -57,7 +57,7 @@ def closed_port() -> int:
 def test_an_endpoint_that_is_down(monkeypatch: pytest.MonkeyPatch, closed_port: int) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{closed_port}/v1")
-    with pytest.raises(BadInput, match=rf"http://127\.0\.0\.1:{closed_port}/v1 \(OPENAI_BASE_URL\) cannot be reached"):
+    with pytest.raises(UserError, match=rf"http://127\.0\.0\.1:{closed_port}/v1 \(OPENAI_BASE_URL\) cannot be reached"):
         require_model("gpt-judge")
 
 
@@ -65,18 +65,18 @@ def test_a_wrong_key_no_key_and_a_model_that_is_not_there(monkeypatch: pytest.Mo
     with serving(lambda _: "", models=("gpt-judge", "gpt-judge-mini", "other")) as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
         monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-        with pytest.raises(BadInput, match="OPENAI_API_KEY is not set"):
+        with pytest.raises(UserError, match="OPENAI_API_KEY is not set"):
             require_model("gpt-judge")
         monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong")
-        with pytest.raises(BadInput, match=r"refuses the key in OPENAI_API_KEY \(401\)") as error:
+        with pytest.raises(UserError, match=r"refuses the key in OPENAI_API_KEY \(401\)") as error:
             require_model("gpt-judge")
         assert "sk-wrong" not in str(error.value)
         monkeypatch.setenv("OPENAI_API_KEY", KEY)
-        with pytest.raises(BadInput, match="has no model 'gpt-jugde'; it has gpt-judge, gpt-judge-mini"):
+        with pytest.raises(UserError, match="has no model 'gpt-jugde'; it has gpt-judge, gpt-judge-mini"):
             require_model("gpt-jugde")
         require_model("gpt-judge")
     monkeypatch.setenv("OPENAI_BASE_URL", "file:///etc")
-    with pytest.raises(BadInput, match="no http or https address"):
+    with pytest.raises(UserError, match="no http or https address"):
         require_model("gpt-judge")
 
 
@@ -158,7 +158,7 @@ def test_what_is_wrong_with_a_section(section: dict[str, Any], says: str) -> Non
 
 def test_answers_longer_than_the_model_takes(tmp_path: Path, model_folder: Path) -> None:
     stage = JudgeStage(models=["wit"], judge="j", alpaca_eval=ALPACA_EVAL)
-    with pytest.raises(BadInput, match="1024 tokens are more than the 256") as error:
+    with pytest.raises(UserError, match="1024 tokens are more than the 256") as error:
         stage.check({"model": model_folder})
     assert error.value.key == "options.max_new_tokens"
 
@@ -190,7 +190,7 @@ def test_what_is_wrong_with_a_file(tmp_path: Path, name: str, row: dict[str, Any
     (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
     stage = JudgeStage(models=["wit"], judge="j", mt_bench=MT_BENCH, alpaca_eval=ALPACA_EVAL)
     files = {f"mt_bench.{part}": tmp_path / file for part, file in MT_BENCH.items()}
-    with pytest.raises(BadInput, match=rf"{name}\.jsonl.*{says}"):
+    with pytest.raises(UserError, match=rf"{name}\.jsonl.*{says}"):
         stage.estimates(files | {"alpaca_eval.instructions": tmp_path / "instructions.jsonl"})
 
 

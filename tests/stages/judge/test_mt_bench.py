@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from stages.base import BadInput, Context
+from stages.base import Context, UserError
 from stages.judge.mt_bench import grade
 from stages.judge.stage import run
-from tests.pipeline.test_command import command
-from tests.pipeline.test_faults import start, wait_until
+from tests.pipeline.run.test_command import command
+from tests.pipeline.run.test_faults import start, wait_until
 from tests.stages.judge.conftest import MT_BENCH, QUESTIONS, write_files
 from tests.stages.judge.server import KEY, Answer, cut, garbage, serving, slow
 
@@ -150,7 +150,7 @@ def test_a_judgement_that_cannot_be_read_is_asked_for_again_then_counted(step: S
     assert found["mt_bench", "score"] == pytest.approx((7 + 4.5 + 10 + 1 + 3 + 8 + 6 + 2 + 5) / 9)
     assert found["mt_bench_turn_2", "score"] == pytest.approx((4.5 + 1 + 8 + 5) / 4)
     assert metrics["notes"] == ["mt_bench: 1 of 10 judgements could not be read after 3 attempts; they count nowhere"]
-    with serving(lambda _: "no") as server, pytest.raises(BadInput, match="none of the 10 judgements of gpt-judge"):
+    with serving(lambda _: "no") as server, pytest.raises(UserError, match="none of the 10 judgements of gpt-judge"):
         run(step(server.url, mt_bench=MT_BENCH))
 
 
@@ -190,7 +190,7 @@ def test_an_interrupted_step_pays_for_nothing_twice(step: Step) -> None:
 
     with serving(says) as server:
         context = step(server.url, mt_bench=MT_BENCH, options={"concurrency": 1})
-        with pytest.raises(BadInput, match=r"judge: http://127.* answers 400: .*scripted"):
+        with pytest.raises(UserError, match=r"judge: http://127.* answers 400: .*scripted"):
             run(context)
         answered = [place(request) for request in server.asked if place(request)[0] < 141]
         refused = False

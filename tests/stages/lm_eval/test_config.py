@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from stages.base import BadInput, Need
+from stages.base import Need, UserError
 from stages.lm_eval.config import LMEvalStage, Options
 
 TASK = {"task": "arc_easy"}
@@ -86,7 +86,7 @@ def test_what_this_model_or_machine_cannot_do(
     model_path: Path, options: dict[str, Any], key: str, message: str
 ) -> None:
     stage = LMEvalStage(models=["wit"], tasks=[TASK], options=options)
-    with pytest.raises(BadInput, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         stage.check({"model": model_path})
     assert error.value.key == key
 
@@ -94,5 +94,5 @@ def test_what_this_model_or_machine_cannot_do(
 def test_a_data_set_is_a_folder(model_path: Path) -> None:
     stage = LMEvalStage(models=["wit"], tasks=[TASK | {"dataset": "./arc"}])
     assert stage.needs()["dataset.arc_easy"] == Need("data", "./arc", "tasks.0.dataset")
-    with pytest.raises(BadInput, match=r"\./arc is a file; name files under data"):
+    with pytest.raises(UserError, match=r"\./arc is a file; name files under data"):
         stage.check({"model": model_path, "dataset.arc_easy": model_path / "config.json"})

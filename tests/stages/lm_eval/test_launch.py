@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.pipeline.test_command import command
+from tests.pipeline.run.test_command import command
 
 pytestmark = pytest.mark.long
 

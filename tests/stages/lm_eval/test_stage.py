@@ -16,7 +16,7 @@ import pytest
 import yaml
 from lm_eval.models.huggingface import HFLM
 
-from stages.base import BadInput, Context
+from stages.base import Context, UserError
 from stages.lm_eval.stage import run
 from tests.stages.lm_eval.conftest import CHOICE, GENERATE, own_data
 
@@ -220,22 +220,22 @@ def test_a_group_gives_its_row_and_its_parts(step: Step, world: Path, tmp_path: 
         ("whole", "acc_norm", True),
         *[(part, metric, False) for part in ("part_a", "part_b") for metric in ("acc", "acc_norm")],
     ]
-    with pytest.raises(BadInput, match=r"tasks\.0\.metric: whole reports no 'acc', only acc_norm"):
+    with pytest.raises(UserError, match=r"tasks\.0\.metric: whole reports no 'acc', only acc_norm"):
         run(step(tasks=[{"task": "whole", "metric": "acc"}], include_path=str(folder)))
-    with pytest.raises(BadInput, match=r"part_a.*keep one of the two"):
+    with pytest.raises(UserError, match=r"part_a.*keep one of the two"):
         run(step(tasks=[{"task": "whole"}, {"task": "part_a"}], include_path=str(folder)))
 
 
 @pytest.mark.usefixtures("own_tasks_only")
 def test_what_cannot_be_run_is_said_before_the_model_is_loaded(step: Step, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stages.lm_eval.stage.load_model", lambda *_: pytest.fail("the model was loaded"))
-    with pytest.raises(BadInput, match=r"tasks\.0\.metric: tiny_choice reports no 'f1', only acc, acc_norm"):
+    with pytest.raises(UserError, match=r"tasks\.0\.metric: tiny_choice reports no 'f1', only acc, acc_norm"):
         run(step(tasks=[own_data("tiny_choice", metric="f1")]))
-    with pytest.raises(BadInput, match=r"tasks\.1\.task: .* 'tiny_choise'; did you mean tiny_choice"):
+    with pytest.raises(UserError, match=r"tasks\.1\.task: .* 'tiny_choise'; did you mean tiny_choice"):
         run(step(tasks=[own_data("tiny_generate"), {"task": "tiny_choise"}]))
-    with pytest.raises(BadInput, match=r"tasks\.0\.data: tiny_choice reads the split dev too"):
+    with pytest.raises(UserError, match=r"tasks\.0\.data: tiny_choice reads the split dev too"):
         run(step(tasks=[{"task": "tiny_choice", "num_fewshot": 3, "data": {"test": "test.jsonl"}}]))
-    with pytest.raises(BadInput, match=r"tasks\.0\.task: tiny_choice cannot be loaded"):
+    with pytest.raises(UserError, match=r"tasks\.0\.task: tiny_choice cannot be loaded"):
         run(step(tasks=[{"task": "tiny_choice"}]))
 
 
@@ -246,7 +246,7 @@ def test_a_template_the_tokenizer_lacks(step: Step, model_path: Path, tmp_path: 
     (bare / "chat_template.jinja").unlink()
     context = step(tasks=[own_data("tiny_choice")], options={"apply_chat_template": True})
     context.inputs["model"] = replace(context.inputs["model"], path=bare)
-    with pytest.raises(BadInput, match="the tokenizer of wit has no chat template"):
+    with pytest.raises(UserError, match="the tokenizer of wit has no chat template"):
         run(context)
 
 
@@ -284,7 +284,7 @@ def test_code_that_the_model_wrote_runs_where_that_is_confirmed(
     monkeypatch.setenv("HF_ALLOW_CODE_EVAL", "1")
     (tmp_path / "unsafe" / "u.py").write_text("raise SystemExit('imported')")
     for name in ("mine", "whole"):
-        with pytest.raises(BadInput, match=rf"tasks\.0\.task: {name} runs .*options\.confirm_run_unsafe_code: true"):
+        with pytest.raises(UserError, match=rf"tasks\.0\.task: {name} runs .*options\.confirm_run_unsafe_code: true"):
             run(step(**section | {"tasks": [{"task": name}]}))
 
 
@@ -300,7 +300,7 @@ def test_code_that_the_model_wrote_runs_where_that_is_confirmed(
 def test_code_that_a_task_file_fetches(
     step: Step, world: Path, tmp_path: Path, changes: dict[str, Any], says: str
 ) -> None:
-    with pytest.raises(BadInput, match=says):
+    with pytest.raises(UserError, match=says):
         run(step(**own_task(tmp_path / "foreign", world, **changes)))
 
 

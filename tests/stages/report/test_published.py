@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from stages.base import BadInput, Context, Input
+from stages.base import Context, Input, UserError
 from stages.report.config import PUBLISHED, ReportStage
-from stages.report.gains import SHARES
+from stages.report.improvements import SHARES
 from stages.report.published import read_grids
 from stages.report.stage import run
-from tests.pipeline.test_command import command
+from tests.pipeline.run.test_command import command
 from tests.stages.report.test_grid import grid
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -115,7 +115,7 @@ def test_what_is_wrong_with_a_file(tmp_path: Path, text: str, says: str) -> None
     """Told before anything runs, with the place."""
     (tmp_path / "grids.csv").write_text(text)
     (tmp_path / "r.yaml").write_text("name: r\nstages: {report: {kind: report, published: ./grids.csv}}\n")
-    with pytest.raises(BadInput) as error:
+    with pytest.raises(UserError) as error:
         ReportStage(published="./grids.csv").check({PUBLISHED: tmp_path / "grids.csv"})
     assert says in str(error.value)
 

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import pytest
 from pydantic import ValidationError
 
-from stages.base import BadInput, Context, Input, Need
+from stages.base import Context, Input, Need, UserError
 from stages.report.config import ReportStage
 from stages.report.page import latex_text
 from stages.report.results import find_baseline, read
@@ -343,7 +343,7 @@ def test_the_baseline_is_the_conventional_model_or_the_one_named(make: Make) -> 
     assert found is not None
     assert named is not None
     assert (found.name, named.name) == ("it", "low")
-    with pytest.raises(BadInput, match="'gone' is in no benchmark; evaluated are prompts, low, it"):
+    with pytest.raises(UserError, match="'gone' is in no benchmark; evaluated are prompts, low, it"):
         run(make(inputs, baseline="gone"))
     del inputs["bench[it]"], inputs["bench[low]"]
     metrics = run(make(inputs))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from stages.base import BadInput
+from stages.base import UserError
 from stages.sensitivity.config import Prompts, SensitivityStage
 from stages.sensitivity.sets import PromptSet, misspelt, read_sets
 
@@ -146,7 +146,7 @@ def distance(a: str, b: str) -> int:
     ],
 )
 def test_what_is_wrong_with_a_row(tmp_path: Path, row: Any, section: dict[str, Any], says: str) -> None:
-    with pytest.raises(BadInput, match=says):
+    with pytest.raises(UserError, match=says):
         read(tmp_path, row, **section)
 
 

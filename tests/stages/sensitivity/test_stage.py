@@ -18,7 +18,7 @@ from prompt_sensitivity_index.posix import PosixConfig, get_prompt_sensitivity
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import stages.sensitivity.stage
-from stages.base import BadInput, Context, Input
+from stages.base import Context, Input, UserError
 from stages.sensitivity.config import SensitivityStage
 from stages.sensitivity.stage import psi, run
 
@@ -149,18 +149,18 @@ def test_the_chat_template_is_applied(step: Step, model_folder: Path) -> None:
 def test_what_is_wrong_is_said_before_a_prompt_is_answered(step: Step, model_folder: Path, tmp_path: Path) -> None:
     long = [{"prompts": ["Who?", "Which?"]}, {"prompts": ["who? " * 50, "a"]}]
     with pytest.raises(
-        BadInput, match=r"prompts\.words: row 2 of .*: 250 tokens and an answer of 7 are more than the 256"
+        UserError, match=r"prompts\.words: row 2 of .*: 250 tokens and an answer of 7 are more than the 256"
     ):
         run(step(long))
     config = step(rows(), max_new_tokens=257).config
-    with pytest.raises(BadInput, match="257 tokens are more than the 256") as error:
+    with pytest.raises(UserError, match="257 tokens are more than the 256") as error:
         config.check({"model": model_folder, "data.words": Path(config.prompts[0].data)})
     assert error.value.key == "prompts.0.max_new_tokens"
     bare = shutil.copytree(model_folder, tmp_path / "bare")
     (bare / "chat_template.jinja").unlink()
-    with pytest.raises(BadInput, match="the tokenizer of wit has no chat template"):
+    with pytest.raises(UserError, match="the tokenizer of wit has no chat template"):
         run(step(rows(), model=bare, options={"apply_chat_template": True}))
-    with pytest.raises(BadInput, match="wit cannot be loaded"):
+    with pytest.raises(UserError, match="wit cannot be loaded"):
         run(step(rows(), model=tmp_path))
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from stages.data.segments import weight_table
 from stages.sft.collator import WeightedCollator
-from stages.sft.segments import weight_table
 
 ROWS = [
     {"input_ids": [5, 6, 7, 8], "segments": [0, 0, 1, 1], "row": 3},

@@ -10,11 +10,11 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, GPT2Config, MambaConfig, MistralConfig, Qwen2Config
 
-from stages.base import BadInput
+from stages.base import UserError
+from stages.data.segments import weight_table
 from stages.sft import WITConfig, WITTrainer
 from stages.sft.collator import WeightedCollator
 from stages.sft.packing import keeps_apart
-from stages.sft.segments import weight_table
 from tests.stages.sft.test_loss import EIGHT
 from tests.tiny import byte_tokenizer, tiny_model
 
@@ -88,7 +88,7 @@ def test_a_model_that_cannot_keep_examples_apart_is_refused(tmp_path: Path) -> N
     mamba = AutoModelForCausalLM.from_config(
         MambaConfig(vocab_size=258, hidden_size=32, num_hidden_layers=2, state_size=4, pad_token_id=257)
     )
-    with pytest.raises(BadInput, match="lets examples in one packed row see each other; leave packing"):
+    with pytest.raises(UserError, match="lets examples in one packed row see each other; leave packing"):
         trainer(tmp_path, mamba, packing=True, max_length=90, max_steps=1).train()
 
 

@@ -10,10 +10,10 @@ from rich.console import Console
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from stages.sft.pieces import Pieces, visible
+from stages.data.segments import Segment, weight_table
 from stages.sft.preview import Preview, PreviewedExample, examples
 from stages.sft.preview_terminal import OnTerminal
-from stages.sft.segments import Segment, weight_table
+from stages.sft.token_display import Pieces, visible
 from tests.tiny import byte_tokenizer
 
 P, C, T = Segment.PROMPT, Segment.COMPLETION, Segment.TEMPLATE

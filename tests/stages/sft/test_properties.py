@@ -11,12 +11,12 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stages.data.segments import Segment, weight_table
+from stages.data.tokenization import Preparer, prepare
 from stages.sft.collator import WeightedCollator
-from stages.sft.data import Preparer, prepare
 from stages.sft.packing import pack
-from stages.sft.segments import Segment, weight_table
-from stages.sft.selection import select
-from tests.stages.sft.test_data import CHATML, tokenizer
+from stages.sft.row_filter import select
+from tests.stages.data.test_tokenization import CHATML, tokenizer
 
 TOKENIZER = tokenizer(CHATML)
 PIECES = st.sampled_from(["user", "assistant", "<|im_end|>", "<|im_start|>assistant\n", "<end>", "\n", "  ", "é", "語"])

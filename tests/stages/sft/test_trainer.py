@@ -12,9 +12,9 @@ from peft import PromptTuningConfig
 from transformers import LlamaForCausalLM
 from trl import SFTTrainer
 
-from stages.base import BadInput
+from stages.base import UserError
+from stages.data.tokenization import prepare
 from stages.sft import WITConfig, WITTrainer
-from stages.sft.data import prepare
 from tests.stages.sft.test_loss import EIGHT, ROWS, formula
 from tests.tiny import byte_tokenizer, tiny_model
 
@@ -100,7 +100,7 @@ def test_rows_with_nothing_to_learn_are_left_out_and_counted(tmp_path: Path) -> 
     assert (used.rows_used, used.rows_without_weight, used.tokens_dropped, used.tokens_truncated) == (1, 1, 8, 18)
     assert len(trainer(tmp_path, rows, max_length=8, prompt_loss_weight=0.1).train_dataset) == 2
     with pytest.raises(
-        BadInput, match="every row of the train data lost its whole completion at max_length 8; raise max_length"
+        UserError, match="every row of the train data lost its whole completion at max_length 8; raise max_length"
     ):
         trainer(tmp_path, rows[1:], max_length=8)
 
@@ -169,7 +169,7 @@ def test_a_loss_that_is_no_number_stops_the_training(tmp_path: Path, layout: dic
     made = trainer(tmp_path, ROWS, learning_rate=0.125, per_device_train_batch_size=4, **layout)
     with torch.no_grad():
         made.model.model.layers[0].mlp.up_proj.weight.fill_(float("inf"))
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(UserError) as caught:
         made.train()
     message = str(caught.value)
     assert message.startswith("step 1: the loss is no finite number at learning rate 0.125;")

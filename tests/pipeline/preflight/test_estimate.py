@@ -1,0 +1,196 @@
+"""`run-recipe --estimate` as a user calls it: counts against hand formulas and real models, memory against what a
+training really held."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers.training_args import OptimizerNames
+
+from benchmarks.estimate import CASES, MOST, TASK, estimated, make_world, peak
+from stages.estimate.optimisers import optimiser_bytes
+from stages.estimate.sharding import Shards, shards
+from stages.estimate.sizes import sizes
+from stages.training.config import LoraOptions
+from stages.training.launch import Launch
+from tests.pipeline.run.test_command import command
+from tests.tiny import tiny_model
+
+pytestmark = pytest.mark.long
+
+RECIPE = """\
+name: small
+model: ./model
+matrix: {prompt: [0.0, 0.2, 0.4]}
+stages:
+  wit:
+    kind: sft
+    data: {train: ./rows.jsonl}
+    weights: {prompt: "${matrix.prompt}", completion: 1}
+    train: {num_train_epochs: 2, per_device_train_batch_size: 2, gradient_accumulation_steps: 2, max_length: 256}
+  large:
+    kind: sft
+    data: {train: ./rows.jsonl}
+    weights: {prompt: 0, completion: 1}
+    train: {per_device_train_batch_size: 512, gradient_checkpointing: false}
+    resources: {memory: 1GiB}
+  hopeless:
+    kind: sft
+    data: {train: ./rows.jsonl}
+    weights: {prompt: 0, completion: 1}
+    resources: {memory: 8MiB}
+  plain:
+    kind: sft
+    data: {train: ./rows.jsonl}
+    weights: {prompt: 0, completion: 1}
+    train: {max_steps: 2, activation_checkpointing: false}
+  sharded:
+    kind: sft
+    data: {train: ./rows.jsonl}
+    weights: {prompt: 0, completion: 1}
+    launch: {num_processes: 2, use_fsdp: true}
+  dpo: &dpo
+    kind: dpo
+    data: {train: ./rows.jsonl, rejected: other_row}
+    train: {max_steps: 2, per_device_train_batch_size: 2, max_length: 64}
+  ahead:
+    <<: *dpo
+    train: {max_steps: 2, per_device_train_batch_size: 2, max_length: 64, precompute_ref_log_probs: true}
+  bench:
+    kind: lm_eval
+    models: [base]
+    include_path: ./tasks
+    tasks: [{task: ends, metric: acc, data: {test: ./rows.jsonl}}]
+    options: {batch_size: 512, dtype: float32}
+    resources: {memory: 700MiB}
+  far:
+    kind: sft
+    model: org/nowhere
+    data: {train: ./rows.jsonl}
+    weights: {prompt: 0, completion: 1}
+"""
+TINY = 258 * 32 + 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48 + 2 * 32) + 32
+"""tests.tiny's Llama, by hand: embeddings that are the head's too; each layer's query and output, key and value of half
+as many heads, the three of its feed-forward part and two norms; the last norm."""
+ROWS, LENGTH = 600, 256
+"""Each row is cut to so many of its 5 + 494 + 1 tokens, which are bytes and the EOS token."""
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> dict[str, Any]:
+    """Stage -> what is told of it."""
+    folder = tmp_path_factory.mktemp("estimated")
+    (folder / "model").symlink_to(model_folder)
+    (folder / "r.yaml").write_text(RECIPE)
+    rows = ({"prompt": "Sky? ", "completion": "ab"[number % 2] * 494} for number in range(ROWS))
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "tasks").mkdir()
+    (folder / "tasks" / "ends.yaml").write_text(TASK)
+    done = command(folder, "--estimate", "--json")
+    assert done.returncode == 0, done.stderr
+    assert not (folder / "runs" / "small").exists()
+    return {each["steps"][0].partition("[")[0]: each for each in json.loads(done.stdout)["steps"]}
+
+
+def test_counts_of_parameters_rows_and_steps(told: dict[str, Any]) -> None:
+    """600 rows in micro-batches of 2 are 300, of which 2 make a step: 150 steps an epoch, over 2 epochs."""
+    wit = told["wit"]
+    assert wit["parameters"] == wit["trainable"] == TINY
+    assert wit["tokens"] == 2 * ROWS * LENGTH
+    assert wit["steps"] == ["wit[prompt=0]", "wit[prompt=0.2]", "wit[prompt=0.4]"]
+    assert wit["optimiser_steps"] == 300
+    assert wit["flops"] == 8 * TINY * wit["tokens"]  # with gradient checkpointing, TRL's default
+    assert wit["seconds"] > 0
+    parts = wit["memory"]
+    assert (parts["weights"], parts["gradients"], parts["optimiser"]) == (4 * TINY, 4 * TINY, 8 * TINY)
+    assert wit["fits"]
+
+
+def test_what_does_not_fit_says_what_would(told: dict[str, Any]) -> None:
+    """Under 1 GiB: with checkpointing or smaller batches, the same rows a step."""
+    large = told["large"]
+    assert not large["fits"]
+    assert large["memory_total"] > 2**30 == large["room"]
+    assert large["remedies"]
+    assert all(remedy["memory"] <= 2**30 for remedy in large["remedies"])
+    first = dict(change.split(": ") for change in large["remedies"][0]["changes"])
+    assert first["train.activation_checkpointing"] == "true"
+    assert large["remedies"][0]["same_result"]
+    size = int(first.get("train.per_device_train_batch_size", 512))
+    assert size * int(first.get("train.gradient_accumulation_steps", 1)) == 512
+    assert not told["hopeless"]["fits"]
+    assert told["hopeless"]["remedies"] == []
+
+
+def test_an_evaluation_that_does_not_fit_takes_smaller_batches(told: dict[str, Any]) -> None:
+    bench = told["bench"]
+    assert not bench["fits"]
+    assert bench["requests"] == 2 * ROWS
+    assert bench["memory"]["activations"] + bench["memory"]["logits"] > 4 * 512 * 499 * 258, "at least the logits"
+    (change,) = bench["remedies"][0]["changes"]
+    key, size = change.split(": ")
+    assert key == "options.batch_size"
+    assert 1 < int(size) < 512
+    assert bench["remedies"][0]["same_result"]
+    assert bench["remedies"][0]["memory"] <= 700 * 2**20
+
+
+def test_options_that_decide_memory(told: dict[str, Any]) -> None:
+    """transformers' own name of checkpointing, TRL's reference that is not kept, GPUs that are not here."""
+    assert told["plain"]["flops"] == 6 * TINY * told["plain"]["tokens"]
+    assert told["dpo"]["memory"]["weights"] == 8 * TINY
+    assert told["ahead"]["memory"]["weights"] == 4 * TINY
+    assert told["sharded"]["fits"] is None
+    assert told["sharded"]["memory"]["weights"] == 2 * TINY
+    assert any("it runs on GPUs, and there is none here" in line for line in told["sharded"]["unknown"])
+
+
+def test_what_is_not_here_is_not_known(told: dict[str, Any]) -> None:
+    far = told["far"]
+    assert [far[name] for name in ("parameters", "memory", "flops", "seconds", "fits")] == [None] * 5
+    assert any("org/nowhere: cannot be had from the hub" in line for line in far["unknown"])
+
+
+def test_counts_are_those_of_the_real_model_and_of_peft() -> None:
+    model = tiny_model()
+    assert sizes(model.config, torch.float32).parameters == sum(p.numel() for p in model.parameters()) == TINY
+    asked = {"r": 4, "target_modules": "all-linear"}
+    trainable, everything = get_peft_model(
+        model, LoraConfig(task_type="CAUSAL_LM", **asked)
+    ).get_nb_trainable_parameters()
+    found = sizes(tiny_model().config, torch.bfloat16, LoraOptions(**asked))
+    assert (found.trainable, found.parameters, found.base) == (trainable, everything, TINY)
+    assert found.weights == 2 * TINY + 4 * trainable  # PEFT keeps an adapter in float32
+    linear = TINY - 258 * 32 - 5 * 32
+    four = sizes(tiny_model().config, torch.float32, LoraOptions(**asked), {"load_in_4bit": True})
+    assert four.weights == 4 * (TINY - linear) + linear // 2 + linear // 64 * 4 + 4 * trainable
+
+
+def test_what_optimisers_and_shards_keep() -> None:
+    found = sizes(tiny_model().config, torch.float32)
+    kept = {name.value: optimiser_bytes(name.value, found) for name in OptimizerNames}  # each that a recipe may name
+    some = {name: kept[name] for name in ("adamw_torch_fused", "adamw_bnb_8bit", "lion_32bit", "sgd", "lomo")}
+    assert some == {
+        "adamw_torch_fused": 8 * TINY,
+        "adamw_bnb_8bit": 2 * TINY,
+        "lion_32bit": 4 * TINY,
+        "sgd": 0,
+        "lomo": 0,
+    }
+    assert 0 < kept["adafactor"] < TINY
+    assert shards(Launch(num_processes=4)) == Shards(1, 1, 1)
+    assert shards(Launch(num_processes=4, use_fsdp=True)) == Shards(4, 4, 4)
+    assert shards(Launch(num_processes=4, use_fsdp=True, fsdp_sharding_strategy="SHARD_GRAD_OP")) == Shards(1, 4, 4)
+    assert shards(Launch(num_processes=4, use_deepspeed=True, zero_stage=1)) == Shards(1, 1, 4)
+    assert shards(Launch(num_processes=4, use_deepspeed=True, zero_stage=3)) == Shards(4, 4, 4)
+
+
+@pytest.mark.parametrize("case", ["full 1M", "full 30M"])
+def test_memory_is_within_a_quarter_of_what_training_held(tmp_path: Path, case: str) -> None:
+    make_world(tmp_path, *CASES[case])
+    assert estimated(tmp_path)["memory_total"] / peak(tmp_path) == pytest.approx(1, abs=MOST)

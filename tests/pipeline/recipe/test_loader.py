@@ -1,0 +1,144 @@
+"""What a recipe's text means: merged, overridden, interpolated; and where each value is found to stand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.recipe.loader import Recipe, load
+from pipeline.recipe.nodes import Key
+
+TEXT = """\
+name: small
+seed: 7
+model: ./model
+stages:
+  wit:
+    kind: sft
+    data: &rows
+      train: ./rows.jsonl
+    weights: {prompt: 0.2, completion: 0.8}
+    train: &how {max_steps: 3, learning_rate: 1e-3}
+  it:
+    kind: sft
+    data: *rows
+    weights: {prompt: 0, completion: 1}
+    train: {<<: *how, max_steps: 4}
+  bench:
+    kind: lm_eval
+    models: [base, wit]
+    tasks:
+      - task: arc_easy
+"""
+
+
+def read(folder: Path, text: str, *overrides: str) -> Recipe:
+    """The recipe of `text`, which must have no problems."""
+    (folder / "r.yaml").write_bytes(text.encode())
+    (recipe,) = load(folder / "r.yaml", overrides)
+    assert [str(problem) for problem in recipe.problems] == []
+    return recipe
+
+
+def place(recipe: Recipe, *key: str | int) -> tuple[int | None, int | None]:
+    found = recipe.places.at(key)
+    return found.line, found.column
+
+
+def value(recipe: Recipe, *key: str | int) -> object:
+    node = recipe.places.tree.find(key)
+    assert node is not None
+    return node.plain()
+
+
+PLACES: dict[Key, tuple[int, int]] = {
+    ("model",): (3, 8),
+    ("stages", "wit"): (5, 3),  # the section begins in the next line, so its key is named
+    ("stages", "wit", "data", "train"): (8, 14),
+    ("stages", "wit", "weights", "completion"): (9, 40),
+    ("stages", "it", "data"): (13, 11),
+    ("stages", "it", "data", "train"): (8, 14),
+    ("stages", "it", "train", "max_steps"): (15, 34),
+    ("stages", "it", "train", "learning_rate"): (10, 47),
+    ("stages", "bench", "models", 1): (18, 20),
+    ("stages", "bench", "tasks", 0, "task"): (20, 15),
+    ("stages", "bench", "tasks", 0, "metric"): (20, 9),  # not written: where the section begins
+}
+
+
+@pytest.mark.parametrize("begin", ["", "\ufeff"], ids=["", "byte order mark"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["LF", "CRLF"])
+def test_every_value_has_its_place(tmp_path: Path, begin: str, end: str) -> None:
+    recipe = read(tmp_path, begin + TEXT.replace("\n", end))
+    assert {key: place(recipe, *key) for key in PLACES} == PLACES
+    assert recipe.stages["it"].model_dump()["train"] == {"max_steps": 4, "learning_rate": 0.001}
+
+
+def test_an_override_changes_one_value_and_not_those_that_share_it(tmp_path: Path) -> None:
+    recipe = read(tmp_path, TEXT, "stages.wit.data.train=./other.jsonl", "stages.bench.models.1=it", "seed=8")
+    assert value(recipe, "stages", "wit", "data", "train") == "./other.jsonl"
+    assert value(recipe, "stages", "it", "data", "train") == "./rows.jsonl"
+    assert value(recipe, "stages", "bench", "models") == ["base", "it"]
+    assert (recipe.seed, recipe.stages["wit"].model_dump()["seed"]) == (8, 8)
+    assert str(recipe.places.at(("seed",))) == "--set seed=8"
+    assert recipe.places.at(("stages", "wit", "data", "train")).folder == Path.cwd()
+    assert recipe.places.at(("stages", "it", "data", "train")).folder == tmp_path
+
+
+def test_an_override_by_a_section_is_merged(tmp_path: Path) -> None:
+    recipe = read(tmp_path, TEXT, "stages.wit.weights={prompt: 0.4}", "stages.wit.lora={r: 4}")
+    assert value(recipe, "stages", "wit", "weights") == {"prompt": 0.4, "completion": 0.8}
+    assert value(recipe, "stages", "wit", "lora") == {"r": 4}
+
+
+def test_a_recipe_lies_over_the_one_it_extends(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "base.yaml").write_text(TEXT)
+    recipe = read(tmp_path, "extends: below/base.yaml\nname: other\nstages:\n  wit: {weights: {prompt: 1}}\n")
+    assert (recipe.name, recipe.seed, list(recipe.stages)) == ("other", 7, ["wit", "it", "bench"])
+    assert value(recipe, "stages", "wit", "weights") == {"prompt": 1, "completion": 0.8}
+    assert str(recipe.places.at(("stages", "wit", "weights", "prompt"))) == f"{tmp_path}/r.yaml:4:27"
+    assert recipe.places.at(("model",)).folder == tmp_path / "below"
+
+
+REFERENCES = {
+    "a number": ("${stages.wit.weights.prompt}", 0.2),
+    "a text with several": ("'${name}-${seed}-${stages.wit.weights.prompt}'", "small-7-0.2"),
+    "an item of a list": ("${stages.bench.models.1}", "wit"),
+    "a section": ("${stages.it.train}", {"max_steps": 4, "learning_rate": 0.001}),
+    "through another": ("${stages.far.train.max_steps}", 3),
+    "none": (r"'\${name} $name {name}'", "${name} $name {name}"),
+}
+
+
+@pytest.mark.parametrize("case", REFERENCES)
+def test_references_stand_for_what_they_name(tmp_path: Path, case: str) -> None:
+    written, expected = REFERENCES[case]
+    (tmp_path / "r.yaml").write_text(f"{TEXT}  far: {{train: '${{stages.wit.train}}'}}\n  near: {written}\n")
+    (recipe,) = load(tmp_path / "r.yaml")
+    assert value(recipe, "stages", "near") == expected
+    assert place(recipe, "stages", "near") == (22, 9)
+
+
+WRONG = {
+    "unknown": ("${stages.wot.x}", "21:6: stages.x: '${stages.wot.x}': there is no stages.wot; did you mean 'wit'?"),
+    "to itself": ("${stages.x}", "21:6: stages.x: refers to itself: stages.x -> stages.x"),
+    "in a circle": ("${stages.y}", "22:6: stages.y: refers to itself: stages.x -> stages.y -> stages.x"),
+    "to what holds it": ("${stages}", "21:6: stages.x: refers to itself: stages -> stages.x -> stages"),
+    "not closed": (
+        "'${name'",
+        "21:6: stages.x: '${' is not closed by '}'; write \\${ for the two characters themselves",
+    ),
+    "a section in a text": ("'a${stages.wit}'", "21:6: stages.x: '${stages.wit}' is a section or list"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_reference_is_told_once_where_it_stands(tmp_path: Path, case: str) -> None:
+    written, expected = WRONG[case]
+    (tmp_path / "r.yaml").write_text(f"{TEXT}  x: {written}\n  y: '${{stages.x}}'\n")
+    (recipe,) = load(tmp_path / "r.yaml")
+    problems = [str(problem) for problem in recipe.problems]
+    assert len(problems) == 1
+    assert problems[0].startswith(f"{tmp_path}/r.yaml:{expected}")

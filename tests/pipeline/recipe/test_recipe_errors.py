@@ -1,0 +1,483 @@
+"""Bad recipes through the command: place, key and remedy on standard error, exit 2, nothing written."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli import main
+from stages.data.files import read_rows
+
+GOOD = """\
+name: small
+model: ./model
+stages:
+  wit:
+    kind: sft
+    data: {train: ./rows.jsonl}
+    weights: {prompt: 0.2, completion: 0.8}
+    train: {num_train_epochs: 1}
+  dpo:
+    kind: dpo
+    model: wit
+    data: {train: ./pairs.jsonl}
+  bench:
+    kind: lm_eval
+    models: [base, wit, dpo]
+    tasks: [{task: arc_easy}]
+  report: {kind: report}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the good recipe's files, as the current folder."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "model" / "model.safetensors").touch()
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a ", "completion": "b"}\n')
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a ", "chosen": "b", "rejected": "c"}\n')
+    (tmp_path / "r.yaml").write_text(GOOD)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def complain(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What the command says of an error; it must exit with 2 and write nothing."""
+    assert main(["r.yaml", *arguments]) == 2
+    assert not Path("runs").exists()
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "Traceback" not in said.err
+    return said.err
+
+
+def test_the_good_recipe_plans(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["r.yaml", "--plan"]) == 0
+    assert "bench[wit]" in capsys.readouterr().out
+
+
+CASES = {
+    "unknown key": (
+        "{prompt: 0.2,",
+        "{promt: 0.2,",
+        r"r\.yaml:7:15: stages\.wit\.weights\.promt: .*did you mean 'prompt'",
+    ),
+    "unknown TRL option": (
+        "num_train_epochs: 1",
+        "num_train_epoch: 1",
+        r"r\.yaml:8:13: .*did you mean 'num_train_epochs'",
+    ),
+    "option set elsewhere": (
+        "num_train_epochs: 1",
+        "loss_type: dft",
+        r"r\.yaml:8:13: .*train\.loss_type: cannot",
+    ),
+    "wrong type": (
+        "num_train_epochs: 1",
+        "num_train_epochs: many",
+        r"r\.yaml:8:31: .*num_train_epochs: .*found 'many'",
+    ),
+    "string for a number": (
+        "{prompt: 0.2,",
+        "{prompt: '0.2',",
+        r"r\.yaml:7:23: stages\.wit\.weights\.prompt: .*number",
+    ),
+    "unknown kind": (
+        "kind: sft",
+        "kind: sfft",
+        r"r\.yaml:5:11: stages\.wit\.kind: 'sfft' is unknown; did you mean 'sft'",
+    ),
+    "no kind": ("    kind: sft\n", "", r"r\.yaml:4:3: stages\.wit: needs 'kind', one of sft"),
+    "unknown stage": (
+        "model: wit",
+        "model: wot",
+        r"r\.yaml:11:12: stages\.dpo\.model: 'wot' is no stage.*did you mean 'wit'",
+    ),
+    "unknown model of a benchmark": (
+        "wit, dpo]",
+        "wit, dpi]",
+        r"r\.yaml:15:25: stages\.bench\.models\.2: 'dpi'.*'dpo'",
+    ),
+    "a stage that makes no model": ("model: wit", "model: bench", r"needs its own result: (dpo|bench)|makes no model"),
+    "cycle": ("    kind: sft\n", "    kind: sft\n    model: dpo\n", r"needs its own result: wit -> dpo -> wit"),
+    "missing data": (
+        "./rows.jsonl",
+        "./row.jsonl",
+        r"r\.yaml:6:19: stages\.wit\.data\.train: .*row\.js.*rows\.js",
+    ),
+    "missing model": ("./model", "./modle", r"r\.yaml:2:8: model: .*modle.*"),
+    "folder that is no model": ("./model", "./", r"r\.yaml:2:8: model: .*config\.json"),
+    "no model at all": ("model: ./model\n", "", r"names no model; add 'model:'"),
+    "unknown column": (
+        "{train: ./rows.jsonl}",
+        "{train: ./rows.jsonl, columns: {promt: question}}",
+        r"r\.yaml:6:50: stages\.wit\.data\.columns\.promt: 'promt' is no column that .* those are completion,",
+    ),
+    "column of preference rows alone": (
+        "{train: ./pairs.jsonl}",
+        "{train: ./pairs.jsonl, columns: {completion: answer}}",
+        r"r\.yaml:12:56: stages\.dpo\.data\.columns\.completion: .* is no column .* are chosen, prompt, rejected",
+    ),
+    "column that the rows lack": (
+        "{train: ./rows.jsonl}",
+        "{train: ./rows.jsonl, columns: {prompt: question}}",
+        r"rows\.jsonl:1: column 'question' is missing; the row has prompt, completion",
+    ),
+    "split of a file": (
+        "{train: ./rows.jsonl}",
+        "{train: ./rows.jsonl, train_split: held}",
+        r"r\.yaml:6:46: stages\.wit\.data\.train_split: .*rows\.jsonl is one file, which has no train_split; remove it",
+    ),
+    "both weights 0": ("{prompt: 0.2, completion: 0.8}", "{prompt: 0, completion: 0}", r"r\.yaml:7:14: .*both 0"),
+    "negative weight": (
+        "{prompt: 0.2,",
+        "{prompt: -0.2,",
+        r"r\.yaml:7:23: stages\.wit\.weights\.prompt: .*greater than or",
+    ),
+    "weight is no number": ("{prompt: 0.2,", "{prompt: .nan,", r"r\.yaml:7:23: stages\.wit\.weights\.prompt: .*finite"),
+    "weight missing": (
+        "{prompt: 0.2, completion: 0.8}",
+        "{prompt: 0.2}",
+        r"stages\.wit\.weights\.completion: is missing",
+    ),
+    "unknown key at the top": ("name: small", "name: small\nsede: 1", r"r\.yaml:2:1: sede: .*did you mean 'seed'"),
+    "bad name": ("name: small", "name: ../small", r"r\.yaml:1:7: name: '\.\./small' is no folder name"),
+    "bad stage name": ("  wit:", "  w/t:", r"r\.yaml:4:3: stages\.w/t: is no stage name"),
+    "not YAML": ("stages:\n", "stages: [\n", r"r\.yaml:\d+:\d+: not valid YAML"),
+    "reads the environment": ("./model", "${oc.env:HOME}", r"r\.yaml:2:8: model: .*oc\.env"),
+    "unknown interpolation": ("./model", "${modl}", r"r\.yaml:2:8: model: .*modl"),
+    "no stages": (GOOD[GOOD.index("stages:") :], "stages: {}\n", r"r\.yaml:3:9: stages: names no stage"),
+    "a list": (GOOD, "- a\n- b\n", r"r\.yaml:1:1: a recipe is a mapping"),
+    "kind that is a list": ("kind: sft", "kind: [sft]", r"r\.yaml:5:11: stages\.wit\.kind: \['sft'\] is unknown"),
+    "no section": ("  report: {kind: report}", "  report:", r"r\.yaml:17:10: stages\.report: a stage is a mapping"),
+    "no stages section": (GOOD[GOOD.index("stages:") :], "stages:\n", r"r\.yaml:3:8: stages: .*dictionary"),
+    "taken name": ("name: small", "name: store", r"r\.yaml:1:7: name: 'store' is no folder name"),
+    "taken stage name": ("  wit:", "  logs:", r"r\.yaml:4:3: stages\.logs: is no stage name"),
+    "negative seed": ("name: small", "name: small\nseed: -1", r"r\.yaml:2:7: seed: .*greater than or equal to 0"),
+    "value still to be given": ("model: ./model", "model: ???", r"r\.yaml:2:8: model: is '\?\?\?'"),
+    "same model twice": ("wit, dpo]", "wit, wit]", r"r\.yaml:15:13: stages\.bench\.models: named more than once: wit"),
+    "remote code": (
+        "num_train_epochs: 1",
+        "model_init_kwargs: {trust_remote_code: true}",
+        r"r\.yaml:8:33: stages\.wit\.train\.model_init_kwargs\.trust_remote_code: unknown key; the keys are attn_",
+    ),
+    "secret": ("num_train_epochs: 1", "hub_token: x", r"stages\.wit\.train\.hub_token: cannot be set here: .*secrets"),
+    "evaluation without data": ("num_train_epochs: 1", "eval_strategy: epoch", r"name it as data\.eval"),
+    "unknown choice": (
+        "num_train_epochs: 1",
+        "lr_scheduler_type: cosin",
+        r"r\.yaml:8:32: stages\.wit\.train\.lr_scheduler_type: found 'cosin'; did you mean 'cosine'\?; allowed are ",
+    ),
+    "a key by its initials": (
+        "num_train_epochs: 1",
+        "lr: 1.0e-4",
+        r"r\.yaml:8:\d+: stages\.wit\.train\.lr: unknown key; did you mean 'learning_rate'\?",
+    ),
+    "a dtype as others write it": (
+        "num_train_epochs: 1",
+        "model_init_kwargs: {dtype: bf16}",
+        r"r\.yaml:8:\d+: stages\.wit\.train\.model_init_kwargs\.dtype: found 'bf16'; .*float32, bfloat16",
+    ),
+    "an attention that there is not": (
+        "num_train_epochs: 1",
+        "model_init_kwargs: {attn_implementation: flash}",
+        r"r\.yaml:8:\d+: stages\.wit\.train\.model_init_kwargs\.attn_implementation: found 'flash'; allowed are eager",
+    ),
+    "unknown choice of many, and like none": (
+        "num_train_epochs: 1",
+        "optim: foo",
+        r"r\.yaml:8:20: stages\.wit\.train\.optim: found 'foo'; docs/reference\.md lists all 41\n",
+    ),
+    "unknown choice of many": (
+        "num_train_epochs: 1",
+        "optim: adamw_tortch",
+        r"r\.yaml:8:20: stages\.wit\.train\.optim: found 'adamw_tortch'; did you mean 'adamw_torch'\?\n",
+    ),
+    "unknown choice of LoRA": (
+        "num_train_epochs: 1}",
+        "num_train_epochs: 1}\n    lora: {bias: al}",
+        r"r\.yaml:9:18: stages\.wit\.lora\.bias: found 'al'; did you mean 'all'\?; allowed are none, all, lora_only",
+    ),
+    "neither true nor a choice": (
+        "num_train_epochs: 1}",
+        "num_train_epochs: 1}\n    lora: {init_lora_weights: pisa}",
+        r"r\.yaml:9:31: .*valid boolean, or else one of the allowed words, found 'pisa'; did you mean 'pissa'",
+    ),
+    "unknown choice in a list": (
+        "{train: ./pairs.jsonl}",
+        "{train: ./pairs.jsonl}\n    train: {loss_type: [sigmoid, ipoo]}",
+        r"r\.yaml:13:34: stages\.dpo\.train\.loss_type\.1: found 'ipoo'; did you mean 'ipo'\?; allowed are sig",
+    ),
+    "losses and weights": (
+        "{train: ./pairs.jsonl}",
+        "{train: ./pairs.jsonl}\n    train: {loss_weights: [1, 2]}",
+        r"r\.yaml:13:27: stages\.dpo\.train\.loss_weights: has 2 weights for 1 losses",
+    ),
+    "no rows at a time": (
+        "num_train_epochs: 1",
+        "per_device_train_batch_size: 0",
+        r"r\.yaml:8:42: .*per_device_train_batch_size: should be greater than or equal to 1, found 0",
+    ),
+    "two precisions": (
+        "num_train_epochs: 1",
+        "fp16: true, bf16: true",
+        r"r\.yaml:8:31: stages\.wit\.train\.bf16: cannot be set together with fp16",
+    ),
+    "unknown setting of generation": (
+        "tasks: [{task: arc_easy}]",
+        "tasks: [{task: arc_easy}]\n    options: {gen_kwargs: {max_gen_tok: 9}}",
+        r"r\.yaml:17:28: stages\.bench\.options\.gen_kwargs\.max_gen_tok: unknown key; did you mean 'max_gen_toks'",
+    ),
+    "setting of generation that lm-eval makes": (
+        "tasks: [{task: arc_easy}]",
+        "tasks: [{task: arc_easy}]\n    options: {gen_kwargs: {pad_token_id: 9}}",
+        r"r\.yaml:17:28: stages\.bench\.options\.gen_kwargs\.pad_token_id: cannot be set here: lm-eval sets it",
+    ),
+    "generation by code from elsewhere": (
+        "tasks: [{task: arc_easy}]",
+        "tasks: [{task: arc_easy}]\n    options: {gen_kwargs: {custom_generate: org/x}}",
+        r"r\.yaml:17:28: stages\.bench\.options\.gen_kwargs\.custom_generate: .*would run code from elsewhere",
+    ),
+    "a report on what scores no model": (
+        "report: {kind: report}",
+        "report: {kind: report, benchmarks: [bench, wit]}",
+        r"r\.yaml:17:46: stages\.report\.benchmarks\.1: 'wit' is of kind sft and scores no model",
+    ),
+    "memory without a unit": (
+        "tasks: [{task: arc_easy}]",
+        "tasks: [{task: arc_easy}]\n    resources: {memory: '64'}",
+        r"r\.yaml:17:25: stages\.bench\.resources\.memory: should match pattern .*GiB.*, found '64'",
+    ),
+    "extends itself": ("name: small", "name: small\nextends: r.yaml", r"r\.yaml: extends itself"),
+    "extends nothing": (
+        "name: small",
+        "name: small\nextends: s.yaml",
+        r"r\.yaml:2:10: extends: s\.yaml: there is no such file; did",
+    ),
+    "empty file": (GOOD, "", r"r\.yaml:1:1: a recipe is a mapping"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_recipe(folder: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
+    before, after, expected = CASES[case]
+    assert before in GOOD
+    Path("r.yaml").write_text(GOOD.replace(before, after, 1))
+    said = complain(capsys)
+    assert re.search(expected, said), said
+
+
+def test_all_errors_are_told_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = (
+        GOOD.replace("prompt: 0.2", "promt: 0.2")
+        .replace("num_train_epochs", "num_epochs")
+        .replace("model: wit", "modl: x")
+    )
+    Path("r.yaml").write_text(bad)
+    said = complain(capsys)
+    assert {7, 8, 11} <= {int(line) for line in re.findall(r"r\.yaml:(\d+):", said)}
+
+
+def test_errors_of_every_phase_are_told_at_once_by_place(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A wrong value, a file and stages that are not there, in a stage that is otherwise broken too; each once."""
+    bad = GOOD.replace("prompt: 0.2", "promt: 0.2").replace("./rows.jsonl", "./row.jsonl")
+    bad = bad.replace("model: wit", "model: wot").replace("wit, dpo]", "wit, dpi]").replace("name: small", "nam: small")
+    Path("r.yaml").write_text(bad)
+    said = complain(capsys, "--set", "seed=x", "--set", "stages.bench.tasks.3.task=x").splitlines()
+    assert [line.removeprefix("run-recipe: ").split(": ")[:2] for line in said] == [
+        ["r.yaml:1:1", "name"],
+        ["r.yaml:1:1", "nam"],
+        ["r.yaml:6:19", "stages.wit.data.train"],
+        ["r.yaml:7:14", "stages.wit.weights.prompt"],
+        ["r.yaml:7:15", "stages.wit.weights.promt"],
+        ["r.yaml:11:12", "stages.dpo.model"],
+        ["r.yaml:15:25", "stages.bench.models.2"],
+        ["--set seed=x", "seed"],
+        ["--set stages.bench.tasks.3.task=x", "stages.bench.tasks.3.task"],
+    ]
+
+
+def test_what_refers_to_a_broken_stage_or_model_is_not_blamed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("r.yaml").write_text(GOOD.replace("kind: sft", "kind: sfft").replace("./model", "[1]"))
+    said = complain(capsys).splitlines()
+    assert [line.split(": ")[1:3] for line in said] == [["r.yaml:2:8", "model"], ["r.yaml:5:11", "stages.wit.kind"]]
+
+
+def test_a_wrong_section_that_stages_share_is_told_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shared = GOOD.replace("{train: ./rows.jsonl}", "&d {train: ./rows.jsonl, subset: 3}")
+    Path("r.yaml").write_text(shared.replace("{train: ./pairs.jsonl}", "*d"))
+    assert complain(capsys).splitlines() == [
+        "run-recipe: r.yaml:6:44: stages.wit.data.subset: should be a valid string, found 3"
+    ]
+
+
+def test_bad_data_of_several_stages_are_told_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("rows.jsonl").write_text('{"prompt": "a"}\n')
+    Path("pairs.jsonl").write_text("{}\n")
+    said = complain(capsys)
+    assert "rows.jsonl:1: column 'completion'" in said
+    assert "pairs.jsonl:1: column 'prompt'" in said
+
+
+TARGETS = {
+    "unknown name": ("[q_prj]", r"none of \['q_prj'\] is a module of the model; it has lm_head, q_proj"),
+    "a name for a pattern": ("q_proj", r"no module's whole name matches 'q_proj'; write \[q_proj\] for the modules"),
+    "bad pattern": ("'(('", r"'\(\(' is no regular expression"),
+}
+
+
+@pytest.mark.parametrize("case", TARGETS)
+def test_targets_that_the_model_lacks(folder: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
+    header = json.dumps({"model.layers.0.self_attn.q_proj.weight": {"dtype": "F32", "shape": [0, 0]}}).encode()
+    Path("model/model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    targets, expected = TARGETS[case]
+    lora = f"train: {{num_train_epochs: 1}}\n    lora: {{target_modules: {targets}}}"
+    Path("r.yaml").write_text(GOOD.replace("train: {num_train_epochs: 1}", lora).replace("arc_easy", "arc_eazy"))
+    said = complain(capsys)
+    assert re.search(r"r\.yaml:9:28: stages\.wit\.lora\.target_modules: " + expected, said), said
+    assert "arc_eazy" in said
+
+
+ROWS = {
+    "empty data set": ("", r"rows\.jsonl: holds no rows"),
+    "row without prompt": (
+        '{"prompt": "a", "completion": "b"}\n{"completion": "b"}\n',
+        r"rows\.jsonl:2: column 'prompt'",
+    ),
+    "row without completion": (
+        '{"prompt": "a"}\n',
+        r"rows\.jsonl:1: column 'completion' is missing; the row has prompt",
+    ),
+    "empty completion": ('{"prompt": "a", "completion": " "}\n', r"rows\.jsonl:1: column 'completion' is empty"),
+    "number for text": ('{"prompt": "a", "completion": 3}\n', r"rows\.jsonl:1: column 'completion' is int, not text"),
+    "not JSON": ('{"prompt": "a", "completion": "b"}\n{"prompt"\n', r"rows\.jsonl:2: not valid JSON"),
+    "unknown columns": ('{"question": "a", "reply": "b"}\n', r"columns question, reply fit no format"),
+    "not an object": ('["a", "b"]\n', r"rows\.jsonl:1: a row is an object"),
+    "message without role": (
+        '{"prompt": [{"content": "a"}], "completion": "b"}\n',
+        r"rows\.jsonl:1: .*'role' and 'content'",
+    ),
+    "not UTF-8": (b'{"prompt": "\xff", "completion": "b"}\n', r"rows\.jsonl: is not UTF-8 text"),
+    "half a surrogate": ('{"prompt": "a", "completion": "\\ud800"}\n', r"rows\.jsonl:1: .*surrogate"),
+    "deep nesting": ("[" * 100_000 + "\n", r"rows\.jsonl:1: not valid JSON: maximum recursion depth"),
+    "unknown ShareGPT speaker": (
+        '{"conversations": [{"from": "human", "value": "a"}, {"from": "bing", "value": "b"}]}\n',
+        r"rows\.jsonl:1: column 'conversations' holds a turn from 'bing'; known are .*human.*gpt",
+    ),
+    "conversation without an answer": (
+        '{"messages": [{"role": "user", "content": "a"}]}\n',
+        r"rows\.jsonl:1: column 'messages' holds no assistant message",
+    ),
+    "pre-tokenised row without weights": (
+        '{"input_ids": [1, 2], "loss_weights": [1]}\n',
+        r"rows\.jsonl:1: input_ids has 2 items and loss_weights 1",
+    ),
+    "mixed kinds": (
+        '{"prompt": "a", "completion": [{"role": "assistant", "content": "b"}]}\n',
+        r"rows\.jsonl:1: prompt and completion are not of one kind",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_bad_rows(folder: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
+    text, expected = ROWS[case]
+    Path("rows.jsonl").write_bytes(text if isinstance(text, bytes) else text.encode())
+    said = complain(capsys)
+    assert re.search(expected, said), said
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.csv", "rows.json", "folder.jsonl"])
+def test_broken_files(folder: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    if name == "folder.jsonl":
+        Path(name).mkdir()
+        (Path(name) / "file").write_text("x")
+    else:
+        Path(name).write_bytes(b"prompt,completion\na,b,c\n" if name == "rows.csv" else b"\x00\x01 nonsense")
+    Path("r.yaml").write_text(GOOD.replace("./rows.jsonl", f"./{name}"))
+    assert name in complain(capsys)
+
+
+def test_an_unknown_split_of_a_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("set").mkdir()
+    Path("rows.jsonl").rename("set/train.jsonl")
+    Path("r.yaml").write_text(GOOD.replace("{train: ./rows.jsonl}", "{train: ./set, eval: ./set}"))
+    assert re.search(
+        r"set: has no split 'test'; name one as data\.train_split or data\.eval_split: train", complain(capsys)
+    )
+
+
+def test_dropped_rows_are_no_error(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With `drop` the first bad row is passed by, and the complaint is about the file of the next stage."""
+    Path("rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt"\n')
+    Path("pairs.jsonl").write_text("{}\n")
+    drop = "{train: ./rows.jsonl, on_bad_row: drop}"
+    Path("r.yaml").write_text(GOOD.replace("{train: ./rows.jsonl}", drop))
+    said = complain(capsys)
+    assert "rows.jsonl" not in said
+    assert "pairs.jsonl:1: column 'prompt' is missing" in said
+
+
+def test_unknown_task(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """lm-eval itself is asked, before anything is trained."""
+    Path("r.yaml").write_text(GOOD.replace("arc_easy", "arc_eazy"))
+    said = complain(capsys)
+    assert re.search(r"r\.yaml:16:20: stages\.bench\.tasks\.0\.task: lm-eval knows no .*'arc_eazy'.*arc_easy", said), (
+        said
+    )
+
+
+def test_bad_benchmark_items(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("items.jsonl").write_text('{"question": 1}\n{"question\n')
+    Path("r.yaml").write_text(GOOD.replace("{task: arc_easy}", "{task: arc_easy, data: {test: ./items.jsonl}}"))
+    assert "items.jsonl:2: not valid JSON" in complain(capsys)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_data(folder: Path) -> None:
+    Path("rows.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "a", "completion": "b"}\n')
+    assert list(read_rows(Path("rows.jsonl"))) == [(1, {"prompt": "a", "completion": "b"})]
+
+
+def test_bad_preference_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "b"}\n{"prompt": "a", "chosen": "b"}\n')
+    said = complain(capsys)
+    assert re.search(r"pairs\.jsonl:1: chosen and rejected are the same", said)
+    assert re.search(r"pairs\.jsonl:2: column 'rejected' is missing", said)
+
+
+COMMANDS = {
+    "unknown stage": (("--stage", "wti"), r"--stage wti: the recipe has no such stage; did you mean 'wit'"),
+    "override without a value": (("--set", "seed"), r"--set seed: write --set KEY=VALUE"),
+    "override of an unknown key": (
+        ("--set", "stages.wit.weights.promt=1"),
+        r"--set stages\.wit\.weights\.promt=1: .*'prompt'",
+    ),
+    "override in an unknown section": (
+        ("--set", "stages.wit.weight.prompt=1"),
+        r"--set stages\.wit\.weight\.prompt=1: stages\.wit\.weight: unknown key; did you mean 'weights'",
+    ),
+    "override of a wrong type": (("--set", "seed=soon"), r"--set seed=soon: seed: .*integer.*'soon'"),
+    "inputs not made yet": (("--stage", "dpo"), r"dpo needs wit: no result yet; make it first by .*--stage wit"),
+}
+
+
+@pytest.mark.parametrize("case", COMMANDS)
+def test_bad_command(folder: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
+    arguments, expected = COMMANDS[case]
+    said = complain(capsys, *arguments)
+    assert re.search(expected, said), said
+
+
+def test_missing_recipe(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("binary.yaml").write_bytes(b"name: \xff")
+    assert main(["binary.yaml"]) == 2
+    assert "binary.yaml: cannot be read: it is not UTF-8 text" in capsys.readouterr().err
+    assert main(["."]) == 2
+    assert ".: cannot be read" in capsys.readouterr().err
+    assert main(["s.yaml"]) == 2
+    assert "s.yaml: cannot be read" in (said := capsys.readouterr().err)
+    assert "did you mean 'r.yaml'" in said

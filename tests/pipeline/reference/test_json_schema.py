@@ -1,0 +1,170 @@
+"""The schema and the reference of recipes: fresh, admitting what the loader admits, refusing what it refuses."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import random
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft7Validator
+
+from pipeline.cli import main
+from pipeline.recipe.loader import RecipeError, RecipeHead, load
+from pipeline.recipe.yaml_reader import parse
+from pipeline.reference.json_schema import SCHEMA, text
+from pipeline.reference.reference_page import PAGE, page
+from stages import KINDS
+from stages.library_options.option_models import options
+from tests.pipeline.recipe.test_loader import TEXT
+from tests.pipeline.recipe.test_recipe_errors import CASES, GOOD
+from tests.pipeline.recipe.test_recipe_fuzz import RECIPES as UNLIKE
+from tests.pipeline.recipe.test_recipe_fuzz import any_values, odd_text
+
+ROOT = Path(__file__).parents[3]
+RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if "tasks" not in path.parts)
+COPIES = 12
+"""Of each recipe, with strange values in them."""
+VALIDATOR = Draft7Validator(json.loads(SCHEMA.read_text(encoding="utf-8")))
+
+
+def values(recipe: str) -> Any:
+    """What a recipe's text says."""
+    node, problems = parse(recipe, "r.yaml", Path())
+    assert problems == []
+    return node.plain()
+
+
+def errors(recipe: str) -> list[str]:
+    """What the schema has against a recipe."""
+    return [error.message for error in VALIDATOR.iter_errors(values(recipe))]
+
+
+def test_the_schema_and_the_reference_are_fresh() -> None:
+    """Where this fails: make schema"""
+    assert SCHEMA.read_text(encoding="utf-8") == text()
+    assert PAGE.read_text(encoding="utf-8") == page()
+
+
+def test_the_schema_is_one() -> None:
+    Draft7Validator.check_schema(VALIDATOR.schema)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_names_the_schema_and_fits_it(recipe: Path) -> None:
+    lines = recipe.read_text(encoding="utf-8").splitlines()[:2]
+    (named,) = re.findall(r"^# yaml-language-server: \$schema=(\S+)$", "\n".join(lines), re.MULTILINE)
+    assert (recipe.parent / named).resolve() == SCHEMA
+    assert errors(recipe.read_text(encoding="utf-8")) == []
+
+
+RIGHT = {
+    "the good one": GOOD,
+    "the one with anchors": TEXT,
+    "whole numbers for numbers": GOOD.replace("0.2", "0").replace("0.8", "1"),
+    "references": GOOD.replace("0.2", "'${stages.wit.weights.completion}'").replace("[{task: arc_easy}]", "'${a.b}'"),
+    "a stage by reference": GOOD + "  again: ${stages.bench}\n",
+    "a reference within a choice": GOOD.replace("epochs: 1", "epochs: 1, optim: 'adamw_${name}'"),
+    "a value still to be given": GOOD.replace("0.2", "'???'"),
+    "a matrix": GOOD
+    + "matrix: {p: [0, 0.5], d: {a: {x: 1}, b: 2}, exclude: [{p: 0, d: a}], include: [{p: 0.1, d: b}]}\n",
+    "nulls": GOOD.replace("train: {num_train_epochs: 1}", "train: {max_length: null}\n    lora: null"),
+    "laid over another": "extends: r.yaml\nstages:\n  wit: {weights: {prompt: 1}, launch: {num_machines: 2}}\n",
+    "with a kind, laid over another": "extends: r.yaml\nstages:\n  wit: {kind: sft, weights: {prompt: 1}}\n",
+    "no stages, laid over another": "extends: r.yaml\nstages: {}\n",
+    "runs by name": "name: r\nstages:\n  report: {kind: report, runs: [other, {run: third, model_name: x}]}\n",
+    "a list of choices": GOOD.replace("{train: ./pairs.jsonl}", "{train: ./p.jsonl}\n    train: {loss_type: [ipo]}"),
+    "choices and patterns": GOOD.replace("epochs: 1}", "epochs: 1}\n    lora: {init_lora_weights: pissa_niter_16}"),
+}
+
+
+@pytest.mark.parametrize("case", RIGHT)
+def test_right_recipes_fit(case: str) -> None:
+    assert errors(RIGHT[case]) == []
+
+
+BEYOND = {
+    "unknown stage", "unknown model of a benchmark", "a stage that makes no model", "cycle", "missing data",
+    "missing model", "folder that is no model", "no model at all", "unknown column", "column of preference rows alone",
+    "column that the rows lack", "split of a file", "both weights 0", "reads the environment", "unknown interpolation",
+    "value still to be given", "same model twice", "evaluation without data", "losses and weights",
+    "two precisions", "a report on what scores no model", "extends itself", "extends nothing",
+}  # fmt: skip
+"""Wrong recipes whose mistake is no matter of one key: references, files, and what keys have to do with each other."""
+NOT_READ = {"not YAML", "weight is no number", "empty file"}
+"""Those that have no values."""
+
+
+@pytest.mark.parametrize("case", sorted(set(CASES) - BEYOND - NOT_READ))
+def test_what_the_command_refuses_does_not_fit(case: str) -> None:
+    """The cases of another test, which holds what the command says of them."""
+    before, after, _ = CASES[case]
+    assert errors(GOOD.replace(before, after, 1))
+
+
+@pytest.mark.parametrize("case", sorted(BEYOND))
+def test_what_only_a_plan_can_find_fits(case: str) -> None:
+    """So that the list above does not grow for want of a better schema."""
+    before, after, _ = CASES[case]
+    assert errors(GOOD.replace(before, after, 1)) == []
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recipes, without the files to which they refer."""
+    made = tmp_path_factory.mktemp("recipes")
+    shutil.copytree(ROOT / "recipes", made, ignore=only_yaml, dirs_exist_ok=True)
+    return made
+
+
+def only_yaml(folder: str, names: list[str]) -> list[str]:
+    return [name for name in names if "." in name and not name.endswith(".yaml")]
+
+
+def test_whatever_the_loader_admits_fits(folder: Path) -> None:
+    """Copies of the real recipes with strange values, of which some are right."""
+    admitted = 0
+    for recipe, number in itertools.product(UNLIKE, range(COPIES)):
+        copy, mutate = (folder / recipe).with_name("copy.yaml"), (any_values, odd_text)[number % 2]
+        copy.write_bytes(mutate(random.Random(f"{recipe} {number}"), (folder / recipe).read_bytes()))
+        with contextlib.suppress(RecipeError):
+            if not load(copy)[0].problems:
+                admitted += 1
+                assert errors(copy.read_text(encoding="utf-8-sig")) == [], f"{recipe} {number}"
+    assert admitted > len(UNLIKE), admitted
+
+
+def test_the_reference_names_every_key_and_option(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = page()
+    keys = [name for model in (RecipeHead, *KINDS.values()) for name in model.model_fields]
+    keys += [name for library in ("SFTConfig", "DPOConfig", "launch") for name in options(library).model_fields]
+    keys += [name for library in ("SFTConfig", "DPOConfig", "launch") for name in options(library).reserved]
+    assert [name for name in keys if f"`{name}`" not in shown] == []
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    flags = set(re.findall(r"--[a-z]+", capsys.readouterr().out)) - {"--help"}
+    assert [flag for flag in sorted(flags) if f"| `{flag}" not in shown] == []
+
+
+def test_the_links_of_the_reference_lead_somewhere() -> None:
+    shown = page()
+    headings = re.findall(r"^## (.*)$", shown, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    assert set(re.findall(r"\]\(#(.*?)\)", shown)) <= anchors
+    files = {link.partition("#")[0] for link in re.findall(r"\]\(([^#)][^)]*)\)", shown) if "://" not in link}
+    assert files
+    assert all((PAGE.parent / file).is_file() for file in files)
+
+
+def test_no_line_of_a_table_is_broken() -> None:
+    """As many cells in each row as in the head above it."""
+    width = 0
+    for line in page().splitlines():
+        cells = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") else 0
+        assert not width or not cells or cells == width, line
+        width = cells

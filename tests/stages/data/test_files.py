@@ -1,0 +1,198 @@
+"""Files of every kind and folders that hold a data set, read as records."""
+
+from __future__ import annotations
+
+import csv
+import json
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from stages.base import UserError
+from stages.data.files import Unreadable, read_file, read_folder, read_rows
+
+ROWS = [{"prompt": "Sky?", "completion": "blue, or grey"}, {"prompt": "Snow?", "completion": "white"}]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """`rows` in the kind of file that the suffix names."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows, indent=1))
+    elif path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+def lines(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
+def test_every_kind_of_file(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path / f"rows{suffix}", ROWS)
+    assert [row for _, row in read_rows(path)] == ROWS
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "numbers"),
+    [
+        ("a.jsonl", '{"a": 1}\n\n{"a": 2}\n', [1, 3]),
+        ("a.json", '[{"a": 1},\n\n{"a": 2}]\n', [1, 2]),
+        ("a.csv", 'a\n"1\n1"\n2\n', [3, 4]),
+    ],
+)
+def test_numbers_are_lines_where_rows_are_lines(tmp_path: Path, name: str, text: str, numbers: list[int]) -> None:
+    assert [number for number, _ in read_rows(lines(tmp_path / name, text))] == numbers
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("a.txt", "x", r"a\.txt: unknown kind of data file; known are \.jsonl"),
+        ("a.jsonl", "\n", r"a\.jsonl: holds no rows"),
+        ("a.json", "[]", r"a\.json: holds no rows"),
+        ("a.csv", "a,b\n", r"a\.csv: holds no rows"),
+        ("a.json", '{"a": 1}\n{"a": 2}\n', r"a\.json: .* one list of rows; for one row per line use \.jsonl"),
+        ("a.json", '[{"a": 1},\n {"a": }]', r"a\.json:2: not valid JSON: Expecting value"),
+        ("a.json", '[{"a": 1}\n {"a": 1}]', r"a\.json:2: not valid JSON: Expecting ',' or '\]'"),
+        ("a.json", '[{"a": 1},]', r"a\.json:1: not valid JSON"),
+        ("a.json", '[{"a": 1}', r"a\.json:1: not valid JSON"),
+        ("a.json", '[{"a": 1}]\n]', r"a\.json:2: not valid JSON: Extra data"),
+        ("a.parquet", "nonsense", r"a\.parquet: is no valid \.parquet file"),
+    ],
+)
+def test_what_is_wrong_with_a_file(tmp_path: Path, name: str, text: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        list(read_file(lines(tmp_path / name, text)))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("a.jsonl", '{"a": 1}\n{"a"\n{"a": 2}\n', "not valid JSON: Expecting ':' delimiter; one object per line"),
+        ("a.jsonl", '{"a": 1}\n["a"]\n{"a": 2}\n', "a row is an object with named columns, found list"),
+        ("a.json", '[{"a": 1}, 3, {"a": 2}]', "a row is an object with named columns, found int"),
+        ("a.csv", "a\n1\n1,2\n2\n", "has more cells than the header; quote cells that hold commas"),
+    ],
+)
+def test_a_row_that_cannot_be_read_stands_between_others(tmp_path: Path, name: str, text: str, reason: str) -> None:
+    path = lines(tmp_path / name, text)
+    first, bad, last = (row for _, row in read_file(path))
+    assert (isinstance(first, dict), bad, isinstance(last, dict)) == (True, Unreadable(reason), True)
+    with pytest.raises(UserError, match=rf"{name}:\d: "):
+        list(read_rows(path))
+
+
+def test_a_line_nested_too_deep_is_one_bad_row(tmp_path: Path) -> None:
+    path = lines(tmp_path / "a.jsonl", "[" * 100_000 + '\n{"a": 1}\n')
+    (_, bad), good = read_file(path)
+    assert isinstance(bad, Unreadable)
+    assert "not valid JSON: maximum recursion depth" in bad.reason
+    assert good == (2, {"a": 1})
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_memory_holds_a_few_rows_at_a_time(tmp_path: Path, suffix: str) -> None:
+    """50,000 rows of 200 letters are 10 MB; the peak of reading them one by one stays below a tenth."""
+    path = write(tmp_path / f"a{suffix}", [{"text": f"{number:0200}"} for number in range(50_000)])
+    assert next(iter(read_file(path)))  # imports what reading needs
+    tracemalloc.start()
+    count = sum(1 for _ in read_file(path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 50_000
+    assert peak < 1_000_000
+
+
+def test_the_first_row_needs_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"a": 1}\n' * 10_000 + b"\xff\n")
+    rows = read_file(path)
+    assert next(rows) == (1, {"a": 1})
+    with pytest.raises(UserError, match="is not UTF-8"):
+        list(rows)
+
+
+# ----------------------------------------------------------------------------------------------------- folders
+
+CARD = """\
+---
+configs:
+- config_name: easy
+  data_files: [{split: train, path: easy/*.jsonl}]
+- config_name: hard
+  data_files: [{split: train, path: hard/rows.jsonl}, {split: held, path: hard/held.jsonl}]
+---
+"""
+
+
+@pytest.fixture
+def two_splits(tmp_path: Path) -> Path:
+    """A folder as the hub has them: Parquet files named after their splits."""
+    write(tmp_path / "set" / "data" / "train-00000-of-00002.parquet", [{"text": "one"}, {"text": "two"}])
+    write(tmp_path / "set" / "data" / "train-00001-of-00002.parquet", [{"text": "three"}])
+    write(tmp_path / "set" / "data" / "test-00000-of-00001.parquet", [{"text": "four"}])
+    return tmp_path / "set"
+
+
+@pytest.fixture
+def two_subsets(tmp_path: Path) -> Path:
+    """A folder whose card divides it."""
+    write(tmp_path / "set" / "easy" / "rows.jsonl", [{"text": "one"}])
+    write(tmp_path / "set" / "hard" / "rows.jsonl", [{"text": "two"}])
+    write(tmp_path / "set" / "hard" / "held.jsonl", [{"text": "three"}])
+    return lines(tmp_path / "set" / "README.md", CARD).parent
+
+
+def test_the_splits_of_a_folder(two_splits: Path) -> None:
+    assert list(read_folder(two_splits, None, "train")) == [
+        (1, {"text": "one"}),
+        (2, {"text": "two"}),
+        (3, {"text": "three"}),
+    ]
+    assert list(read_folder(two_splits, None, "test")) == [(1, {"text": "four"})]
+    with pytest.raises(UserError, match=r"has no split 'validation'; .*data\.train_split.*: train, test"):
+        list(read_folder(two_splits, None, "validation"))
+    with pytest.raises(UserError, match=r"has no subset 'easy'; name one as data\.subset: default"):
+        list(read_folder(two_splits, "easy", "train"))
+
+
+def test_the_subsets_of_a_folder(two_subsets: Path) -> None:
+    assert list(read_folder(two_subsets, "easy", "train")) == [(1, {"text": "one"})]
+    assert list(read_folder(two_subsets, "hard", "held")) == [(1, {"text": "three"})]
+    with pytest.raises(UserError, match=r"has no split 'held'; .*: train$"):
+        list(read_folder(two_subsets, "easy", "held"))
+    with pytest.raises(UserError, match=r"is made of subsets; name one as data\.subset: easy, hard"):
+        list(read_folder(two_subsets, None, "train"))
+
+
+def test_a_card_that_leads_out_of_its_folder_is_refused(two_subsets: Path) -> None:
+    write(two_subsets.parent / "secret.jsonl", [{"text": "secret"}])
+    (two_subsets / "README.md").write_text(CARD.replace("easy/*.jsonl", "../set/../secret.jsonl"))
+    with pytest.raises(UserError, match=r"names .*secret\.jsonl; a data set is read from .* files in its own folder"):
+        list(read_folder(two_subsets, "easy", "train"))
+
+
+def test_folders_that_hold_no_data_set(two_splits: Path, tmp_path: Path) -> None:
+    (two_splits / "set.py").write_text("raise SystemExit('imported')")
+    with pytest.raises(UserError, match=r"cannot be read as a data set: .*scripts are no longer supported"):
+        list(read_folder(two_splits, None, "train"))
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match="cannot be read as a data set"):
+        list(read_folder(tmp_path / "none", None, "train"))
+    (tmp_path / "none" / "book.txt").write_text("Once.")
+    with pytest.raises(UserError, match=r"names .*book\.txt; a data set is read from \.jsonl"):
+        list(read_folder(tmp_path / "none", None, "train"))

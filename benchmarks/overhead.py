@@ -33,6 +33,7 @@ from pipeline.store.references import fetch
 from pipeline.store.store import Store
 from stages import KINDS
 from stages.base import Context, Input
+from stages.records.metrics import Metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 CELLS = 525
@@ -126,11 +127,12 @@ def bare_step(job_file: Path) -> None:
     for name in ("out", "scratch", "checkpoints"):
         (own / name).mkdir(parents=True)
     if "train" in stage.model_fields:
-        importlib.import_module("stages.training.loop.checkpoints").FIRST_SECONDS = 1e9
+        importlib.import_module("stages.training.checkpoints").FIRST_SECONDS = 1e9
 
     def given(value: dict[str, Any]) -> Input:
         inner = {name: given(nested) for name, nested in value["inputs"].items()}
-        return Input(**{**value, "path": Path(value["path"]), "inputs": inner})
+        metrics = Metrics.model_validate(value.get("metrics", {}))
+        return Input(**{**value, "path": Path(value["path"]), "inputs": inner, "metrics": metrics})
 
     context = Context(
         recipe="bare",
@@ -143,7 +145,7 @@ def bare_step(job_file: Path) -> None:
         cache=job_file.parent / "cache",
         progress=lambda *_: None,
     )
-    metrics = stage.load("run")(context)
+    metrics = stage.load("run")(context).to_json()
     (own / "metrics.json").write_text(json.dumps(metrics))
 
 

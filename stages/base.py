@@ -17,6 +17,8 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from stages.records.metrics import Metrics
+
 BASE = "base"
 """The name under which stages refer to the recipe's own model."""
 
@@ -91,7 +93,7 @@ Ability = Literal["run", "preview", "estimate", "fetch"]
 """What a kind of stage does in a process of its own. Each is a function of that name in a module of the kind's package:
 `run` in stage.py, which every kind has, the others in preview.py, estimate.py and fetch.py, where there is such a file.
 
-    run(context: Context) -> dict                             run a step, return its metrics
+    run(context: Context) -> Metrics                          run a step
     preview(step, config, paths, count) -> (dict, str, Any)   show `count` rows: JSON, an HTML page, a rich renderable
     estimate(config, given) -> Estimate                       see stages/estimate/result.py
     fetch(config, paths, scratch) -> list[str]                download what no key names, one line for each download
@@ -194,7 +196,7 @@ class Input:
     """The step's fingerprint, or the content hash of what was found by reference."""
     config: dict[str, Any] = field(default_factory=dict)
     """The settings it was made with (the stage's section of the recipe, resolved)."""
-    metrics: dict[str, Any] = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=Metrics)
     """What its `run` returned."""
     inputs: dict[str, Input] = field(default_factory=dict)
     """What it was made from in turn."""

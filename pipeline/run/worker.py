@@ -34,6 +34,7 @@ from pipeline.store.provenance import machine
 from pipeline.store.store import CHECKPOINTS
 from stages import KINDS
 from stages.base import Context, Input, UserError
+from stages.records.metrics import Metrics
 from stages.system.integrity import files_in, write_json
 from stages.system.memory import peak_memory
 from stages.training.launch import Launch, RankFailed, run_ranks
@@ -113,7 +114,7 @@ def _run(job: dict[str, Any], folder: Path, events: TextIO, rank: int = 0) -> di
     if job["config"].get("trust_remote_code"):  # transformers copies a model's code there: one copy for each process
         os.environ["HF_MODULES_CACHE"] = str(context.scratch / "modules")
     metrics = stage.load("run")(context)
-    return {"metrics": metrics, "machine": machine()}
+    return {"metrics": metrics.to_json(), "machine": machine()}
 
 
 def _run_ranks(job: dict[str, Any], folder: Path, events: TextIO) -> dict[str, Any]:
@@ -146,7 +147,8 @@ def _rank_file(folder: Path, rank: int) -> Path:
 
 def _input(value: dict[str, Any]) -> Input:
     nested = {name: _input(inner) for name, inner in value["inputs"].items()}
-    return Input(**{**value, "path": Path(value["path"]), "inputs": nested})
+    metrics = Metrics.model_validate(value.get("metrics", {}))
+    return Input(**{**value, "path": Path(value["path"]), "inputs": nested, "metrics": metrics})
 
 
 def loadable(path: Path, cache: Path) -> Path:

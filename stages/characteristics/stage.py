@@ -27,6 +27,7 @@ from stages.data.columns import Text
 from stages.data.formats import Conversation, Example, PlainText, Row
 from stages.evaluation.score_rows import score_row
 from stages.inference.language_model import LanguageModel, Tokens
+from stages.records.metrics import Metrics
 
 PARSER = "en_core_web_sm"
 LONGEST_NGRAM = 4
@@ -34,7 +35,7 @@ CHUNK = 512
 """Prompts scored between two reports of progress."""
 
 
-def run(context: Context) -> dict[str, Any]:
+def run(context: Context) -> Metrics:
     """Describe the sets, as `context.inputs["model"]` finds them.
 
     The result has the form of the lm_eval stage's: {"results": [row, ...], "seconds", "notes", "environment"}.
@@ -70,12 +71,12 @@ def run(context: Context) -> dict[str, Any]:
         results.append(score_row(given.name, "prompt_logprob", [logprob], [], higher_is_better=None))
         if cut:
             notes.append(f"{given.name}: {cut} prompts are longer than the model takes; their beginnings are scored")
-    return {
-        "results": results,
-        "seconds": round(time.monotonic() - began, 3),
-        "notes": notes,
-        "environment": model.environment(),
-    }
+    return Metrics(
+        results=results,
+        seconds=round(time.monotonic() - began, 3),
+        notes=notes,
+        environment=model.environment(),
+    )
 
 
 def _texts(row: Row) -> tuple[str, str]:

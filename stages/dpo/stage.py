@@ -8,7 +8,6 @@ bare base model.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import stages.training.quick_peft  # noqa: F401
 
@@ -18,6 +17,7 @@ from trl import DPOConfig, DPOTrainer
 from stages.base import Context
 from stages.data.reader import DROPPED_ROWS, dropped_note, listing
 from stages.dpo.config import DPOStage
+from stages.records.metrics import Metrics
 from stages.training.loop import arguments, dataset, load_model, load_tokenizer, lora_config, train
 from stages.training.model_card import write_card
 from stages.training.trackers import Told
@@ -28,7 +28,7 @@ class Arguments(Told, DPOConfig):
     """DPOConfig with what trackers are told besides."""
 
 
-def run(context: Context) -> dict[str, Any]:
+def run(context: Context) -> Metrics:
     """Train context.inputs["model"] on the pairs in `train`; measure the loss on `eval` if given."""
     stage: DPOStage = context.config
     base = context.inputs["model"].path
@@ -56,12 +56,11 @@ def run(context: Context) -> dict[str, Any]:
     if listed := "".join(listing(dropped[name], [context.inputs[name].path]) for name in parts):
         (context.out / DROPPED_ROWS).write_text(listed, encoding="utf-8")
     last = next((row for row in reversed(trainer.state.log_history) if "rewards/margins" in row), {})
-    metrics |= {
-        "data": {name: {"rows": len(rows[name]), "rows_bad": len(dropped[name])} for name in parts},
-        "reward_margin": last.get("rewards/margins"),
-        "reward_accuracy": last.get("rewards/accuracies"),
-    }
+    metrics = metrics.extended(
+        data={name: {"rows": len(rows[name]), "rows_bad": len(dropped[name])} for name in parts},
+        reward_margin=last.get("rewards/margins"),
+        reward_accuracy=last.get("rewards/accuracies"),
+        notes=metrics.notes + [dropped_note(name, len(dropped[name])) for name in parts if dropped[name]],
+    )
     write_card(context, metrics)
-    return metrics | {
-        "notes": metrics["notes"] + [dropped_note(name, len(dropped[name])) for name in parts if dropped[name]],
-    }
+    return metrics

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from stages.records.metrics import ScoreRow
+
 
 def score_row(
     task: str,
@@ -18,21 +20,21 @@ def score_row(
     items: Sequence[float],
     headline: bool = False,
     higher_is_better: bool | None = True,
-) -> dict[str, Any]:
+) -> ScoreRow:
     """One row of a stage's `results`: the mean of `values`, None where there are none.
 
     Its standard error is that of the items, their standard deviation (n - 1) divided by sqrt(n).
     """
-    return {
-        "task": task,
-        "metric": metric,
-        "filter": "none",
-        "value": statistics.fmean(values) if values else None,
-        "stderr": statistics.stdev(items) / math.sqrt(len(items)) if len(items) > 1 else None,
-        "n": len(items),
-        "headline": headline,
-        "higher_is_better": higher_is_better,
-    }
+    return ScoreRow(
+        task=task,
+        metric=metric,
+        filter="none",
+        value=statistics.fmean(values) if values else None,
+        stderr=statistics.stdev(items) / math.sqrt(len(items)) if len(items) > 1 else None,
+        n=len(items),
+        headline=headline,
+        higher_is_better=higher_is_better,
+    )
 
 
 def write_samples(samples: Iterable[dict[str, Any]], file: Path) -> None:

@@ -20,9 +20,10 @@ from stages.judge.config import JudgeStage
 from stages.judge.endpoint import Judge
 from stages.judge.model_answers import Answerer
 from stages.judge.questions import read_instructions, read_questions, read_templates
+from stages.records.metrics import Metrics, ScoreRow
 
 
-def run(context: Context) -> dict[str, Any]:
+def run(context: Context) -> Metrics:
     """Measure `context.inputs["model"]`; leaves samples_mt_bench.jsonl and samples_alpaca_eval.jsonl.
 
     The result has the form of the lm_eval stage's: {"results": [row, ...], "seconds", "samples", "notes",
@@ -44,17 +45,17 @@ def run(context: Context) -> dict[str, Any]:
         parts.append(_mt_bench(config, files, answerer, judge, count, context.out))
     if config.alpaca_eval is not None:
         parts.append(_alpaca_eval(config, files, answerer, judge, count, context))
-    return {
-        "results": [row for rows, _ in parts for row in rows],
-        "seconds": round(time.monotonic() - began, 3),
-        "samples": {name: f"samples_{name}.jsonl" for name in ("mt_bench", "alpaca_eval") if getattr(config, name)},
-        "notes": [note for _, notes in parts for note in notes],
-        "environment": {
+    return Metrics(
+        results=[row for rows, _ in parts for row in rows],
+        seconds=round(time.monotonic() - began, 3),
+        samples={name: f"samples_{name}.jsonl" for name in ("mt_bench", "alpaca_eval") if getattr(config, name)},
+        notes=[note for _, notes in parts for note in notes],
+        environment={
             "judge": config.judge,
             "backend": config.options.backend,
             **answerer.model.environment(),
         },
-    }
+    )
 
 
 class _Count:
@@ -73,7 +74,7 @@ class _Count:
         self.progress(self.graded, self.total, "judgements")
 
 
-Part = tuple[list[dict[str, Any]], list[str]]
+Part = tuple[list[ScoreRow], list[str]]
 """The rows and the notes of one benchmark."""
 
 
@@ -129,12 +130,16 @@ def _alpaca_eval(
     found = alpaca_eval.metrics(section, annotated, files.get("alpaca_eval.length_control"), context.scratch)
     errors = {"win_rate": "standard_error", "length_controlled_winrate": "lc_standard_error"}
     rows = [
-        {
-            **score_row("alpaca_eval", metric, [], [], headline=metric == section.metric),
-            "value": None if found[metric] is None else float(found[metric]) / 100,
-            "stderr": None if found.get(error) is None else float(found[error]) / 100,
-            "n": len(read),
-        }
+        ScoreRow(
+            task="alpaca_eval",
+            metric=metric,
+            filter="none",
+            value=None if found[metric] is None else float(found[metric]) / 100,
+            stderr=None if found.get(error) is None else float(found[error]) / 100,
+            n=len(read),
+            headline=metric == section.metric,
+            higher_is_better=True,
+        )
         for metric, error in errors.items()
     ]
     rows.append(

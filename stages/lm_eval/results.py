@@ -13,10 +13,11 @@ from lm_eval.utils import handle_non_serializable, hash_string, sanitize_list
 
 from stages.base import UserError
 from stages.lm_eval.tasks import Benchmark
+from stages.records.metrics import ScoreRow
 from stages.system.file_names import file_name
 
 
-def rows(results: Mapping[str, Any], benchmarks: list[Benchmark]) -> list[dict[str, Any]]:
+def rows(results: Mapping[str, Any], benchmarks: list[Benchmark]) -> list[ScoreRow]:
     """Every score, benchmark after benchmark, a group before its tasks."""
     return [
         row
@@ -40,21 +41,21 @@ def _headline(name: str, index: int, benchmark: Benchmark, results: Mapping[str,
     raise UserError(f"tasks.{index}.metric: {name} reported no {asked!r}, only {'; '.join(keys)}")
 
 
-def _rows_of(name: str, results: Mapping[str, Any], headline: str | None) -> Iterator[dict[str, Any]]:
+def _rows_of(name: str, results: Mapping[str, Any], headline: str | None) -> Iterator[ScoreRow]:
     measured = results["results"][name]
     better = results["higher_is_better"].get(name, {})
     for key, value in _scores(measured):
         metric, _, filtered = key.partition(",")
-        yield {
-            "task": name,
-            "metric": metric,
-            "filter": filtered,
-            "value": _number(value),
-            "stderr": _number(measured.get(f"{metric}_stderr,{filtered}")),
-            "n": int(measured["sample_len"]),
-            "headline": key == headline,
-            "higher_is_better": better.get(metric),
-        }
+        yield ScoreRow(
+            task=name,
+            metric=metric,
+            filter=filtered,
+            value=_number(value),
+            stderr=_number(measured.get(f"{metric}_stderr,{filtered}")),
+            n=int(measured["sample_len"]),
+            headline=key == headline,
+            higher_is_better=better.get(metric),
+        )
 
 
 def _scores(measured: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

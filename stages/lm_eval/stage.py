@@ -29,13 +29,14 @@ from stages.lm_eval.config import LMEvalStage
 from stages.lm_eval.model import HFModel, KeepingModel, load_model
 from stages.lm_eval.results import dump, rows, task_hashes, without_paths, write_samples
 from stages.lm_eval.tasks import Benchmark, load_benchmarks
+from stages.records.metrics import Metrics
 
 VOLATILE = ("git_hash", "date", "start_time", "end_time", "total_evaluation_time_seconds", "pretty_env_info")
 """What two equal evaluations differ in: left out of results.json, for stage.json says when and on what machine. The
 hash is that of whatever repository the current folder lies in."""
 
 
-def run(context: Context) -> dict[str, Any]:
+def run(context: Context) -> Metrics:
     """Measure `context.inputs["model"]`; leaves results.json and samples in `context.out`.
 
     The result: {"results": [row, ...], "seconds", "versions", "num_fewshot", "samples": {task: file name},
@@ -55,24 +56,24 @@ def run(context: Context) -> dict[str, Any]:
         evaluated = _evaluate(config, benchmarks, model, path)
         cut = _cut(model)
     if evaluated is None:
-        return {}
+        return Metrics()
     results, samples = evaluated
     table = rows(results, benchmarks)
     kept = without_paths({key: value for key, value in results.items() if key not in VOLATILE}, _names(config, context))
     (context.out / "results.json").write_text(dump(kept, indent=2), encoding="utf-8")
     written = write_samples(samples, context.out) if config.options.log_samples else {}
-    return {
-        "results": table,
-        "seconds": round(time.monotonic() - started, 3),
-        "versions": results["versions"],
-        "num_fewshot": results["n-shot"],
-        "samples": written,
-        "notes": [
+    return Metrics(
+        results=table,
+        seconds=round(time.monotonic() - started, 3),
+        versions=results["versions"],
+        num_fewshot=results["n-shot"],
+        samples=written,
+        notes=[
             f"{task}: {count} of {results['results'][task]['sample_len']} items are longer than the model takes "
             f"({model.max_length} tokens): lm-eval cut them from the left, and their scores are of less than was asked"
             for task, count in sorted(cut.items())
         ],
-        "environment": {
+        environment={
             "lm_eval": results["lm_eval_version"],
             "transformers": results["transformers_version"],
             "backend": config.options.backend,
@@ -83,7 +84,7 @@ def run(context: Context) -> dict[str, Any]:
             "device": model.device.type if isinstance(model, HFModel) else "cuda",
             "max_length": model.max_length,
         },
-    }
+    )
 
 
 def _evaluate(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.base import Input, UserError
+from stages.records.metrics import Metrics
 from stages.system.integrity import content_hash
 
 FILE = "run.json"
@@ -47,7 +48,7 @@ def read_run(folder: Path) -> PastRun:
             entry["kind"],
             entry["fingerprint"],
             manifest["config"],
-            manifest["metrics"],
+            Metrics.model_validate(manifest["metrics"]),
             inputs,
             entry["labels"],
         )
@@ -55,7 +56,7 @@ def read_run(folder: Path) -> PastRun:
     scores = {entry["step"]: result(entry) for entry in entries if entry["path"]}
     return PastRun(
         folder.name,
-        {step: given for step, given in scores.items() if "results" in given.metrics},
+        {step: given for step, given in scores.items() if given.metrics.results is not None},
         [entry["step"] for entry in entries if not entry["path"] and entry["kind"] not in ("report", "push")],
     )
 

@@ -155,7 +155,7 @@ class Results:
         key = (score.step, score.column)
         if key not in self._items:
             evaluation = self.evaluations[score.step]
-            name = evaluation.metrics.get("samples", {}).get(score.column.task)
+            name = evaluation.metrics.samples.get(score.column.task)
             found = read_items(evaluation.path / name, score.column) if name else {}
             mean = math.fsum(found.values()) / len(found) if found else None
             same = mean is not None and score.value is not None and math.isclose(mean, score.value, abs_tol=1e-9)
@@ -190,9 +190,9 @@ def read(inputs: Mapping[str, Input], folder: str = "..") -> Results:
         if given.labels:
             name += f"[{','.join(f'{axis}={value}' for axis, value in given.labels.items())}]"
         model = models.setdefault(name, Model(name, _lineage(given.inputs.get("model")), given.labels))
-        for row in given.metrics["results"]:
-            column = Column(step.partition("[")[0], row["task"], row["metric"], row["filter"])
-            numbers = (row["value"], row["stderr"], row["n"], row["headline"], row["higher_is_better"])
+        for row in given.metrics.results or []:
+            column = Column(step.partition("[")[0], row.task, row.metric, row.filter)
+            numbers = (row.value, row.stderr, row.n, row.headline, row.higher_is_better)
             scores.append(Score(step, model, column, *numbers))
     return Results(list(models.values()), scores, evaluations, folder)
 

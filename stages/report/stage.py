@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.base import Context
+from stages.records.metrics import Metrics
 from stages.report.averages import averaged, summary
 from stages.report.config import PUBLISHED, ReportStage
 from stages.report.correlations import correlation_table
@@ -40,7 +41,7 @@ CSV_COLUMNS = ["recipe", "step", "model", "stage", "prompt_weight", "completion_
 CSV_COLUMNS += ["task", "metric", "value", "stderr"]
 
 
-def run(context: Context) -> dict[str, Any]:
+def run(context: Context) -> Metrics:
     """Report on the benchmark steps among the inputs and on the runs that are joined.
 
     The result: {"table": {"columns", "rows"}, "summary", "notes"}; the table is the console's, best first.
@@ -75,7 +76,7 @@ def run(context: Context) -> dict[str, Any]:
             (context.out / "figures" / f"{picture.name}.{form}").write_bytes(content)
     own_table = best_first(own.results, main_table(own.results, own.baseline))
     table = own_table if own.results.models else gains
-    return {"table": table.plain(), "summary": page.summary, "notes": missing}
+    return Metrics(table=table.plain(), summary=page.summary, notes=missing)
 
 
 def _missing(joined: list[Part]) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stages.base import Input
+from stages.records.metrics import ResultTable
 from stages.report.averages import average, averaged, compare
 from stages.report.results import Column, Model, Results
 
@@ -35,9 +36,9 @@ class Table:
     columns: list[str]
     rows: list[list[Cell]]
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> ResultTable:
         """Strings only, as the console prints them."""
-        return {"columns": self.columns, "rows": [[str(cell) for cell in row] for row in self.rows]}
+        return ResultTable(columns=self.columns, rows=[[str(cell) for cell in row] for row in self.rows])
 
 
 def number(value: float | None, stderr: float | None, points: bool, sign: bool = False) -> str:
@@ -159,10 +160,10 @@ def _making_row(name: str, made: Input) -> list[Cell]:
         weights.get("prompt"),
         weights.get("completion"),
         made.config.get("seed"),
-        made.metrics.get("steps"),
-        made.metrics.get("tokens"),
-        made.metrics.get("train_loss"),
-        made.metrics.get("seconds"),
+        made.metrics.steps,
+        made.metrics.tokens,
+        made.metrics.train_loss,
+        made.metrics.seconds,
     ]
     return [Cell(_text(value)) for value in values]
 
@@ -176,13 +177,13 @@ def settings_table(results: Results) -> Table:
         scores = [score for score in results.scores if score.column == column]
         runs = [results.evaluations[score.step] for score in scores]
         options = [run.config.get("options") or {} for run in runs]
-        environments = [run.metrics.get("environment") or {} for run in runs]
+        environments = [run.metrics.environment for run in runs]
         values: list[list[Any]] = [
             [column.benchmark],
             [column.task],
             [column.metric_name],
-            [(run.metrics.get("versions") or {}).get(column.task) for run in runs],
-            [(run.metrics.get("num_fewshot") or {}).get(column.task) for run in runs],
+            [run.metrics.versions.get(column.task) for run in runs],
+            [run.metrics.num_fewshot.get(column.task) for run in runs],
             [score.n for score in scores],
             [o.get("apply_chat_template") for o in options],
             [_multiturn(o) for o in options],

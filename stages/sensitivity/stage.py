@@ -19,6 +19,7 @@ from stages.base import Context
 from stages.evaluation.answer_log import AnswerLog
 from stages.evaluation.score_rows import score_row, write_samples
 from stages.inference.language_model import LanguageModel, Tokens
+from stages.records.metrics import Metrics
 from stages.sensitivity.config import Options, Prompts, SensitivityStage
 from stages.sensitivity.sets import Asked, PromptSet, read_sets
 
@@ -26,7 +27,7 @@ SETS = 64
 """How many sets are measured together, and kept when an interrupted step goes on."""
 
 
-def run(context: Context) -> dict[str, Any]:
+def run(context: Context) -> Metrics:
     """Measure `context.inputs["model"]`; leaves samples_NAME.jsonl, a line per set with its matrix.
 
     The result has the form of the lm_eval stage's: {"results": [row, ...], "seconds", "samples", "environment"}.
@@ -56,13 +57,13 @@ def run(context: Context) -> dict[str, Any]:
         samples[prompts.name] = f"samples_{prompts.name}.jsonl"
         lines = (_sample(given, *each, model) for given, each in zip(read[prompts.name], measured, strict=True))
         write_samples(lines, context.out / samples[prompts.name])
-    return {
-        "results": results,
-        "seconds": round(time.monotonic() - began, 3),
-        "samples": samples,
-        "num_fewshot": {prompts.name: prompts.num_fewshot for prompts in config.prompts},
-        "environment": model.environment(),
-    }
+    return Metrics(
+        results=results,
+        seconds=round(time.monotonic() - began, 3),
+        samples=samples,
+        num_fewshot={prompts.name: prompts.num_fewshot for prompts in config.prompts},
+        environment=model.environment(),
+    )
 
 
 def psi(matrix: Sequence[Sequence[float]], lengths: Sequence[int]) -> float:

@@ -10,6 +10,7 @@ import datasets
 import stages.training.quick_peft  # noqa: F401
 from stages.base import Context
 from stages.data.reader import DROPPED_ROWS, dropped_note
+from stages.records.metrics import Metrics
 from stages.sft.config import SFTStage
 from stages.sft.dataset_cache import prepared
 from stages.sft.row_filter import Used
@@ -24,7 +25,7 @@ class Arguments(Told, WITConfig):
     """WITConfig with what trackers are told besides."""
 
 
-def run(context: Context) -> dict[str, Any]:
+def run(context: Context) -> Metrics:
     """Train context.inputs["model"] on `train` with the stage's weights; measure the loss on `eval` if given."""
     datasets.disable_caching()  # of rows packed for one pair of weights; what all pairs share is kept by prepared()
     stage: SFTStage = context.config
@@ -57,11 +58,12 @@ def run(context: Context) -> dict[str, Any]:
     if dropped := [line for _, lines in data.values() for line in lines]:
         (context.out / DROPPED_ROWS).write_text("".join(f"{line}\n" for line in dropped), encoding="utf-8")
     used = trainer.used
-    metrics |= {"data": {name: _counts(used[name], len(data[name][1])) for name in parts}}
+    metrics = metrics.extended(
+        data={name: _counts(used[name], len(data[name][1])) for name in parts},
+        notes=metrics.notes + [note for name in parts for note in _notes(name, used[name], len(data[name][1]))],
+    )
     write_card(context, metrics)
-    return metrics | {
-        "notes": metrics["notes"] + [note for name in parts for note in _notes(name, used[name], len(data[name][1]))],
-    }
+    return metrics
 
 
 def _counts(used: Used, dropped: int) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from trl import DPOTrainer, SFTTrainer
 from stages.base import Context, UserError
 from stages.library_options.option_models import Options
 from stages.models.model_folder import why_not_loaded
+from stages.records.metrics import Metrics
 from stages.training.checkpoints import CHECKPOINTS_KEPT, Checkpoints
 from stages.training.trackers import one_run, told
 
@@ -205,9 +206,7 @@ class Progress(TrainerCallback):
         return logs.get("tokens_per_second", counted)
 
 
-def train(
-    trainer: SFTTrainer | DPOTrainer, context: Context, sums: dict[str, torch.Tensor] | None = None
-) -> dict[str, Any]:
+def train(trainer: SFTTrainer | DPOTrainer, context: Context, sums: dict[str, torch.Tensor] | None = None) -> Metrics:
     """Train, publish the model, and say how it went. Every rank calls it; only rank 0 publishes.
 
     Goes on from the last checkpoint of an interrupted attempt, with the `sums` of the trainer's own figures.
@@ -239,7 +238,7 @@ def train(
     (context.out / "training_log.jsonl").write_text("".join(lines))
     progress.tell("writing the model")
     _publish(trainer, context)
-    return metrics
+    return Metrics(**metrics)
 
 
 def _publish(trainer: SFTTrainer | DPOTrainer, context: Context) -> None:

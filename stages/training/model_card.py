@@ -15,6 +15,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from stages.base import Context, Input
+from stages.records.metrics import Metrics, ScoreRow
 from stages.training.config import TrainingStage
 
 CARD = "README.md"
@@ -44,7 +45,7 @@ class Training:
 
     kind: str
     config: dict[str, Any]
-    metrics: dict[str, Any]
+    metrics: Metrics
     inputs: dict[str, Input]
 
     @property
@@ -69,7 +70,7 @@ class Training:
     @property
     def columns(self) -> list[str]:
         """What is counted of its data."""
-        counts = self.metrics.get("data", {}).values()
+        counts = self.metrics.data.values()
         return list(dict.fromkeys(name for each in counts for name, value in each.items() if isinstance(value, int)))
 
     @property
@@ -77,17 +78,18 @@ class Training:
         """For each part of its data, the name and the counts."""
         return [
             [f"{part}: `{self.inputs[part].reference}`", *(str(counts.get(name, "")) for name in self.columns)]
-            for part, counts in self.metrics.get("data", {}).items()
+            for part, counts in self.metrics.data.items()
         ]
 
     @property
     def results(self) -> dict[str, str]:
         """What it came to."""
-        found = {name: self.metrics[name] for name in _SHOWN if self.metrics.get(name) is not None}
+        values = self.metrics.to_json()
+        found = {name: values[name] for name in _SHOWN if values.get(name) is not None}
         return {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in found.items()}
 
 
-def write_card(context: Context, metrics: dict[str, Any]) -> None:
+def write_card(context: Context, metrics: Metrics) -> None:
     """Write the card of what a training stage leaves in context.out."""
     model = Input(
         context.out, context.step, context.config.kind, "", context.config.model_dump(), metrics, context.inputs
@@ -95,7 +97,7 @@ def write_card(context: Context, metrics: dict[str, Any]) -> None:
     (context.out / CARD).write_text(card(model), encoding="utf-8")
 
 
-def card(model: Input, name: str = HERE, scores: Sequence[dict[str, Any]] = (), licence: str | None = None) -> str:
+def card(model: Input, name: str = HERE, scores: Sequence[ScoreRow] = (), licence: str | None = None) -> str:
     """The card's text.
 
     Args:
@@ -105,7 +107,7 @@ def card(model: Input, name: str = HERE, scores: Sequence[dict[str, Any]] = (), 
         licence: the hub's word for it, such as apache-2.0.
     """
     trainings, base = _history(model)
-    scores = [row for row in scores if row["value"] is not None]
+    scores = [row for row in scores if row.value is not None]
     titles = [training.title for training in trainings]
     data = ModelCardData(
         base_model=_hub_id(base.reference),
@@ -128,7 +130,7 @@ def card(model: Input, name: str = HERE, scores: Sequence[dict[str, Any]] = (), 
             prompt=_prompt(model.path),
             adapter=(model.path / "adapter").is_dir(),
             trainings=trainings,
-            scores=[[_cell(row[key]) for key in ("task", "metric", "value", "stderr", "n")] for row in scores],
+            scores=[[_cell(getattr(row, key)) for key in ("task", "metric", "value", "stderr", "n")] for row in scores],
             citation=CITATION,
         )
     )
@@ -175,16 +177,16 @@ def _prompt(folder: Path) -> str:
     return '[{"role": "user", "content": "Who are you?"}]' if template else '"Who are you?"'
 
 
-def _eval_result(row: dict[str, Any]) -> EvalResult:
+def _eval_result(row: ScoreRow) -> EvalResult:
     """A row of scores as the hub's model-index has it."""
-    metric = row["metric"] if row["filter"] in ("", "none") else f"{row['metric']},{row['filter']}"
+    metric = row.metric if row.filter in ("", "none") else f"{row.metric},{row.filter}"
     return EvalResult(
         task_type="text-generation",
-        dataset_type=row["task"],
-        dataset_name=row["task"],
-        metric_type=row["metric"],
+        dataset_type=row.task,
+        dataset_name=row.task,
+        metric_type=row.metric,
         metric_name=metric,
-        metric_value=row["value"],
+        metric_value=row.value,
     )
 
 

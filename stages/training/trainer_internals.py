@@ -1,0 +1,64 @@
+"""The private attributes of transformers' and TRL's trainers that this project needs. No other module touches them.
+
+A resumed training logs the same figures as one without a break only if the sums behind the next log are restored, and
+transformers has no public way to read or set them. tests/stages/training/test_trainer_internals.py fails when an update
+of either library changes one.
+"""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase, Trainer
+
+CHECKED_WITH = {"transformers": ("5",), "trl": ("1", "16")}
+"""Package -> the leading parts of the versions in which the attributes below are known to mean what is used here."""
+
+
+def check_versions() -> None:
+    """Raise ImportError if a library has a version whose private attributes nobody has checked."""
+    for package, parts in CHECKED_WITH.items():
+        version = metadata.version(package)
+        if tuple(version.split("."))[: len(parts)] != parts:
+            raise ImportError(f"{package} {version} is not supported, only {'.'.join(parts)}.*; install that version")
+
+
+def tokenizer_of(trainer: Trainer) -> PreTrainedTokenizerBase:
+    """The tokenizer that TRL took out of the processing class."""
+    return trainer._tokenizer
+
+
+def trained_tokens(trainer: Trainer) -> int:
+    """Tokens that all ranks have trained on so far."""
+    return int(trainer._total_train_tokens)
+
+
+def metric_lists(trainer: Trainer, mode: str) -> dict[str, list[float]]:
+    """TRL's figures of each step since the last log, by name; `mode` is `train` or `eval`."""
+    return trainer._metrics[mode]
+
+
+def read_sums(trainer: Trainer) -> dict[str, Any]:
+    """The sums behind the next log, as JSON."""
+    return {
+        "loss": trainer._tr_loss.item(),
+        "total_loss": trainer._total_loss_scalar,
+        "last_logged": trainer._globalstep_last_logged,
+        "tokens": trained_tokens(trainer),
+        "metrics": {name: values for name, values in metric_lists(trainer, "train").items() if values},
+    }
+
+
+def restore_sums(trainer: Trainer, sums: dict[str, Any], device: torch.device) -> None:
+    """Set what `read_sums` returned, so that the figures cover the whole training and not only this attempt."""
+    trainer._initial_global_step = 0
+    trainer._tr_loss = torch.tensor(sums["loss"], device=device)
+    trainer._total_loss_scalar = sums["total_loss"]
+    trainer._globalstep_last_logged = sums["last_logged"]
+    trainer._total_train_tokens = sums["tokens"]
+    metric_lists(trainer, "train").update(sums["metrics"])
+
+
+check_versions()

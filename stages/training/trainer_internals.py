@@ -11,7 +11,10 @@ from importlib import metadata
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedTokenizerBase
+from trl import DPOTrainer, SFTTrainer
+
+TRLTrainer = SFTTrainer | DPOTrainer
 
 CHECKED_WITH = {"transformers": ("5",), "trl": ("1", "16")}
 """Package -> the leading parts of the versions in which the attributes below are known to mean what is used here."""
@@ -25,22 +28,22 @@ def check_versions() -> None:
             raise ImportError(f"{package} {version} is not supported, only {'.'.join(parts)}.*; install that version")
 
 
-def tokenizer_of(trainer: Trainer) -> PreTrainedTokenizerBase:
+def tokenizer_of(trainer: TRLTrainer) -> PreTrainedTokenizerBase:
     """The tokenizer that TRL took out of the processing class."""
     return trainer._tokenizer
 
 
-def trained_tokens(trainer: Trainer) -> int:
+def trained_tokens(trainer: TRLTrainer) -> int:
     """Tokens that all ranks have trained on so far."""
     return int(trainer._total_train_tokens)
 
 
-def metric_lists(trainer: Trainer, mode: str) -> dict[str, list[float]]:
+def metric_lists(trainer: TRLTrainer, mode: str) -> dict[str, list[float]]:
     """TRL's figures of each step since the last log, by name; `mode` is `train` or `eval`."""
     return trainer._metrics[mode]
 
 
-def read_sums(trainer: Trainer) -> dict[str, Any]:
+def read_sums(trainer: TRLTrainer) -> dict[str, Any]:
     """The sums behind the next log, as JSON."""
     return {
         "loss": trainer._tr_loss.item(),
@@ -51,7 +54,7 @@ def read_sums(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def restore_sums(trainer: Trainer, sums: dict[str, Any], device: torch.device) -> None:
+def restore_sums(trainer: TRLTrainer, sums: dict[str, Any], device: torch.device) -> None:
     """Set what `read_sums` returned, so that the figures cover the whole training and not only this attempt."""
     trainer._initial_global_step = 0
     trainer._tr_loss = torch.tensor(sums["loss"], device=device)

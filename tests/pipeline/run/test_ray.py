@@ -132,7 +132,7 @@ def test_an_interrupt_leaves_no_worker(cluster: Cluster, world: Path) -> None:
     assert not alive
     assert json.loads((world / "runs/small/run.json").read_text())["status"] == "interrupted"
     plan = command(world, "--plan", *long).stdout
-    assert "goes on from where it was interrupted" in plan
+    assert "continues from its checkpoint" in plan
 
 
 def test_a_node_that_does_not_see_the_folder_of_runs(cluster: Cluster, world: Path) -> None:

@@ -1,9 +1,9 @@
 """Prove that a refactor changes no result: python -m benchmarks.compare REV [RECIPE]
 
-Runs a small recipe (benchmarks/compare.yaml, or RECIPE) on this machine with the code of the git revision REV, then with
-the code of the working tree, and demands equal bytes of all weights and of results.csv. The report shows how long steps
-took, so its page is compared on one set of results: the working tree writes it again for the results of REV, which also
-shows that these are still cached. The exit code is 1 if anything differs or a run fails.
+Runs a small recipe (benchmarks/compare.yaml, or RECIPE) on this machine with the code of the git revision REV, then
+with the code of the working tree, and demands equal bytes of all weights and of results.csv. The report shows how long
+steps took, so its page is compared on one set of results: the working tree writes it again for the results of REV,
+which also shows that these are still cached. The exit code is 1 if anything differs or a run fails.
 """
 
 from __future__ import annotations

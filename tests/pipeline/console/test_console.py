@@ -24,6 +24,7 @@ from rich.table import Table
 
 from pipeline.console.console import Console
 from pipeline.console.live_view import View
+from pipeline.run.job import Progress
 from stages.records.run_record import StepRecord
 from tests.pipeline.run.test_command import command, environment, write_world
 
@@ -202,10 +203,10 @@ def test_plain_lines_say_how_far_a_long_step_is(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     console = Console()
-    console.progress("wit", 1, 380, "loss 2.1")
+    console.progress("wit", Progress(1, 380, "loss 2.1"))
     assert capsys.readouterr().out == "", "not every step of it"
     monkeypatch.setattr("pipeline.console.console.PLAIN_SECONDS", 0.0)
-    console.progress("wit", 2, 380, "loss 2.0, 900 tokens/s")
+    console.progress("wit", Progress(2, 380, "loss 2.0, 900 tokens/s"))
     assert capsys.readouterr().out == "  at     wit 2/380 loss 2.0, 900 tokens/s\n"
 
 
@@ -222,7 +223,7 @@ def test_rich_draws_with_the_lock_that_lines_take() -> None:
 
 
 def test_many_failures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The first three are told in full, with what explains them; the others by name."""
+    """The first three are shown in full, with the end of their logs; the others by name."""
     console = Console()
     log = tmp_path / "logs" / "0.txt"
     log.parent.mkdir()

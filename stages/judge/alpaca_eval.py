@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,9 @@ def annotate(
     if single.batch_size != 1:
         raise UserError(f"alpaca_eval.annotator: {section.annotator!r} compares in batches; name another")
     single.fn_completions = _completions(single, judge)
-    shared = [{"instruction": item.instruction, "index": item.index} for item in instructions]
-    theirs = [row | {"output": i.output, "generator": i.generator} for row, i in zip(shared, instructions, strict=True)]
-    ours = [row | {"output": output, "generator": name} for row, output in zip(shared, outputs, strict=True)]
-    rows = annotator.annotate_head2head(outputs_1=theirs, outputs_2=ours, chunksize=None)
+    references = [asdict(item) for item in instructions]
+    ours = [row | {"output": output, "generator": name} for row, output in zip(references, outputs, strict=True)]
+    rows = annotator.annotate_head2head(outputs_1=references, outputs_2=ours, chunksize=None)
     by_index = {row["index"]: row for row in rows}
     return [by_index[item.index] for item in instructions]
 

@@ -31,8 +31,7 @@ def require_model(name: str) -> None:
         raise UserError(f"OPENAI_BASE_URL is {url!r}, which is not an http or https address", "judge")
     key = os.environ.get("OPENAI_API_KEY")
     if not key:
-        message = "the environment variable OPENAI_API_KEY is not set; an endpoint without keys accepts any value"
-        raise UserError(message, "judge")
+        raise UserError("OPENAI_API_KEY is not set; for an endpoint without keys, set it to any value", "judge")
     request = urllib.request.Request(f"{url}/models", headers={"Authorization": f"Bearer {key}"})
     try:
         with urllib.request.urlopen(request, timeout=LIST_TIMEOUT) as response:

@@ -44,16 +44,8 @@ class Judge:
     def ask(
         self, requests: Mapping[str, list[dict[str, str]]], parse: Callable[[Reply], Any], **parameters: Any
     ) -> dict[str, tuple[Reply, Any]]:
-        """Send the requests that are not in the log; return each reply with its verdict.
-
-        Args:
-            requests: key in the log -> messages.
-            parse: returns the verdict, None for a reply that it cannot read.
-            parameters: of the API, such as max_tokens and temperature.
-
-        Raises:
-            UserError: the endpoint refuses a request, or cannot be reached after all retries.
-        """
+        """Send the requests that are not in the log under their keys; return each reply with its verdict, None if
+        `parse` cannot read it. Raises UserError if the endpoint refuses a request or cannot be reached."""
         with ThreadPoolExecutor(self.options.concurrency) as pool:
             futures = {key: pool.submit(self._judge, key, requests[key], parse, parameters) for key in requests}
             try:

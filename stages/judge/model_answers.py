@@ -29,8 +29,8 @@ class AnswerGenerator:
     def generate(
         self, conversations: Sequence[Conversation], temperature: float, name: str, on_answers: Callable[[int], None]
     ) -> list[str]:
-        """Answer the conversations; `name` is theirs in the log. Each batch has its own seed, so that resuming does not
-        change later batches. Raises UserError if a conversation is too long or the tokenizer has no chat template."""
+        """Answer the conversations, logged as `name`. Each batch has its own seed, so that resuming does not change the
+        next ones. Raises UserError if a conversation is too long or the tokenizer has no chat template."""
         options, answers = self.options, []
         prompts = [self.model.encode(_prompt(conversation, options)) for conversation in conversations]
         for prompt in prompts:

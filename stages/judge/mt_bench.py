@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import Any
 
 from stages.evaluation.score_rows import score_row
@@ -80,7 +81,7 @@ def parse_grade(reply: Reply) -> float | None:
 def score_rows(questions: list[Question], grades: Grades) -> list[ScoreRow]:
     """Mean grades of all questions, each turn and each category; standard errors are over the questions' means."""
     read = {question.id: _read(grades[question.id]) for question in questions}
-    every, means = _flat(read.values()), [statistics.fmean(both) for both in read.values() if both]
+    every, means = list(chain(*read.values())), [statistics.fmean(both) for both in read.values() if both]
     rows = [
         score_row("mt_bench", "score_over_10", [g / 10 for g in every], [m / 10 for m in means], headline=True),
         score_row("mt_bench", "score", every, means),
@@ -90,7 +91,8 @@ def score_rows(questions: list[Question], grades: Grades) -> list[ScoreRow]:
         rows.append(score_row(f"mt_bench_turn_{turn + 1}", "score", turn_grades, turn_grades))
     for category in sorted({question.category for question in questions}):
         members = [both for q in questions if q.category == category and (both := read[q.id])]
-        rows.append(score_row(f"mt_bench_{category}", "score", _flat(members), list(map(statistics.fmean, members))))
+        category_means = list(map(statistics.fmean, members))
+        rows.append(score_row(f"mt_bench_{category}", "score", list(chain(*members)), category_means))
     return rows
 
 
@@ -112,7 +114,3 @@ def samples(questions: list[Question], answers: Answers, grades: Grades) -> list
 
 def _read(grades: tuple[float | None, float | None]) -> list[float]:
     return [grade for grade in grades if grade is not None]
-
-
-def _flat(lists: Iterable[list[float]]) -> list[float]:
-    return [grade for grades in lists for grade in grades]

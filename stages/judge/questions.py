@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,12 +48,8 @@ class Template:
 
     def messages(self, **values: str) -> list[dict[str, str]]:
         """Return the conversation, with `{name}` in the prompt replaced by values[name]. Other braces stay."""
-        parts = self.prompt.split("{")
-        filled = parts[0]
-        for part in parts[1:]:
-            name, closed, rest = part.partition("}")
-            filled += values[name] + rest if closed and name in values else "{" + part
-        return [{"role": "system", "content": self.system}, {"role": "user", "content": filled}]
+        content = re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), self.prompt)
+        return [{"role": "system", "content": self.system}, {"role": "user", "content": content}]
 
 
 @dataclass(frozen=True)

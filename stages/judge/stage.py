@@ -53,8 +53,7 @@ class _Evaluation:
         self.context, self.config = context, config
         self.files = {name: item.path for name, item in context.inputs.items() if name != "model"}
         estimates = config.request_estimates(self.files)
-        for estimate in estimates:
-            print(estimate, flush=True)
+        print(*estimates, sep="\n", flush=True)
         context.progress(0, 1, f"loading {config.models[0]}")
         answer_log = AnswerLog(context.checkpoints / "answers.jsonl")
         self.generator = AnswerGenerator(config, context.inputs["model"].path, answer_log)
@@ -98,9 +97,7 @@ class _Evaluation:
         missing, attempts = verdicts.count(None), self.config.options.attempts
         judgements = f"{len(verdicts)} judgements"
         if missing == len(verdicts):
-            raise UserError(
-                f"{benchmark}: none of the {judgements} of {self.config.judge} can be read; use a better judge"
-            )
+            raise UserError(f"{benchmark}: none of the {judgements} of {self.config.judge} can be read; use another")
         tries = f"{attempts} attempts" if attempts > 1 else "1 attempt"
         note = f"{benchmark}: {missing} of {judgements} could not be read after {tries}; they count nowhere"
         return [note] if missing else []

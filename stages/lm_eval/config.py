@@ -51,8 +51,8 @@ class Task(Config):
     data: dict[str, str] = Field(default_factory=dict)
     """Split name -> file that replaces the task's data set: for your own items, or without a network."""
     dataset: str | None = None
-    """A folder with a copy of the task's data set, or ORG/NAME@REVISION on the hub, that replaces the data set the task
-    names: without a network, or to pin a revision. For a group or tag, it applies to all its tasks."""
+    """A folder, or ORG/NAME@REVISION on the hub, with a copy of the task's data set: without a network, or to pin a
+    revision. For a group or tag, it applies to all its tasks."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -101,8 +101,7 @@ class Options(Config):
     log_samples: bool = True
     """Save every question and answer. The report needs them for paired standard errors."""
     confirm_run_unsafe_code: bool = False
-    """Run tasks that execute code the model wrote, such as humaneval. That code can do on this machine whatever you can
-    do."""
+    """Run tasks that execute code the model wrote, such as humaneval. It can do on this machine whatever you can."""
 
     @model_validator(mode="after")
     def _multiturn_needs_a_template(self) -> Self:
@@ -143,9 +142,7 @@ class LMEvalStage(EvaluationStage):
     @model_validator(mode="after")
     def _processes_fit(self) -> Self:
         if self.launch is not None and self.launch.sharding:
-            raise wrong_at(
-                f"launch.{self.launch.sharding}", "splits a model for training; raise resources.gpus instead"
-            )
+            raise wrong_at(f"launch.{self.launch.sharding}", "is for training; raise resources.gpus instead")
         if self.launch is not None and self.options.backend == "vllm":
             raise wrong_at("launch", "works with the backend hf only; vllm uses as many GPUs as resources.gpus says")
         return self
@@ -226,8 +223,8 @@ def dataset_key(task: Task) -> str:
 
 def _own_task_names(folder: Path | None) -> set[str]:
     """Names of tasks and groups in the folder's YAML files, which are read as text: their functions must not run."""
-    pattern = re.compile(r"^(?:task|group): *['\"]?([^\s'\"]+)", re.MULTILINE)
-    return {name for text in _yaml_texts(folder) for name in pattern.findall(text)}
+    pattern = r"(?m)^(?:task|group): *['\"]?([^\s'\"]+)"
+    return {name for text in _yaml_texts(folder) for name in re.findall(pattern, text)}
 
 
 def _yaml_texts(folder: Path | None) -> Iterator[str]:

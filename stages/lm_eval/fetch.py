@@ -17,8 +17,7 @@ def fetch(config: LMEvalStage, paths: dict[str, Path], scratch: Path) -> list[st
     for benchmark in benchmarks:
         for task in benchmark.tasks.values():
             dataset = str(task.config.dataset_path or "")
-            own_data = benchmark.config.data or benchmark.config.dataset
-            sources[benchmark.config.task] = (
-                "the recipe's own files" if own_data or not dataset else f"data set {dataset}"
-            )
+            is_replaced = benchmark.config.data or benchmark.config.dataset
+            source = f"data set {dataset}" if dataset and not is_replaced else "the recipe's own files"
+            sources[benchmark.config.task] = source
     return [f"task {task}: {source}" for task, source in sources.items()]

@@ -138,11 +138,7 @@ class HFModel(ResumableModel, HFLM):
 
 
 def load_model(path: Path, config: LMEvalStage, checkpoints: Path, on_answers: Callable[[int], None]) -> ResumableModel:
-    """Load the checkpoint and tokenizer in `path`, from safetensors only. See ResumableModel for the other arguments.
-
-    Raises:
-        UserError: the model needs code that the stage does not trust, or it has no chat template.
-    """
+    """Load the checkpoint and tokenizer in `path`, from safetensors only, as a ResumableModel. Raises UserError."""
     options, name = config.options, config.models[0]
     arguments: dict[str, Any] = {
         "checkpoints": checkpoints,
@@ -158,19 +154,15 @@ def load_model(path: Path, config: LMEvalStage, checkpoints: Path, on_answers: C
         if options.backend == "vllm":
             model = _load_vllm(arguments, gpus)
         else:
-            cuda = torch.cuda.is_available()
-            split = cuda and gpus > 1 and config.launch is None
-            device = "cuda" if cuda else "cpu"
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            split = device == "cuda" and gpus > 1 and config.launch is None
             model = HFModel(**arguments, device=device, use_safetensors=True, parallelize=split)
     except (OSError, ValueError) as error:
         if "trust_remote_code=True" not in str(error):
             raise
         raise UserError(f"{name} comes with its own Python files; if you trust them, {TRUST}") from None
     if options.apply_chat_template and not cast(Any, model.tokenizer).chat_template:
-        raise UserError(
-            f"options.apply_chat_template: the tokenizer of {name} has no chat template; set it to false, or use a"
-            " model with a template"
-        )
+        raise UserError(f"options.apply_chat_template: the tokenizer of {name} has no chat template; set it to false")
     return model
 
 
@@ -180,9 +172,5 @@ def _load_vllm(arguments: dict[str, Any], gpus: int) -> ResumableModel:
         from lm_eval.models.vllm_causallms import VLLM
     except ImportError as error:
         raise UserError(f"options.backend: vllm cannot be loaded ({error}); pip install -e '.[vllm]'") from None
-
-    class VLLMModel(ResumableModel, VLLM):
-        """lm-eval's vLLM model."""
-
-    vllm_arguments = {"batch_size": "auto", "tensor_parallel_size": gpus, "load_format": "safetensors"}
-    return VLLMModel(**arguments | vllm_arguments)
+    arguments |= {"batch_size": "auto", "tensor_parallel_size": gpus, "load_format": "safetensors"}
+    return cast(ResumableModel, type("VLLMModel", (ResumableModel, VLLM), {})(**arguments))

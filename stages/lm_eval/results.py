@@ -35,9 +35,8 @@ def _headline(name: str, index: int, benchmark: Benchmark, results: Mapping[str,
     metric = benchmark.config.metric
     if metric is None:
         return keys[0] if keys else None
-    for key in keys:
-        if metric in (key, key.partition(",")[0]):
-            return key
+    if matches := [key for key in keys if metric in (key, key.partition(",")[0])]:
+        return matches[0]
     raise UserError(f"tasks.{index}.metric: {name} reported no {metric!r}, only {'; '.join(keys)}")
 
 
@@ -67,9 +66,7 @@ def _scores(task_results: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _number(value: Any) -> float | None:
     """A finite float; None for lm-eval's "N/A" and for values that JSON does not have."""
-    if isinstance(value, str) or value is None:
-        return None
-    number = float(value)
+    number = math.nan if value is None or isinstance(value, str) else float(value)
     return number if math.isfinite(number) else None
 
 

@@ -37,13 +37,12 @@ def run(context: Context) -> Metrics:
     """Evaluate the input `model`; write results.json and a sample file per task. Only the first process has metrics."""
     config: LMEvalStage = context.config
     start = time.monotonic()
-    name = config.models[0]
     path = context.inputs["model"].path
     context.progress(0, 1, "reading tasks")
     files = {key: item.path for key, item in context.inputs.items() if key != "model"}
     with only_trusted_code(config):
         benchmarks = load_benchmarks(config, files, context.scratch)
-        context.progress(0, 1, f"loading {name}")
+        context.progress(0, 1, f"loading {config.models[0]}")
         model = load_model(path, config, context.checkpoints, _request_counter(benchmarks, context.progress))
         evaluation = _evaluate(config, benchmarks, model, path)
         truncated = _truncated_counts(model)

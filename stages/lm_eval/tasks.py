@@ -159,7 +159,7 @@ def _with_own_dataset(
     manager: TaskManager, index: int, task: Task, files: Mapping[str, Path], scratch: Path
 ) -> list[str]:
     """Replace the task, the group or the tag's tasks by ones that read the recipe's folder; return their names."""
-    folder = str(files[dataset_key(task)].resolve())
+    dataset = str(files[dataset_key(task)].resolve())
     entry = manager.task_index[task.task]
     names = [task.task] if entry.yaml_path else sorted(entry.tags)
     for name in names:
@@ -169,12 +169,11 @@ def _with_own_dataset(
         override = {
             "include": str(original.yaml_path),
             "group" if name in manager.all_groups else "task": name,
-            "dataset_path": folder,  # a group passes it on to all its tasks
+            "dataset_path": dataset,  # a group passes it on to all its tasks
             "dataset_kwargs": {"cache_dir": str(scratch / "datasets")},
         }
-        file = Path(_write_task_file(override, scratch, f"{index}-{name}"))
-        replacement = TaskManager(include_path=file.parent, include_defaults=False)
-        manager.task_index[name] = replacement.task_index[name]
+        folder = Path(_write_task_file(override, scratch, f"{index}-{name}")).parent
+        manager.task_index[name] = TaskManager(include_path=folder, include_defaults=False).task_index[name]
     return names
 
 

@@ -180,7 +180,7 @@ def _alpaca_texts(row: Record) -> tuple[str, str]:
 
 
 def _official(row: Record) -> Example:
-    """Apply the text rule of the paper's scripts: strip one trailing space of the prompt, add one to the response."""
+    """Apply the text rule of the paper's scripts: move one trailing space of the prompt to the response, or add one."""
     if "instruction" in row:
         prompt, response = _alpaca_texts(row)
     elif "conversations" in row:

@@ -150,7 +150,7 @@ def _rename(record: Record | Unreadable, columns: dict[str, str]) -> Record:
 
 
 def _kind(row: TrainingRow) -> tuple[type, set[bool]]:
-    """Return what all rows of a file must share: their class, and whether they are plain text."""
+    """Return the class of the row and whether it is plain text; all rows of a file must agree."""
     return type(row), {isinstance(value, str) for name, value in row.columns().items() if name != "tools"}
 
 

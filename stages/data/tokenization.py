@@ -142,7 +142,7 @@ class Preparer:
         return (digest, tokenizer.chat_template, special, *options, transformers.__version__)
 
     def __call__(self, rows: dict[str, list[Any]], indices: list[int]) -> pyarrow.Table:
-        """Prepare a batch, given by column."""
+        """Prepare a batch of rows, column -> values."""
         numbers = rows.pop("row", None)
         if not numbers or not all(isinstance(number, int) for number in numbers):
             numbers = [index + 1 for index in indices]
@@ -217,15 +217,11 @@ class Preparer:
 
     def _pretokenised(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Take over the tokens and weights of rows that have them; a weight is a multiplier of Segment.GIVEN's 1."""
-        problems = [_token_problem(row) for row in rows]
-        good = [row for row, problem in zip(rows, problems, strict=True) if not problem]
-        lengths = numpy.asarray(
-            [0 if problem else len(row["input_ids"]) for row, problem in zip(rows, problems, strict=True)]
-        )
-        total = int(lengths.sum())
-        ids = numpy.fromiter(chain.from_iterable(row["input_ids"] for row in good), numpy.int32, total)
-        weights = numpy.fromiter(chain.from_iterable(row["loss_weights"] for row in good), numpy.float32, total)
-        segments = numpy.full(total, Segment.GIVEN, dtype=numpy.int8)
+        all_ids, all_weights, problems = zip(*map(_tokens_or_problem, rows), strict=True)
+        lengths = numpy.asarray(list(map(len, all_ids)))
+        ids = numpy.fromiter(chain.from_iterable(all_ids), numpy.int32)
+        weights = numpy.fromiter(chain.from_iterable(all_weights), numpy.float32)
+        segments = numpy.full(len(ids), Segment.GIVEN, dtype=numpy.int8)
         columns = self._truncate(lengths, ids, segments, weights, numpy.ones(len(rows), dtype=bool))
         return columns | {"merged": numpy.zeros(len(rows), dtype=numpy.int32), "problem": problems}
 
@@ -259,12 +255,11 @@ def _without_none(value: Any) -> Any:
     return [_without_none(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _token_problem(row: dict[str, Any]) -> str:
+def _tokens_or_problem(row: dict[str, Any]) -> tuple[list[int], list[float], str]:
     try:
-        weighted_tokens(row)
+        return *weighted_tokens(row), ""
     except BadRow as error:
-        return error.describe(row, {})
-    return ""
+        return [], [], error.describe(row, {})
 
 
 def list_array(lengths: numpy.ndarray, values: numpy.ndarray) -> pyarrow.ListArray:

@@ -1,0 +1,1 @@
+"""Model folders: safety checks, LoRA targets and conversion from .gguf."""

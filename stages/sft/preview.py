@@ -11,10 +11,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from stages.data.reader import source_name
-from stages.data.segments import Segment
 from stages.sft.config import SFTStage
 from stages.sft.preview_terminal import TerminalPreview
-from stages.sft.token_display import TIMES, WHITE_SPACE_SYMBOLS, Preview, PreviewedRow, Token, TokenTexts
+from stages.sft.token_display import SEGMENT_NAMES, TIMES, WHITE_SPACE_SYMBOLS, Preview, PreviewedRow, Token, TokenTexts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,7 +54,7 @@ def preview(
     segment_weights = stage.weights.table
     examples = previewed_rows(prepared, tokenizer, segment_weights)
     segments = {token.segment for example in examples for token in example.tokens}
-    weights = {segment.name.lower(): segment_weights[segment] for segment in Segment if segment in segments}
+    weights = {name: w for name, w in zip(SEGMENT_NAMES, segment_weights, strict=True) if name in segments}
     shown_path = Path(os.path.relpath(path)) if path.is_relative_to(Path.cwd()) else path
     result = Preview(step, source_name(shown_path, reading), total, max_length, weights, examples)
     return result.as_json(), html_page(result), TerminalPreview(result)
@@ -69,15 +68,14 @@ def previewed_rows(
     previewed = []
     for row in prepared:
         ids = row["input_ids"]
-        weight_multipliers = row["factors"] or [1.0] * len(ids)
+        multipliers = row["factors"] or [1.0] * len(ids)
         tokens = []
-        for position, (id, value, multiplier) in enumerate(zip(ids, row["segments"], weight_multipliers, strict=True)):
-            segment = Segment(value)
-            weight, label = 0.0, "not predicted"
+        for position, (id, segment, multiplier) in enumerate(zip(ids, row["segments"], multipliers, strict=True)):
+            name, weight, label = SEGMENT_NAMES[segment], 0.0, "not predicted"
             if position:
                 weight = float(f"{segment_weights[segment] * multiplier:.6g}")  # float32 has no more digits
-                label = _label(segment, segment_weights[segment], multiplier)
-            tokens.append(Token(id, texts.text(id), texts.special(id), segment, weight, label))
+                label = _label(name, segment_weights[segment], multiplier)
+            tokens.append(Token(id, texts.text(id), name, weight, texts.special(id), label))
         previewed.append(PreviewedRow(row["row"], tokens, row["cut"], row["merged"], row["problem"]))
     return previewed
 
@@ -91,10 +89,10 @@ def html_page(preview: Preview) -> str:
     return environment.get_template("preview.html.jinja").render(preview=preview)
 
 
-def _label(segment: Segment, weight: float, multiplier: float) -> str:
+def _label(segment: str, weight: float, multiplier: float) -> str:
     """Return the segment with its weight and the multiplier, leaving out factors of 1."""
     numbers = [0.0] if weight * multiplier == 0 else [n for n in (weight, multiplier) if n != 1] or [1.0]
-    return segment.name.lower() + " " + "".join(f"{TIMES}{number:g}" for number in numbers)
+    return segment + " " + "".join(f"{TIMES}{number:g}" for number in numbers)
 
 
 def _fade_symbols(text: str) -> Markup:

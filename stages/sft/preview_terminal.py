@@ -9,26 +9,25 @@ from rich.cells import cell_len, chop_cells
 from rich.console import Console, ConsoleOptions
 from rich.text import Text
 
-from stages.data.segments import Segment
 from stages.sft.token_display import TIMES, WHITE_SPACE_SYMBOLS, Preview, TokenRun
 from stages.system.terminal_text import safe
 
 BACKGROUNDS = {
-    Segment.PROMPT: ("#9ccbf5", "#c3e0fa"),
-    Segment.COMPLETION: ("#ffb454", "#ffd59b"),
-    Segment.SYSTEM: ("#d3a4e3", "#e7cbf0"),
-    Segment.TEMPLATE: ("#c4c9d0", "#dfe2e7"),
-    Segment.TEXT: ("#7ed6b1", "#b4e8d2"),
-    Segment.GIVEN: ("#efdc66", "#f7eeab"),
+    "prompt": ("#9ccbf5", "#c3e0fa"),
+    "completion": ("#ffb454", "#ffd59b"),
+    "system": ("#d3a4e3", "#e7cbf0"),
+    "template": ("#c4c9d0", "#dfe2e7"),
+    "text": ("#7ed6b1", "#b4e8d2"),
+    "given": ("#efdc66", "#f7eeab"),
 }
 """Of tokens with weight, two alternating shades; the colour-blind can tell the hues apart (Okabe and Ito)."""
 FOREGROUNDS = {
-    Segment.PROMPT: ("#4a86b8", "#74a5cc"),
-    Segment.COMPLETION: ("#b8732a", "#cf9556"),
-    Segment.SYSTEM: ("#96629f", "#b08ab8"),
-    Segment.TEMPLATE: ("#7a828c", "#989fa8"),
-    Segment.TEXT: ("#3a9470", "#68b092"),
-    Segment.GIVEN: ("#94851f", "#b3a551"),
+    "prompt": ("#4a86b8", "#74a5cc"),
+    "completion": ("#b8732a", "#cf9556"),
+    "system": ("#96629f", "#b08ab8"),
+    "template": ("#7a828c", "#989fa8"),
+    "text": ("#3a9470", "#68b092"),
+    "given": ("#94851f", "#b3a551"),
 }
 """Of tokens with weight 0, which have no background."""
 MAX_WIDTH = 120
@@ -67,7 +66,7 @@ class TerminalPreview:
 def _legend(weights: dict[str, float], coloured: bool) -> Iterator[Text]:
     line = Text()
     for name, weight in weights.items():
-        style = _style(Segment[name.upper()], bool(weight), False, 0) if coloured else ""
+        style = _style(name, bool(weight), False, 0) if coloured else ""
         line.append(f" {name} {TIMES}{weight:g} ", style=style)
         line.append("  ")
     yield line
@@ -78,7 +77,7 @@ def _legend(weights: dict[str, float], coloured: bool) -> Iterator[Text]:
     yield Text(f"{symbols}; {marks}", style="dim")
 
 
-def _style(segment: Segment, has_weight: bool, special: bool, shade: int) -> str:
+def _style(segment: str, has_weight: bool, special: bool, shade: int) -> str:
     marks = "bold underline " if special else ""
     return marks + (f"#14181e on {BACKGROUNDS[segment][shade]}" if has_weight else FOREGROUNDS[segment][shade])
 

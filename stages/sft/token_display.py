@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -14,6 +15,7 @@ from stages.system.terminal_text import safe
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+SEGMENT_NAMES = [segment.name.lower() for segment in Segment]
 WHITE_SPACE_SYMBOLS = {" ": "·", "\n": "↵", "\t": "→", "\r": "␍"}
 TIMES = "\u00d7"
 """Precedes a weight."""
@@ -28,10 +30,11 @@ class Token:
     id: int
     text: str
     """Decoded; bytes that are part of a character look like `<0xC3>`."""
-    special: bool
-    segment: Segment
+    segment: str
+    """The name of its Segment in lower case."""
     weight: float
     """Segment weight times weight multiplier; 0 for a row's first token, which nothing predicts."""
+    special: bool
     label: str
     """Segment and weight, in words."""
 
@@ -75,8 +78,8 @@ class PreviewedRow:
     @property
     def weighted(self) -> dict[str, int]:
         """Segment -> number of tokens with a weight other than 0."""
-        segments = [token.segment for token in self.tokens if token.weight]
-        return {segment.name.lower(): segments.count(segment) for segment in Segment if segment in segments}
+        counts = Counter(token.segment for token in self.tokens if token.weight)
+        return {name: counts[name] for name in SEGMENT_NAMES if name in counts}
 
     @property
     def runs(self) -> Iterator[TokenRun]:
@@ -85,7 +88,7 @@ class PreviewedRow:
         for _, group in groupby(self.tokens, key=lambda token: token.label):
             tokens = list(group)
             segment = tokens[0].segment
-            yield TokenRun(tokens, position, segment == Segment.COMPLETION and previous not in (None, segment))
+            yield TokenRun(tokens, position, segment == "completion" and previous not in (None, segment))
             position, previous = position + len(tokens), segment
 
     @property
@@ -134,14 +137,7 @@ class Preview:
                 {
                     "row": example.row,
                     "tokens": [
-                        {
-                            "id": token.id,
-                            "text": token.text,
-                            "segment": token.segment.name.lower(),
-                            "weight": token.weight,
-                            "special": token.special,
-                        }
-                        for token in example.tokens
+                        {key: value for key, value in vars(token).items() if key != "label"} for token in example.tokens
                     ],
                     "weighing": example.weighted,
                     "cut": example.truncated,

@@ -58,7 +58,7 @@ def _check_weights(path: Path, key: str) -> None:
     names = sorted(file.name for file in path.glob("*.safetensors"))
     if not names:
         pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in path.glob(pattern))
-        only = f", only {', '.join(pickles)}, and reading pickles can run code" if pickles else ""
+        only = f", only {', '.join(pickles)}, and pickles run code when they are read" if pickles else ""
         raise UserError(f"{path}: has no *.safetensors weights{only}; save the model as safetensors", key)
     index = path / "model.safetensors.index.json"
     for shard in (_read_json(index, key).get("weight_map") or {}).values():

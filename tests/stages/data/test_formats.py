@@ -38,7 +38,7 @@ GOOD: dict[str, tuple[dict[str, Any], Row]] = {
         Example([USER], [BLUE], [TOOL]),
     ),
     "messages": ({"messages": [USER, BLUE, USER, BLUE]}, Conversation([USER, BLUE, USER, BLUE])),
-    "messages beside a prompt": ({"prompt": "Sky?", "messages": [USER, BLUE]}, Conversation([USER, BLUE])),
+    "messages and a prompt": ({"prompt": "Sky?", "messages": [USER, BLUE]}, Conversation([USER, BLUE])),
     "content in parts": (
         {
             "messages": [

@@ -310,9 +310,9 @@ def test_rows_that_the_template_refuses_are_named_or_dropped() -> None:
     rows = Dataset.from_list([{"messages": turns("a", "b")}, {"messages": turns("a", "b")[1:]}])
     with pytest.raises(UserError, match=r"^data\.jsonl:2: the chat template refuses the conversation: user first$"):
         prepare(rows, tokenizer(refusing), None, place="data.jsonl:")
-    kept = prepare(rows, tokenizer(refusing), None, on_bad_row="drop")
-    assert [bool(ids) for ids in kept["input_ids"]] == [True, False]
-    assert "user first" in kept[1]["problem"]
+    good = prepare(rows, tokenizer(refusing), None, on_bad_row="drop")
+    assert [bool(ids) for ids in good["input_ids"]] == [True, False]
+    assert "user first" in good[1]["problem"]
 
 
 def test_unknown_columns_are_refused() -> None:
@@ -324,20 +324,20 @@ def test_used_rows_and_tokens_are_counted() -> None:
     """At max_length 4 the second row loses its completion: (0, 1) drops the row, (1, 1) keeps it."""
     rows = Dataset.from_list([{"prompt": "ab", "completion": "c"}, {"prompt": "abcdef", "completion": "g"}])
     prepared_rows = prepare(rows, tokenizer(), max_length=4)  # "abc<end>", and "abcd" of "abcdefg<end>"
-    kept, used = select(prepared_rows, weights_by_segment(0, 1))
-    assert (len(kept), used.rows, used.rows_used, used.rows_without_weight) == (1, 2, 1, 1)
+    good, used = select(prepared_rows, weights_by_segment(0, 1))
+    assert (len(good), used.rows, used.rows_used, used.rows_without_weight) == (1, 2, 1, 1)
     assert (used.tokens, used.tokens_dropped, used.tokens_truncated) == (4, 4, 4)
     assert used.weighted == {"completion": 2}
-    kept, used = select(prepared_rows, weights_by_segment(1, 1))
-    assert (len(kept), used.tokens, used.weighted) == (2, 8, {"prompt": 1 + 3, "completion": 2})
+    good, used = select(prepared_rows, weights_by_segment(1, 1))
+    assert (len(good), used.tokens, used.weighted) == (2, 8, {"prompt": 1 + 3, "completion": 2})
 
 
 def test_a_row_whose_weights_are_all_zero_is_left_out() -> None:
     rows = Dataset.from_list(
         [{"input_ids": [5, 6], "loss_weights": [1.0, 0.0]}, {"input_ids": [5, 6], "loss_weights": [0.0, 0.5]}]
     )
-    kept, used = select(prepare(rows, tokenizer(), None), weights_by_segment(0, 1))
-    assert (kept["row"][:], used.weighted) == ([2], {"given": 1})
+    good, used = select(prepare(rows, tokenizer(), None), weights_by_segment(0, 1))
+    assert (good["row"][:], used.weighted) == ([2], {"given": 1})
 
 
 def test_one_preparation_serves_all_weights() -> None:

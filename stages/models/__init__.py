@@ -1,1 +1,0 @@
-"""Model folders: safety checks, LoRA targets and conversion from .gguf."""

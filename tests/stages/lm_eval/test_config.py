@@ -78,7 +78,7 @@ def test_config_imports_no_heavy_library() -> None:
 @pytest.mark.parametrize(
     ("options", "key", "message"),
     [
-        ({"max_length": 513}, "options.max_length", "513 tokens are more than the 512 that .* takes"),
+        ({"max_length": 513}, "options.max_length", "513 tokens are more than the 512 that .* supports"),
         ({"backend": "vllm"}, "options.backend", r"not installed; pip install -e '\.\[vllm\]'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a run left, read from its record and its manifests."""
+"""Reading a past run from its record and its manifests."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from stages.records.past_runs import read_run
 
 
-def test_equal_steps_of_one_run_are_all_there(tmp_path: Path) -> None:
-    """Two cells that came to the same settings share one result, and each keeps its name and its cell."""
+def test_equal_steps_of_one_run_are_all_read(tmp_path: Path) -> None:
+    """Two cells with the same settings share one result; each keeps its name and its cell."""
     place = tmp_path / "store" / "lm_eval" / "f"
     place.mkdir(parents=True)
     manifest = {"config": {"models": ["base"]}, "metrics": {"results": []}, "inputs": {}, "sha256": "x"}
@@ -19,6 +19,6 @@ def test_equal_steps_of_one_run_are_all_there(tmp_path: Path) -> None:
     lost = {"step": "bench[base,x=2]", "labels": {"x": "2"}, "kind": "lm_eval", "fingerprint": "g", "path": None}
     (tmp_path / "small").mkdir()
     (tmp_path / "small" / "run.json").write_text(json.dumps({"steps": [*steps, lost]}))
-    found = read_run(tmp_path / "small")
-    assert {step: given.labels for step, given in found.scores.items()} == {s["step"]: s["labels"] for s in steps}
-    assert found.missing == ["bench[base,x=2]"]
+    past_run = read_run(tmp_path / "small")
+    assert {step: result.labels for step, result in past_run.scores.items()} == {s["step"]: s["labels"] for s in steps}
+    assert past_run.missing == ["bench[base,x=2]"]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from stages.base import Config, Need, StageConfig
 
@@ -13,6 +13,12 @@ PUBLISHED = "file:published"
 """The name of the input with published grids; the colon keeps it apart from names of steps."""
 RUN_PREFIX = "run:"
 """The prefix of the names of inputs that are other recipes' runs."""
+
+
+def _distinct(names: list[str]) -> list[str]:
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"named more than once: {', '.join(repeated)}")
+    return names
 
 
 class JoinedRun(Config):
@@ -41,7 +47,7 @@ class ReportStage(StageConfig):
     """The display name of its training data."""
     baseline: str | None = Field(default=None, min_length=1)
     """The model to compare the others with. Default: the one with prompt weight 0 and completion weight not 0."""
-    benchmarks: list[str] = Field(default_factory=list)
+    benchmarks: Annotated[list[str], AfterValidator(_distinct)] = Field(default_factory=list)
     """The stages to show that score models. Default: all of the recipe."""
     runs: list[JoinedRun] = Field(default_factory=list)
     """Other recipes whose last run the report shows, too: a name, or {run, model_name, data_name}."""
@@ -49,11 +55,6 @@ class ReportStage(StageConfig):
     """A CSV file of published grids with the columns model, dataset, prompt_weight, response_weight and average_score
     (in points; (0, 0) is the base model). The report compares each grid with the published one of the same model and
     data."""
-
-    @field_validator("benchmarks")
-    @classmethod
-    def _benchmarks_differ(cls, names: list[str]) -> list[str]:
-        return _distinct(names)
 
     @field_validator("runs", mode="before", json_schema_input_type=list[str | JoinedRun])
     @classmethod
@@ -85,9 +86,3 @@ class ReportStage(StageConfig):
 
         if PUBLISHED in files:
             read_published_grids(files[PUBLISHED])
-
-
-def _distinct(names: list[str]) -> list[str]:
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"named more than once: {', '.join(repeated)}")
-    return names

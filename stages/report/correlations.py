@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Sequence
+from statistics import fmean
 from typing import NamedTuple
 
 from stages.report.runs import Run
@@ -54,7 +55,7 @@ def correlation_table(runs: Sequence[Run], with_paper: bool) -> Table:
         if not by_name:
             continue
         points = [
-            (_mean([one.value for one in observations]), _mean([one.best_prompt_weight for one in observations]))
+            (fmean(one.value for one in observations), fmean(one.best_prompt_weight for one in observations))
             for observations in by_name.values()
         ]
         row = [*key, str(len(points)), *map(_coefficient, rank_correlations(points))]
@@ -81,7 +82,7 @@ def _observations(run: Run) -> Iterator[Observation]:
     grids = run.benchmark_grids
     if not grids:
         return
-    weight = _mean([grid.best[0] for _, grid in grids])
+    weight = fmean(grid.best[0] for _, grid in grids)
     model, data = (name or run.recipe or "" for name in run.names)
     for score in run.results.scores:
         step = run.results.evaluations[score.step]
@@ -100,10 +101,6 @@ def _observations(run: Run) -> Iterator[Observation]:
             for label, grid in grids:
                 if label == name:
                     yield Observation("benchmark prompts", metric, name, value, grid.best[0])
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
 
 
 def _coefficient(value: float | None) -> str:

@@ -9,6 +9,7 @@ import csv
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 
 from stages.base import BASE, UserError
 from stages.report.results import Column, Estimate, Model, Results
@@ -36,7 +37,7 @@ class GridCell:
     @property
     def mean(self) -> float:
         """The mean over seeds."""
-        return math.fsum(self.values) / len(self.values)
+        return fmean(self.values)
 
     @property
     def spread(self) -> float | None:

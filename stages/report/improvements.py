@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
+from statistics import fmean
 
 from stages.report.grid import CONVENTIONAL, Grid, GridCell, Names, Pair
 from stages.report.results import Column, Estimate, Model, Results
@@ -39,7 +39,7 @@ def pair_text(pair: Pair) -> str:
 def mean_improvement(grids: Sequence[Grid]) -> float | None:
     """Return the mean relative improvement of the grids' best pairs; None if there are no grids or one has none."""
     known = [improvement for grid in grids if (improvement := grid.best_improvement) is not None]
-    return math.fsum(known) / len(known) if known and len(known) == len(grids) else None
+    return fmean(known) if known and len(known) == len(grids) else None
 
 
 def improvements_table(grids: Sequence[Grid], published: Sequence[Grid], missing: Sequence[Names]) -> Table:
@@ -147,7 +147,7 @@ def best_table(runs: Sequence[Run]) -> Table:
         [Cell(title), *(cells.get(label, Cell(NO_VALUE)) for label in best_prompts)] for title, cells in rows.items()
     ]
     if len(rows) > 1:
-        means = [f"{math.fsum(prompts) / len(prompts):.2f}" for prompts in best_prompts.values()]
+        means = [f"{fmean(prompts):.2f}" for prompts in best_prompts.values()]
         table.append([Cell("mean best prompt weight"), *map(Cell, means)])
     return Table(["grid", *best_prompts], table)
 

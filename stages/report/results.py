@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from urllib.parse import quote
 
 from stages.base import BASE, Input, UserError
@@ -101,14 +102,11 @@ class Results:
     evaluations: dict[str, Input]
     folder: str = ".."
     """The run's folder of links to its results, relative to the report's folder below --runs."""
+    _items: dict[tuple[str, Column], ItemScores] = field(default_factory=dict)
 
     @cached_property
     def _measured(self) -> dict[tuple[str, Column], Score]:
         return {(s.model.name, s.column): s for s in reversed(self.scores) if s.row.value is not None}
-
-    @cached_property
-    def _items(self) -> dict[tuple[str, Column], ItemScores]:
-        return {}
 
     def score(self, model: Model, column: Column) -> Score | None:
         """Return a model's score in a column, which has a value; None if it was not measured."""
@@ -160,7 +158,7 @@ class Results:
         a, b = self.items(model, column), self.items(other, column)
         if a and a.keys() == b.keys() and len(a) > 1:
             deltas = [a[key] - b[key] for key in sorted(a)]
-            mean = math.fsum(deltas) / len(deltas)
+            mean = fmean(deltas)
             variance = math.fsum((delta - mean) ** 2 for delta in deltas) / (len(deltas) - 1)
             return Estimate(value, math.sqrt(variance / len(deltas)))
         if mine.stderr is None or theirs.stderr is None:
@@ -175,7 +173,7 @@ class Results:
             evaluation = self.evaluations[score.step]
             name = evaluation.metrics.samples.get(column.task)
             items = read_items(evaluation.path / name, column) if name else {}
-            mean = math.fsum(items.values()) / len(items) if items else math.nan
+            mean = fmean(items.values()) if items else math.nan
             is_mean = score.row.value is not None and math.isclose(mean, score.row.value, abs_tol=1e-9)
             self._items[key] = items if is_mean else {}
         return self._items[key]
@@ -188,7 +186,7 @@ def _mean(estimates: Sequence[Estimate | None]) -> Estimate | None:
         return None
     errors = [estimate.stderr for estimate in known if estimate.stderr is not None]
     stderr = math.sqrt(math.fsum(e * e for e in errors)) / len(known) if len(errors) == len(known) else None
-    return Estimate(math.fsum(estimate.value for estimate in known) / len(known), stderr)
+    return Estimate(fmean(estimate.value for estimate in known), stderr)
 
 
 def read_items(path: Path, column: Column) -> ItemScores:

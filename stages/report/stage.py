@@ -9,6 +9,7 @@ from pathlib import Path
 
 from stages.base import Context
 from stages.records.metrics import Metrics
+from stages.report import sentences
 from stages.report.config import PUBLISHED, ReportStage
 from stages.report.correlations import correlation_table
 from stages.report.figures import bars, heatmaps, training_curves
@@ -17,19 +18,6 @@ from stages.report.improvements import benchmark_table, best_table, improvements
 from stages.report.page import Page, Picture, Section, html, latex, markdown
 from stages.report.preference_tables import preference_table, robustness_table
 from stages.report.runs import Run, read_joined_runs, read_own_run
-from stages.report.sentences import (
-    HOW_BEST,
-    HOW_CORRELATIONS,
-    HOW_CURVES,
-    HOW_GRIDS,
-    HOW_IMPROVEMENTS,
-    HOW_PREFERENCE,
-    HOW_PUBLISHED,
-    HOW_ROBUSTNESS,
-    missing_notes,
-    score_notes,
-    summary,
-)
 from stages.report.tables import best_first, further_table, main_table, settings_table, training_table
 
 MOST_BARS = 12
@@ -46,27 +34,25 @@ def run(context: Context) -> Metrics:
     runs = [*([own] if own.results.models else []), *joined]
     grids = [grid for run in runs for grid in run.grids] if runs else published
     compared = published if runs else []
-    improvements = improvements_table(
-        grids, compared, [run.names for run in joined if not run.grids and all(run.names)]
-    )
-    missing = missing_notes(joined)
-    overview = [("", improvements)] + [
-        (grid.title, benchmark_table(grid, grid.results)) for grid in grids if grid.results
-    ]
+    without_grid = [run.names for run in joined if not run.grids and all(run.names)]
+    improvements = improvements_table(grids, compared, without_grid)
+    tables = [(grid.title, benchmark_table(grid, grid.results)) for grid in grids if grid.results]
+    missing = sentences.missing_notes(joined)
+    correlations = correlation_table(runs, with_paper=bool(published))
     sections = [
-        Section("Best weights against conventional tuning", overview, [HOW_IMPROVEMENTS, *missing]),
+        Section(
+            "Best weights against conventional tuning",
+            [("", improvements), *tables],
+            [sentences.HOW_IMPROVEMENTS, *missing],
+        ),
         *_grid_sections(runs, grids, compared),
         _best_weights(runs, grids, with_paper=bool(published)),
-        Section(
-            "Best prompt weight and characteristics",
-            [("", correlation_table(runs, with_paper=bool(published)))],
-            [HOW_CORRELATIONS],
-        ),
-        Section("Preference tuning", [("", preference_table(runs))], [HOW_PREFERENCE]),
-        Section("Sensitivity to wording", [("", robustness_table(runs))], [HOW_ROBUSTNESS]),
+        Section("Best prompt weight and characteristics", [("", correlations)], [sentences.HOW_CORRELATIONS]),
+        Section("Preference tuning", [("", preference_table(runs))], [sentences.HOW_PREFERENCE]),
+        Section("Sensitivity to wording", [("", robustness_table(runs))], [sentences.HOW_ROBUSTNESS]),
         *(_score_sections(own) if own.results.models else []),
     ]
-    page = Page(config.title or context.recipe, summary(own, joined, grids), list(filter(None, sections)))
+    page = Page(config.title or context.recipe, sentences.summary(own, joined, grids), list(filter(None, sections)))
     _write_csv(runs, context.recipe, context.out / "results.csv")
     _write_page(page, context.out)
     own_table = best_first(own.results, main_table(own.results, own.baseline))
@@ -82,18 +68,20 @@ def _grid_sections(runs: Sequence[Run], grids: Sequence[Grid], published: Sequen
     if len(grids) == 1:
         shown += [replace(grid, title=label) for run in runs if run.grids for label, grid in run.benchmark_grids]
     picture = Picture("heatmap", "The tables below as heatmaps, laid out alike", heatmaps(shown))
-    sections = [Section("Grid of weights", [(grid.title, grid_table(grid)) for grid in shown], [HOW_GRIDS], [picture])]
+    sections = [
+        Section("Grid of weights", [(grid.title, grid_table(grid)) for grid in shown], [sentences.HOW_GRIDS], [picture])
+    ]
     compared = [grid for grid in published if grid.names in {other.names for other in grids}]
     if compared:
         tables = [(grid.title, grid_table(grid)) for grid in compared]
         picture = Picture("published", "The published grids below as heatmaps, laid out alike", heatmaps(compared))
-        sections.append(Section("Published grids", tables, [HOW_PUBLISHED], [picture]))
+        sections.append(Section("Published grids", tables, [sentences.HOW_PUBLISHED], [picture]))
     pictures = []
     for i, grid in enumerate(grids, 1):
         if forms := training_curves(grid):
             name = f"curves-{i}" if len(grids) > 1 else "curves"
             pictures.append(Picture(name, f"Training curves of {grid.title}, a line for each pair", forms))
-    return [*sections, Section("Training curves", notes=[HOW_CURVES], pictures=pictures)]
+    return [*sections, Section("Training curves", notes=[sentences.HOW_CURVES], pictures=pictures)]
 
 
 def _best_weights(runs: Sequence[Run], grids: Sequence[Grid], with_paper: bool) -> Section:
@@ -103,7 +91,7 @@ def _best_weights(runs: Sequence[Run], grids: Sequence[Grid], with_paper: bool) 
     with_grids = [run for run in runs if run.grids]
     benchmark_grids = [grid for run in with_grids for _, grid in run.benchmark_grids]
     counts = shares_table(grids, benchmark_grids, with_paper)
-    return Section(title, [("", best_table(with_grids)), ("Counted", counts)], [HOW_BEST])
+    return Section(title, [("", best_table(with_grids)), ("Counted", counts)], [sentences.HOW_BEST])
 
 
 def _score_sections(own: Run) -> list[Section]:
@@ -112,7 +100,7 @@ def _score_sections(own: Run) -> list[Section]:
     forms = bars(results) if len(results.models) <= MOST_BARS else None
     pictures = [Picture("scores", "The scores as bars, with standard errors", forms)] if forms else []
     return [
-        Section("Scores", [("", main_table(results, baseline))], score_notes(results, baseline), pictures),
+        Section("Scores", [("", main_table(results, baseline))], sentences.score_notes(results, baseline), pictures),
         Section("Further metrics", [("", further_table(results))]),
         Section("How each model was made", [("", training_table(results))]),
         Section("Settings that move a score", [("", settings_table(results))]),

@@ -72,7 +72,9 @@ def main_table(results: Results, baseline: Model | None) -> Table:
         cells.append(_score_cells(results, None))
         if baseline is not None:
             heads.append(f"vs {baseline.name}")
-            cells.append([_versus(results, model, baseline) for model in results.models])
+            differences = {model.name: results.difference(model, baseline) for model in results.models}
+            texts = {name: number(difference, sign=True) for name, difference in differences.items()}
+            cells.append([Cell(text) for text in (texts | {baseline.name: ""}).values()])
     return Table(heads, [list(row) for row in zip(*cells, strict=True)])
 
 
@@ -107,10 +109,6 @@ def _score_cells(results: Results, column: Column | None) -> list[Cell]:
     return cells
 
 
-def _versus(results: Results, model: Model, baseline: Model) -> Cell:
-    return Cell("" if model is baseline else number(results.difference(model, baseline), sign=True))
-
-
 def further_table(results: Results) -> Table:
     """One row per metric that is no headline, one column per model, since there are often many metrics."""
     columns = results.columns(headline=False)
@@ -121,30 +119,19 @@ def further_table(results: Results) -> Table:
 
 def training_table(results: Results) -> Table:
     """One row for each training step that led to a model."""
-    heads = ["step", "kind", "from", "prompt weight", "completion weight", "seed", "steps", "tokens", "loss"]
+    heads = ["step", "kind", "from", "prompt weight", "completion weight", "seed", "steps", "tokens", "loss", "seconds"]
     steps: dict[str, Input] = {}
     for model in results.models:
         for step in reversed(model.lineage):
             steps.setdefault(step.step or model.name, step)
-    return Table([*heads, "seconds"], [_training_row(name, step) for name, step in steps.items()])
-
-
-def _training_row(name: str, step: Input) -> list[Cell]:
-    start = step.inputs.get("model")
-    weights = step.config.get("weights") or {}
-    values = [
-        name,
-        step.kind,
-        (start.step if start is not None and start.step else step.config.get("model") or "base"),
-        weights.get("prompt"),
-        weights.get("completion"),
-        step.config.get("seed"),
-        step.metrics.steps,
-        step.metrics.tokens,
-        step.metrics.train_loss,
-        step.metrics.seconds,
-    ]
-    return [Cell(_text(value)) for value in values]
+    rows = []
+    for name, step in steps.items():
+        start, metrics = step.inputs.get("model"), step.metrics
+        weights = step.config.get("weights") or {}
+        origin = (start.step if start else None) or step.config.get("model") or "base"
+        row = [name, step.kind, origin, weights.get("prompt"), weights.get("completion"), step.config.get("seed")]
+        rows.append([*row, metrics.steps, metrics.tokens, metrics.train_loss, metrics.seconds])
+    return Table(heads, [[Cell(_text(value)) for value in row] for row in rows])
 
 
 def settings_table(results: Results) -> Table:
@@ -165,7 +152,8 @@ def settings_table(results: Results) -> Table:
             [evaluation.metrics.num_fewshot.get(column.task) for evaluation in evaluations],
             [score.row.n for score in scores],
             [o.get("apply_chat_template") for o in options],
-            [_fewshot_as_multiturn(o) for o in options],
+            # by default, few-shot examples are turns exactly when a chat template is applied
+            [o.get("apply_chat_template") if (m := o.get("fewshot_as_multiturn")) is None else m for o in options],
             *([o.get(key) for o in options] for key in ("system_instruction", "limit", "gen_kwargs")),
             *([e.get(key) for e in environments] for key in ("dtype", "max_length")),
             [evaluation.config.get("seed") for evaluation in evaluations],
@@ -173,12 +161,6 @@ def settings_table(results: Results) -> Table:
         ]
         rows.append([Cell(", ".join(dict.fromkeys(_text(value) for value in values))) for values in settings])
     return Table(heads, rows)
-
-
-def _fewshot_as_multiturn(options: dict[str, Any]) -> bool | None:
-    """By default, few-shot examples are turns exactly when a chat template is applied."""
-    multiturn = options.get("fewshot_as_multiturn")
-    return options.get("apply_chat_template") if multiturn is None else multiturn
 
 
 def _text(value: Any) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
@@ -13,18 +15,7 @@ from stages.report.tables import NO_VALUE, Cell, Table
 
 FEWEST_POINTS = 3
 """A rank correlation needs at least so many points."""
-PAPER_CORRELATIONS = {
-    ("training prompts", "generation_ratio"): (0.50, 0.33),
-    ("training prompts", "ngram_diversity"): (-0.50, -0.33),
-    ("training prompts", "parse_tree_depth"): (-0.50, -0.33),
-    ("training prompts", "prompt_length"): (-0.50, -0.33),
-    ("benchmark prompts", "ngram_diversity"): (0.40, 0.40),
-    ("benchmark prompts", "parse_tree_depth"): (-0.50, -0.20),
-    ("benchmark prompts", "prompt_length"): (-0.70, -0.60),
-    ("model", "parameters"): (0.20, 0.20),
-    ("model", "log-probability of training prompts"): (0.50, 0.20),
-    ("model", "log-probability of benchmark prompts"): (0.50, 0.20),
-}
+PAPER_CORRELATIONS = Path(__file__).with_name("paper_correlations.csv")
 """Spearman's and Kendall's coefficients of the paper (arXiv 2507.07817, its table of correlations)."""
 
 
@@ -45,7 +36,10 @@ def correlation_table(runs: Sequence[Run], with_paper: bool) -> Table:
 
     A data set, benchmark or model of several observations enters with their mean.
     """
-    groups: dict[tuple[str, str], dict[str, list[Observation]]] = {key: {} for key in PAPER_CORRELATIONS}
+    with PAPER_CORRELATIONS.open(encoding="utf-8", newline="") as lines:
+        coefficients = list(csv.DictReader(lines))
+    paper = {(row["subject"], row["characteristic"]): f"{row['spearman']}, {row['kendall']}" for row in coefficients}
+    groups: dict[tuple[str, str], dict[str, list[Observation]]] = {key: {} for key in paper}
     for observation in (observation for run in runs for observation in _observations(run)):
         key = (observation.subject, observation.characteristic)
         groups.setdefault(key, {}).setdefault(observation.name, []).append(observation)
@@ -59,8 +53,7 @@ def correlation_table(runs: Sequence[Run], with_paper: bool) -> Table:
             for observations in by_name.values()
         ]
         row = [*key, str(len(points)), *map(_coefficient, rank_correlations(points))]
-        paper = PAPER_CORRELATIONS.get(key)
-        row += [f"{paper[0]:+.2f}, {paper[1]:+.2f}" if paper else ""] * with_paper
+        row += [paper.get(key, "")] * with_paper
         rows.append([Cell(text) for text in row])
     return Table(heads, rows)
 

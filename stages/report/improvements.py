@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from statistics import fmean
 
 from stages.report.grid import CONVENTIONAL, Grid, GridCell, Names, Pair
@@ -17,12 +19,7 @@ SHARES: dict[str, Callable[[Pair], bool]] = {
     "best completion weight between 0.4 and 1": lambda pair: pair[1] >= 0.4,
 }
 """The regions in which the paper counts best pairs."""
-PAPER_SHARES = {
-    "best prompt weight between 0 and 0.6": "61 of 75",
-    "best prompt weight not 0": "43 of 75",
-    "best completion weight 1": "18 of 75",
-    "best completion weight between 0.4 and 1": "55 of 75",
-}
+PAPER_SHARES = Path(__file__).with_name("paper_shares.csv")
 """The paper's counts over five models, three data sets and five benchmarks (arXiv 2507.07817)."""
 
 
@@ -156,10 +153,12 @@ def shares_table(grids: Sequence[Grid], benchmark_grids: Sequence[Grid], with_pa
     """How many best pairs lie in the paper's regions; how often tuning on prompts alone improves the base model."""
     by_benchmark = bool(benchmark_grids)
     heads = ["share", "by average", *["by benchmark"] * by_benchmark, *["the paper, by benchmark"] * with_paper]
+    with PAPER_SHARES.open(encoding="utf-8", newline="") as lines:
+        paper = {row["share"]: f"{row['count']} of {row['of']}" for row in csv.DictReader(lines)}
     rows = []
     for label, holds in SHARES.items():
         counts = [_count(grids, holds), *[_count(benchmark_grids, holds)] * by_benchmark]
-        rows.append([label, *counts, *[PAPER_SHARES[label]] * with_paper])
+        rows.append([label, *counts, *[paper[label]] * with_paper])
     above = [
         cell.mean > grid.base.mean
         for grid in grids

@@ -131,13 +131,7 @@ class Grid:
 
 
 def find_grids(results: Results, names: Names = (None, None), column: Column | None = None) -> list[Grid]:
-    """Return the grids of the tuned models, one for each combination of the other axes of the matrix.
-
-    Args:
-        results: the scores of one run.
-        names: what to call the model and its data.
-        column: the benchmark; None for the average.
-    """
+    """Return the grids of a run under a benchmark, or its average: one for each combination of the other axes."""
     base = next((model for model in results.models if model.name == BASE), None)
     tuned = [model for model in results.models if model.stage == "sft" and model.labels]
     by_title: dict[str, dict[Pair, list[Model]]] = {}
@@ -156,13 +150,11 @@ def find_grids(results: Results, names: Names = (None, None), column: Column | N
 
 def _title(model: Model, tuned: list[Model], names: Names) -> str:
     """What distinguishes a grid: the names or else the stage, and the axes that are neither weights nor seeds."""
-    stage = model.name.partition("[")[0]
     parts = [name for name in names if name]
     if not parts or len({other.name.partition("[")[0] for other in tuned}) > 1:
-        parts.append(stage)
-    return ", ".join(
-        [*parts, *(f"{axis}={value}" for axis, value in model.labels.items() if not _is_weight_or_seed(axis, tuned))]
-    )
+        parts.append(model.name.partition("[")[0])
+    axes = [axis for axis in model.labels if not _is_weight_or_seed(axis, tuned)]
+    return ", ".join([*parts, *(f"{axis}={model.labels[axis]}" for axis in axes)])
 
 
 def _is_weight_or_seed(axis: str, tuned: list[Model]) -> bool:

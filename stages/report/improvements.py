@@ -42,10 +42,7 @@ def mean_improvement(grids: Sequence[Grid]) -> float | None:
 def improvements_table(grids: Sequence[Grid], published: Sequence[Grid], missing: Sequence[Names]) -> Table:
     """One row per grid: base model, IT, the best pair, its improvement, and the published grid of the same names.
 
-    Args:
-        grids: the grids to show.
-        published: the grids to compare them with; without any, their columns are left out.
-        missing: model and data of grids that are not measured yet.
+    `missing` has the names of grids without results. Without published grids, the table has no columns for them.
     """
     by_names = {grid.names: grid for grid in published}
     heads = ["grid", "cells", "base", "IT (0, 1)", "best", "its weights", "gain over IT", "p"]
@@ -53,8 +50,8 @@ def improvements_table(grids: Sequence[Grid], published: Sequence[Grid], missing
         heads += ["published IT", "published best", "its weights", "published gain", "difference of gains"]
     rows = []
     for grid in grids:
-        row = [Cell(grid.title), Cell(str(len(grid.cells))), *_pair_cells(grid), Cell(p_text(grid.p_value(grid.best)))]
-        row[2:2] = [_mean_cell(grid, grid.base)]
+        row = [Cell(grid.title), Cell(str(len(grid.cells))), _mean_cell(grid, grid.base), *_pair_cells(grid)]
+        row.append(Cell(p_text(grid.p_value(grid.best))))
         rows.append(row + (_published_cells(by_names.get(grid.names), grid) if published else []))
     for names in missing:
         row = [Cell(", ".join(filter(None, names))), Cell("0"), *[Cell(NO_VALUE)] * 6]

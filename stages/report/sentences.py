@@ -51,11 +51,6 @@ HOW_BEST = (
     "Of equal pairs the one with the lower prompt weight, then the lower completion weight counts. With few grids "
     "these shares say little: each is one draw."
 )
-HOW_CORRELATIONS = (
-    "Rank correlations over data sets, benchmarks or models, of a characteristic and the mean best prompt weight of "
-    "each, over all grids and benchmarks. With fewer than three there is none; with a handful, as here and in the "
-    "paper, no coefficient is far from chance. What each characteristic is: stages/characteristics/stage.py."
-)
 HOW_PREFERENCE = (
     "Averages over the benchmarks, in points; “change” is the difference from the start, ± its standard error, paired "
     "where the items are the same."
@@ -75,6 +70,17 @@ def score_notes(results: Results, baseline: Model | None) -> list[str]:
     exception = f" Left out, being no share of which more is better: {', '.join(left_out)}." if left_out else ""
     notes = [HOW_TO_READ, AVERAGE + exception]
     return notes if baseline is None else [*notes, f"“vs {baseline.name}” {DIFFERENCE}"]
+
+
+def correlation_note(counts: Collection[int]) -> str:
+    """Return how to read the correlations; `counts` has the number of points of each."""
+    points = " to ".join(f"{count}" for count in sorted({min(counts, default=0), max(counts, default=0)}))
+    return (
+        "Rank correlations over data sets, benchmarks or models, of a characteristic and the mean best prompt weight "
+        f"of each, over all grids and benchmarks. Here they are over {points} of these. With fewer than three there is "
+        "none; with ten or fewer, a Spearman coefficient between -0.64 and 0.64 is no evidence (p > 0.05). "
+        "What each characteristic is: stages/characteristics/stage.py."
+    )
 
 
 def missing_notes(joined: Sequence[Run]) -> list[str]:

@@ -39,6 +39,7 @@ def run(context: Context) -> Metrics:
     tables = [(grid.title, benchmark_table(grid, grid.results)) for grid in grids if grid.results]
     missing = sentences.missing_notes(joined)
     correlations = correlation_table(runs, with_paper=bool(published))
+    correlation_note = sentences.correlation_note([int(row[2].text) for row in correlations.rows])
     sections = [
         Section(
             "Best weights against conventional tuning",
@@ -47,7 +48,7 @@ def run(context: Context) -> Metrics:
         ),
         *_grid_sections(runs, grids, compared),
         _best_weights(runs, grids, with_paper=bool(published)),
-        Section("Best prompt weight and characteristics", [("", correlations)], [sentences.HOW_CORRELATIONS]),
+        Section("Best prompt weight and characteristics", [("", correlations)], [correlation_note]),
         Section("Preference tuning", [("", preference_table(runs))], [sentences.HOW_PREFERENCE]),
         Section("Sensitivity to wording", [("", robustness_table(runs))], [sentences.HOW_ROBUSTNESS]),
         *(_score_sections(own) if own.results.models else []),

@@ -53,4 +53,5 @@ def test_over_the_benchmarks_of_a_grid(tmp_path: Path) -> None:
     text = (tmp_path / "report.md").read_text()
     assert "| benchmark prompts | prompt_length | 3 | +0.50 | +0.33 |" in text  # lengths 1, 2, 3; best 1, 3, 2
     assert "| model | parameters | 1 | – | – |" in text  # noqa: RUF001
+    assert "Here they are over 1 to 3 of these." in text
     assert "| wit | (0.2, 0.4)" in text

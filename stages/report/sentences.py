@@ -167,12 +167,12 @@ def grid_summary(grid: Grid) -> str:
         "standard errors.",
         LUCK,
     ]
-    same_direction = grid.cells.get((0.0, 0.4))
-    if same_direction:
+    scaled = sorted(pair for pair in others if pair[0] == 0 < pair[1])  # (0, 1) times a factor
+    if scaled:
+        distance = max(abs(grid.cells[pair].mean - it.mean) for pair in scaled)
         sentences.append(
-            f"(0, 0.4) and (0, 1) differ in a common factor, which Adam all but cancels; they are "
-            f"{100 * abs(same_direction.mean - it.mean):.1f} points apart, and a smaller difference than that shows "
-            "nothing."
+            f"{', '.join(map(pair_text, scaled))} and (0, 1) differ in a common factor, which Adam all but cancels; "
+            f"they are up to {100 * distance:.1f} points apart, and a smaller difference than that shows nothing."
         )
     spreads = [cell.spread for cell in grid.cells.values() if cell.spread is not None]
     if spreads:

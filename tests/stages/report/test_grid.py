@@ -65,10 +65,19 @@ def test_the_summary() -> None:
     # sqrt(0.0008 / 2 + 0.0008 / 2) = 0.028; 0.10 is more than twice that
     assert "1 of the other 3 pairs average above (0, 1), 1 of them by more than two standard errors" in text
     assert (
-        "(0, 0.4) and (0, 1) differ in a common factor, which Adam all but cancels; they are 1.0 points apart" in text
+        "(0, 0.4) and (0, 1) differ in a common factor, which Adam all but cancels; they are up to 1.0 points apart"
+        in text
     )
     # sqrt((0.0008 + 0 + 0.0008 + 0.0002) / 4) = 0.0212
     assert "Over seeds, one pair varies by 2.1 points" in text
+
+
+def test_the_summary_names_every_pair_that_is_conventional_but_for_a_factor() -> None:
+    """0.41 and 0.45 against 0.42."""
+    inputs = grid() | {f"bench[wit,{p:g},0.8]": cell(p, 0.8, 1, 0.45) for p in (0, 0.2)}
+    text = grid_summary(find_grids(read_results(inputs))[0])
+    assert "(0, 0.4), (0, 0.8) and (0, 1) differ in a common factor" in text
+    assert "they are up to 3.0 points apart" in text
 
 
 def test_with_one_seed_the_errors_are_those_over_items() -> None:

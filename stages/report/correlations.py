@@ -20,13 +20,12 @@ PAPER_CORRELATIONS = Path(__file__).with_name("paper_correlations.csv")
 
 
 class Observation(NamedTuple):
-    """One characteristic of a data set, benchmark or model in one run, with the best prompt weight there."""
+    """One characteristic of a named data set, benchmark or model in one run, with the best prompt weight there."""
 
     subject: str
     """`training prompts`, `benchmark prompts` or `model`."""
     characteristic: str
     name: str
-    """Which data set, benchmark or model."""
     value: float
     best_prompt_weight: float
 

@@ -134,7 +134,7 @@ def _draw_heatmap(figure: Figure, axes: mpl.axes.Axes, grid: Grid) -> None:
 
 
 def _heatmap_text(grid: Grid, pair: Pair, cell: GridCell) -> str:
-    """A cell's label, mean and spread over seeds."""
+    """A cell's label, mean and spread."""
     label = {CONVENTIONAL: "IT", UNTRAINED: "Base"}.get(pair) if cell in (grid.baseline, grid.base) else None
     spread = f"±{100 * cell.spread:.1f}" if cell.spread is not None else None
     return "\n".join(filter(None, [label, f"{100 * cell.mean:.1f}", spread]))

@@ -147,7 +147,7 @@ class Results:
         """Return model minus other, in a column or of the averages. Paired if both answered the very same items.
 
         Paired: the standard deviation (n - 1) of the items' differences, divided by sqrt(n). Otherwise
-        sqrt(a^2 + b^2) of the two standard errors, which takes the two for independent and so overstates it.
+        sqrt(a^2 + b^2) of the two standard errors, which assumes that they are independent and so overstates it.
         """
         if column is None:
             return _mean([self.difference(model, other, averaged) for averaged in self.averaged])

@@ -12,8 +12,8 @@ from statistics import fmean
 from urllib.parse import quote
 
 from stages.base import BASE, Input, UserError
+from stages.records.manifest import MANIFEST
 from stages.records.metrics import ScoreRow
-from stages.records.past_runs import MANIFEST
 from stages.system.file_names import file_name
 
 ItemScores = dict[tuple[int, str], float]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from stages.base import Input
-from stages.records.past_runs import read_run
+from stages.records.past_runs import read_past_run
 from stages.report.config import PUBLISHED, RUN_PREFIX, ReportStage
 from stages.report.grid import Grid, Names, find_grids
 from stages.report.results import Model, Results, find_baseline, read_results
@@ -59,7 +59,7 @@ def read_joined_runs(inputs: Mapping[str, Input], config: ReportStage) -> list[R
     """Read the other recipes' runs, in the order of the section. Raises UserError if one cannot be read."""
     runs = []
     for entry in config.runs:
-        past_run = read_run(inputs[f"{RUN_PREFIX}{entry.run}"].path)
+        past_run = read_past_run(inputs[f"{RUN_PREFIX}{entry.run}"].path)
         results = read_results(past_run.scores, f"../../{entry.run}")
         names = (entry.model_name or (None if entry.data_name else entry.run), entry.data_name)
         runs.append(Run(entry.run, names, results, find_baseline(results.models, None), past_run.missing))

@@ -47,7 +47,7 @@ def test_no_loader_reads_a_pickle(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no model that can be loaded"):
         load_model(folder, 0, None)
     with pytest.raises(OSError, match=r"model\.safetensors"):
-        load_evaluated(folder, EVALUATION)
+        load_evaluated(folder, EVALUATION, folder, print)
     check_model(folder, trusted=False, key="model", weights=False)
     load_model(folder, 0, None, random_init=True)
     assert not (tmp_path / "unpickled").exists()
@@ -61,7 +61,7 @@ def test_a_known_type_with_code_for_the_model_alone(folder: Path) -> None:
     with pytest.raises(UserError, match="its own Python files; if you trust them, set trust_remote_code: true"):
         load_model(folder, 0, None)
     with pytest.raises(UserError, match="it comes with its own Python files; if you trust them, set trust_remote_code"):
-        load_evaluated(folder, EVALUATION)
+        load_evaluated(folder, EVALUATION, folder, print)
 
 
 def test_a_tokenizers_own_code(folder: Path) -> None:

@@ -142,7 +142,7 @@ def _compare(results: Results, model: Model, other: Model) -> str:
     if points == 0:
         sentence = f"{model.label} and {other.label} average the same"
     if difference.stderr is None:
-        return f"{sentence}; without a standard error, chance cannot be told from a difference."
+        return f"{sentence}; without a standard error, the difference can be chance."
     error = f"standard error of the difference {100 * difference.stderr:.1f}"
     if abs(difference.value) > 2 * difference.stderr:
         return f"{sentence} ({error}): more than two standard errors."
@@ -153,7 +153,7 @@ def grid_summary(grid: Grid) -> str:
     """Return what the grid shows and what it does not."""
     it, best, improvement = grid.baseline, grid.best, grid.best_improvement
     if it is None or improvement is None:
-        return f"{grid.title}: (0, 1), conventional instruction tuning, was not measured, so no gain can be told."
+        return f"{grid.title}: (0, 1), conventional instruction tuning, was not measured, so there is no gain to show."
     others = [pair for pair in grid.cells if pair != CONVENTIONAL]
     above = [pair for pair in others if grid.cells[pair].mean > it.mean]
     clear = [

@@ -11,8 +11,8 @@ from pydantic import AfterValidator, Field
 from stages.base import Config, Need
 from stages.data.formats import Row
 from stages.data.reader import read_examples
-from stages.evaluation.config import EvaluationStage, unique
-from stages.models.model_folder import REMOTE_CODE, check_model
+from stages.evaluation.config import EvaluationStage, unique_names
+from stages.models.model_folder import check_model
 from stages.training.config import SFTData
 
 
@@ -38,11 +38,6 @@ class Options(Config):
     """dtype of the weights; `auto` is that of the checkpoint."""
 
 
-def _unique_names(sets: list[PromptSet]) -> list[PromptSet]:
-    unique([prompt_set.name for prompt_set in sets])
-    return sets
-
-
 class CharacteristicsStage(EvaluationStage):
     """Properties of prompts that the report correlates with the best prompt weight. Scores no model."""
 
@@ -50,7 +45,7 @@ class CharacteristicsStage(EvaluationStage):
     version: ClassVar[int] = 1
     fingerprint_exclude: ClassVar[tuple[str, ...]] = ("options.batch_size",)
 
-    sets: Annotated[list[PromptSet], Field(min_length=1), AfterValidator(_unique_names)]
+    sets: Annotated[list[PromptSet], Field(min_length=1), AfterValidator(unique_names)]
     """The prompts to describe."""
     options: Options = Options()
 
@@ -75,7 +70,3 @@ class CharacteristicsStage(EvaluationStage):
             prompt_set.data.check_splits({"train": path})
             for _ in self.rows(prompt_set, path):
                 pass
-
-    def foreign_code(self, files: dict[str, Path]) -> list[str]:
-        """Announce the model's own code."""
-        return [REMOTE_CODE] if self.trust_remote_code else []

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from importlib.util import find_spec
-from typing import Annotated, ClassVar, Literal, Self
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field
 
 from stages.base import Need, StageConfig, UserError
+from stages.models.model_folder import REMOTE_CODE
 
 
 def repeated(names: list[str]) -> list[str]:
@@ -21,6 +23,12 @@ def unique(names: list[str]) -> list[str]:
     if duplicates := repeated(names):
         raise ValueError(f"named more than once: {', '.join(duplicates)}")
     return names
+
+
+def unique_names(entries: list[Any]) -> list[Any]:
+    """Return `entries`. Raises ValueError if two have the same `name`."""
+    unique([entry.name for entry in entries])
+    return entries
 
 
 class EvaluationStage(StageConfig):
@@ -44,6 +52,10 @@ class EvaluationStage(StageConfig):
     def split(self) -> dict[str, Self]:
         """Make one step per model."""
         return {f"[{model}]": self.model_copy(update={"models": [model]}) for model in self.models}
+
+    def foreign_code(self, files: dict[str, Path]) -> list[str]:
+        """Announce the model's own code."""
+        return [REMOTE_CODE] if self.trust_remote_code else []
 
 
 def require_vllm(backend: str) -> None:

@@ -9,8 +9,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field
 
 from stages.base import Config, Need
-from stages.evaluation.config import EvaluationStage, unique
-from stages.models.model_folder import REMOTE_CODE, check_context, check_model
+from stages.evaluation.config import EvaluationStage, unique_names
+from stages.models.model_folder import check_context, check_model
 from stages.sensitivity.sets import Prompts, read_sets
 
 
@@ -31,18 +31,13 @@ class Options(Config):
     paper scores each response under the other prompts."""
 
 
-def _unique_names(prompts: list[Prompts]) -> list[Prompts]:
-    unique([entry.name for entry in prompts])
-    return prompts
-
-
 class SensitivityStage(EvaluationStage):
     """POSIX of models. A lower value means that the wording matters less."""
 
     kind: ClassVar[str] = "sensitivity"
     version: ClassVar[int] = 1
 
-    prompts: Annotated[list[Prompts], Field(min_length=1), AfterValidator(_unique_names)]
+    prompts: Annotated[list[Prompts], Field(min_length=1), AfterValidator(unique_names)]
     """Files of prompts with the same intent."""
     options: Options = Options()
     seed: int = 23
@@ -64,10 +59,6 @@ class SensitivityStage(EvaluationStage):
             paths = tuple((name, path) for name, path in sorted(files.items()) if name.endswith(f".{entry.name}"))
             _check_rows(entry.model_dump_json(), paths, self.seed)
             check_context(files["model"], entry.max_new_tokens, f"prompts.{i}.max_new_tokens")
-
-    def foreign_code(self, files: dict[str, Path]) -> list[str]:
-        """Announce the model's own code."""
-        return [REMOTE_CODE] if self.trust_remote_code else []
 
 
 @cache

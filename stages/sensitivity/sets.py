@@ -191,22 +191,21 @@ def _render(template: str, wording: str, choices: tuple[str, ...]) -> str:
 
 def _wordings(row: Record) -> list[str]:
     if "prompts" in row:
-        return [_text(value, "prompts") for value in filled_list(row, "prompts")]
-    paraphrases = filled_list(row, "paraphrases") if row.get("paraphrases") else []
-    return [text(row, "prompt"), *(_text(value, "paraphrases") for value in paraphrases)]
+        return _texts(row, "prompts")
+    return [text(row, "prompt"), *(_texts(row, "paraphrases") if row.get("paraphrases") else ())]
 
 
 def _choices(row: Record) -> tuple[str, ...]:
     if row.get("choices") is None:
         return ()
-    choices = tuple(_text(value, "choices") for value in filled_list(row, "choices"))
+    choices = _texts(row, "choices")
     if not 2 <= len(choices) <= len(ascii_uppercase):
         raise BadRow("choices", f"holds {len(choices)}; a question has 2 to {len(ascii_uppercase)}")
-    return choices
+    return tuple(choices)
 
 
-def _text(value: Any, column: str) -> str:
-    return text({column: value}, column)
+def _texts(row: Record, column: str) -> list[str]:
+    return [text({column: value}, column) for value in filled_list(row, column)]
 
 
 @cache
@@ -216,17 +215,12 @@ def read_examples(path: Path) -> tuple[_Example, ...]:
 
 
 def _example(row: Record, _: int) -> _Example:
-    choices = _choices(row)
-    return _Example(text(row, "prompt"), choices, _answer(row, choices))
-
-
-def _answer(row: Record, choices: tuple[str, ...]) -> str:
-    answer = row.get("answer")
+    choices, answer = _choices(row), row.get("answer")
     if not choices or isinstance(answer, str):
-        return text(row, "answer")
+        return _Example(text(row, "prompt"), choices, text(row, "answer"))
     if type(answer) is not int or not 0 <= answer < len(choices):
         raise BadRow("answer", f"is {answer!r}; it is the number of a choice, 0 to {len(choices) - 1}, or text")
-    return ascii_uppercase[answer]
+    return _Example(text(row, "prompt"), choices, ascii_uppercase[answer])
 
 
 def misspelt(words: str, seed: str) -> str:

@@ -166,6 +166,7 @@ def test_every_model_has_a_card(world: World) -> None:
 
 def test_a_card_has_hub_ids_but_no_paths_and_machines(tmp_path: Path) -> None:
     from stages.base import Input
+    from stages.records.metrics import Metrics
     from stages.training.model_card import card
 
     config = {
@@ -176,7 +177,7 @@ def test_a_card_has_hub_ids_but_no_paths_and_machines(tmp_path: Path) -> None:
     }
     references = {"model": f"org/base@{'a' * 40}", "train": "o/d@b#x.jsonl", "eval": "rows.jsonl"}
     inputs = {name: Input(tmp_path, reference=reference) for name, reference in references.items()}
-    text = card(Input(tmp_path, "s", "sft", "", config, {"train_loss": 1.5}, inputs))
+    text = card(Input(tmp_path, "s", "sft", "", config, Metrics(train_loss=1.5), inputs))
     data = ModelCard(text).data
     assert (data.base_model, data.datasets) == ("org/base", ["o/d"])
     for hidden in ("secret", "10.0.0.7", "mine"):

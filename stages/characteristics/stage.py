@@ -49,23 +49,18 @@ def run(context: Context) -> Metrics:
     notes = [] if parse else [f"parse_tree_depth is not measured: spaCy with {PARSER} is not installed"]
     size = float(sum(parameter.numel() for parameter in model.model.parameters()))
     results = [_row("model", "parameters", size)]
-    for prompt_set in config.sets:
-        name = prompt_set.name
-        rows = [_texts(row) for row in config.rows(prompt_set, context.inputs[f"data.{name}"].path)]
-        prompts = [prompt for prompt, _ in rows]
+    for name, rows in ((s.name, config.rows(s, context.inputs[f"data.{s.name}"].path)) for s in config.sets):
+        texts = [_texts(row) for row in rows]
+        prompts = [prompt for prompt, _ in texts]
         encoded = [model.encode(prompt) for prompt in prompts]
-        means = {
-            "prompt_length": [float(len(tokens)) for tokens in encoded],
-            "generation_ratio": [
-                len(model.encode(response)) / len(tokens)
-                for tokens, (_, response) in zip(encoded, rows, strict=True)
-                if response and tokens
-            ],
-            "parse_tree_depth": [float(parse(prompt)) for prompt in prompts] if parse else [],
-        }
-        for metric, values in means.items():
-            if values:
-                results.append(score_row(name, metric, values, values, higher_is_better=None))
+        ratios = [
+            len(model.encode(response)) / len(tokens)
+            for tokens, (_, response) in zip(encoded, texts, strict=True)
+            if response and tokens
+        ]
+        results += _mean_row(name, "prompt_length", [float(len(tokens)) for tokens in encoded])
+        results += _mean_row(name, "generation_ratio", ratios)
+        results += _mean_row(name, "parse_tree_depth", [float(parse(prompt)) for prompt in prompts] if parse else [])
         results.append(_row(name, "ngram_diversity", ngram_diversity(prompts)))
         log_prob, truncated = _mean_log_prob(model, encoded, config.options.batch_size, context, name)
         results.append(_row(name, "prompt_logprob", log_prob))
@@ -82,6 +77,11 @@ def run(context: Context) -> Metrics:
 def _row(task: str, metric: str, value: float) -> ScoreRow:
     """A value of a set as a whole, which has no standard error."""
     return score_row(task, metric, [value], [], higher_is_better=None)
+
+
+def _mean_row(task: str, metric: str, values: list[float]) -> list[ScoreRow]:
+    """The mean over prompts. Empty if no prompt has a value."""
+    return [score_row(task, metric, values, values, higher_is_better=None)] if values else []
 
 
 def _texts(row: Row) -> tuple[str, str]:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.base import UserError
@@ -112,7 +114,7 @@ class LanguageModel:
         """
         answers: list[Tokens] = [[] for _ in prompts]
         for batch in _batches(prompts, [1] * len(prompts), batch_size):
-            ids, mask = self._padded([prompts[i] for i in batch], left=True)
+            ids, mask = self._padded([prompts[i] for i in batch], "left")
             output = self.model.generate(  # type: ignore[operator]
                 input_ids=ids,
                 attention_mask=mask,
@@ -163,12 +165,12 @@ class LanguageModel:
 
     def _score(self, prompts: list[Tokens], answers: list[list[Tokens]]) -> list[float]:
         """Score one batch; the sums of all prompts' answers in one list."""
-        ids, mask = self._padded(prompts, left=True)
+        ids, mask = self._padded(prompts, "left")
         prefix = self.model(
             input_ids=ids, attention_mask=mask, use_cache=True, **self._positions(mask), **self._last_logits_only
         )
         rows = torch.tensor([row for row, chunk in enumerate(answers) for _ in chunk], device=self.device)
-        labels, label_mask = self._padded([answer for chunk in answers for answer in chunk], left=False)
+        labels, label_mask = self._padded([answer for chunk in answers for answer in chunk], "right")
         logits = prefix.logits[:, -1:].float()[rows]
         if labels.shape[1] > 1:
             if (cache := prefix.get("past_key_values")) is None:
@@ -181,14 +183,12 @@ class LanguageModel:
         losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
         return (-(losses * label_mask).sum(1, dtype=torch.float64)).tolist()
 
-    def _padded(self, sequences: list[Tokens], left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def _padded(self, sequences: list[Tokens], side: Literal["left", "right"]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids and attention mask, both [len(sequences), longest]."""
-        longest = max(map(len, sequences))
-        pads = [[self.pad_id] * (longest - len(tokens)) for tokens in sequences]
-        ids = [[*pad, *tokens] if left else [*tokens, *pad] for pad, tokens in zip(pads, sequences, strict=True)]
-        left_mask = [[0] * len(pad) + [1] * len(tokens) for pad, tokens in zip(pads, sequences, strict=True)]
-        mask = left_mask if left else [row[::-1] for row in left_mask]
-        return torch.tensor(ids, device=self.device), torch.tensor(mask, device=self.device)
+        rows = [torch.tensor(tokens) for tokens in sequences]
+        pad = partial(pad_sequence, batch_first=True, padding_side=side)
+        ids, mask = pad(rows, padding_value=self.pad_id), pad([torch.ones_like(row) for row in rows])
+        return ids.to(self.device), mask.to(self.device)
 
     def _positions(self, mask: torch.Tensor) -> dict[str, torch.Tensor]:
         """Positions that skip the padding, as generate computes them, if the model's forward accepts them."""

@@ -1,11 +1,7 @@
-"""The `push` section of a recipe: which model to upload to which repository of the hub.
-
-Imports the hub's client only for a step that will run, because every plan imports this module.
-"""
+"""The `push` section of a recipe: which model to upload to which repository of the hub."""
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -50,16 +46,10 @@ class PushStage(StageConfig):
 
     def check(self, files: dict[str, Path]) -> None:
         """Check that the token may write to the repository, before anything is trained. Raises UserError."""
-        _require_access(self.repo)
+        from stages.push.hub import require_access  # importing the client would slow down every plan
+
+        require_access(self.repo)
 
     def paid_requests(self, files: dict[str, Path]) -> list[str]:
         """Announce the upload."""
         return [f"uploads the model to {self.repo} on the hub, {'private' if self.private else 'public'}"]
-
-
-@cache
-def _require_access(repo: str) -> None:
-    """Query the hub once for all steps that upload to `repo`. Raises UserError."""
-    from stages.push.hub import require_access  # importing the client would slow down every plan
-
-    require_access(repo)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi, get_token
@@ -20,8 +21,9 @@ WEIGHTS = (".safetensors", ".safetensors.index.json")
 """Old files with these endings are deleted from the repository: loaders would mix them with the model's."""
 
 
+@cache
 def require_access(repo: str) -> None:
-    """Raise UserError if there is no valid token that may write to the owner of `repo`."""
+    """Raise UserError if there is no valid token that may write to the owner of `repo`. Asks the hub once."""
     if get_token() is None:
         raise UserError(
             "uploading needs a token that may write: set the environment variable HF_TOKEN, or run 'hf auth login'",

@@ -95,14 +95,10 @@ def _encode(model: LanguageModel, options: Options, entry: Prompts, sets: list[P
     encoded = []
     for prompt_set in sets:
         place = f"prompts.{entry.name}: row {prompt_set.row} of {entry.data}"
-        encoded.append([model.encode(_request(prompt, options)) for prompt in prompt_set.prompts])
+        form = FewShotPrompt.messages if options.apply_chat_template else FewShotPrompt.text
+        encoded.append([model.encode(form(prompt, options.system_instruction)) for prompt in prompt_set.prompts])
         model.check_length(max(encoded[-1], key=len), entry.max_new_tokens, place)
     return encoded
-
-
-def _request(prompt: FewShotPrompt, options: Options) -> list[dict[str, str]] | str:
-    system = options.system_instruction
-    return prompt.messages(system) if options.apply_chat_template else prompt.text(system)
 
 
 def measure(model: LanguageModel, options: Options, entry: Prompts, sets: list[list[Tokens]]) -> list[Measurement]:

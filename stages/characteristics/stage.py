@@ -8,7 +8,8 @@ separated by white space. Over the rows of a set:
     ngram_diversity    sum over n = 1..4 of distinct n-grams of words / all n-grams of words, over all prompts together
     parse_tree_depth   mean over prompts of the depth of the deepest dependency tree among its sentences (a root has
                        depth 1), by spaCy's en_core_web_sm; not measured if that is not installed
-    prompt_logprob     mean log-probability of a token, over all tokens of all prompts except the first of each
+    prompt_logprob     mean log-probability of a token, over all tokens of all prompts except the first of each; left
+                       out if no prompt has a second token
 
 and `parameters`, the number of the model's parameters.
 """
@@ -63,7 +64,8 @@ def run(context: Context) -> Metrics:
         results += _mean_row(name, "parse_tree_depth", [float(parse(prompt)) for prompt in prompts] if parse else [])
         results.append(_row(name, "ngram_diversity", ngram_diversity(prompts)))
         log_prob, truncated = _mean_log_prob(model, encoded, config.options.batch_size, context, name)
-        results.append(_row(name, "prompt_logprob", log_prob))
+        if log_prob is not None:
+            results.append(_row(name, "prompt_logprob", log_prob))
         if truncated:
             notes.append(f"{name}: {truncated} prompts are longer than the model's context; only their start is scored")
     return Metrics(
@@ -142,8 +144,8 @@ def _parser() -> Callable[[str], int] | None:
 
 def _mean_log_prob(
     model: LanguageModel, encoded: list[Tokens], batch_size: int, context: Context, name: str
-) -> tuple[float, int]:
-    """Mean log-probability of a token, and the number of truncated prompts."""
+) -> tuple[float | None, int]:
+    """Mean log-probability of a token, None if no prompt has a second token, and the number of truncated prompts."""
     longest = model.max_length or max(map(len, encoded))
     truncated = sum(len(tokens) > longest for tokens in encoded)
     prompts = [tokens[:longest] for tokens in encoded if len(tokens) > 1]
@@ -154,4 +156,4 @@ def _mean_log_prob(
         scores = model.log_probs([tokens[:1] for tokens in chunk], [[tokens[1:]] for tokens in chunk], batch_size)
         sums += [total for (total,) in scores]
     count = sum(len(tokens) - 1 for tokens in prompts)
-    return (math.fsum(sums) / count if count else 0.0), truncated
+    return (math.fsum(sums) / count if count else None), truncated

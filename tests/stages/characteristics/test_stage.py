@@ -97,3 +97,23 @@ def test_errors_before_it_runs(context: Context, tmp_path: Path) -> None:
     (tmp_path / "questions.jsonl").write_text('{"text": "no question"}\n')
     with pytest.raises(UserError, match=r"questions.jsonl:1: column 'question' is missing"):
         context.config.check(files)
+
+
+@pytest.mark.parametrize("prompts", [["A", "B"], ["A", "Bee"]])
+def test_only_tokens_after_the_first_have_a_log_probability(
+    context: Context, model_folder: Path, tmp_path: Path, prompts: list[str]
+) -> None:
+    """A prompt of one byte, which is one token, adds nothing. Without other prompts there is no value."""
+    (tmp_path / "train.jsonl").write_text(
+        "".join(json.dumps({"prompt": prompt, "completion": " C"}) + "\n" for prompt in prompts)
+    )
+    values = {(row.task, row.metric): row.value for row in run(context).results or []}
+    expected = None
+    if "Bee" in prompts:
+        ids = torch.tensor([AutoTokenizer.from_pretrained(model_folder)("Bee")["input_ids"]])
+        model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float64)
+        log_probs = model(ids).logits.detach().log_softmax(-1)[0]
+        expected = pytest.approx(float(log_probs[0, ids[0, 1]] + log_probs[1, ids[0, 2]]) / 2, abs=1e-5)
+    assert values.get(("train", "prompt_logprob")) == expected
+    assert values["train", "prompt_length"] == sum(map(len, prompts)) / 2
+    assert ("know", "prompt_logprob") in values

@@ -120,16 +120,14 @@ def tree_depth(heads: Sequence[int]) -> int:
     Args:
         heads: for each word the index of its head. A root is its own head.
     """
-    depths: dict[int, int] = {}
-    for word in range(len(heads)):
-        path = [word]
-        while path[-1] not in depths and heads[path[-1]] != path[-1]:
-            path.append(heads[path[-1]])
-        depth = depths.get(path[-1], 1)
-        for index in reversed(path):
-            depths[index] = depths.get(index, depth)
-            depth = depths[index] + 1
-    return max(depths.values(), default=0)
+
+    def depth(word: int) -> int:
+        words = 1
+        while heads[word] != word:
+            word, words = heads[word], words + 1
+        return words
+
+    return max(map(depth, range(len(heads))), default=0)
 
 
 def _parser() -> Callable[[str], int] | None:

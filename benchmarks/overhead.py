@@ -21,21 +21,23 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from benchmarks.data import ROOT, machine, run_recipe
-from pipeline.plan.cache import inputs_of, refresh
-from pipeline.plan.planner import Plan, Step, make_plan
+from pipeline.plan.cache import decide, input_records
+from pipeline.plan.planner import build_plan
+from pipeline.plan.resolver import Resolver
+from pipeline.plan.step import Plan, Step
 from pipeline.recipe.loader import load
-from pipeline.run.local_executor import Job, LocalExecutor
-from pipeline.store.hash_cache import Hashes
-from pipeline.store.references import fetch
-from pipeline.store.store import Store
+from pipeline.run.job import Job, read_job
+from pipeline.run.local_executor import LocalExecutor
+from pipeline.store.references import Artifact, fetch
+from pipeline.store.store import Published, Store
 from stages import KINDS
 from stages.base import Context, Input
-from stages.records.metrics import Metrics
+from stages.records.manifest import Manifest
+from stages.records.metrics import Metrics, ResultTable
+from stages.system.integrity import files_in
 
 CELLS = 525
 CELL = """\
@@ -68,18 +70,17 @@ def timed(call: list[str]) -> float:
 
 def bare(recipe: str, folder: Path) -> float:
     """Run the stages of `recipe` without the pipeline, and return the seconds."""
-    plan = make_plan(load(Path(recipe)), Hashes(folder / "none"))
+    plan = build_plan(load(Path(recipe)), Resolver(folder, print))
     executor = LocalExecutor()
     waiting, running, finished = list(plan.steps), {}, set()
     slots = list(range(executor.jobs))
     start_time = time.perf_counter()
     while waiting or running:
-        for step in [s for s in waiting if all(need.name in finished for need in s.needs)]:
+        for step in [s for s in waiting if all(source.name in finished for source in s.dependencies)]:
             if slots:
                 waiting.remove(step)
                 slot = slots.pop(0)
-                environment = os.environ | executor._share([slot], Job(step.name, folder, folder))
-                running[step.name] = slot, _start(step, folder, environment)
+                running[step.name] = slot, _start(step, folder, executor, slot)
         for name, (slot, process) in list(running.items()):
             if process.poll() is not None:
                 assert process.returncode == 0, (folder / f"{name}.log").read_text()
@@ -90,57 +91,62 @@ def bare(recipe: str, folder: Path) -> float:
     return time.perf_counter() - start_time
 
 
-def _start(step: Step, folder: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    job = folder / f"{step.name}.json"
-    job.write_text(json.dumps(_job(step, folder)))
-    log = (folder / f"{step.name}.log").open("wb")
-    call = [sys.executable, "-P", "-m", "benchmarks.overhead", "--bare-step", str(job)]
-    return subprocess.Popen(call, env={**environment, "PYTHONPATH": str(ROOT)}, stdout=log, stderr=log)
+def _start(step: Step, folder: Path, executor: LocalExecutor, slot: int) -> subprocess.Popen[bytes]:
+    job = Job(
+        recipe="bare",
+        step=step.name,
+        kind=step.kind,
+        config=step.config.model_dump(),
+        inputs={name: _input(source, folder) for name, source in step.inputs.items()},
+        folder=folder / step.name,
+        cache=folder / "cache",
+        log=folder / f"{step.name}.log",
+        lock=folder / f"{step.name}.lock",
+        resources=step.config.resources,
+        processes=step.config.processes,
+    )
+    job.write()
+    environment = os.environ | executor._worker_environment([slot], job) | {"PYTHONPATH": str(ROOT)}
+    call = [sys.executable, "-P", "-m", "benchmarks.overhead", "--bare-step", str(job.file)]
+    with job.log.open("wb") as log:
+        return subprocess.Popen(call, env=environment, stdout=log, stderr=log)
 
 
-def _job(step: Step, folder: Path) -> dict[str, Any]:
-    inputs = {name: asdict(_input(source, folder)) for name, source in step.inputs.items()}
-    return {"step": step.name, "kind": step.kind, "config": step.config.model_dump(), "inputs": inputs}
-
-
-def _input(source: Any, folder: Path) -> Input:
+def _input(source: Step | Artifact, folder: Path) -> Input:
     if not isinstance(source, Step):
-        return Input(str(fetch(source, folder / "cache")), fingerprint=str(source))  # type: ignore[arg-type]
-    metrics = json.loads((folder / source.name / "metrics.json").read_text())
-    nested = {name: _input(inner, folder) for name, inner in source.inputs.items()}
-    config = source.config.model_dump()
-    out = str(folder / source.name / "out")
-    return Input(out, source.name, source.kind, source.name, config, metrics, nested)  # type: ignore[arg-type]
+        return Input(fetch(source, folder / "cache"), fingerprint=str(source))
+    return Input(
+        path=folder / source.name / "out",
+        step=source.name,
+        kind=source.kind,
+        fingerprint=source.name,
+        config=source.config.model_dump(),
+        metrics=Metrics.model_validate_json((folder / source.name / "metrics.json").read_text()),
+        inputs={name: _input(inner, folder) for name, inner in source.inputs.items()},
+    )
 
 
 def bare_step(job_file: Path) -> None:
     """Run one stage in this process."""
-    job = json.loads(job_file.read_text())
-    stage = KINDS[job["kind"]]
-    folder = job_file.parent / job["step"]
+    job = read_job(job_file)
+    stage = KINDS[job.kind]
     for name in ("out", "scratch", "checkpoints"):
-        (folder / name).mkdir(parents=True)
+        (job.folder / name).mkdir()
     if "train" in stage.model_fields:
         importlib.import_module("stages.training.checkpoints").FIRST_SECONDS = 1e9
-
-    def to_input(value: dict[str, Any]) -> Input:
-        inner = {name: to_input(nested) for name, nested in value["inputs"].items()}
-        metrics = Metrics.model_validate(value.get("metrics", {}))
-        return Input(**{**value, "path": Path(value["path"]), "inputs": inner, "metrics": metrics})
-
     context = Context(
-        recipe="bare",
-        step=job["step"],
-        config=stage.model_validate(job["config"]),
-        inputs={name: to_input(value) for name, value in job["inputs"].items()},
-        out=folder / "out",
-        scratch=folder / "scratch",
-        checkpoints=folder / "checkpoints",
-        cache=job_file.parent / "cache",
+        recipe=job.recipe,
+        step=job.step,
+        config=stage.model_validate(job.config),
+        inputs=dict(job.inputs),
+        out=job.folder / "out",
+        scratch=job.folder / "scratch",
+        checkpoints=job.folder / "checkpoints",
+        cache=job.cache,
         progress=lambda *_: None,
     )
     metrics = stage.load("run")(context).to_json()
-    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (job.folder / "metrics.json").write_text(json.dumps(metrics))
 
 
 # -------------------------------------------------------------------------------------------------- everything cached
@@ -181,21 +187,32 @@ def write_grid(folder: Path) -> Path:
 
 def fill_store(recipe: Path, runs: Path) -> Plan:
     """Publish a dummy result for every step: eight files of 4 KiB, and a manifest of realistic length."""
-    plan, store = make_plan(load(recipe), Hashes(runs / "none")), Store(runs / "store")
-    refresh(plan, store)
+    store, resolver = Store(runs / "store"), Resolver(runs, print)
+    plan = build_plan(load(recipe), resolver)
+    decisions = decide(plan, store, resolver)
     packages = {f"package-{i}": "1.2.3" for i in range(120)}
+    report = Metrics(table=ResultTable(columns=["model"], rows=[]), summary="none")
+    results: dict[str, Published] = {}
     for step in plan.steps:
-        out = store.unfinished(str(step.fingerprint)) / "out"
+        fingerprint = str(decisions[step.name].fingerprint)
+        out = store.unfinished(fingerprint) / "out"
         out.mkdir(parents=True)
         for i in range(8):
             (out / f"file-{i}.bin").write_bytes(step.name.encode() * (4096 // len(step.name)))
-        table = {"table": {"columns": ["model"], "rows": []}, "summary": "none"} if step.kind == "report" else {}
-        manifest = {
-            **{"step": step.name, "kind": step.kind, "version": step.config.version, "fingerprint": step.fingerprint},
-            **{"config": step.config.model_dump(), "inputs": inputs_of(step, plan), "metrics": table},
-            **{"environment": {"packages": packages}, "started": "2026-01-01T00:00:00+00:00", "seconds": 1.0},
-        }
-        step.published = store.publish(out, manifest)
+        manifest = Manifest(
+            step=step.name,
+            kind=step.kind,
+            version=step.config.version,
+            fingerprint=fingerprint,
+            config=step.config.model_dump(),
+            inputs=input_records(step, decisions, results, resolver),
+            metrics=report if step.kind == "report" else Metrics(),
+            environment={"packages": packages},
+            started="2026-01-01T00:00:00+00:00",
+            seconds=1.0,
+            outputs=files_in(out),
+        )
+        results[step.name] = store.publish(out, manifest)
     return plan
 
 

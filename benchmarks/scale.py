@@ -27,15 +27,18 @@ from pathlib import Path
 
 from benchmarks.data import ROOT, machine, run_recipe
 from pipeline.console.console import Console
-from pipeline.plan.cache import refresh
-from pipeline.plan.planner import make_plan
+from pipeline.plan.planner import build_plan
+from pipeline.plan.resolver import Resolver
+from pipeline.plan.selection import Selection
+from pipeline.preflight.prepare import prepare
 from pipeline.recipe.loader import load
-from pipeline.run.job import write_job
-from pipeline.run.local_executor import ORDINARY, Event, Job, LocalExecutor
+from pipeline.run.executor import DEFAULT_RESOURCES, Event
+from pipeline.run.job import Job, StepResult
+from pipeline.run.local_executor import LocalExecutor
 from pipeline.run.loop import Run
-from pipeline.store.hash_cache import Hashes
 from pipeline.store.store import Store
 from stages.base import Resources, StageConfig
+from stages.records.metrics import Metrics
 
 NOTHING = Path(__file__).with_name("nothing")
 ENVIRONMENT = {"BENCHMARK_NOTHING": "1", "BENCHMARK_ROOT": str(ROOT), "PYTHONPATH": f"{NOTHING}{os.pathsep}{ROOT}"}
@@ -75,7 +78,7 @@ class Instant:
     def unmet_requirement(self, config: StageConfig) -> None:
         """No requirement."""
 
-    def has_room(self, resources: Resources = ORDINARY, processes: int = 1) -> bool:
+    def has_room(self, resources: Resources = DEFAULT_RESOURCES, processes: int = 1) -> bool:
         """Accept two steps at a time."""
         return len(self._events) < self.width
 
@@ -84,8 +87,7 @@ class Instant:
         (job.folder / "out").mkdir()
         (job.folder / "out" / "nothing").touch()
         empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-        result = {"metrics": {}, "outputs": {"nothing": empty}, "machine": {}}
-        self._events.append(Event(job, result=result))
+        self._events.append(Event(job, StepResult(Metrics(), outputs={"nothing": empty}, machine={})))
 
     def wait(self, seconds: float | None = None) -> Event | None:
         """Return the next result."""
@@ -95,15 +97,18 @@ class Instant:
         """Nothing runs."""
 
 
-def _run_of(recipe: Path, runs: Path) -> Run:
-    plan = make_plan(load(recipe), Hashes(runs / "none"))
-    return Run(plan, Store(runs / "store"), runs, Console(quiet_stdout=True), {step.name for step in plan.steps}, set())
+def _prepare(recipe: Path, runs: Path) -> Run:
+    console = Console(quiet_stdout=True)
+    store, resolver = Store(runs / "store"), Resolver(runs, console.say)
+    plan = build_plan(load(recipe), resolver)
+    selection = Selection(frozenset(step.name for step in plan.steps), frozenset())
+    decisions = prepare(plan, selection, store, resolver).decisions
+    return Run(plan, selection, decisions, store, resolver, console)
 
 
 def schedule(recipe: Path, runs: Path) -> None:
     """Run all cells with steps that take no time, and print milliseconds per step and GiB."""
-    run = _run_of(recipe, runs)
-    run.prepare()
+    run = _prepare(recipe, runs)
     start_time = time.perf_counter()
     assert run.execute(Instant()) == 0
     seconds = time.perf_counter() - start_time
@@ -113,18 +118,19 @@ def schedule(recipe: Path, runs: Path) -> None:
 
 def bare(recipe: Path, runs: Path) -> None:
     """Run the workers of all steps without the pipeline, with its parallelism, and print the seconds."""
-    run, executor = _run_of(recipe, runs), LocalExecutor()
-    refresh(run.plan, run.store)
+    run, executor = _prepare(recipe, runs), LocalExecutor()
 
     def work(job: Job) -> None:
-        call = [sys.executable, "-P", "-m", "pipeline.run.worker", str(job.folder / "job.json")]
-        environment = os.environ | executor._share([0], job)
+        call = [sys.executable, "-P", "-m", "pipeline.run.worker", str(job.file)]
+        environment = os.environ | executor._worker_environment([0], job)
         with subprocess.Popen(
             call, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         ) as process:
             assert process.wait() == 0
 
-    jobs = [write_job(step, run.plan, {}, run.store, runs) for step in run.plan.steps]
+    jobs = [run._job(step) for step in run.plan.steps]
+    for job in jobs:
+        job.write()
     start_time = time.perf_counter()
     with ThreadPoolExecutor(executor.jobs) as pool:
         list(pool.map(work, jobs))

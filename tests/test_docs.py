@@ -210,7 +210,7 @@ def run_recipe(page: Path, arguments: list[str], folder: Path, capsys: pytest.Ca
     RUN.add(call)
     status, errors = cli.main(arguments), capsys.readouterr().err
     if "--status" in arguments:
-        assert (status, "has left nothing to tell" in errors) == (2, True)
+        assert (status, "has no record of a run" in errors) == (2, True)
     elif status == 2:  # a single stage, whose inputs have no result yet
         assert re.search("make it first by run-recipe", errors), errors
     else:

@@ -1,1 +1,1 @@
-"""The `characteristics` stage: what prompts are like, and how a model finds them."""
+"""Prompt characteristics: properties of prompts that the report correlates with the best prompt weight."""

@@ -188,7 +188,7 @@ def _of_sensitivity(stage: SensitivityStage, given: Given, count: Count) -> Aske
     requests = read = made = longest = 0
     for prompts in stage.prompts:
         for each in read_sets(prompts, given.paths, stage.seed):
-            tokens = count([asked.text(stage.options.system_instruction) for asked in each.asked])
+            tokens = count([prompt.text(stage.options.system_instruction) for prompt in each.prompts])
             answers = len(tokens) ** 2 * prompts.max_new_tokens
             requests, read = requests + len(tokens), read + 2 * sum(tokens) + answers
             made += len(tokens) * prompts.max_new_tokens

@@ -1,1 +1,1 @@
-"""Prompt sensitivity: how much a model's answer depends on the wording of one request (POSIX)."""
+"""Prompt sensitivity (POSIX): how much a model's answer depends on the wording of a request."""

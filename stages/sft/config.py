@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from stages.base import Config
-from stages.data.formats import FORMATS, Row, columns_of
+from stages.data.formats import Row
 from stages.data.reader import read_examples
 from stages.data.segments import weights_by_segment
 from stages.library_options.option_models import Options, options
-from stages.training.config import TrainingData, TrainingStage
+from stages.training.config import SFTData, TrainingStage
 
 if TYPE_CHECKING:
     from typing import Self
@@ -21,21 +21,6 @@ if TYPE_CHECKING:
     SFTOptions = Options
 else:
     SFTOptions = options("SFTConfig")
-
-
-class SFTData(TrainingData):
-    """The data of an sft stage."""
-
-    format: Literal["auto", "prompt_completion", "messages", "text", "alpaca", "sharegpt", "tokens", "official"] = (
-        "auto"
-    )
-    """What the columns mean; `auto` looks at the first row. `official` is the text rule of the paper's scripts."""
-    turns: Literal["all", "last"] = "all"
-    """Which assistant turns of `messages` are completion; those before the last are prompt under `last`."""
-
-    def known_columns(self) -> set[str]:
-        """What `columns` may rename."""
-        return columns_of(FORMATS if self.format == "auto" else [self.format])
 
 
 class Weights(Config):

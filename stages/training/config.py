@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from stages.base import BASE, Config, Need, StageConfig, UserError, wrong_at
+from stages.data.formats import FORMATS, columns_of
 from stages.data.reader import Reading
 from stages.library_options.option_models import Options, options
 from stages.models.lora_targets import check_targets
@@ -99,6 +100,21 @@ class TrainingData(Config):
                     f"columns.{name}", f"{name!r} is no column that this format reads; those are {', '.join(known)}"
                 )
         return self
+
+
+class SFTData(TrainingData):
+    """Instruction rows, of an sft stage and of others that read such rows."""
+
+    format: Literal["auto", "prompt_completion", "messages", "text", "alpaca", "sharegpt", "tokens", "official"] = (
+        "auto"
+    )
+    """What the columns mean. `auto` decides by the first row. `official` is the text format of the paper's scripts."""
+    turns: Literal["all", "last"] = "all"
+    """Which assistant turns of `messages` are completion. With `last`, the earlier ones are prompt."""
+
+    def known_columns(self) -> set[str]:
+        """Return the columns that `columns` may rename."""
+        return columns_of(FORMATS if self.format == "auto" else [self.format])
 
 
 _READ: set[tuple[str, str, str, Path]] = set()

@@ -127,7 +127,7 @@ def bare_step(job_file: Path) -> None:
     for name in ("out", "scratch", "checkpoints"):
         (own / name).mkdir(parents=True)
     if "train" in stage.model_fields:
-        importlib.import_module("stages.training.checkpoints").FIRST_SECONDS = 1e9
+        importlib.import_module("stages.training.checkpoints").MIN_INTERVAL = 1e9
 
     def given(value: dict[str, Any]) -> Input:
         inner = {name: given(nested) for name, nested in value["inputs"].items()}

@@ -44,7 +44,7 @@ def run_stage(folder: Path, model: Path, **section: Any) -> tuple[dict[str, Any]
     )
     metrics = run(context)
     log = [json.loads(line) for line in (folder / "out" / "training_log.jsonl").read_text().splitlines()]
-    return metrics, log, folder / "out"
+    return metrics.to_json(), log, folder / "out"
 
 
 LORA = {"r": 4, "lora_alpha": 64, "target_modules": "all-linear"}

@@ -86,7 +86,7 @@ def test_killed_and_run_again(tmp_path: Path, model_folder: Path, kind: str) -> 
     assert "goes on from where it was interrupted" in planned.stdout
     done = command(tmp_path, "--runs", "killed")
     assert done.returncode == 0, done.stdout
-    step = re.search(r"went on from step (\d+)", done.stdout)
+    step = re.search(r"resumed from step (\d+)", done.stdout)
     assert step
     assert int(step[1]) >= 21
     (files, metrics), (expected, whole) = outcome(tmp_path, "killed"), outcome(tmp_path, "whole")
@@ -117,5 +117,5 @@ def test_a_damaged_checkpoint_is_named_and_not_used(tmp_path: Path, model_folder
     done = command(tmp_path, "--runs", "killed")
     assert done.returncode == 0
     assert f"{last.name} is not used: optimizer.pt was changed after it was written" in done.stdout
-    assert f"went on from step {sealed[-2].parent.name.partition('-')[2]}," in done.stdout
+    assert f"resumed from step {sealed[-2].parent.name.partition('-')[2]}," in done.stdout
     assert outcome(tmp_path, "killed")[0] == outcome(tmp_path, "whole")[0]

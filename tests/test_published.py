@@ -226,8 +226,8 @@ def test_where_it_is_reported_is_no_part_of_a_result(world: World) -> None:
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ("[tensorbord]", "'tensorbord' is no tracker that a recipe may name; those are none, mlflow, tensorboard"),
-        ("all", "'all' is no tracker"),
+        ("[tensorbord]", "'tensorbord' is not a supported tracker; use none, mlflow, tensorboard"),
+        ("all", "'all' is not a supported tracker"),
         ("trackio", "needs the package trackio, which is not installed; pip install trackio"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Estimate the cost of an `dpo` stage."""
+"""Estimate the cost of a `dpo` stage."""
 
 from stages.estimate.training import estimate
 

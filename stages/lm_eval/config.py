@@ -166,7 +166,7 @@ class LMEvalStage(EvaluationStage):
     @property
     def processes(self) -> int:
         """How many processes a step of this stage runs in on this machine."""
-        return 1 if self.launch is None else self.launch.here
+        return 1 if self.launch is None else self.launch.processes_per_machine
 
     def needs(self) -> dict[str, Need]:
         """The models, and every file."""

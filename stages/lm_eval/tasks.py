@@ -17,7 +17,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import TaskIndex
 
 from stages.base import UserError
-from stages.library_options.option_models import NOT_GENERATED_BY
+from stages.library_options.option_models import CODE_OPTIONS
 from stages.lm_eval.config import LMEvalStage, Task, data_key, dataset_key, loader_of
 from stages.system.file_names import file_name
 
@@ -228,7 +228,7 @@ def _check_safe(benchmark: Benchmark, where: str, unsafe: bool) -> None:
     for name, task in benchmark.tasks.items():
         if getattr(task, "UNSAFE_CODE", False) and not unsafe:
             raise UserError(f"{where}: {UNSAFE.format(name)}")
-        if found := [key for key in NOT_GENERATED_BY if key in (task.config.generation_kwargs or {})]:
+        if found := [key for key in CODE_OPTIONS if key in (task.config.generation_kwargs or {})]:
             raise UserError(f"{where}: {name} sets {found[0]}, which would run code from elsewhere; take it out")
         if getattr(task, "MULTIMODAL", False):
             raise UserError(f"{where}: {name} needs pictures; this stage evaluates text models")

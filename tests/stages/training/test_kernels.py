@@ -87,7 +87,7 @@ def test_no_kernel_of_the_hub_takes_its_place(
     """As if the package `kernels` were installed: transformers would fetch its own choice, and run it."""
     monkeypatch.setattr(import_utils, "is_kernels_available", lambda: True)
     train = PLAIN | {"model_init_kwargs": {"attn_implementation": f"flash_attention_{version}"}}
-    with pytest.raises(UserError, match="would run a kernel from the hub, which is code of others"):
+    with pytest.raises(UserError, match="would run a kernel from the hub instead, which is third-party code"):
         sft(tmp_path / "s", model_folder, train=train, lora=None)
 
 
@@ -111,5 +111,5 @@ def test_liger_needs_its_package_and_a_gpu(tmp_path: Path, model_folder: Path, m
         with pytest.raises(UserError, match="pip install liger-kernel"):
             config.check({"model": model_folder})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="run on GPUs, and there is none here"):
+    with pytest.raises(UserError, match="need a GPU, and there is none here"):
         sft(tmp_path / "s", model_folder, train=PLAIN | {"use_liger_kernel": True}, lora=None)

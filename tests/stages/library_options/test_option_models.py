@@ -53,6 +53,33 @@ def test_defaults_that_differ_in_a_stage_are_documented(tmp_path: Path) -> None:
     assert different <= set(STAGE_NOTES) <= set(options("SFTConfig").model_fields)
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ({}, (True, None)),
+        ({"gradient_checkpointing": False}, (False, None)),
+        ({"gradient_checkpointing": None}, (False, None)),
+        ({"activation_checkpointing": False}, (False, None)),
+        ({"activation_checkpointing": None, "gradient_checkpointing": False}, (False, None)),
+        ({"activation_checkpointing": True, "gradient_checkpointing": False}, (True, None)),
+        ({"gradient_checkpointing_kwargs": {"use_reentrant": True}}, (True, {"use_reentrant": True})),
+    ],
+)
+def test_deprecated_names_still_work_without_a_warning(
+    tmp_path: Path, section: dict[str, object], expected: tuple[object, ...]
+) -> None:
+    """A recipe's fingerprint contains the name that it uses, so both names have to work."""
+    stage = {"data": {"train": "rows.jsonl"}, "weights": {"prompt": 0, "completion": 1}, "train": section}
+    config = SFTStage.model_validate(stage)
+    assert config.model_dump()["train"] == section
+    context = Context("recipe", "step", config, {}, tmp_path, tmp_path, tmp_path, tmp_path, lambda *_: None)
+    fields = arguments(context, config.train.model_dump())
+    args = SFTConfig(**{name: value for name, value in fields.items() if name in SFTConfig.__dataclass_fields__})
+    assert (args.activation_checkpointing, args.activation_checkpointing_kwargs) == expected
+    assert (args.gradient_checkpointing, args.gradient_checkpointing_kwargs) == expected
+
+
 def test_reserved_fields_exist() -> None:
     """A reserved name that TRL drops would forbid nothing. Only the two of WITConfig are not TRL's."""
     fields = {name: set(declared) for name, declared in describe().items()}

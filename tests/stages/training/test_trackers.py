@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,11 @@ def logged_steps(logs: Path) -> list[int]:
 
 
 def test_a_failed_training_closes_its_trackers(tmp_path: Path, model_folder: Path) -> None:
-    """An open event file would not contain the last losses for two minutes. The next attempt starts a new file."""
+    """TensorBoard's writer ends the thread that writes its file when it closes. The next attempt starts a new file."""
+    threads = set(threading.enumerate())
     with pytest.raises(UserError, match="the loss is no"):
         train(tmp_path / "failed", tmp_path / "logs", model_folder, learning_rate=1e30)
+    assert set(threading.enumerate()) <= threads
     failed_after = len(logged_steps(tmp_path / "logs"))
     assert 0 < failed_after < TRAIN["max_steps"]
     train(tmp_path / "repeated", tmp_path / "logs", model_folder)

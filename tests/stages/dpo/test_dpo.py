@@ -27,7 +27,7 @@ def run_stage(folder: Path, model: Path, **section: Any) -> tuple[dict[str, Any]
     pairs.write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
     train = {
         "max_steps": 20, "per_device_train_batch_size": 2, "logging_steps": 1, "learning_rate": 1e-3,
-        "gradient_checkpointing": False, "use_cpu": True,
+        "activation_checkpointing": False, "use_cpu": True,
     }  # fmt: skip
     for name in ("out", "scratch"):
         (folder / name).mkdir()

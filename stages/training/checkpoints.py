@@ -97,7 +97,7 @@ class Checkpoints(TrainerCallback):
         write_json(self._sums_file(checkpoint), read_sums(trainer) | {"sums": own_sums, "seconds": self.elapsed()})
         trainer.accelerator.wait_for_everyone()  # every rank has written its part
         if trainer.is_world_process_zero():
-            seal(checkpoint, made_by=_versions())
+            seal(checkpoint, **{"made_by": _versions()})
         trainer.accelerator.wait_for_everyone()
         self._last_save = time.monotonic()
         cost = self._last_save - self._save_started

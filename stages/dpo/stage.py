@@ -18,7 +18,7 @@ from stages.dpo.config import DPOStage
 from stages.records.metrics import Metrics
 from stages.training.loop import arguments, train
 from stages.training.model_card import write_card
-from stages.training.model_loading import load_model, load_tokenizer, lora_config
+from stages.training.model_io import load_model, load_tokenizer, lora_config
 from stages.training.trackers import TrackedFields
 
 

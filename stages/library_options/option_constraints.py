@@ -38,12 +38,6 @@ REQUIRED = {
 }
 """Option -> the option that it requires."""
 
-LIGER_LOSSES = ("fused_linear_cross_entropy", "cross_entropy")
-"""Liger kernels that would replace the trainer's loss."""
-
-EVALUATION_SCHEDULERS = ("reduce_lr_on_plateau", "greedy")
-"""Values of lr_scheduler_type that follow the loss on evaluation data."""
-
 
 def find_conflict(options: dict[str, Any]) -> tuple[str, str] | None:
     """Return the first option that does not fit the others, and the problem; None if all fit."""
@@ -57,9 +51,10 @@ def find_conflict(options: dict[str, Any]) -> tuple[str, str] | None:
         steps = options.get(name) or 0
         if steps > 1 and steps != int(steps):
             return name, f"is {steps}; set a whole number of steps, or a fraction of all steps below 1"
-    if options.get("lr_scheduler_type") in EVALUATION_SCHEDULERS and options.get("eval_strategy", "no") == "no":
-        return "lr_scheduler_type", f"{options['lr_scheduler_type']} follows the evaluation loss; set eval_strategy"
-    for kernel in LIGER_LOSSES:
+    scheduler = options.get("lr_scheduler_type")
+    if scheduler in ("reduce_lr_on_plateau", "greedy") and options.get("eval_strategy", "no") == "no":
+        return "lr_scheduler_type", f"{scheduler} follows the evaluation loss; set eval_strategy"
+    for kernel in ("fused_linear_cross_entropy", "cross_entropy"):
         if (options.get("liger_kernel_config") or {}).get(kernel):
             return f"liger_kernel_config.{kernel}", "would compute another loss than the stage's; leave it out"
     if isinstance(options.get("target_modules"), str) and options.get("layers_to_transform") is not None:

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stages.library_options.option_models import Options, launch_actions, options
+from stages.library_options.option_models import LM_EVAL_OPTIONS, Options, launch_actions, options
 
 HELP_FILE = Path(__file__).with_name("option_help.json")
 
@@ -49,13 +49,6 @@ STAGE_NOTES = {
 }
 """Fields of TRL's configs whose default or meaning differs in a stage (stages.training.loop.arguments) -> how."""
 
-_LM_EVAL_HELP = {
-    "until": "Texts at which an answer ends.",
-    "max_gen_toks": "The longest answer, in tokens.",
-    "max_tokens": "Another name of max_gen_toks.",
-    "max_completion_tokens": "Another name of max_gen_toks.",
-}
-"""For lm_eval.models.utils.normalize_gen_kwargs, which has no help texts."""
 _MAX_LENGTH = 300
 """Longest help text of an option, in characters."""
 _ARGUMENT = re.compile(r"^ {8}(\w+):? ?\(.*?\):?\n((?: {12}.*\n|\n)+)", re.MULTILINE)
@@ -94,7 +87,7 @@ def collect() -> dict[str, dict[str, Help]]:
 
     quantization_texts = _argument_texts(BitsAndBytesConfig)
     parameters = inspect.signature(BitsAndBytesConfig).parameters
-    generation_texts = _argument_texts(GenerationConfig) | _LM_EVAL_HELP
+    generation_texts = _argument_texts(GenerationConfig) | LM_EVAL_OPTIONS
     collected = {
         **{cls.__name__: _help_of_fields(cls) for cls in (SFTConfig, DPOConfig, LoraConfig)},
         "BitsAndBytesConfig": {

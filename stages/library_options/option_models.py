@@ -73,16 +73,13 @@ RESERVED_LORA = {
 }
 """Fields of PEFT's LoraConfig that a recipe cannot set under `lora`."""
 
-_MODULE = "the pipeline starts a module of its own"
-_LOG = "the pipeline keeps the step's log"
 _FILE = "a file outside the recipe would not count in the step's fingerprint; write its options here"
 _TPU = "a step runs on GPUs or CPUs"
-_MEGATRON = "the trainers do not run on Megatron-LM; use use_fsdp or use_deepspeed"
-_MESH = "rows and models cannot be split that way; use use_fsdp or use_deepspeed"
+_SHARD = "is not supported; use use_fsdp or use_deepspeed"
 
 RESERVED_LAUNCH = {
-    **dict.fromkeys(("module", "no_python"), _MODULE),
-    **dict.fromkeys(("quiet", "tee", "log_dir", "role"), _LOG),
+    **dict.fromkeys(("module", "no_python"), "the pipeline starts a module of its own"),
+    **dict.fromkeys(("quiet", "tee", "log_dir", "role"), "the pipeline keeps the step's log"),
     **dict.fromkeys(("config_file", "deepspeed_config_file"), _FILE),
     "multi_gpu": "num_processes implies it",
     "cpu": "a step uses GPUs if there are any, else CPUs",
@@ -95,8 +92,8 @@ RESERVED_LAUNCH = {
     **dict.fromkeys(("aws_access_key_id", "aws_secret_access_key"), "a recipe contains no secrets"),
     **dict.fromkeys(("tpu", "tpu_cluster", "no_tpu_cluster", "tpu_use_sudo", "vm", "env"), _TPU),
     **dict.fromkeys(("main_training_function", "downcast_bf16"), _TPU),
-    **dict.fromkeys(("use_megatron_lm", "megatron_lm_*"), _MEGATRON),
-    **dict.fromkeys(("use_parallelism_config", "parallelism_config_*"), _MESH),
+    **dict.fromkeys(("use_megatron_lm", "megatron_lm_*"), f"Megatron-LM {_SHARD}"),
+    **dict.fromkeys(("use_parallelism_config", "parallelism_config_*"), f"a mesh of devices {_SHARD}"),
     "fp8_*": "training in 8-bit floating point is not supported",
 }
 """Options of `accelerate launch` that a recipe cannot set under `launch`; `*` matches any ending."""
@@ -112,11 +109,14 @@ RESERVED_GENERATION = {
 }
 """Fields of transformers' GenerationConfig that a recipe cannot set under `gen_kwargs`."""
 
-LM_EVAL_OPTIONS = ("until", "max_gen_toks", "max_tokens", "max_completion_tokens")
-"""Keys of `gen_kwargs` that are lm-eval's own (lm_eval.models.utils.normalize_gen_kwargs)."""
+LM_EVAL_OPTIONS = {
+    "until": "Texts at which an answer ends.",
+    "max_gen_toks": "The longest answer, in tokens.",
+    "max_tokens": "Another name of max_gen_toks.",
+    "max_completion_tokens": "Another name of max_gen_toks.",
+}
+"""Keys of `gen_kwargs` that are lm-eval's own (lm_eval.models.utils.normalize_gen_kwargs) -> help."""
 
-_NUMBER = re.compile(r"\[number.*?\]")
-"""A number's place in a choice, as PEFT's annotations write it."""
 _TYPES = {"int": int, "float": float, "bool": bool, "str": str, "list": list, "dict": dict}
 
 
@@ -247,11 +247,10 @@ def _documented_choices(field: dataclasses.Field[Any]) -> list[str]:
 
 def _narrow(kinds: list[str], choices: list[str]) -> list[str]:
     """Narrow text, or a list, to `choices` if there are any."""
-    if choices and "list" in kinds:
-        return [kind for kind in kinds if kind != "list"] + [f"[]={choice}" for choice in choices]
-    if choices and "str" in kinds:
-        return [kind for kind in kinds if kind != "str"] + [f"={choice}" for choice in choices]
-    return kinds
+    wide, prefix = ("list", "[]=") if "list" in kinds else ("str", "=")
+    if not choices or wide not in kinds:
+        return kinds
+    return [kind for kind in kinds if kind != wide] + [f"{prefix}{choice}" for choice in choices]
 
 
 def _kinds_of_action(action: argparse.Action) -> list[str]:
@@ -274,7 +273,7 @@ def _kinds_of_hint(hint: Any) -> list[str]:
         return ["any"] if "any" in kinds else plain + choices
     if typing.get_origin(hint) is typing.Literal:
         values = typing.get_args(hint)
-        choices = ["=" + _NUMBER.sub("#", value) for value in values if isinstance(value, str)]
+        choices = ["=" + re.sub(r"\[number.*?\]", "#", value) for value in values if isinstance(value, str)]
         return sorted({type(value).__name__ for value in values if not isinstance(value, str)}) + choices
     if isinstance(hint, type) and issubclass(hint, str) and issubclass(hint, enum.Enum):
         return [f"={choice.value}" for choice in hint]

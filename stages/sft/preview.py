@@ -170,7 +170,7 @@ def preview(step: str, stage: SFTStage, paths: dict[str, Path], count: int) -> t
 
     `paths` has the training file as `train`, and as `model` a folder with the tokenizer. Raises UserError.
     """
-    from stages.training.model_loading import load_tokenizer
+    from stages.training.model_io import load_tokenizer
 
     path = paths["train"]
     total = sum(1 for _ in _rows(stage, path))

@@ -16,7 +16,7 @@ from stages.sft.row_filter import Used
 from stages.sft.trainer import WITConfig, WITTrainer
 from stages.training.loop import arguments, train
 from stages.training.model_card import write_card
-from stages.training.model_loading import load_model, load_tokenizer, lora_config
+from stages.training.model_io import load_model, load_tokenizer, lora_config
 from stages.training.trackers import TrackedFields
 
 

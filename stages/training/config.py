@@ -27,8 +27,14 @@ else:
 
 TRACKERS = ("mlflow", "tensorboard", "trackio", "wandb")
 """Supported values of `train.report_to`; each needs the package of the same name."""
-_TRACKIO_OPTIONS = ("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")
-_TRACKER_OPTIONS = ("report_to", "run_name", "project", *_TRACKIO_OPTIONS)
+_TRACKER_OPTIONS = (
+    "report_to",
+    "run_name",
+    "project",
+    "trackio_space_id",
+    "trackio_bucket_id",
+    "trackio_static_space_id",
+)
 
 DEFAULT_EPOCHS = 3.0
 """transformers' default of num_train_epochs."""
@@ -77,11 +83,7 @@ class TrainingData(Config):
         return Reading(format, self.columns, self.on_bad_row, name, self.subset)
 
     def check_splits(self, paths: dict[str, Path]) -> None:
-        """Raise UserError if a split or subset is set for data that are single files.
-
-        Args:
-            paths: `train`, and `eval` if there is one -> file or folder.
-        """
+        """Raise UserError if a split or subset is set for data that are single files; `paths` is by split."""
         keys = {f"{split}_split": path for split, path in paths.items() if not path.is_dir()}
         if len(keys) == len(paths):
             keys["subset"] = paths["train"]
@@ -254,13 +256,6 @@ class TrainingStage(StageConfig):
                 raise UserError(f"needs the package {package}, which is not installed; pip install {package}", key)
 
     def rows(self, path: Path, split: str, dropped: list[str] | None = None) -> Iterator[tuple[int, Any]]:
-        """Yield (number in the file, row) of the data at `path`.
-
-        Args:
-            split: `train` or `eval`.
-            dropped: Receives place and reason of every row that `on_bad_row: drop` leaves out.
-
-        Raises:
-            UserError: A row cannot be used.
-        """
+        """Yield (number in the file, row) of the `train` or `eval` data at `path`. Raises UserError for unusable rows,
+        or adds place and reason to `dropped` if on_bad_row is `drop`."""
         raise NotImplementedError

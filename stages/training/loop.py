@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from stages.base import Context, UserError
 from stages.records.metrics import Metrics
 from stages.training.checkpoints import CHECKPOINTS_KEPT, Checkpoints
-from stages.training.publishing import publish
+from stages.training.model_io import publish
 from stages.training.trackers import open_trackers, tracked_fields
 from stages.training.trainer_internals import TRLTrainer, trained_tokens
 

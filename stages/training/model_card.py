@@ -97,14 +97,7 @@ def write_card(context: Context, metrics: Metrics) -> None:
 
 
 def card(model: Input, name: str = PLACEHOLDER, scores: Sequence[ScoreRow] = (), licence: str | None = None) -> str:
-    """Return the text of a card.
-
-    Args:
-        model: The output of a training stage.
-        name: Name to load the model by.
-        scores: Rows of an evaluation's `results`.
-        licence: The hub's identifier of it, such as apache-2.0.
-    """
+    """Return the card of a training's output, to be loaded by `name`, with the hub's identifier of its licence."""
     trainings, base = _history(model)
     scores = [row for row in scores if row.value is not None]
     titles = [training.title for training in trainings]

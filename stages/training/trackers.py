@@ -6,7 +6,6 @@ times, so they are written beside the run's logs and are not published.
 
 from __future__ import annotations
 
-import importlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -74,7 +73,9 @@ def open_trackers(trainer: TRLTrainer, context: Context, resumed: bool) -> Itera
     except BaseException:
         with suppress(Exception):  # the user has to see the training's error, not a tracker's
             if "wandb" in context.config.trackers:  # its on_train_end leaves the run to wandb's exit handler
-                importlib.import_module("wandb").finish(exit_code=1)
+                import wandb
+
+                wandb.finish(exit_code=1)
             for tracker_end in on_train_end:
                 close(tracker_end)
         raise

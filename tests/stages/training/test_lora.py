@@ -20,7 +20,7 @@ import stages.sft.stage
 from stages.base import Context, Input, StageConfig, UserError
 from stages.dpo.config import DPOStage
 from stages.sft.config import SFTStage
-from stages.training.model_loading import load_model
+from stages.training.model_io import load_model
 from tests.tiny import byte_tokenizer, tiny_model
 
 LORA = {"r": 4, "lora_alpha": 64, "target_modules": ["q_proj", "v_proj", "down_proj"]}

@@ -1,14 +1,15 @@
-"""Load the tokenizer and the model that a training starts from, and build its LoRA config."""
+"""Load the tokenizer and the model that a training starts from, and publish the trained model."""
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -20,22 +21,16 @@ from transformers import (
 )
 from transformers.utils import import_utils
 
-from stages.base import UserError
+from stages.base import Context, UserError
 from stages.library_options.option_models import Options
 from stages.models.model_folder import why_not_loaded
+from stages.training.trainer_internals import TRLTrainer, tokenizer_of
 
 _ATTENTION = "train.model_init_kwargs.attn_implementation"
 
 
 def load_tokenizer(path: Path, rows: list[Any], trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Load a tokenizer and check that it fits the data.
-
-    Args:
-        rows: One row of each data file; a chat template is needed if they are messages.
-
-    Raises:
-        UserError: There is no tokenizer, or it does not fit.
-    """
+    """Load a tokenizer. Raises UserError if it cannot serve `rows`, one or more of each data file."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
@@ -64,12 +59,9 @@ def load_model(
     """Load a model from safetensors.
 
     Args:
-        path: A folder that from_pretrained loads.
         seed: Seeds random weights here, and the adapter's weights later.
         options: TRL's `model_init_kwargs`. The weights are float32 unless it has a dtype.
         random_init: Draw the weights instead of reading them.
-        quantization: The recipe's section; the weights are quantised while they are read.
-        trust_remote_code: Whether the folder's own Python files may run.
 
     Raises:
         UserError: There is no such model, or this machine cannot load it that way.
@@ -94,22 +86,17 @@ def load_model(
             raise
         raise UserError(f"quantization: bitsandbytes does not work on this machine: {why_not_loaded(error)}") from None
     if quantization is not None:
-        _keep_trainable_on_cpu(model)
+        from bitsandbytes.nn import Linear4bit
+
+        for module in model.modules():
+            if isinstance(module, Linear4bit):  # else the first evaluation repacks it for a CPU kernel without gradient
+                module.support_avx512bf16_for_cpu = False
     return model
 
 
 def lora_config(lora: Options | None) -> LoraConfig | None:
     """Build PEFT's LoraConfig from a recipe's `lora` section."""
     return None if lora is None else LoraConfig(task_type="CAUSAL_LM", **lora.model_dump())
-
-
-def _keep_trainable_on_cpu(model: PreTrainedModel) -> None:
-    """Keep bitsandbytes from repacking 4-bit weights for CPUs at the first evaluation: that kernel has no gradient."""
-    from bitsandbytes.nn import Linear4bit
-
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False
 
 
 def _refuse_fallback_kernel(attention: str | None) -> None:
@@ -139,3 +126,51 @@ def _quantization_options(quantization: Options | None) -> dict[str, Any]:
         raise UserError(f"quantization: {why_not_loaded(error)}") from None
     device = int(os.environ.get("LOCAL_RANK", "0")) if torch.cuda.is_available() else "cpu"
     return {"quantization_config": config, "device_map": {"": device}}
+
+
+def publish(trainer: TRLTrainer, context: Context) -> None:
+    """Write model and tokenizer to context.out; an adapter also goes to `adapter` in it. The trainer ends with this.
+
+    All ranks call it, because each may hold a part of the weights; rank 0 writes. An adapter is merged into the model
+    that training started from, loaded again: the adapter's own copy of it may be quantised.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_torch_compile=False)
+    gathered = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    weights = {name.replace("_orig_mod.", ""): weight for name, weight in gathered.items()}  # torch.compile's prefix
+    del gathered
+    is_first = trainer.is_world_process_zero()
+    trainer.accelerator.end_training()  # no rank waits for another from here on
+    if not is_first:
+        return
+    tokenizer_of(trainer).save_pretrained(context.out)
+    if isinstance(model, PeftModel):
+        model.active_peft_config.base_model_name_or_path = ""  # no path of this machine; stage.json names the base
+        model.save_pretrained(str(context.out / "adapter"), state_dict=weights)
+        (context.out / "adapter" / "README.md").unlink()  # PEFT's empty form, which contains that path as well
+        if trainer.accelerator.num_processes == 1:
+            _free_memory(trainer)
+        del model, weights
+        gc.collect()
+        _merge_adapter(context).save_pretrained(context.out)
+    else:
+        tied = model.all_tied_weights_keys  # gathered as copies, which save_pretrained would write twice
+        model.save_pretrained(
+            context.out, state_dict={name: weight for name, weight in weights.items() if name not in tied}
+        )
+
+
+def _merge_adapter(context: Context) -> PreTrainedModel:
+    """The model that training started from, in the dtype of training, with the published adapter merged in."""
+    options = context.config.train.model_dump().get("model_init_kwargs")
+    trusted = context.config.trust_remote_code
+    base = load_model(context.inputs["model"].path, context.config.seed, options, trust_remote_code=trusted)
+    return PeftModel.from_pretrained(base, str(context.out / "adapter"), torch_device="cpu").merge_and_unload()
+
+
+def _free_memory(trainer: TRLTrainer) -> None:
+    """Drop the trained weights and the optimiser's state: with them, two models would be in memory while merging."""
+    for holder in (trainer, trainer.callback_handler):
+        for name in ("model", "optimizer", "lr_scheduler"):
+            setattr(holder, name, None)
+    trainer.model_wrapped = None  # type: ignore[assignment]
+    trainer.accelerator.free_memory()

@@ -133,7 +133,7 @@ def bare_step(job_file: Path) -> None:
     for name in ("out", "scratch", "checkpoints"):
         (job.folder / name).mkdir()
     if "train" in stage.model_fields:
-        importlib.import_module("stages.training.checkpoints").FIRST_SECONDS = 1e9
+        importlib.import_module("stages.training.checkpoints").MIN_INTERVAL = 1e9
     context = Context(
         recipe=job.recipe,
         step=job.step,

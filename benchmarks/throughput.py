@@ -79,7 +79,7 @@ def _trainer(way: str, model: Any, tokenizer: Any, rows: list[Any], weights: tup
     from stages.sft.trainer import WITConfig, WITTrainer
 
     common = {"output_dir": folder, "num_train_epochs": 1, "learning_rate": 1e-4, "seed": 23, "logging_steps": 1}
-    common |= {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": "none"}
+    common |= {"use_cpu": True, "bf16": False, "activation_checkpointing": False, "report_to": "none"}
     common |= {"include_num_input_tokens_seen": "non_padding", "save_strategy": "no", "disable_tqdm": True}
     texts = Dataset.from_list([row.columns() for row in rows])
     batch = {"per_device_train_batch_size": PER_STEP}

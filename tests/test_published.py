@@ -224,8 +224,8 @@ def test_trackers_are_no_part_of_a_fingerprint(world: World) -> None:
 @pytest.mark.parametrize(
     ("report_to", "message"),
     [
-        ("[tensorbord]", "'tensorbord' is no tracker that a recipe may name; those are none, mlflow, tensorboard"),
-        ("all", "'all' is no tracker"),
+        ("[tensorbord]", "'tensorbord' is not a supported tracker; use none, mlflow, tensorboard"),
+        ("all", "'all' is not a supported tracker"),
         ("trackio", "needs the package trackio, which is not installed; pip install trackio"),
     ],
 )

@@ -1,5 +1,3 @@
-"""Estimate the cost of an `dpo` stage."""
+"""Estimate the cost of a `dpo` stage."""
 
-from stages.estimate.training import estimate
-
-__all__ = ["estimate"]
+from stages.estimate.training import estimate as estimate

@@ -15,7 +15,7 @@ from stages.data.tokenization import prepare
 from stages.dpo.config import DPOStage
 from stages.sft.config import SFTStage
 from stages.training.config import TrainingStage
-from stages.training.loop import load_tokenizer
+from stages.training.model_io import load_tokenizer
 
 SAMPLE = 2_000
 """Of more rows than these the first are tokenised, and stand for all."""

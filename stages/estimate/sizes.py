@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from stages.base import UserError
 from stages.library_options.option_models import Options
 from stages.models.model_folder import why_not_loaded
-from stages.training.loop import lora_config
+from stages.training.model_io import lora_config
 
 BLOCK = 64
 """Weights for which bitsandbytes keeps one scale, of 4 bytes, in 4 bits."""

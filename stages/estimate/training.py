@@ -68,7 +68,7 @@ class Training:
         """The recipe's fields over TRL's defaults."""
         kind = DPOConfig if self.is_dpo else SFTConfig
         fields: dict[str, Any] = {name: field.default for name, field in kind.__dataclass_fields__.items()}
-        fields |= self.stage.train.model_dump()  # type: ignore[attr-defined]
+        fields |= self.stage.train.model_dump()
         if (wins := fields["activation_checkpointing"]) is not None:  # which transformers 5 calls it
             fields["gradient_checkpointing"] = wins
         return fields
@@ -103,7 +103,7 @@ class Training:
     @property
     def bfloat16(self) -> bool:
         """Whether the pass runs under autocast, as stages.training has it on GPUs."""
-        asked = self.stage.train.model_dump().get("bf16")  # type: ignore[attr-defined]
+        asked = self.stage.train.model_dump().get("bf16")
         return bool(self.device == "cuda" and not self.options["fp16"] if asked is None else asked)
 
     @cached_property
@@ -204,7 +204,7 @@ def _rows(stage: TrainingStage, given: Given, found: Estimate) -> dict[str, Leng
         found.unknown.append("tokens: the tokenizer is the model's, which is not here")
         return {}
     kind = DPOConfig if isinstance(stage, DPOStage) else SFTConfig
-    max_length = stage.train.model_dump().get("max_length", kind.max_length)  # type: ignore[attr-defined]
+    max_length = stage.train.model_dump().get("max_length", kind.max_length)
     parts: list[str] = [part for part in ("train", "eval") if part in given.paths]
     try:
         rows: dict[str, Lengths] = {
@@ -225,7 +225,7 @@ def _rows(stage: TrainingStage, given: Given, found: Estimate) -> dict[str, Leng
 
 def _work(stage: TrainingStage, rows: dict[str, Lengths], found: Estimate) -> None:
     """Steps and tokens, as transformers' Trainer counts them."""
-    options = stage.train.model_dump()  # type: ignore[attr-defined]
+    options = stage.train.model_dump()
     most = options.get("max_steps", -1)
     if most > 0:
         found.optimiser_steps = most
@@ -235,7 +235,7 @@ def _work(stage: TrainingStage, rows: dict[str, Lengths], found: Estimate) -> No
     batch, accumulation = options.get("per_device_train_batch_size", 8), options.get("gradient_accumulation_steps", 1)
     count, mean = float(read.rows), read.mean
     if options.get("packing"):
-        length = options.get("max_length", SFTConfig.max_length)
+        length: Any = options.get("max_length", SFTConfig.max_length)
         whole = count * mean
         count = math.ceil(whole / length)
         mean = whole / count

@@ -7,7 +7,6 @@ from typing import Any
 
 import datasets
 
-import stages.training.quick_peft  # noqa: F401
 from stages.base import Context
 from stages.data.reader import DROPPED_ROWS, dropped_note
 from stages.records.metrics import Metrics
@@ -15,13 +14,14 @@ from stages.sft.config import SFTStage
 from stages.sft.dataset_cache import prepared
 from stages.sft.row_filter import Used
 from stages.sft.trainer import WITConfig, WITTrainer
-from stages.training.loop import arguments, load_model, load_tokenizer, lora_config, train
+from stages.training.loop import arguments, train
 from stages.training.model_card import write_card
-from stages.training.trackers import Told
+from stages.training.model_io import load_model, load_tokenizer, lora_config
+from stages.training.trackers import TrackedFields
 
 
 @dataclass
-class Arguments(Told, WITConfig):
+class Arguments(TrackedFields, WITConfig):
     """WITConfig with what trackers are told besides."""
 
 

@@ -115,12 +115,12 @@ CASES = {
     "unknown column": (
         "{train: ./rows.jsonl}",
         "{train: ./rows.jsonl, columns: {promt: question}}",
-        r"r\.yaml:6:50: stages\.wit\.data\.columns\.promt: 'promt' is no column that .* those are completion,",
+        r"r\.yaml:6:50: stages\.wit\.data\.columns\.promt: 'promt' is not a column of .* which has completion,",
     ),
     "column of preference rows alone": (
         "{train: ./pairs.jsonl}",
         "{train: ./pairs.jsonl, columns: {completion: answer}}",
-        r"r\.yaml:12:56: stages\.dpo\.data\.columns\.completion: .* is no column .* are chosen, prompt, rejected",
+        r"r\.yaml:12:56: stages\.dpo\.data\.columns\.completion: .* is not a column .* has chosen, prompt, rejected",
     ),
     "column that the rows lack": (
         "{train: ./rows.jsonl}",
@@ -240,7 +240,7 @@ CASES = {
     "generation by code from elsewhere": (
         "tasks: [{task: arc_easy}]",
         "tasks: [{task: arc_easy}]\n    options: {gen_kwargs: {custom_generate: org/x}}",
-        r"r\.yaml:17:28: stages\.bench\.options\.gen_kwargs\.custom_generate: .*would run code from elsewhere",
+        r"r\.yaml:17:28: stages\.bench\.options\.gen_kwargs\.custom_generate: .*would run third-party code",
     ),
     "a report on what scores no model": (
         "report: {kind: report}",

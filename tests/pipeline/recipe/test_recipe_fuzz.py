@@ -110,7 +110,7 @@ def misspelt_keys(text: str) -> Iterator[Mutant]:
             path = (*entry.path[:-1], entry.path[-1] + "q")
             place, said = entry.key, "is no axis; did you mean" if path[0] == "matrix" else "unknown key"
             if path[-2:-1] == ("columns",):
-                place, said = (entry.value[0], entry.value[1] + 1), f"'{path[-1]}' is no column that this format reads"
+                place, said = (entry.value[0], entry.value[1] + 1), f"'{path[-1]}' is not a column of this format"
             yield Mutant(f"misspelt {path}", replaced(text, entry.key, end, path[-1]), at(place, path) + said)
 
 

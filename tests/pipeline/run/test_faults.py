@@ -107,7 +107,7 @@ def test_a_waiting_run_takes_over_from_one_that_is_killed(tmp_path: Path, model_
     said, errors = second.communicate(timeout=120)
     first.communicate()
     assert second.returncode == 0, said + errors
-    assert "went on from step" in said
+    assert "resumed from step" in said
 
 
 # ------------------------------------------------------------------------------------------- killed while publishing
@@ -158,7 +158,7 @@ def test_an_interrupted_training_goes_on(world: Path, sent: signal.Signals) -> N
     assert [place.name for place in kept.glob("*/*")] == ["checkpoints"]
     done = command(world, *to_go_on(errors))
     assert done.returncode == 0
-    assert "went on from step" in done.stdout
+    assert "resumed from step" in done.stdout
 
 
 # ------------------------------------------------------------------------------------------------------ corruption

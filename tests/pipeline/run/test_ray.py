@@ -106,7 +106,7 @@ def test_a_node_is_lost_in_the_middle(cluster: Cluster, world: Path) -> None:
     psutil.wait_procs(lost, timeout=10)
     assert not any(worker.is_running() for worker in lost)
     manifests = [json.loads(file.read_text()) for file in (world / "runs/store/sft").glob("*/stage.json")]
-    assert any("went on from step" in str(manifest["metrics"]["notes"]) for manifest in manifests)
+    assert any("resumed from step" in str(manifest["metrics"]["notes"]) for manifest in manifests)
     alone = command(world, "--runs", "alone")
     assert alone.returncode == 0, alone.stdout + alone.stderr
     assert outputs(world / "runs") == outputs(world / "alone")

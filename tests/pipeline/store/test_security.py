@@ -213,7 +213,7 @@ def test_kernels_from_the_hub_need_the_key(world: Path, refused: Callable[..., s
     recipe = RECIPE.replace("    trust_remote_code: true\n", "")
     for value in ("attn_implementation: org/kernel", "use_kernels: true"):
         Path("r.yaml").write_text(recipe.replace("log_level: debug", f"model_init_kwargs: {{{value}}}"))
-        assert "kernels from the hub, which are code of others; add trust_remote_code: true" in refused()
+        assert "kernels from the hub, which are third-party code; add trust_remote_code: true" in refused()
 
 
 # ---------------------------------------------------------------------------------- what the plan says of code

@@ -79,7 +79,7 @@ def train_one_step(
         report_to="none",
         save_strategy="no",
         bf16=False,
-        **{"max_steps": 1, "gradient_checkpointing": False, "use_cpu": True} | fields,
+        **{"max_steps": 1, "activation_checkpointing": False, "use_cpu": True} | fields,
     )
     trainer = WITTrainer(
         model=tiny_model(dtype=dtype),

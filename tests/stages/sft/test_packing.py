@@ -33,7 +33,7 @@ def trainer(folder: Path, model: Any = None, **fields: Any) -> WITTrainer:
         bf16=False,
         use_cpu=True,
         prompt_loss_weight=1.0,
-        gradient_checkpointing=False,
+        activation_checkpointing=False,
         save_strategy="no",
         **fields,
     )

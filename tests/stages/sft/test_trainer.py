@@ -23,7 +23,7 @@ HALVES = {"prompt_loss_weight": 0.4, "completion_loss_weight": 0.6}
 
 def config(folder: Path, **fields: Any) -> WITConfig:
     defaults = {"report_to": "none", "bf16": False, "use_cpu": True, "save_strategy": "no"}
-    return WITConfig(output_dir=str(folder), **defaults | {"gradient_checkpointing": False} | fields)
+    return WITConfig(output_dir=str(folder), **defaults | {"activation_checkpointing": False} | fields)
 
 
 def trainer(folder: Path, rows: list[dict], eval_rows: list[dict] | None = None, **fields: Any) -> WITTrainer:

@@ -177,7 +177,7 @@ def preview(step: str, stage: SFTStage, paths: dict[str, Path], count: int) -> t
     wanted = {index * total // count for index in range(count)}
     rows = [row for index, row in enumerate(_rows(stage, path)) if index in wanted]
     tokenizer = load_tokenizer(paths["model"], [row for _, row in rows], stage.trust_remote_code)
-    table = stage.weights.table
+    table = stage.weights.segment_weights
     max_length = _max_length(stage)
     shown = examples(_prepared(stage, rows, tokenizer, max_length, path), tokenizer, table)
     occurring = {token.segment for example in shown for token in example.tokens}

@@ -11,7 +11,7 @@ from importlib import metadata
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import DPOTrainer, SFTTrainer
 
 TRLTrainer = SFTTrainer | DPOTrainer
@@ -33,9 +33,24 @@ def tokenizer_of(trainer: TRLTrainer) -> PreTrainedTokenizerBase:
     return trainer._tokenizer
 
 
+def attention_kernel(model: PreTrainedModel) -> str:
+    """The name of the model's attention implementation, such as `sdpa` or `flash_attention_2`."""
+    return model.config.get_text_config()._attn_implementation or ""
+
+
 def trained_tokens(trainer: TRLTrainer) -> int:
     """Tokens that all ranks have trained on so far."""
     return int(trainer._total_train_tokens)
+
+
+def add_trained_tokens(trainer: TRLTrainer, count: int) -> None:
+    """Add to the tokens that all ranks have trained on."""
+    trainer._total_train_tokens += count
+
+
+def learning_rate(trainer: TRLTrainer) -> float:
+    """The learning rate of the next optimiser step."""
+    return trainer._get_learning_rate()
 
 
 def metric_lists(trainer: TRLTrainer, mode: str) -> dict[str, list[float]]:

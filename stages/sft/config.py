@@ -79,7 +79,7 @@ class SFTStage(TrainingStage):
     train: SFTOptions = Field(default_factory=SFTOptions)
     """Fields of TRL's SFTConfig; the few that conflict with the pipeline are refused with the reason."""
     random_init: bool = False
-    """Pre-train: start from random weights, drawn by the model's config and the seed."""
+    """Pre-train: start from random weights, initialised by the model's config and the seed."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -119,7 +119,7 @@ def _official_class() -> type:
     from transformers import Trainer
 
     class Official(Trainer):
-        """- sum_t w_t log p(x_t | x_<t) / #{t : w_t != 0}, over the whole optimiser step, from all logits."""
+        """- sum_t w_t log p(x_t | x_<t) / #{t : w_t != 0}, over the optimiser step, from all logits."""
 
         model_accepts_loss_kwargs = True
 

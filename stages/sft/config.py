@@ -58,7 +58,7 @@ class Weights(Config):
     @model_validator(mode="after")
     def _not_all_zero(self) -> Self:
         if not any((self.prompt, self.completion, self.system, self.template)):
-            raise ValueError("prompt and completion are both 0, so nothing would be learnt; raise one of them")
+            raise ValueError("prompt and completion are both 0, so no token has a weight; raise one of them")
         return self
 
 

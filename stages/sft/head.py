@@ -77,7 +77,7 @@ class _WeightedNLL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad, *_):  # type: ignore[no-untyped-def]
-        gradients, ctx.gradients = ctx.gradients, None  # drop the reference, so that autograd need not copy
+        gradients, ctx.gradients = ctx.gradients, None  # drop the reference: autograd then takes them without a copy
         return *(None if g is None else g.mul_(grad) for g in gradients), None, None, None, None
 
 

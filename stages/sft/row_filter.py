@@ -1,4 +1,4 @@
-"""Prepared rows -> the rows that a training with given weights uses, with counts of rows and tokens."""
+"""Prepared rows -> the rows that training uses at one setting of the weights, with counts of rows and tokens."""
 
 from __future__ import annotations
 
@@ -82,11 +82,11 @@ def _total(batches: list[DatasetStats]) -> DatasetStats:
     values = {field.name: [getattr(batch, field.name) for batch in batches] for field in fields(DatasetStats)}
     weighted: Counter[str] = sum(map(Counter, values.pop("weighted")), Counter())
     largest = {name: max(values.pop(name), default=0) for name in ("longest", "largest_id")}
-    in_order = {segment.name.lower(): weighted[segment.name.lower()] for segment in Segment}
+    segments = [segment.name.lower() for segment in Segment]
     return DatasetStats(
         **{name: sum(counts) for name, counts in values.items()},
         **largest,
-        weighted={name: count for name, count in in_order.items() if count},
+        weighted={name: weighted[name] for name in segments if weighted[name]},
     )
 
 

@@ -74,7 +74,7 @@ def _counts(stats: DatasetStats, dropped: int) -> dict[str, Any]:
 def _notes(part: str, stats: DatasetStats, dropped: int) -> list[str]:
     counts = {
         "rows have no token with a weight and were left out": stats.rows_without_weight,
-        "rows lost their whole completion at max_length; raise train.max_length": stats.rows_without_completion,
+        "rows lost their completion at max_length; raise train.max_length": stats.rows_without_completion,
         "tokens lie beyond max_length and were cut off": stats.tokens_truncated,
         "tokens span the boundary between prompt and completion": stats.tokens_merged,
     }

@@ -2,8 +2,8 @@
 
     L_WIT = - sum_t w_t log p(x_t | x_<t) / #{t : w_t != 0},   w_t = lambda_p on prompts, lambda_r on completions
 
-(Chatterjee et al., TACL 2025, section 3). Both sums run over the whole optimiser step: every micro-batch of the
-gradient accumulation and every rank. The denominator is the number of predicted tokens of non-zero weight, not the sum
+(Chatterjee et al., TACL 2025, section 3). Both sums run over one optimiser step: every micro-batch of the gradient
+accumulation and every rank. The denominator is the number of predicted tokens of non-zero weight, not the sum
 of the weights, so the loss at (0.5, 0.5) is half the loss at (1, 1).
 """
 
@@ -164,7 +164,7 @@ class WITTrainer(SFTTrainer):
             model: the model, perhaps wrapped by DDP or FSDP.
             inputs: a batch of WeightedCollator.
             return_outputs: also return the model's own outputs, with logits, from a second forward pass.
-            num_items_in_batch: the denominator: labels other than -100 in the whole optimiser step, all micro-batches
+            num_items_in_batch: the denominator: labels other than -100 in the optimiser step, over all micro-batches
                 and ranks. None in evaluation, where the denominator is the micro-batch's own count.
         """
         training = model.training
@@ -229,7 +229,7 @@ class WITTrainer(SFTTrainer):
             metrics["aux_loss"].append(gather(outputs.aux_loss).mean().item())
 
     def _divergence_message(self, rows: list[list[int]]) -> str:
-        numbers = ", ".join(str(number) for batch in rows for number in batch)
+        numbers = ", ".join(str(number) for row in rows for number in row)
         return (
             f"step {self.state.global_step + 1}: the loss is not finite at learning rate"
             f" {internals.learning_rate(self):.3g}; lower train.learning_rate, or check the data rows: {numbers}"
@@ -305,7 +305,7 @@ def _check_rows(name: str, stats: DatasetStats, args: WITConfig) -> None:
     has_targets = any(segment.name.lower() in stats.weighted for segment in LEARNT)
     if stats.rows_without_completion and args.completion_loss_weight and not has_targets:
         raise UserError(
-            f"every row of the {name} data lost its whole completion at max_length {args.max_length}; raise max_length"
+            f"every row of the {name} data lost its completion at max_length {args.max_length}; raise max_length"
         )
     if not stats.rows_used:
         raise UserError(f"no row of the {name} data has a token with a weight; raise the weights")
@@ -327,7 +327,7 @@ def _all_labels(inputs: dict[str, Any]) -> Tensor:
 
 
 def _pad_rows(dataset: Dataset, divisor: int) -> Dataset:
-    """Append rows without weight up to a multiple of `divisor`, so that no rank repeats a row in its last batch."""
+    """Append rows without weight up to a multiple of `divisor`; else a rank would repeat rows in its last batch."""
     missing = -len(dataset) % divisor
     if not missing:
         return dataset

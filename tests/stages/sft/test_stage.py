@@ -66,8 +66,8 @@ def test_bad_rows_are_dropped_counted_and_listed(tmp_path: Path, model_folder: P
     counts = metrics(tmp_path)["data"]["train"]
     text = "user: " + "x" * 80 + "\nassistant: y<end>\n"
     assert counts["tokens_truncated"] == len(text) - len("<end>") + 1 - 60
-    assert (counts["rows"], counts["rows_used"], counts["rows_bad"]) == (13, 11, 2)  # its prompt still weighs 0.2
-    assert "train data: 1 rows lost their whole completion at max_length" in done.stdout
+    assert (counts["rows"], counts["rows_used"], counts["rows_bad"]) == (13, 11, 2)  # the last row keeps its prompt
+    assert "train data: 1 rows lost their completion at max_length" in done.stdout
     listed = (tmp_path / "runs/small/wit/dropped_rows.txt").read_text().splitlines()
     assert [line.split(": ")[0] for line in listed] == ["rows.jsonl:1", "rows.jsonl:12"] * 2  # train and eval
     assert "holds no assistant message" in listed[1]

@@ -100,7 +100,7 @@ def test_rows_without_weight_are_left_out_and_counted(tmp_path: Path) -> None:
     assert (stats.rows_used, stats.rows_without_weight, stats.tokens_dropped, stats.tokens_truncated) == (1, 1, 8, 18)
     assert len(trainer(tmp_path, rows, max_length=8, prompt_loss_weight=0.1).train_dataset) == 2
     with pytest.raises(
-        UserError, match="every row of the train data lost its whole completion at max_length 8; raise max_length"
+        UserError, match="every row of the train data lost its completion at max_length 8; raise max_length"
     ):
         trainer(tmp_path, rows[1:], max_length=8)
 

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.console.console import Console
-from pipeline.plan.cache import refresh
-from pipeline.plan.planner import Plan, Step, drop, reference_of
-from pipeline.preflight.probe import run_probe
-from pipeline.run.local_executor import LocalExecutor, memory_of_machine
+from pipeline.plan.cache import cached_results, decide
+from pipeline.plan.resolver import Resolver
+from pipeline.plan.selection import Selection, steps_to_run
+from pipeline.plan.step import Plan, Step, remove_key, start_reference
+from pipeline.preflight.probe import ProbeStep, run_probe
+from pipeline.run.local_executor import LocalExecutor, machine_memory
 from pipeline.store import references as artifacts
 from pipeline.store.references import Artifact, ArtifactError
-from pipeline.store.store import Store
+from pipeline.store.store import Published, Store
 from stages.estimate.result import Estimate
 
 LENGTHS = ("max_steps", "num_train_epochs", "learning_rate", "warmup_steps", "save_steps", "logging_steps")
@@ -39,7 +40,7 @@ class Estimated:
         stages = ", ".join(dict.fromkeys(step.stage for step in self.steps))
         return self.steps[0].name if len(self.steps) == 1 else f"{stages} ({len(self.steps)} steps)"
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """All of it, for programs."""
         memory = self.each.memory
         return {
@@ -94,11 +95,11 @@ class Whole:
         every = sorted((size(part.each) for part in self.parts for _ in part.steps), reverse=True)
         return sum(every[: self.side_by_side])
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """All of it, for programs."""
         return {
             "recipe": self.recipe,
-            "steps": [part.as_json() for part in self.parts],
+            "steps": [part.to_json() for part in self.parts],
             "total": {
                 "seconds_of_work": self.seconds,
                 "side_by_side": self.side_by_side,
@@ -113,41 +114,48 @@ class Whole:
 
 
 def estimate(
-    plan: Plan, store: Store, runs: Path, console: Console, chosen: set[str], forced: set[str], jobs: int | None
+    plan: Plan,
+    store: Store,
+    resolver: Resolver,
+    say: Callable[[str], None],
+    selection: Selection,
+    jobs: int | None,
 ) -> Whole:
-    """What the chosen steps take that would run. Raises RecipeError for what is wrong in the recipe, ProbeError where
-    the process that estimates breaks down; what merely is not here is unknown in the result."""
-    refresh(plan, store, forced)
-    executor, look = LocalExecutor(jobs), _Look(plan, runs)
-    todo = [step for step in plan.steps if step.name in chosen and step.state == "run" and step.config.has("estimate")]
+    """Estimate the cost of the selected steps that would run. What is missing on this machine is unknown in the result.
+
+    Raises:
+        RecipeError: if a stage blames the recipe.
+        ProbeError: if the process that estimates fails for another reason.
+    """
+    runs = resolver.runs
+    decisions = decide(plan, store, resolver, selection.forced)
+    results = cached_results(decisions)
+    executor, look = LocalExecutor(jobs), _Look(plan, runs, results)
+    todo = [step for step in steps_to_run(plan, selection, decisions) if step.config.has("estimate")]
     groups: dict[str, list[Step]] = {}
     for step in todo:
         groups.setdefault(_alike(step), []).append(step)
-    console.say(f"{plan.recipe.name}: estimating {len(todo)} steps; nothing runs, and no weights are fetched")
+    say(f"{plan.recipe.name}: estimating {len(todo)} steps; nothing runs, and no weights are fetched")
     first = [steps[0] for steps in groups.values()]
-    job = {
-        "cache": str((runs / "cache").resolve()),
-        "threads": executor.threads,
-        "steps": [look.job(step) for step in first],
-    }
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    answers = run_probe("--estimate", "pipeline.preflight.estimate_worker", first, job, **offline)
+    requests, arguments = [look.job(step) for step in first], {"threads": executor.threads}
+    answers = run_probe("estimate", "--estimate", runs / "cache", first, requests, arguments, **offline)
     parts = [
         Estimated(steps, Estimate.model_validate(answer))
         for steps, answer in zip(groups.values(), answers, strict=True)
     ]
     there = next(folder for folder in (runs.absolute(), *runs.absolute().parents) if folder.exists())
     free = shutil.disk_usage(there).free
-    return Whole(plan.recipe.name, parts, executor.width, memory_of_machine(), free)
+    return Whole(plan.recipe.name, parts, executor.width, machine_memory(), free)
 
 
 def _alike(step: Step) -> str:
     """The same for steps that take the same."""
     settings = step.settings()
     for key in step.config.cost_invariant:
-        drop(settings, key.split("."))
+        remove_key(settings, key.split("."))
     settings.pop("models", None)
-    sources = {name: str(reference_of(source)) for name, source in step.inputs.items()}
+    sources = {name: str(start_reference(source)) for name, source in step.inputs.items()}
     return json.dumps([step.kind, settings, sources, _dtype(step)], sort_keys=True)
 
 
@@ -163,29 +171,33 @@ class _Look:
 
     plan: Plan
     runs: Path
+    results: dict[str, Published]
     found: dict[tuple[Artifact, bool], Path | str] = field(default_factory=dict)
     """A path, with a model's own code or without, or why there is none."""
 
-    def job(self, step: Step) -> dict[str, Any]:
+    def job(self, step: Step) -> ProbeStep:
         """What the worker is told of the step."""
-        with_code = [reference_of(source) for source in step.with_code]
+        with_code = [start_reference(source) for source in step.models_with_code]
         sources = {
-            name: self._have(source := reference_of(given), source in with_code) for name, given in step.inputs.items()
+            name: self._have(source := start_reference(given), source in with_code)
+            for name, given in step.inputs.items()
         }
         takes = step.config.resources
-        whole = memory_of_machine()
+        whole = machine_memory()
         limited = 0 < takes.bytes < whole
-        return {
-            "step": step.name,
-            "kind": step.kind,
-            "config": step.config.model_dump(),
-            "paths": {name: str(found.resolve()) for name, found in sources.items() if isinstance(found, Path)},
-            "missing": {name: found for name, found in sources.items() if isinstance(found, str)},
-            "dtype": _dtype(step),
-            "finished": _finished(step, self.plan.steps),
-            "room": takes.bytes if limited else whole,
-            "room_of": "resources.memory" if limited else "this machine",
-        }
+        return ProbeStep(
+            step=step.name,
+            kind=step.kind,
+            config=step.config.model_dump(),
+            paths={name: str(found.resolve()) for name, found in sources.items() if isinstance(found, Path)},
+            arguments={
+                "missing": {name: found for name, found in sources.items() if isinstance(found, str)},
+                "dtype": _dtype(step),
+                "finished": _finished(step, self.plan.steps, self.results),
+                "room": takes.bytes if limited else whole,
+                "room_of": "resources.memory" if limited else "this machine",
+            },
+        )
 
     def _have(self, source: Artifact, code: bool) -> Path | str:
         if (source, code) not in self.found:
@@ -200,22 +212,21 @@ def _paced(step: Step) -> dict[str, Any]:
     """The step's settings, but for those that change how long it takes in proportion, or not at all."""
     settings = step.settings() | {"models": 0}
     for key in (*step.config.cost_invariant, *(f"train.{name}" for name in LENGTHS)):
-        drop(settings, key.split("."))
+        remove_key(settings, key.split("."))
     return settings
 
 
-def _finished(step: Step, steps: Iterable[Step]) -> dict[str, Any] | None:
+def _finished(step: Step, steps: Iterable[Step], results: dict[str, Published]) -> dict[str, Any] | None:
     """A step of the recipe that has its result, of the same kind, chain and settings; of a training, those that decide
     how fast it is."""
     for other in steps:
-        if not other.published or other.kind != step.kind or "model" not in step.inputs:
+        if other.name not in results or other.kind != step.kind or "model" not in step.inputs:
             continue
-        if reference_of(other.inputs["model"]) != reference_of(step.inputs["model"]):
+        if start_reference(other.inputs["model"]) != start_reference(step.inputs["model"]):
             continue
-        metrics = other.published.manifest["metrics"]
+        metrics = results[other.name].manifest.metrics
         trains = step.config.output_kind == "model"
         same = _paced(other) == _paced(step) and (trains or other.stage == step.stage)
-        if metrics.get("seconds") and same and (not trains or metrics.get("tokens")):
-            tokens = metrics["tokens"] if trains else None
-            return {"step": other.name, "seconds": metrics["seconds"], "tokens": tokens}
+        if metrics.seconds and same and (not trains or metrics.tokens):
+            return {"step": other.name, "seconds": metrics.seconds, "tokens": metrics.tokens if trains else None}
     return None

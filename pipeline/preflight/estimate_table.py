@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from rich.table import Table
 
 from pipeline.console.console import escape
+from pipeline.console.progress_summary import format_duration
 from pipeline.preflight.estimate import Estimated, Whole
-from pipeline.run.run_record import in_words
 from stages.estimate.result import Estimate, Memory
 
 UNKNOWN = "?"
@@ -33,7 +33,7 @@ def tables(whole: Whole) -> Iterator[Table]:
             number(each.requests),
             number(each.tokens),
             counted(each.flops),
-            UNKNOWN if each.seconds is None else in_words(each.seconds),
+            UNKNOWN if each.seconds is None else format_duration(each.seconds),
             size(each.disk.published) if each.disk.published else "",
             size(each.disk.checkpoints) if each.disk.checkpoints else "",
         )
@@ -85,7 +85,7 @@ def _total(whole: Whole) -> str:
     at_least = "at least " if lacks else ""
     return (
         f"all {count} steps: {at_least}{whole.tokens:,} tokens, {counted(whole.flops)} FLOPs,"
-        f" {in_words(whole.seconds)} of work, of which {whole.side_by_side} steps run side by side;"
+        f" {format_duration(whole.seconds)} of work, of which {whole.side_by_side} steps run side by side;"
         f" disk: {size(whole.disk)}, and {size(whole.free)} are free"
     )
 

@@ -12,16 +12,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pipeline.preflight.probe import serve
-from pipeline.run.worker import loadable
 from stages import KINDS
+from stages.base import StageConfig
 from stages.estimate.result import Finished, Given
 from stages.system.module_command import module_command
-
-
-def main() -> None:
-    """Do the job."""
-    serve(_estimated)
 
 
 @functools.cache
@@ -36,32 +30,28 @@ def _libraries(kinds: frozenset[str]) -> dict[str, int]:
     return {kind: int(said[module].split()[-1]) for kind, module in modules.items()}
 
 
-def _estimated(step: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
+def estimated(config: StageConfig, paths: dict[str, Path], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Estimate the cost of a step."""
     import torch
 
-    config = KINDS[step["kind"]].model_validate(step["config"])
-    libraries = _libraries(frozenset(each["kind"] for each in job["steps"]))[step["kind"]]
-    finished, gpu = step["finished"], torch.cuda.is_available()
-    room, room_of = step["room"], step["room_of"]
+    libraries = _libraries(frozenset({config.kind}))[config.kind]
+    finished, gpu = arguments["finished"], torch.cuda.is_available()
+    room, room_of = arguments["room"], arguments["room_of"]
     if gpu:
         device = torch.cuda.get_device_properties(0)
         room, room_of = device.total_memory, f"each {device.name}"
     with tempfile.TemporaryDirectory() as scratch:
         given = Given(
-            paths={name: loadable(Path(path), Path(job["cache"])) for name, path in step["paths"].items()},
-            missing=step["missing"],
-            dtype=step["dtype"],
+            paths=paths,
+            missing=arguments["missing"],
+            dtype=arguments["dtype"],
             device="cuda" if gpu else "cpu",
             room=room,
             room_of=room_of,
             libraries=libraries,
-            threads=job["threads"],
+            threads=arguments["threads"],
             finished=Finished(**finished) if finished else None,
             scratch=Path(scratch),
         )
         estimate: dict[str, Any] = config.load("estimate")(config, given).model_dump()
         return estimate
-
-
-if __name__ == "__main__":
-    main()

@@ -163,8 +163,8 @@ Count = Callable[[list[str]], list[int]]
 
 def _of_lm_eval(stage: LMEvalStage, given: Given, count: Count) -> Asked:
     """lm-eval's own requests, without a chat template."""
-    from stages.lm_eval.code_permission import only_trusted_code
     from stages.lm_eval.tasks import load_benchmarks
+    from stages.lm_eval.trusted_code import only_trusted_code
 
     read, made, generated, scores = [], 0, 0, False
     with only_trusted_code(stage):

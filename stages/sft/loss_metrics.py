@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from stages.data.segments import LEARNT, Segment
+from stages.data.segments import TARGET_SEGMENTS, Segment
 
 _NLL, _SCORED, _WEIGHTED_NLL, _WEIGHTED, _CORRECT = range(5)
 
@@ -38,8 +38,8 @@ class LossMetrics:
         self.sums.zero_()
         weighted = float(sums[:, _WEIGHTED].sum())
         metrics = {"loss": float(sums[:, _WEIGHTED_NLL].sum()) / max(weighted, 1)}
-        inputs = [segment for segment in Segment if segment not in LEARNT]
-        for name, segments in (("prompt_loss", inputs), ("completion_loss", list(LEARNT))):
+        inputs = [segment for segment in Segment if segment not in TARGET_SEGMENTS]
+        for name, segments in (("prompt_loss", inputs), ("completion_loss", list(TARGET_SEGMENTS))):
             if count := float(sums[segments, _SCORED].sum()):
                 metrics[name] = float(sums[segments, _NLL].sum()) / count
         metrics["mean_token_accuracy"] = float(sums[:, _CORRECT].sum()) / max(weighted, 1)

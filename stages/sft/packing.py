@@ -10,7 +10,7 @@ from torch import nn
 from trl import pack_dataset
 
 from stages.base import UserError
-from stages.data.tokenization import lists
+from stages.data.tokenization import list_array
 from stages.sft.row_filter import flatten
 
 
@@ -35,7 +35,7 @@ def _per_token_columns(batch: pyarrow.Table) -> pyarrow.Table:
         "factors": factors,
         "row": numpy.repeat(batch["row"].to_numpy(), lengths),
     }
-    return pyarrow.table({name: lists(lengths, values) for name, values in columns.items()})
+    return pyarrow.table({name: list_array(lengths, values) for name, values in columns.items()})
 
 
 def check_packing(model: nn.Module) -> None:

@@ -10,7 +10,7 @@ import numpy
 import pyarrow
 from datasets import Dataset
 
-from stages.data.segments import LEARNT, Segment
+from stages.data.segments import TARGET_SEGMENTS, Segment
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def _batch_stats(batch: pyarrow.Table, weights: numpy.ndarray) -> tuple[numpy.nd
     row_of = numpy.repeat(numpy.arange(len(lengths)), lengths)
     is_weighted = _is_weighted(batch, weights)
     is_used = numpy.bincount(row_of[is_weighted], minlength=len(lengths)) > 0
-    has_target = numpy.bincount(row_of[numpy.isin(segments, LEARNT)], minlength=len(lengths)) > 0
+    has_target = numpy.bincount(row_of[numpy.isin(segments, TARGET_SEGMENTS)], minlength=len(lengths)) > 0
     truncated = batch["cut"].to_numpy()
     bad = sum(map(bool, batch["problem"].to_pylist()))
     weighted = numpy.bincount(segments[is_weighted], minlength=len(Segment))

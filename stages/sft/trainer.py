@@ -23,7 +23,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
 
 from stages.base import UserError
-from stages.data.segments import LEARNT, weight_table
+from stages.data.segments import TARGET_SEGMENTS, weights_by_segment
 from stages.data.tokenization import prepare
 from stages.library_options.option_models import RESERVED_SFT
 from stages.sft.collator import WeightedCollator
@@ -77,7 +77,7 @@ class WITConfig(SFTConfig):
     @property
     def segment_weights(self) -> list[float]:
         """The weight of each Segment, indexed by its value."""
-        return weight_table(
+        return weights_by_segment(
             self.prompt_loss_weight, self.completion_loss_weight, self.system_loss_weight, self.template_loss_weight
         )
 
@@ -302,7 +302,7 @@ def _check_token_ids(stats_by_name: dict[str, DatasetStats], vocabulary: int) ->
 
 def _check_rows(name: str, stats: DatasetStats, args: WITConfig) -> None:
     """Raise UserError if no row of the data set `name` can be used, or if a prepared row is too long."""
-    has_targets = any(segment.name.lower() in stats.weighted for segment in LEARNT)
+    has_targets = any(segment.name.lower() in stats.weighted for segment in TARGET_SEGMENTS)
     if stats.rows_without_completion and args.completion_loss_weight and not has_targets:
         raise UserError(
             f"every row of the {name} data lost its completion at max_length {args.max_length}; raise max_length"

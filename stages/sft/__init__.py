@@ -1,6 +1,6 @@
 """Weighted instruction tuning: `from stages.sft import WITTrainer, WITConfig`.
 
-The names are looked up on first use, so that reading a recipe does not import torch.
+The import happens on first use: reading a recipe must not import torch.
 """
 
 from __future__ import annotations

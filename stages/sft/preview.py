@@ -51,7 +51,7 @@ def preview(
         data.on_bad_row,
         f"{source_name(path, reading)}:",
     )
-    segment_weights = stage.weights.table
+    segment_weights = stage.weights.segment_weights
     examples = previewed_rows(prepared, tokenizer, segment_weights)
     segments = {token.segment for example in examples for token in example.tokens}
     weights = {name: w for name, w in zip(SEGMENT_NAMES, segment_weights, strict=True) if name in segments}

@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 SEAL = "sealed.json"
 """Written last into a folder: {"files": {name: sha256}, ...}. A folder without it is unfinished."""
@@ -76,3 +79,25 @@ def broken_seal(folder: Path) -> str | None:
 def read_seal(folder: Path) -> dict[str, Any]:
     """Read SEAL. Raises OSError or ValueError if it is missing or unreadable."""
     return json.loads((folder / SEAL).read_text(encoding="utf-8"))
+
+
+def build_once(folder: Path, build: Callable[[Path], None]) -> None:
+    """Build `folder` unless it exists with an intact seal. Concurrent processes build it once.
+
+    Args:
+        folder: its name has no suffix.
+        build: creates and fills the work folder, which is then sealed and renamed to `folder`.
+    """
+    work = folder.with_suffix(".unfinished")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if broken_seal(folder) is None:
+            return
+        for leftover in (work, folder):  # from a killed run, or damaged since
+            shutil.rmtree(leftover, ignore_errors=True)
+        try:
+            build(work)
+            seal(work)
+            work.rename(folder)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)

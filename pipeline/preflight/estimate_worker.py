@@ -1,67 +1,27 @@
-"""The process that says what steps take: `python -m pipeline.preflight.estimate_worker`, started by pipeline.estimate.
+"""Process that estimates the cost of steps: `python -m pipeline.preflight.estimate_worker`."""
 
-Reads its job from standard input and writes an answer for each step to standard output, as JSON; what libraries print
-goes to standard error.
-"""
-
-from __future__ import annotations
-
-import functools
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pipeline.preflight.probe import serve
 from pipeline.run.worker import loadable
 from stages import KINDS
-from stages.estimate.result import Finished, Given
-from stages.system.module_command import module_command
+from stages.estimate.result import Estimate, EstimateInputs
 
 
-def main() -> None:
-    """Do the job."""
-    serve(_estimated)
-
-
-@functools.cache
-def _libraries(kinds: frozenset[str]) -> dict[str, int]:
-    """What the process of each kind holds before it loads a model; a process for each finds out."""
-    modules = {kind: f"{KINDS[kind].__module__.rpartition('.')[0]}.stage" for kind in kinds}
-    running = {}
-    for module in set(modules.values()):
-        call, environment = module_command("stages.estimate.library_memory", module)
-        running[module] = subprocess.Popen(call, env=environment, stdout=subprocess.PIPE)
-    said = {module: process.communicate()[0] for module, process in running.items()}
-    return {kind: int(said[module].split()[-1]) for kind, module in modules.items()}
-
-
-def _estimated(step: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
-    import torch
-
-    config = KINDS[step["kind"]].model_validate(step["config"])
-    libraries = _libraries(frozenset(each["kind"] for each in job["steps"]))[step["kind"]]
-    finished, gpu = step["finished"], torch.cuda.is_available()
-    room, room_of = step["room"], step["room_of"]
-    if gpu:
-        device = torch.cuda.get_device_properties(0)
-        room, room_of = device.total_memory, f"each {device.name}"
+def _estimate(step: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
+    config, inputs = KINDS[step["kind"]].model_validate(step["config"]), step["inputs"]
+    inputs["paths"] = {name: loadable(Path(path), Path(job["cache"])) for name, path in inputs["paths"].items()}
+    if torch.cuda.is_available():
+        gpu = torch.cuda.get_device_properties(0)
+        inputs |= {"device": "cuda", "room": gpu.total_memory, "room_of": f"each {gpu.name}"}
     with tempfile.TemporaryDirectory() as scratch:
-        given = Given(
-            paths={name: loadable(Path(path), Path(job["cache"])) for name, path in step["paths"].items()},
-            missing=step["missing"],
-            dtype=step["dtype"],
-            device="cuda" if gpu else "cpu",
-            room=room,
-            room_of=room_of,
-            libraries=libraries,
-            threads=job["threads"],
-            finished=Finished(**finished) if finished else None,
-            scratch=Path(scratch),
-        )
-        estimate: dict[str, Any] = config.load("estimate")(config, given).model_dump()
-        return estimate
+        estimate: Estimate = config.load("estimate")(config, EstimateInputs(**inputs, scratch=scratch))
+    return estimate.model_dump()
 
 
 if __name__ == "__main__":
-    main()
+    serve(_estimate)

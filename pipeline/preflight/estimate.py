@@ -45,8 +45,7 @@ class RecipeEstimate:
 
     recipe: str
     groups: list[StepGroup]
-    width: int
-    """Steps that run at once."""
+    width: int  # steps that run at once
     disk_free: int
 
     @property

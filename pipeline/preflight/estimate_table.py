@@ -23,8 +23,8 @@ def tables(recipe: RecipeEstimate) -> Iterator[Table]:
         memory_table.add_row(name, _number(cost.parameters), _number(cost.trainable, ""), *sizes)
         numbers = [_number(n, "") for n in (cost.optimiser_steps, cost.requests, cost.tokens)]
         disk = [_size(n) if n else "" for n in (cost.disk.published, cost.disk.checkpoints)]
-        seconds = "?" if cost.seconds is None else in_words(cost.seconds)
-        work_table.add_row(name, *numbers, _number(cost.flops), seconds, *disk)
+        time = "?" if cost.seconds is None else in_words(cost.seconds)
+        work_table.add_row(name, *numbers, _number(cost.flops), time, *disk)
     yield from (memory_table, work_table)
 
 
@@ -42,8 +42,7 @@ def lines(recipe: RecipeEstimate) -> Iterator[str]:
         f" {in_words(total['seconds_of_work'])} of work, {recipe.width} steps side by side;"
         f" disk: {_size(total['disk'])} of {_size(recipe.disk_free)} free"
     )
-    memory, machine = total["memory_side_by_side"], total["memory_of_machine"]
-    if memory > machine:
+    if (memory := total["memory_side_by_side"]) > (machine := total["memory_of_machine"]):
         yield f"memory: steps side by side need up to {_size(memory)} of {_size(machine)}; --jobs 1 runs one at a time"
 
 
@@ -74,5 +73,4 @@ def _number(count: float | None, unknown: str = "?") -> str:
 
 
 def _table(*columns: str) -> Table:
-    numbers = (Column(name, justify="right") for name in columns)
-    return Table("step", *numbers, box=None, header_style="bold", pad_edge=False)
+    return Table("step", *(Column(n, justify="right") for n in columns), box=None, header_style="bold", pad_edge=False)

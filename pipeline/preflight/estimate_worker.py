@@ -9,7 +9,7 @@ import torch
 from pipeline.preflight.probe import serve
 from pipeline.run.worker import loadable
 from stages import KINDS
-from stages.estimate.result import Estimate, EstimateInputs
+from stages.estimate.result import EstimateInputs
 
 
 def _estimate(step: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
@@ -19,8 +19,7 @@ def _estimate(step: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
         gpu = torch.cuda.get_device_properties(0)
         inputs |= {"device": "cuda", "room": gpu.total_memory, "room_of": f"each {gpu.name}"}
     with tempfile.TemporaryDirectory() as scratch:
-        estimate: Estimate = config.load("estimate")(config, EstimateInputs(**inputs, scratch=scratch))
-    return estimate.model_dump()
+        return dict(config.load("estimate")(config, EstimateInputs(**inputs, scratch=scratch)).model_dump())
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def estimate_evaluation(
     tokens = sum(n + r.generated + (n + r.scored) * bool(r.scored) for n, r in zip(read, requests, strict=True))
     longest = max(n + r.generated for n, r in zip(read, requests, strict=True))
     flops, scores = 2.0 * size.multiplied * tokens, any(r.scored or not r.generated for r in requests)
-    memory_of = partial(_memory, stage, inputs, model, longest, scores)
+    memory_of = partial(_memory, stage, inputs, model, scores, longest)
     batch = min(options.batch_size, len(requests))
     values["memory"] = memory = attempt(values["unknown"], "memory", lambda: memory_of(batch))
     for rows in (batch >> halvings for halvings in range(1, batch.bit_length())):
@@ -54,21 +54,19 @@ def estimate_evaluation(
     return Estimate(**values, **inputs.duration(flops, stage.processes), disk=Disk(published=BYTES_PER_TOKEN * tokens))
 
 
-def _memory(
-    stage: EvaluationStage, inputs: EstimateInputs, model: Any, longest: int, scores: bool, batch: int
-) -> Memory:
+def _memory(stage: EvaluationStage, inputs: EstimateInputs, model: Any, scores: bool, length: int, rows: int) -> Memory:
     """Return the bytes on each device for a batch of the longest requests."""
     text, on_cpu, weights = model.config.get_text_config(), inputs.device == "cpu", model_size(model).weights
     layers = text.num_hidden_layers
-    layer = saved_activations(model, batch, longest) // layers // 2  # a forward pass frees about half of it
+    layer = saved_activations(model, rows, length) // layers // 2  # a forward pass frees about half of it
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    cache = 2 * layers * heads * head_size * model.dtype.itemsize * batch * longest
+    cache = 2 * layers * heads * head_size * model.dtype.itemsize * rows * length
     gpus = (stage.resources.gpus or 1) if not on_cpu and stage.processes == 1 else 1
     memory = Memory(
         weights=weights // gpus,
         activations=layer + cache // gpus,
-        logits=4 * text.vocab_size * batch * (LOGIT_COPIES * longest if scores else 1),
+        logits=4 * text.vocab_size * rows * (LOGIT_COPIES * length if scores else 1),
         libraries=PROCESS if on_cpu else 0,
     )
     loading = PROCESS + 2 * weights if on_cpu else 0  # the file beside the model

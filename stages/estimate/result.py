@@ -51,15 +51,13 @@ class Estimate(BaseModel, frozen=True):
     parameters: int | None = None
     trainable: int | None = None
     memory: Memory | None = None
-    room: int = 0
-    """Bytes of `room_of`, a device; 0 if there is none to compare with."""
+    room: int = 0  # bytes of `room_of`, a device; 0 if there is none to compare with
     room_of: str = ""
     remedies: list[Remedy] = []
     disk: Disk = Disk()
     optimiser_steps: int | None = None
     requests: int | None = None
-    tokens: int | None = None
-    """Over all devices, without padding; generated tokens at their maximum."""
+    tokens: int | None = None  # over all devices, without padding; generated tokens at their maximum
     flops: float | None = None
     formula: str = ""
     seconds: float | None = None
@@ -78,14 +76,12 @@ class EstimateInputs(BaseModel, frozen=True):
 
     paths: dict[str, Path]
     missing: dict[str, str]
-    dtype: str
-    """Dtype of the model's weights; `auto` is the checkpoint's."""
+    dtype: str  # of the model's weights; `auto` is the checkpoint's
     device: Literal["cpu", "cuda"] = "cpu"
     room: int
     room_of: str = "this machine"
     threads: int
-    scratch: Path
-    """An empty folder."""
+    scratch: Path  # an empty folder
 
     def values(self) -> dict[str, Any]:
         """Return the values of an estimate that need no model."""

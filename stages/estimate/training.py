@@ -10,18 +10,18 @@ from transformers import AutoTokenizer
 from stages.estimate.model_size import ModelSize, build, model_size, saved_activations
 from stages.estimate.result import Disk, Estimate, EstimateInputs, Memory, Remedy, attempt
 from stages.library_options.option_docs import option_help
-from stages.training.checkpoints import CHECKPOINTS_KEPT
 from stages.training.config import TrainingStage
 from stages.training.launch import Launch
 
+CHECKPOINTS = 3  # those that stages.training.checkpoints keeps and the one it writes; importing it takes seconds
 SAMPLE = 2_000  # only the first so many rows are tokenised
 PROCESS = 545 * 2**20  # bytes; measured: the peak of `python -m benchmarks.estimate "full 1M"` less the other parts
 ALLOCATOR = 1.2  # bytes that glibc holds for a byte of activations, measured by the case "full 135M"
 AUTOCAST = 0.65  # share of the activations that is left in bfloat16, measured on a Llama of 135M parameters
 CHUNK = 48 * 2**20  # bytes of the logits that stages.sft.head holds at a time, on CPUs
 TILE, TILE_COPIES = (4096, 32768), {"cpu": 8, "cuda": 1}  # positions and vocabulary of a tile of TRL's fused head
+# part of an optimiser's name -> values that it keeps for each trainable parameter; others keep none
 STATES = {"adafactor": 0.1, "adalomo": 0.1, "ademamix": 3, "adam": 2, "lion": 1, "rmsprop": 1, "adagrad": 1}
-"""Part of an optimiser's name -> values that it keeps for each trainable parameter; others keep none."""
 
 
 class Rows(NamedTuple):
@@ -68,9 +68,9 @@ def estimate_training(stage: TrainingStage, inputs: EstimateInputs, has_referenc
     values |= {"parameters": size.base, "trainable": size.trainable, "optimiser_steps": steps, "tokens": tokens}
     if rows and rows.total > SAMPLE:
         values["notes"] = [f"tokens are those of the first {SAMPLE:,} of {rows.total:,} rows, scaled up"]
-    checkpoint = size.trainable_bytes + optimiser_bytes(training.options["optim"], size)
+    checkpoints = CHECKPOINTS * (size.trainable_bytes + optimiser_bytes(training.options["optim"], size))
     published = training.base_bytes + (size.trainable_bytes if stage.lora else 0)
-    values["disk"] = Disk(published=published, checkpoints=(CHECKPOINTS_KEPT + 1) * checkpoint)
+    values["disk"] = Disk(published=published, checkpoints=checkpoints)
     if tokens:  # 2 N forward, 2 N backward, 2 T for gradients; 2 N each to recompute activations and for the reference
         n, t = size.multiplied, min(size.trainable, size.multiplied)
         factor = 4 + 2 * bool(training.options["gradient_checkpointing"]) + 2 * has_reference
@@ -131,8 +131,7 @@ class Training:
         if self.rows is None:
             return limit if limit > 0 else None, None
         packed = self.options["packing"] and math.ceil(self.rows.tokens / self.options["max_length"])  # completely full
-        total = packed or self.rows.total
-        batch = self.batch * self.processes
+        total, batch = packed or self.rows.total, self.batch * self.processes
         per_epoch = max(1, math.ceil(math.ceil(total / batch) / self.accumulation))
         if limit > 0:
             epochs = min(limit * batch * self.accumulation / total, math.ceil(limit / per_epoch))

@@ -13,8 +13,8 @@ def estimate(stage: JudgeStage, inputs: EstimateInputs) -> Estimate:
         limit, tokens = stage.options.limit, stage.options.max_new_tokens
         questions = read_questions(inputs.paths, limit) if stage.mt_bench else []
         instructions = read_instructions(inputs.paths, limit) if stage.alpaca_eval else []
-        texts = [each.instruction for each in instructions] + [question.turns[0] for question in questions]
+        texts = [*(each.instruction for each in instructions), *(question.turns[0] for question in questions)]
         second_turns = [Request(" ".join(question.turns), 2 * tokens) for question in questions]
-        return [Request(text, tokens) for text in texts] + second_turns
+        return [*(Request(text, tokens) for text in texts), *second_turns]
 
     return estimate_evaluation(stage, inputs, read_requests)

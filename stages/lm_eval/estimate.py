@@ -19,8 +19,7 @@ def estimate(stage: LMEvalStage, inputs: EstimateInputs) -> Estimate:
                 options = (task.config.generation_kwargs or {}) | stage.options.gen_kwargs.model_dump()
                 for instance in task.instances:
                     generated = options.get("max_gen_toks", 256) if instance.request_type == "generate_until" else 0
-                    text = "".join(part for part in instance.args if isinstance(part, str))
-                    requests.append(Request(text, generated))
+                    requests.append(Request("".join(arg for arg in instance.args if isinstance(arg, str)), generated))
         return requests
 
     return estimate_evaluation(stage, inputs, read_requests)

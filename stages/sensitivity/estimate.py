@@ -10,11 +10,10 @@ def estimate(stage: SensitivityStage, inputs: EstimateInputs) -> Estimate:
     """Estimate the cost of a stage: each prompt is answered, and scored with all answers of its set."""
 
     def read_requests() -> list[Request]:
-        requests = []
+        requests, system = [], stage.options.system_instruction
         for entry in stage.prompts:
             for group in read_sets(entry, inputs.paths, stage.seed):
-                texts = [prompt.text(stage.options.system_instruction) for prompt in group.asked]
-                tokens = entry.max_new_tokens
+                texts, tokens = [prompt.text(system) for prompt in group.asked], entry.max_new_tokens
                 requests += [Request(text, tokens, len(texts) * tokens) for text in texts]
         return requests
 

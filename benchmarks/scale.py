@@ -120,7 +120,7 @@ def bare(recipe: Path, runs: Path) -> None:
     refresh(run.plan, run.store)
 
     def work(job: Job) -> None:
-        call = [sys.executable, "-P", "-m", "pipeline.run.loop.worker", str(job.folder / "job.json")]
+        call = [sys.executable, "-P", "-m", "pipeline.run.worker", str(job.folder / "job.json")]
         environment = os.environ | executor._share([0], job)
         with subprocess.Popen(
             call, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -1,7 +1,7 @@
-"""`run-recipe`: arguments in, exit code out.
+"""`run-recipe`: parse the command line, call one function, return an exit code.
 
-0: done; 1: a stage failed (the others that do not need it have still run), or --verify found something; 2: the recipe
-or the command line is wrong; 130: interrupted. Without arguments it lists the recipes near by.
+0: done. 1: a stage failed (stages that do not depend on it have still run), or --verify found something. 2: the recipe
+or the command line is wrong. 130: interrupted. Without arguments it lists recipes.
 """
 
 from __future__ import annotations
@@ -11,53 +11,60 @@ import errno
 import json
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+from pipeline.arguments import build_parser
 from pipeline.console.console import Console
+from pipeline.console.progress_summary import count_steps
 from pipeline.console.recipe_list import list_recipes
 from pipeline.console.resume_command import resume_command
 from pipeline.plan import search
-from pipeline.plan.cache import refresh, reports_of
-from pipeline.plan.planner import Plan, make_plan
+from pipeline.plan.cache import cached_results, current_reports, decide
+from pipeline.plan.planner import build_plan
+from pipeline.plan.resolver import Resolver
+from pipeline.plan.selection import (
+    Selection,
+    check_inputs,
+    check_search_steps,
+    select,
+    summarize,
+)
+from pipeline.plan.step import Plan
 from pipeline.preflight.estimate import estimate
 from pipeline.preflight.estimate_table import lines, tables
-from pipeline.preflight.prefetch import prefetch, told
+from pipeline.preflight.prefetch import prefetch
+from pipeline.preflight.prepare import prepare
 from pipeline.preflight.preview import preview
 from pipeline.preflight.probe import ProbeError
-from pipeline.recipe import loader as recipes
-from pipeline.recipe.loader import RecipeError
-from pipeline.run import run_record as record
-from pipeline.run.local_executor import Executor, LocalExecutor
+from pipeline.recipe import loader
+from pipeline.recipe.loader import Recipe, RecipeError
+from pipeline.run.executor import Executor
+from pipeline.run.local_executor import LocalExecutor
 from pipeline.run.loop import Run
 from pipeline.run.os_errors import explain_os_error
-from pipeline.store.hash_cache import Hashes
 from pipeline.store.store import Store
 from pipeline.store.verify import verify
+from stages.records.run_record import read_run_record
 from stages.system.terminal_text import safe
 
 INTERRUPTED = 130
-EXAMPLES = """\
-examples:
-  run-recipe recipes/wit_dpo.yaml                           all without a result
-  run-recipe recipes/wit_dpo.yaml --preview 3 --stage wit   what tokens weigh
-  run-recipe recipes/pocket_grid.yaml --cells prompt=0.2    a part of a grid
-"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command."""
-    parser = _parser()
-    given = sys.argv[1:] if arguments is None else arguments
-    options = parser.parse_args(given)
-    if not given:
+    """Run the command; return its exit code."""
+    parser = build_parser()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = parser.parse_args(arguments)
+    if not arguments:
         Console().recipes(list_recipes(Path()))
         return 0
     if (options.recipe is None) == (options.verify is None):
         parser.error("name a RECIPE, or a folder of runs by --verify RUNS")
     console = Console(quiet_stdout=options.json)
     try:
-        return _run(options, console)
+        return _verify(options, console) if options.verify else _Command(options, console).run()
     except RecipeError as error:
         console.close()
         print(safe(f"run-recipe: {error}").replace("\n", "\nrun-recipe: "), file=sys.stderr)
@@ -72,214 +79,186 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         console.close()
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            why = f"it may not be written to; name another folder by --runs ({error})"
+            reason = f"no permission to write to it; name another folder by --runs ({error})"
         else:
-            why = explain_os_error(error) or str(error)
-        print(safe(f"run-recipe: {options.runs}: cannot be used for results: {why}"), file=sys.stderr)
+            reason = explain_os_error(error) or str(error)
+        print(safe(f"run-recipe: {options.runs}: cannot be used for results: {reason}"), file=sys.stderr)
         return 1
-
-
-def _run(options: argparse.Namespace, console: Console) -> int:
-    if options.verify:
-        return _verify(options, console)
-    cells = recipes.load(options.recipe, options.set, options.cells)
-    if options.status:
-        return _status(options, cells[0].name, console)
-    store = Store(options.runs / "store")
-    cells[0].problems.extend(search.problems_of(cells))
-    whole = make_plan(cells, Hashes(options.runs / "cache" / "hashes.json"), options.runs)
-    if options.preview:
-        return _preview(options, whole, store, console, _chosen(options, whole)[0])
-    if options.estimate:
-        return _estimate(options, whole, store, console, *_chosen(options, whole))
-    if options.prefetch:
-        return _prefetch(options, whole, store, console, _chosen(options, whole)[0])
-    if options.plan:
-        return _plan(options, search.plans(whole, cells, console, None), store, console)
-    if cells[0].search:  # what the last rung needs is looked at before the first one runs
-        Run(whole, store, options.runs, console, {step.name for step in whole.steps}, set()).prepare()
-    return _execute(options, search.plans(whole, cells, console, options.runs / cells[0].name), store, console)
-
-
-def _chosen(options: argparse.Namespace, plan: Plan) -> tuple[set[str], set[str]]:
-    """The names of the steps that may run, and of those that run although they are cached."""
-    stage = plan.named(options.stage, "--stage")
-    onward = plan.descendants(plan.named(options.from_, "--from"))
-    forced = stage | onward | plan.named(options.force, "--force")
-    return stage | onward if options.stage or options.from_ else {step.name for step in plan.steps}, forced
-
-
-def _plan(options: argparse.Namespace, plans: Iterator[Plan], store: Store, console: Console) -> int:
-    for plan in plans:  # of a search, those whose steps have all run lead to the next
-        chosen, forced = _chosen(options, plan)
-        refresh(plan, store, forced)
-        if any(step.state == "run" for step in plan.steps):
-            break
-    plan.require_choice(chosen)
-    plan.require_inputs(chosen)
-    if options.json:
-        print(json.dumps(plan.as_json(chosen), indent=1))
-    else:
-        console.plan(plan, chosen)
-    return 0
-
-
-def _execute(options: argparse.Namespace, plans: Iterator[Plan], store: Store, console: Console) -> int:
-    executor, run, made, failed = None, None, set[str](), list[Run]()
-    asked_to_end = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-    try:
-        for plan in plans:
-            chosen, forced = _chosen(options, plan)
-            run = Run(plan, store, options.runs, console, chosen, forced - made)
-            made |= forced
-            run.prepare()
-            plan.require_choice(chosen)
-            cached = sum(step.state == "cached" for step in plan.steps)
-            console.say(f"{plan.recipe.name}: {len(plan.steps)} steps, {cached} cached")
-            console.asks(run.paid_requests)
-            executor = executor or _executor(options)
-            if run.execute(executor):
-                failed.append(run)
-    except KeyboardInterrupt:
-        if run is None or not run.record.steps:
-            raise
-        console.close()
-        counts, command = record.counted(list(run.record.steps.values())), _to_go_on(options, run)
-        print(safe(f"run-recipe: interrupted: {counts}; to go on:\n  {command}"), file=sys.stderr)
-        return INTERRUPTED
-    finally:
-        signal.signal(signal.SIGTERM, asked_to_end)
-        console.close()
-    for step, metrics in reports_of(plan):
-        console.results(options.runs / plan.recipe.name / step, metrics)
-    if failed:
-        steps = [step for each in failed for step in each.record.steps.values()]
-        console.not_made(steps, _to_go_on(options, failed[-1]))
-    if options.json:
-        print(json.dumps(record.read(options.runs / plan.recipe.name), indent=1))
-    return 1 if failed else 0
-
-
-def _to_go_on(options: argparse.Namespace, run: Run) -> str:
-    return resume_command(options, run.unmade(), run.forced)
-
-
-def _executor(options: argparse.Namespace) -> Executor:
-    if options.executor == "local":
-        return LocalExecutor(options.jobs)
-    try:
-        from pipeline.run.ray_executor import RayExecutor
-    except ImportError as error:
-        raise RecipeError([f"--executor ray: {error}; pip install -e '.[ray]'"]) from None
-    return RayExecutor(options.runs, options.jobs)
 
 
 def _verify(options: argparse.Namespace, console: Console) -> int:
     if not (options.verify / "store").is_dir():
-        raise RecipeError([f"--verify {options.verify}: is no folder of runs, for it has no folder 'store' in it"])
-    found = verify(options.verify)
+        raise RecipeError([f"--verify {options.verify}: is not a runs folder: it has no folder 'store'"])
+    verification = verify(options.verify)
     if options.json:
-        print(json.dumps(found.as_json(), indent=1))
+        print(json.dumps(verification.to_json(), indent=1))
     else:
-        for problem in found.problems:
+        for problem in verification.problems:
             console.say(str(problem))
-        console.say(f"{found.steps} steps, {found.files} files, {len(found.problems)} problems")
-    return 1 if found.problems else 0
+        console.say(f"{verification.steps} steps, {verification.files} files, {len(verification.problems)} problems")
+    return 1 if verification.problems else 0
 
 
-def _status(options: argparse.Namespace, name: str, console: Console) -> int:
-    try:
-        found = record.read(options.runs / name)
-    except (OSError, ValueError) as error:
-        raise RecipeError([f"--status: {name} has left nothing to tell in {options.runs}: {error}"]) from None
-    if options.json:
-        print(json.dumps(found, indent=1))
-    else:
-        console.status(found)
-    return 0
+class _Command:
+    """One call of `run-recipe RECIPE`."""
 
+    def __init__(self, options: argparse.Namespace, console: Console) -> None:
+        self.options, self.console = options, console
+        self.store = Store(options.runs / "store")
+        self.resolver = Resolver(options.runs, console.say)
 
-def _preview(options: argparse.Namespace, plan: Plan, store: Store, console: Console, chosen: set[str]) -> int:
-    shown = preview(plan, store, options.runs, console, chosen, options.preview)
-    if options.json:
-        print(json.dumps({"recipe": plan.recipe.name, "stages": [stage.values for stage in shown]}, indent=1))
-    else:
-        for stage in shown:
-            console.preview(stage.text, stage.page)
-    return 0
+    def run(self) -> int:
+        """Do what the options ask for."""
+        options = self.options
+        cells = loader.load(options.recipe, options.set, options.cells)
+        if options.status:
+            return self.status(cells[0].name)
+        cells[0].problems.extend(search.search_problems(cells))
+        plan = build_plan(cells, self.resolver)
+        if options.preview:
+            return self.preview(plan)
+        if options.estimate:
+            return self.estimate(plan)
+        if options.prefetch:
+            return self.prefetch(plan)
+        if options.plan:
+            return self.plan(plan, cells)
+        if cells[0].search:  # checks what the last rung needs before the first one runs
+            everything = Selection(frozenset(step.name for step in plan.steps), frozenset())
+            prepare(plan, everything, self.store, self.resolver)
+        return self.execute(plan, cells)
 
+    def select(self, plan: Plan) -> Selection:
+        """The steps that the options select."""
+        return select(plan, self.options.stage, self.options.from_, self.options.force)
 
-def _estimate(
-    options: argparse.Namespace, plan: Plan, store: Store, console: Console, chosen: set[str], forced: set[str]
-) -> int:
-    search.say_share(plan, console)
-    whole = estimate(plan, store, options.runs, console, chosen, forced, options.jobs)
-    if options.json:
-        print(json.dumps(whole.as_json(), indent=1))
-    else:
-        console.estimate(tables(whole), lines(whole))
-    return 0
+    def status(self, recipe: str) -> int:
+        """--status."""
+        try:
+            record = read_run_record(self.options.runs / recipe)
+        except (OSError, ValueError) as error:
+            raise RecipeError([f"--status: {self.options.runs} has no record of a run of {recipe}: {error}"]) from None
+        if self.options.json:
+            print(json.dumps(record.to_json(), indent=1))
+        else:
+            self.console.status(record)
+        return 0
 
+    def preview(self, plan: Plan) -> int:
+        """--preview."""
+        selected = self.select(plan).selected
+        previews = preview(plan, self.store, self.resolver, self.console, selected, self.options.preview)
+        if self.options.json:
+            print(json.dumps({"recipe": plan.recipe.name, "stages": [each.values for each in previews]}, indent=1))
+        else:
+            for each in previews:
+                self.console.preview(each.text, each.page)
+        return 0
 
-def _prefetch(options: argparse.Namespace, plan: Plan, store: Store, console: Console, chosen: set[str]) -> int:
-    found = prefetch(plan, store, options.runs, console, chosen)
-    if options.json:
-        print(json.dumps(found, indent=1))
-    else:
-        for line in told(found):
-            console.say(line)
-    return 0
+    def estimate(self, plan: Plan) -> int:
+        """--estimate."""
+        if sentence := search.cost_sentence(plan):
+            self.console.say(sentence)
+        costs = estimate(plan, self.store, self.resolver, self.console.say, self.select(plan), self.options.jobs)
+        if self.options.json:
+            print(json.dumps(costs.to_json(), indent=1))
+        else:
+            self.console.estimate(tables(costs), lines(costs))
+        return 0
 
+    def prefetch(self, plan: Plan) -> int:
+        """--prefetch."""
+        fetched = prefetch(plan, self.resolver, self.console.say, self.select(plan).selected)
+        if self.options.json:
+            print(json.dumps(fetched.to_json(), indent=1))
+        else:
+            for line in fetched.lines():
+                self.console.say(line)
+        return 0
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "run-recipe",
-        usage="%(prog)s [RECIPE] [options]",
-        epilog=EXAMPLES,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=20),
-        allow_abbrev=False,
-        add_help=False,
-    )
-    group = parser.add_argument_group()  # one for all, without a title: the whole is to fit a screen
-    add = group.add_argument
-    add("recipe", type=Path, nargs="?", metavar="RECIPE", help="a YAML file; run-recipe alone lists those near by")
-    add("--stage", action="append", default=[], metavar="NAME", help="run again just this stage, from cached inputs")
-    add("--from", action="append", default=[], metavar="NAME", dest="from_", help="run again this stage and all after")
-    add("--force", action="append", default=[], metavar="NAME", help="run this stage although its result is there")
-    add(
-        "--cells",
-        action="append",
-        default=[],
-        metavar="AXIS=V",
-        help="of a grid, only these cells; AXIS=V,AXIS=V: both hold",
-    )
-    add("--set", action="append", default=[], metavar="KEY=V", help="override a value of the recipe")
-    instead = group.add_mutually_exclusive_group()
-    instead.add_argument("--plan", action="store_true", help="show what would run, and why, without running")
-    instead.add_argument("--status", action="store_true", help="show how far a run is, or how the last one went")
-    instead.add_argument(
-        "--preview", type=_positive, metavar="N", help="show N training rows of the sft stages, token by token"
-    )
-    instead.add_argument("--estimate", action="store_true", help="show what the steps take before anything runs")
-    instead.add_argument("--prefetch", action="store_true", help="fetch all that is needed to run without a network")
-    instead.add_argument(
-        "--verify", type=Path, metavar="RUNS", help="check every hash in a folder of runs; takes no RECIPE"
-    )
-    add("--json", action="store_true", help="print only JSON: what is shown, or else how the run went")
-    add("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where results are kept (default: runs)")
-    add(
-        "--executor", choices=["local", "ray"], default="local", metavar="E", help="local; ray: at RAY_ADDRESS, or here"
-    )
-    add("--jobs", type=_positive, metavar="N", help="steps side by side (default: one a GPU; else a core, <= 4)")
-    add("-h", "--help", action="help", help=argparse.SUPPRESS)
-    return parser
+    def plan(self, full_plan: Plan, cells: Sequence[Recipe]) -> int:
+        """--plan. Of a search, the first plan with steps to run."""
+        plans = search.plans(full_plan, cells, self.resolver, self.console.say, None)
+        next_plan: Plan | None = next(plans)
+        while next_plan is not None:
+            plan, selection = next_plan, self.select(next_plan)
+            decisions = decide(plan, self.store, self.resolver, selection.forced)
+            if not all(decision.cached for decision in decisions.values()):
+                break
+            next_plan = search.next_plan(plans, cached_results(decisions))
+        check_search_steps(plan, selection, decisions)
+        check_inputs(plan, selection, decisions)
+        steps = summarize(plan, selection, decisions, self.resolver)
+        if self.options.json:
+            print(json.dumps({"recipe": plan.recipe.name, "steps": [asdict(step) for step in steps]}, indent=1))
+        else:
+            self.console.plan(plan, steps)
+        return 0
 
+    def execute(self, full_plan: Plan, cells: Sequence[Recipe]) -> int:
+        """Run the recipe: its plan, or one plan after the other for a search."""
+        folder = self.options.runs / full_plan.recipe.name
+        plans = search.plans(full_plan, cells, self.resolver, self.console.say, folder)
+        executor: Executor | None = None
+        run: Run | None = None
+        forced_before, failed = frozenset[str](), list[Run]()
+        old_handler = signal.signal(signal.SIGTERM, signal.default_int_handler)  # the same as Ctrl-C
+        try:
+            plan: Plan | None = next(plans)
+            while plan is not None:
+                run = self._prepare(plan, forced_before)
+                forced_before |= self.select(plan).forced
+                executor = executor or self._executor()
+                if run.execute(executor):
+                    failed.append(run)
+                plan = search.next_plan(plans, run.results)
+        except KeyboardInterrupt:
+            if run is None or not run.record.steps:
+                raise
+            self.console.close()
+            counts = count_steps(list(run.record.steps.values()))
+            text = f"run-recipe: interrupted: {counts}; to continue:\n  {self._resume_command(run)}"
+            print(safe(text), file=sys.stderr)
+            return INTERRUPTED
+        finally:
+            signal.signal(signal.SIGTERM, old_handler)
+            self.console.close()
+        assert run is not None
+        return self._finish(run, failed)
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return value
+    def _prepare(self, plan: Plan, forced_before: frozenset[str]) -> Run:
+        """Prepare a run. Steps that an earlier plan of a search was forced to run are not forced again."""
+        selection = self.select(plan)
+        selection = Selection(selection.selected, selection.forced - forced_before)
+        preparation = prepare(plan, selection, self.store, self.resolver)
+        check_search_steps(plan, selection, preparation.decisions)
+        cached = sum(decision.cached for decision in preparation.decisions.values())
+        self.console.say(f"{plan.recipe.name}: {len(plan.steps)} steps, {cached} cached")
+        self.console.paid_requests((step.stage, step.name, request) for step, request in preparation.paid_requests)
+        return Run(plan, selection, preparation.decisions, self.store, self.resolver, self.console)
+
+    def _finish(self, run: Run, failed: Sequence[Run]) -> int:
+        """Show results and failures."""
+        for step, metrics in current_reports(run.plan, run.results):
+            self.console.results(run.folder / step, metrics)
+        if failed:
+            steps = [step for each in failed for step in each.record.steps.values()]
+            self.console.failures(steps, self._resume_command(failed[-1]))
+        if self.options.json:
+            print(json.dumps(read_run_record(run.folder).to_json(), indent=1))
+        return 1 if failed else 0
+
+    def _resume_command(self, run: Run) -> str:
+        return resume_command(self.options, run.record.without_result(), run.selection.forced)
+
+    def _executor(self) -> Executor:
+        if self.options.executor == "local":
+            return LocalExecutor(self.options.jobs)
+        try:
+            from pipeline.run.ray_executor import RayExecutor
+        except ImportError as error:
+            raise RecipeError([f"--executor ray: {error}; pip install -e '.[ray]'"]) from None
+        return RayExecutor(self.options.runs, self.options.jobs)
 
 
 if __name__ == "__main__":

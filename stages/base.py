@@ -1,7 +1,6 @@
-"""The small protocol every stage kind keeps: a config model, named inputs, run(context) -> metrics.
+"""The protocol between the pipeline and the kinds of stages: a config model, named inputs, run(context) -> Metrics.
 
-Light by intent: imports no torch, so that a recipe can be read and planned in a moment. What a stage does when it
-runs lives in its package's `stage.py`, imported only by the worker process that runs it.
+Imports no torch, so that a recipe can be read and planned quickly.
 """
 
 from __future__ import annotations
@@ -20,13 +19,15 @@ from pydantic_core import PydanticCustomError
 from stages.records.metrics import Metrics
 
 BASE = "base"
-"""The name under which stages refer to the recipe's own model."""
+"""The name by which stages refer to the recipe's own model."""
 
 
 class UserError(Exception):
-    """What a user can mend: a wrong data row, an impossible option. The message says place, cause and remedy.
+    """An error that the user can fix: a wrong data row, an impossible option. The message has place, cause and remedy.
 
-    `key` is the place where it is in the stage's own section, `tasks.0.task`; the pipeline adds file and line.
+    Args:
+        message: the text.
+        key: the key in the stage's section that is to blame, such as `tasks.0.task`. The pipeline adds file and line.
     """
 
     def __init__(self, message: str, key: str | None = None) -> None:
@@ -35,63 +36,62 @@ class UserError(Exception):
 
 
 AT_KEY = "at_key"
-"""The type of the errors that `wrong_at` makes."""
+"""The type of errors that `wrong_at` creates."""
 
 
 def wrong_at(key: str, message: str) -> PydanticCustomError:
-    """What a validator of a whole section raises when one of its keys, `key`, is to blame."""
+    """Create the error that a validator of a whole section raises if one of its keys, `key`, is to blame."""
     return PydanticCustomError(AT_KEY, "{message}", {"message": message, "key": key})
 
 
 class Config(BaseModel):
-    """A part of a recipe: unknown keys are errors, nothing is converted (a string is no number), nothing changes
-    after it was read."""
+    """A part of a recipe. Unknown keys are errors, and no value is converted: a string is not a number."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
 class Need:
-    """Something a stage reads: another stage's result, or a file or folder found by reference."""
+    """Something that a stage reads: the result of another stage, or a reference."""
 
     kind: Literal["model", "data", "steps", "run"]
-    """`model`: a stage's name, `base`, or a reference to a model; `data`: a reference to a file or folder;
-    `steps`: the results of every step of the stage that `value` names, or of all that make scores for `*`;
-    `run`: the name of a recipe, for what its last run left in the folder given by --runs, if anything."""
+    """`model`: a stage's name, `base`, or a reference to a model. `data`: a reference to a file or folder. `steps`: the
+    results of all steps of the stage that `value` names, or of all steps that score models for `*`. `run`: the name of
+    a recipe, for the results of its last run in the same runs folder."""
     value: str
     """The text in the recipe."""
     key: str
-    """Where it stands in the stage's section, dotted: `data.train`, `tasks.0.data.test`."""
+    """The key in the stage's section, dotted: `data.train`, `tasks.0.data.test`."""
     code: bool = False
-    """Whether a model is fetched with its own Python files; without, they stay on the hub."""
+    """Whether the model's own Python files are downloaded with it."""
     optional: bool = False
-    """Whether `*` may stand for nothing."""
+    """Whether `*` can match no step."""
     of: str = ""
-    """Of `steps`: the name of another need, a model; only the steps that scored it are meant."""
+    """For `steps`: the name of another need, a model. Only steps that scored that model match."""
 
 
 _UNITS = {"MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
 class Resources(Config):
-    """What a step takes of a machine while it runs: it starts where and when so much is free."""
+    """What each step of a stage needs of a machine. A step starts where and when that much is free."""
 
     gpus: int | None = Field(default=None, ge=0)
-    """None: one for each of its processes, where there are GPUs."""
+    """GPUs. The default is one for each of its processes, on machines that have GPUs."""
     cpus: int | None = Field(default=None, ge=1)
-    """Cores. None: an equal share of one machine; on a cluster one for each of its processes."""
+    """Cores. The default is an equal share of the machine; on a cluster one core for each of its processes."""
     memory: str | None = Field(default=None, pattern=r"^\d+(\.\d+)?(MiB|GiB|TiB)$")
-    """Of the machine, not of a GPU, such as 64GiB. None: it is not counted."""
+    """Main memory, such as 64GiB. By default memory is not counted."""
 
     @property
     def bytes(self) -> int:
-        """`memory` as a number; 0 where it is not counted."""
+        """`memory` in bytes; 0 if memory is not counted."""
         return int(float(self.memory[:-3]) * _UNITS[self.memory[-3:]]) if self.memory else 0
 
 
 Ability = Literal["run", "preview", "estimate", "fetch"]
-"""What a kind of stage does in a process of its own. Each is a function of that name in a module of the kind's package:
-`run` in stage.py, which every kind has, the others in preview.py, estimate.py and fetch.py, where there is such a file.
+"""What a kind of stage does in a process of its own. Each ability is a function of that name in a module of the kind's
+folder: `run` in stage.py, which every kind has; the others in preview.py, estimate.py and fetch.py, if the file exists.
 
     run(context: Context) -> Metrics                          run a step
     preview(step, config, paths, count) -> (dict, str, Any)   show `count` rows: JSON, an HTML page, a rich renderable
@@ -103,27 +103,29 @@ Ability = Literal["run", "preview", "estimate", "fetch"]
 
 
 class StageConfig(Config):
-    """One stage of a recipe. Subclasses add their fields and say what they need."""
+    """One stage of a recipe. Each kind has a subclass with its own fields.
+
+    What is cheap to know about a kind is a class variable or a method here; what needs torch is an `Ability`.
+    """
 
     kind: ClassVar[str]
     """The word after `kind:` in a recipe."""
     output_kind: ClassVar[Literal["model", "scores", "report", "record"]]
-    """What its steps publish: a model that others may start from, scores of one, a report on scores, or a mere record
-    of what was done elsewhere."""
+    """What its steps publish: a model, scores of a model, a report on scores, or a record of an upload."""
     version: ClassVar[int]
-    """Raised when the same settings would give another result, so that older results are made again."""
+    """Raised when the same settings give another result, so that older results are computed again."""
     fingerprint_exclude: ClassVar[tuple[str, ...]] = ()
-    """Dotted keys that change how a result is made, never what it is: no part of a fingerprint."""
+    """Dotted keys that cannot change the result; they are not part of the fingerprint."""
     search_metrics: ClassVar[Mapping[str, Literal["lowest", "highest"]]] = {}
-    """Metrics on its own evaluation data by which a search may choose among cells, the first by default, with which
-    value is best; none where a stage cannot be searched over."""
+    """Metrics on the stage's evaluation data by which a search can choose among cells -> which value is best. The first
+    is the default. Empty if the kind cannot be searched over."""
     cost_invariant: ClassVar[tuple[str, ...]] = ("seed",)
-    """Dotted keys that change nothing of that: steps that differ in no other are estimated once."""
+    """Dotted keys that do not affect cost; steps that differ only in these share one estimate."""
     writes_to: ClassVar[str | None] = None
-    """The key that names what each of its steps writes elsewhere, such as a repository: no two may name the same."""
+    """The key that names what each step writes outside the store, such as a repository. No two steps can share it."""
 
     resources: Resources = Resources()
-    """What each of its steps takes of a machine; no part of a fingerprint."""
+    """What each of its steps needs of a machine. Not part of the fingerprint."""
 
     @classmethod
     def has(cls, ability: Ability) -> bool:
@@ -141,90 +143,113 @@ class StageConfig(Config):
 
     @property
     def versioned_packages(self) -> tuple[str, ...]:
-        """Packages whose version decides what the settings mean, as lm_eval's does for its tasks: part of a
-        fingerprint."""
+        """Packages whose version changes the meaning of the settings, such as lm_eval's: part of the fingerprint."""
         return ()
 
     @property
     def published_dtype(self) -> str | None:
-        """Of the weights that it publishes; None where it makes no model."""
+        """The dtype of the published weights; None if the kind publishes no model."""
         return None
 
     @property
     def processes(self) -> int:
-        """How many processes a step of this stage runs in on one machine."""
+        """Number of processes of one step on one machine."""
         return 1
 
     def needs(self) -> dict[str, Need]:
-        """What the stage reads, by the name under which `run` finds it in `context.inputs`."""
+        """Return what the stage reads, by the name under which `run` finds it in `context.inputs`."""
         raise NotImplementedError
 
     def check(self, files: dict[str, Path]) -> None:
-        """Look for what is wrong with the files it reads, before any step runs. Raises UserError.
+        """Check the files that the stage reads, before any step runs.
 
-        `files` are the files of the `data` needs and, for a model that is not made yet, the one its chain begins with.
+        Args:
+            files: path of each `data` need, and of each model or of the model that its training starts from.
+
+        Raises:
+            UserError: if a step could not use them.
         """
 
     def foreign_code(self, files: dict[str, Path]) -> list[str]:
-        """What of others' code it runs, a line for each kind, for --plan; `files` are the local ones it reads."""
+        """Describe third-party code that the stage runs, one line for each kind, for --plan.
+
+        Args:
+            files: paths of inputs that exist on this machine.
+        """
         return []
 
     def paid_requests(self, files: dict[str, Path]) -> list[str]:
-        """What each of its steps will ask of a service that may charge for it, a line for each kind; `files` are those
-        of the `data` needs that are here."""
+        """Describe requests to services that may charge for them, one line for each kind.
+
+        Args:
+            files: paths of the `data` needs that exist on this machine.
+        """
         return []
 
     def shortened(self, share: Fraction) -> Self:
-        """This stage with that share of its training, for a search; only where `search_metrics` names metrics."""
+        """Return this stage with `share` of its training, for a search. Only for kinds with `search_metrics`."""
         raise NotImplementedError
 
     def split(self) -> dict[str, Self]:
-        """The steps this stage is made of: suffix -> config. Most stages are one step, with the suffix ''."""
+        """Return the stage's steps: suffix of the name -> config. Most stages have one step, with the suffix ''."""
         return {"": self}
 
 
 @dataclass(frozen=True)
 class Input:
-    """One input of a running step: where it lies and how it was made."""
+    """One input of a running step: its path and its origin."""
 
     path: Path
     step: str | None = None
-    """The step of this recipe that made it; None for a file, a folder or a model found by reference."""
+    """The step that published it; None for a reference."""
     kind: str | None = None
-    """The kind of stage that made it, None likewise."""
+    """The kind of that step; None for a reference."""
     fingerprint: str = ""
-    """The step's fingerprint, or the content hash of what was found by reference."""
+    """The step's fingerprint, or the content hash of the reference."""
     config: dict[str, Any] = field(default_factory=dict)
-    """The settings it was made with (the stage's section of the recipe, resolved)."""
+    """The step's section of the recipe, resolved."""
     metrics: Metrics = field(default_factory=Metrics)
-    """What its `run` returned."""
+    """The step's metrics."""
     inputs: dict[str, Input] = field(default_factory=dict)
-    """What it was made from in turn."""
+    """The step's own inputs."""
     labels: dict[str, str] = field(default_factory=dict)
-    """Of the recipe's matrix, the axes on which the step depends, with the cell's values."""
+    """The axes of the recipe's matrix on which the step depends -> the values of its cell."""
     reference: str = ""
-    """What the recipe calls a file, a folder or a model found by reference, without a path of this machine."""
+    """What the recipe calls a file, folder or model, without a path of this machine."""
+
+    def to_json(self) -> dict[str, Any]:
+        """This input and its origin as JSON."""
+        nested = {name: source.to_json() for name, source in self.inputs.items()}
+        return {**vars(self), "path": str(self.path), "metrics": self.metrics.to_json(), "inputs": nested}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Input:
+        """Read what `to_json` wrote."""
+        nested = {name: cls.from_json(source) for name, source in value["inputs"].items()}
+        metrics = Metrics.model_validate(value["metrics"])
+        return cls(**{**value, "path": Path(value["path"]), "metrics": metrics, "inputs": nested})
 
 
 @dataclass(frozen=True)
 class Context:
-    """All that a stage sees when it runs."""
+    """Everything that a stage sees when it runs."""
 
     recipe: str
-    """The recipe's name."""
+    """Name of the recipe."""
     step: str
+    """Name of the step."""
     config: Any
     """The stage's own StageConfig."""
     inputs: dict[str, Input]
     out: Path
-    """An empty folder; what is left in it when `run` returns is published."""
+    """An empty folder. Its content is published when `run` returns."""
     scratch: Path
-    """A folder for temporary files, removed afterwards."""
+    """A folder for temporary files, deleted afterwards."""
     checkpoints: Path
-    """A folder that is kept until the step is published: what an interrupted attempt left in it is still there."""
+    """A folder that stays until the step is published, so that the next attempt finds what an interrupted one left."""
     cache: Path
-    """A folder shared by all steps for what is costly to derive and keyed by content (converted models)."""
+    """A folder shared by all steps, for derived data under its content hash."""
     progress: Callable[[int, int, str], None]
     """progress(done, total, note): what the console shows while the step runs."""
     logs: Path | None = None
-    """The folder of the run's logs, kept beside its results; None where the step is no part of a run."""
+    """The folder of the run's logs. None if the step is not part of a run."""

@@ -210,7 +210,7 @@ def run_recipe(page: Path, arguments: list[str], folder: Path, capsys: pytest.Ca
     RUN.add(whole_call)
     status, said = cli.main(arguments), capsys.readouterr().err
     if "--status" in arguments:
-        assert (status, "has left nothing to tell" in said) == (2, True)
+        assert (status, "has no record of a run" in said) == (2, True)
     elif status == 2:  # a single stage, with nothing made before it
         assert re.search("make it first by run-recipe", said), said
     else:

@@ -1,44 +1,47 @@
-"""What a person sees: the plan, the steps as they run, and the results. Plain lines where there is no terminal."""
+"""Everything that the command shows: the plan, the running steps, the results. Plain lines if there is no terminal."""
 
 from __future__ import annotations
 
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console as Rich
-from rich.markup import escape as as_text
+from rich.markup import escape as escape_markup
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from pipeline.console.live_view import View
+from pipeline.console.progress_summary import count_steps, format_duration, progress_summary, seconds_left
 from pipeline.console.recipe_list import Found
-from pipeline.plan.planner import Plan, Step
-from pipeline.run import run_record as record
+from pipeline.plan.selection import StepSummary
+from pipeline.plan.step import Plan
+from pipeline.run.job import Progress
+from stages.records.metrics import Metrics
+from stages.records.run_record import RunRecord, StepRecord
 from stages.system.terminal_text import safe
 
 PLAIN_WIDTH = 160
-"""Columns of tables where no terminal says how many fit: a log or a pipe."""
-NARROW = 100
-"""Columns below which a plan leaves the fingerprints out."""
+"""Columns of tables in a log or a pipe."""
+FINGERPRINT_WIDTH = 100
+"""Columns that a terminal needs for a plan with fingerprints."""
 PLAIN_SECONDS = 300.0
-"""How often plain lines say how far a step is."""
+"""Interval between plain lines about the progress of a step."""
 LOG_LINES = 6
-"""How many of a failed step's last log lines are shown."""
+"""Number of lines of a failed step's log that are shown."""
 LOG_BYTES = 2**16
-"""How much of the end of a log is read for them."""
-IN_FULL = 3
-"""Of how many failed steps all is told; the others are named."""
+"""Size of the end of the log in which they are looked for."""
+MAX_FAILURES = 3
+"""Number of failed steps that are shown in full; the others are named."""
 
 
 def escape(text: str) -> str:
-    """`text` as it is: neither rich's markup nor what steers a terminal has effect in it."""
-    return as_text(safe(text))
+    """`text` without effect as rich's markup or as control characters."""
+    return escape_markup(safe(text))
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,13 @@ class Failure:
     error: str
     log: Path
     is_user_error: bool
-    """Whether the error says all that it takes to mend it."""
+    """Whether the error message is enough to fix it, without the log."""
 
 
 class Console:
-    """Writes to standard output, or to standard error where `quiet_stdout` keeps the former for JSON.
+    """Writes to standard output, or to standard error if `quiet_stdout` reserves standard output for JSON.
 
-    On a terminal there is a live view, and colour; with NO_COLOR, or TERM=dumb, plain lines as anywhere else.
+    A terminal has a live view and colours; with NO_COLOR or TERM=dumb, and everywhere else, there are plain lines.
     """
 
     def __init__(self, quiet_stdout: bool = False) -> None:
@@ -66,181 +69,190 @@ class Console:
         elif not on_terminal:
             self.rich.width = max(self.rich.width, PLAIN_WIDTH)
         self._view = View(self.rich) if on_terminal and self.rich.is_terminal else None
+        self._steps: Mapping[str, StepRecord] = {}
         self._failures: list[Failure] = []
-        self._told_at: dict[str, float] = {}
-        """Step -> when a line last said how far it is."""
+        self._progress_shown: dict[str, float] = {}
+        """Step -> when the last plain line about its progress was written."""
 
     def say(self, text: str) -> None:
-        """One line."""
+        """Show one line."""
         self._print(escape(text))
 
-    def recipes(self, found: list[Found]) -> None:
-        """The recipes near by, each on a line of its own."""
-        if found:
-            width = max(len(str(each.path)) for each in found)
-            for each in found:
-                line = Text(f"{safe(str(each.path)):{width}}  {safe(each.about)}")
-                line.stylize("bold", 0, width)
-                self.rich.print(line, soft_wrap=False, no_wrap=True, overflow="ellipsis")
-            self.say("\nrun one by: run-recipe RECIPE; run-recipe --help says more")
-        else:
+    def recipes(self, recipes: list[Found]) -> None:
+        """List recipes, one on each line."""
+        if not recipes:
             self.say("no recipe here or in recipes/: name one, run-recipe PATH, or go to a folder that has some")
-            self.say("run-recipe --help says more, and README.md how to write one")
+            self.say("run-recipe --help lists the options, and README.md shows how to write one")
+            return
+        width = max(len(str(recipe.path)) for recipe in recipes)
+        for recipe in recipes:
+            line = Text(f"{safe(str(recipe.path)):{width}}  {safe(recipe.about)}")
+            line.stylize("bold", 0, width)
+            self.rich.print(line, soft_wrap=False, no_wrap=True, overflow="ellipsis")
+        self.say("\nrun one with: run-recipe RECIPE; run-recipe --help lists the options")
 
-    def plan(self, plan: Plan, chosen: set[str]) -> None:
-        """The chosen steps with their state and why, for --plan."""
+    def plan(self, plan: Plan, steps: Sequence[StepSummary]) -> None:
+        """Show steps with their state and reason, for --plan."""
         table = Table("step", "kind", "state", box=None, header_style="bold")
         for column in table.columns:  # names are there to be copied
             column.no_wrap, column.overflow = True, "fold"
-        with_fingerprints = self.rich.width >= NARROW
-        for name in ("fingerprint", "why") if with_fingerprints else ("why",):
+        has_fingerprints = self.rich.width >= FINGERPRINT_WIDTH
+        for name in ("fingerprint", "why") if has_fingerprints else ("why",):
             table.add_column(name, overflow="fold")
-        for step in (step for step in plan.steps if step.name in chosen):
-            fingerprint = [(step.fingerprint or "unresolved")[:12]] if with_fingerprints else []
-            table.add_row(*map(escape, (step.name, step.kind, step.state, *fingerprint, step.why)))
+        for step in steps:
+            fingerprint = [(step.fingerprint or "unresolved")[:12]] if has_fingerprints else []
+            table.add_row(*map(escape, (step.step, step.kind, step.state, *fingerprint, step.why)))
         self.rich.print(table)
-        shown = [step for step in plan.steps if step.name in chosen]
-        self._told("runs code", ((step, code) for step in shown for code in step.runs_code))
-        self.asks((step, asked) for step in shown for asked in step.paid_requests)
+        stages = {step.name: step.stage for step in plan.steps}
+        self._by_stage("runs code", ((stages[s.step], s.step, code) for s in steps for code in s.runs_code))
+        self.paid_requests((stages[s.step], s.step, request) for s in steps for request in s.asks)
 
-    def asks(self, asked: Iterable[tuple[Step, str]]) -> None:
-        """What steps will ask of a service, each of them."""
-        self._told("asks", asked)
+    def paid_requests(self, requests: Iterable[tuple[str, str, str]]) -> None:
+        """Show requests to services that may charge for them: stage, step, text."""
+        self._by_stage("asks", requests)
 
-    def _told(self, what: str, lines: Iterable[tuple[Step, str]]) -> None:
-        """A line for each stage and thing to be told, however many steps it is told of."""
-        found: dict[tuple[str, str], list[str]] = {}
-        for step, line in lines:
-            found.setdefault((step.stage, line), []).append(step.name)
-        for (stage, line), steps in found.items():
-            who = steps[0] if len(steps) == 1 else f"{stage} ({len(steps)} steps)"
-            self._print(f"[yellow]{what}[/] {escape(who)}: {escape(line)}")
+    def _by_stage(self, title: str, lines: Iterable[tuple[str, str, str]]) -> None:
+        """One line for each stage and text, with the number of its steps."""
+        steps_of: dict[tuple[str, str], list[str]] = {}
+        for stage, step, text in lines:
+            steps_of.setdefault((stage, text), []).append(step)
+        for (stage, text), steps in steps_of.items():
+            subject = steps[0] if len(steps) == 1 else f"{stage} ({len(steps)} steps)"
+            self._print(f"[yellow]{title}[/] {escape(subject)}: {escape(text)}")
 
     def preview(self, text: str, page: Path) -> None:
-        """What a stage would train on, as the stage has drawn it, and where it lies as a page."""
+        """Show the preview of a step, drawn by its stage, and the path of its page."""
         self.rich.file.write(f"\n{text}\n")
         self.say(f"page: {page}")
 
-    def begin(self, steps: Mapping[str, dict[str, Any]], logs: Path) -> None:
-        """Steps are about to run: `steps` is what run.json says of each, `logs` the folder that their output goes
-        to."""
+    def estimate(self, tables: Iterable[Table], lines: Iterable[str]) -> None:
+        """Show the cost of steps, for --estimate. A table that is too wide becomes one line for each row."""
+        unlimited = self.rich.options.update(max_width=10_000)
+        for table in tables:
+            self.rich.print()
+            if Measurement.get(self.rich, unlimited, table).maximum <= self.rich.width:
+                self.rich.print(table)
+                continue
+            heads = [str(column.header) for column in table.columns]
+            for step, *cells in zip(*(column.cells for column in table.columns), strict=True):
+                row = ", ".join(f"{head} {cell}" for head, cell in zip(heads[1:], cells, strict=True) if cell)
+                self._print(f"[bold]{step}[/]: {row}")
+        self.rich.print()
+        for line in lines:
+            self.say(line)
+
+    def begin(self, steps: Mapping[str, StepRecord], logs: Path) -> None:
+        """Steps are about to run: `steps` stays up to date, `logs` is the folder of their output."""
+        self._steps = steps
         if self._view:
             self._view.steps, self._view.logs = steps, logs
             self._view.start()
         else:
             self.say(f"logs: {logs}/")
 
-    def estimate(self, tables: Iterable[Table], lines: Iterable[str]) -> None:
-        """What steps take, for --estimate: tables, or where they are too wide a line for each of their rows."""
-        wide = self.rich.options.update(max_width=10_000)
-        for table in tables:
-            self.rich.print()
-            if Measurement.get(self.rich, wide, table).maximum <= self.rich.width:
-                self.rich.print(table)
-                continue
-            heads = [str(column.header) for column in table.columns]
-            for step, *cells in zip(*(column.cells for column in table.columns), strict=True):
-                told = ", ".join(f"{head} {cell}" for head, cell in zip(heads[1:], cells, strict=True) if cell)
-                self._print(f"[bold]{step}[/]: {told}")
-        self.rich.print()
-        for line in lines:
-            self.say(line)
-
-    def started(self, step: str, why: str) -> None:
-        """A step began to run."""
+    def started(self, step: str, reason: str) -> None:
+        """A step started."""
         if self._view:
             self._view.begin_step(step)
         else:
-            self._print(f"  [cyan]run[/]    {escape(step)} [dim]({escape(why)})")
+            self._print(f"  [cyan]run[/]    {escape(step)} [dim]({escape(reason)})")
 
-    def how_far(self, text: Callable[[], str]) -> None:
-        """How far the whole run is; found out and shown on a terminal only."""
+    def show_summary(self, width: int) -> None:
+        """Refresh the summary of the whole run, on a terminal."""
         if self._view:
-            self._view.how_far = text()
+            self._view.summary = self._summary(width)
 
-    def progress(self, step: str, done: int, total: int, note: str) -> None:
-        """A running step got on; where there is no terminal, a line says so every now and then."""
+    def progress(self, step: str, progress: Progress) -> None:
+        """A running step advanced. Without a terminal a line says so every few minutes."""
+        done, total, note = progress.done, progress.total, progress.note
         if self._view:
             self._view.update_step(step, done, total, note)
-        elif time.monotonic() - self._told_at.setdefault(step, time.monotonic()) >= PLAIN_SECONDS:
-            self._told_at[step] = time.monotonic()
+        elif time.monotonic() - self._progress_shown.setdefault(step, time.monotonic()) >= PLAIN_SECONDS:
+            self._progress_shown[step] = time.monotonic()
             self._print(f"  [dim]at[/]     {escape(step)} [dim]{done}/{total} {escape(note)}".rstrip())
 
-    def finished(self, step: str, seconds: float, notes: list[str], how_far: str) -> None:
-        """A step has its result; `notes` are what its stage wants to be known of it, `how_far` says how far the run
-        is."""
+    def finished(self, step: str, notes: Sequence[str], width: int) -> None:
+        """A step was published; `notes` are its stage's remarks."""
         self._end(step)
-        self.how_far(lambda: how_far)
-        self._print(f"  [green]done[/]   {escape(step)} [dim]{seconds:.1f} s ({escape(how_far)})")
+        self.show_summary(width)
+        summary, seconds = self._summary(width), self._steps[step].seconds
+        self._print(f"  [green]done[/]   {escape(step)} [dim]{seconds:.1f} s ({escape(summary)})")
         for note in notes:
             self._print(f"         [dim]{escape(note)}")
 
-    def status(self, found: dict[str, Any]) -> None:
-        """What run.json says of a run, for --status."""
-        how = "killed: its process is gone; the same command goes on" if record.is_gone(found) else found["status"]
-        steps, width = found["steps"], found["side_by_side"]
-        left = record.seconds_left(steps, width) if how == "running" else None
-        self.say(f"{found['recipe']}: {how}, as of {found['written']}")
-        self.say(f"  {record.counted(steps)}" + (f", about {record.in_words(left)} left" if left else ""))
-        for step in (step for step in steps if step["state"] == "running"):
-            done, total, note = step["progress"] or (0, 0, "")
-            far = f" {done}/{total}" if total else ""
-            self.say(f"  run    {step['step']}{far} {step['seconds'] or 0:.0f} s {note}".rstrip())
-        for step in (step for step in steps if step["state"] == "failed"):
-            self.say(f"  failed {step['step']}: {step['error']}")
-
-    def skipped(self, step: str, needs: list[str]) -> None:
-        """A step cannot run, for what it needs failed."""
-        self._print(f"  [yellow]skip[/]   {escape(step)}: needs {escape(', '.join(needs))}")
+    def skipped(self, step: str, failed: Sequence[str]) -> None:
+        """A step cannot run because steps it depends on failed."""
+        self._print(f"  [yellow]skip[/]   {escape(step)}: needs {escape(', '.join(failed))}")
 
     def failed(self, step: str, error: str, log: Path, is_user_error: bool) -> None:
-        """A step failed; the rest of it is told when the run is at its end."""
+        """A step failed. `failures` shows the details at the end of the run."""
         self._end(step)
         self._failures.append(Failure(step, error, log, is_user_error))
         self._print(f"  [red]failed[/] {escape(step)}: {escape(error)}")
 
-    def not_made(self, steps: Iterable[dict[str, Any]], command: str) -> None:
-        """At the end of a run, the steps that failed and why, what could not be made for want of them, and the command
-        that goes on."""
+    def failures(self, steps: Iterable[StepRecord], command: str) -> None:
+        """At the end of a run: the failed steps and why, how many steps were skipped, and the command that
+        continues."""
         self.close()
-        skipped = sum(step["state"] == "skipped" for step in steps)
-        also = f"; {skipped} more need them" if skipped else ""
+        skipped = sum(step.state == "skipped" for step in steps)
+        suffix = f"; {skipped} more need them" if skipped else ""
         names = ", ".join(failure.step for failure in self._failures)
-        self._print(f"\n[red]{len(self._failures)} failed[/]: {escape(names)}{also}")
-        for failure in self._failures[:IN_FULL]:
+        self._print(f"\n[red]{len(self._failures)} failed[/]: {escape(names)}{suffix}")
+        for failure in self._failures[:MAX_FAILURES]:
             self._print(f"\n  [red]failed[/] {escape(failure.step)}: {escape(failure.error)}")
-            for line in [] if failure.is_user_error else _last_words(failure):
+            for line in [] if failure.is_user_error else _last_lines(failure):
                 self._print(f"    [dim]{escape(line)}")
             self._print(f"    log: {escape(str(failure.log))}")
-        if len(self._failures) > IN_FULL:
+        if len(self._failures) > MAX_FAILURES:
             logs = self._failures[0].log.parent
-            self.say(f"\n  and {len(self._failures) - IN_FULL} more, whose logs lie there too: {logs}/")
-        self.say(f"\nto go on with the steps that have no result:\n  {command}")
+            self.say(f"\n  and {len(self._failures) - MAX_FAILURES} more, with logs in the same folder: {logs}/")
+        self.say(f"\nto continue with the steps that have no result:\n  {command}")
 
-    def results(self, folder: Path, metrics: dict[str, Any]) -> None:
-        """The report's own table, and where the report lies."""
+    def status(self, run: RunRecord) -> None:
+        """Show a run's record, for --status."""
+        status = "killed: its process is gone; the same command continues it" if run.was_killed else run.status
+        left = seconds_left(run.steps, run.side_by_side) if status == "running" else None
+        self.say(f"{run.recipe}: {status}, as of {run.written}")
+        self.say(f"  {count_steps(run.steps)}" + (f", about {format_duration(left)} left" if left else ""))
+        for step in run.steps:
+            if step.state == "running":
+                done, total, note = step.progress or (0, 0, "")
+                count = f" {done}/{total}" if total else ""
+                self.say(f"  run    {step.step}{count} {step.seconds or 0:.0f} s {note}".rstrip())
+        for step in run.steps:
+            if step.state == "failed":
+                self.say(f"  failed {step.step}: {step.error}")
+
+    def results(self, folder: Path, metrics: Metrics) -> None:
+        """Show a report's table and sentences, and the path of its page."""
         self.close()
-        shown = metrics["table"]
-        table = Table(*map(escape, shown["columns"]), box=None, header_style="bold", pad_edge=False)
+        assert metrics.table is not None
+        table = Table(*map(escape, metrics.table.columns), box=None, header_style="bold", pad_edge=False)
         for column in table.columns:
             column.overflow = "fold"
             column.justify = "right" if column is not table.columns[0] else "left"
-        for row in shown["rows"]:
+        for row in metrics.table.rows:
             table.add_row(*map(escape, row))
         self.rich.print()
         self.rich.print(table, soft_wrap=False)
         self.rich.print()
-        self.say(re.sub(r"(?<=\.) ", "\n", metrics["summary"]))  # a sentence a line
+        self.say(re.sub(r"(?<=\.) ", "\n", metrics.summary or ""))  # one sentence on each line
         self.say(f"report: {folder / 'report.html'}")
 
     def close(self) -> None:
-        """Take the live view off the screen."""
+        """Remove the live view from the screen."""
         if self._view:
             self._view.stop()
 
+    def _summary(self, width: int) -> str:
+        return progress_summary(list(self._steps.values()), width)
+
     def _print(self, text: str) -> None:
-        """One line, above the view where there is one: with its lock, or the view, drawn by its own thread between the
-        finding of its height and the writing of the line, would be erased from too far up."""
+        """Print a line above the live view.
+
+        The view's own lock is held meanwhile: its thread would otherwise draw between measuring the view's height and
+        writing the line, and erase lines that are not its own. rich has no public name for the lock.
+        """
         with self._view.live._lock if self._view else contextlib.nullcontext():
             self.rich.print(text)
 
@@ -249,13 +261,13 @@ class Console:
             self._view.end_step(step)
 
 
-def _last_words(failure: Failure) -> list[str]:
-    """The last lines of the step's log, of progress bars what was seen last, but for the error itself."""
+def _last_lines(failure: Failure) -> list[str]:
+    """The last lines of the step's log without the error itself; of progress bars the last state."""
     if not failure.log.is_file():
         return []
     with failure.log.open("rb") as file:
         file.seek(max(0, failure.log.stat().st_size - LOG_BYTES))
         text = file.read().decode(errors="replace")
-    last = (line.rstrip().rpartition("\r")[2] for line in text.split("\n"))
-    lines = [seen for line in last if (seen := Text.from_ansi(line).plain.rstrip())]
+    raw = (line.rstrip().rpartition("\r")[2] for line in text.split("\n"))
+    lines = [plain for line in raw if (plain := Text.from_ansi(line).plain.rstrip())]
     return [line for line in lines if line != failure.error][-LOG_LINES:]

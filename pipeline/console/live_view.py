@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, Task, TaskID
 from rich.table import Table
 from rich.text import Text
 
+from stages.records.run_record import StepRecord
 from stages.system.terminal_text import safe
 
 LISTED = 16
@@ -37,11 +37,11 @@ class View(Progress):
 
     def __init__(self, console: Console) -> None:
         self._terminal = console
-        self.steps: Mapping[str, dict[str, Any]] = {}
+        self.steps: Mapping[str, StepRecord] = {}
         """Step -> what run.json says of it, as long as the run goes on."""
         self.logs = Path()
         """Where the steps' logs lie."""
-        self.how_far = ""
+        self.summary = ""
         """How far the whole run is."""
         self._by_step: dict[str, TaskID] = {}
         super().__init__(  # which draws the view once, so all that it shows is there
@@ -78,12 +78,12 @@ class View(Progress):
                 yield _line(" " * (STATE + 1) + task.fields["note"], "dim")
         if len(shown) < len(tasks):
             yield _line(f"  and {len(tasks) - len(shown)} more running", "dim")
-        unmade = [step for step in list(self.steps.values()) if step["state"] in ("cached", "waiting")]
+        unmade = [step for step in list(self.steps.values()) if step.state in ("cached", "waiting")]
         if len(self.steps) <= LISTED and (1 + with_notes) * len(tasks) + len(unmade) <= room:
             for step in unmade:
-                state = "wait" if step["state"] == "waiting" else step["state"]
-                yield _line(f"  {state:6} {safe(step['step'])}  {step['kind']}", "dim")
-        yield _line(f"  {self.how_far}", "")
+                state = "wait" if step.state == "waiting" else step.state
+                yield _line(f"  {state:6} {safe(step.step)}  {step.kind}", "dim")
+        yield _line(f"  {self.summary}", "")
         yield _line(f"  logs: {safe(str(self.logs))}/", "dim")
 
 

@@ -1,4 +1,4 @@
-"""The command that goes on with a run that failed or was interrupted."""
+"""The command that continues a run that failed or was interrupted."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 
-MOST_NAMED = 6
-"""Steps beyond which --stage, --from and --force are repeated as they were given, for nobody reads so many names."""
+MAX_STEPS = 6
+"""With more steps, --stage, --from and --force are repeated as they were typed: nobody reads so many names."""
 
 
-def resume_command(options: argparse.Namespace, left: Collection[str], forced: Collection[str]) -> str:
-    """What to type, quoted for a shell.
+def resume_command(options: argparse.Namespace, steps: Collection[str], forced: Collection[str]) -> str:
+    """Return the command to type, quoted for a shell.
 
     Args:
         options: of the command that ran.
-        left: the steps that it was to make and has not made.
-        forced: those that it was to make although their results were there.
+        steps: the selected steps without a result.
+        forced: the steps that were to run even if they had a result.
     """
-    only = bool(options.stage or options.from_)
-    named = [(("--stage" if only else "--force"), step) for step in left if only or step in forced]
-    if not left or len(named) > MOST_NAMED:
-        given = {"--stage": options.stage, "--from": options.from_, "--force": options.force}
-        named = [(flag, name) for flag, names in given.items() for name in names]
-    named += [("--cells", cells) for cells in options.cells]
-    named += [("--set", setting) for setting in options.set]
+    restricted = bool(options.stage or options.from_)
+    flags = [(("--stage" if restricted else "--force"), step) for step in steps if restricted or step in forced]
+    if not steps or len(flags) > MAX_STEPS:
+        typed = {"--stage": options.stage, "--from": options.from_, "--force": options.force}
+        flags = [(flag, name) for flag, names in typed.items() for name in names]
+    flags += [("--cells", cells) for cells in options.cells]
+    flags += [("--set", setting) for setting in options.set]
     if options.runs != Path("runs"):
-        named.append(("--runs", str(options.runs)))
+        flags.append(("--runs", str(options.runs)))
     if options.executor != "local":
-        named.append(("--executor", options.executor))
+        flags.append(("--executor", options.executor))
     if options.jobs:
-        named.append(("--jobs", str(options.jobs)))
-    return shlex.join([*_called(), str(options.recipe), *(word for pair in named for word in pair)])
+        flags.append(("--jobs", str(options.jobs)))
+    return shlex.join([_program(), str(options.recipe), *(word for pair in flags for word in pair)])
 
 
-def _called() -> list[str]:
-    """`run-recipe`, or the path by which it was called where it is not on the search path."""
+def _program() -> str:
+    """`run-recipe`, or its path if it is not on the search path."""
     name = "run-recipe"
-    return [sys.argv[0]] if Path(sys.argv[0]).name == name and not shutil.which(name) else [name]
+    return sys.argv[0] if Path(sys.argv[0]).name == name and not shutil.which(name) else name

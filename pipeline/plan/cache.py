@@ -1,106 +1,163 @@
-"""Which steps of a plan have their result already: its fingerprint, looked up in the store.
+"""Which steps of a plan are cached: fingerprints, looked up in the store.
 
-A fingerprint covers a step's settings, the content of its inputs, its stage's version and those of the packages that
-decide what the settings mean; never a path, a time, a cell of the matrix or a name that only people read.
+A fingerprint covers the step's settings, the content of its inputs, the version of its kind, and the versions of
+packages that give the settings their meaning. It never covers a path, a time, a cell of the matrix, or a name that only
+people read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from pipeline.plan.cache_reason import Earlier, why_missing
-from pipeline.plan.planner import Plan, Step, ancestors
-from pipeline.store import references as artifacts
+from pipeline.plan.cache_reason import EarlierResults, reason_missing
+from pipeline.plan.resolver import Resolver
+from pipeline.plan.step import Plan, Step, ancestors
 from pipeline.store.provenance import installed
-from pipeline.store.store import BadManifest, Store, read
+from pipeline.store.references import name_of
+from pipeline.store.store import Published, Store
+from stages.records.manifest import InputRecord, ManifestError, read_manifest
+from stages.records.metrics import Metrics
 from stages.system.integrity import content_hash
 
 FINGERPRINT_LENGTH = 32
-"""Hex digits of sha256 that name a published step: 128 bits."""
+"""Hex digits of sha256 that name a result: 128 bits."""
 
 
-def refresh(plan: Plan, store: Store, forced: Iterable[str] = (), damaged: Mapping[str, str] | None = None) -> None:
-    """Find out anew which steps are cached; `forced` ones never are, nor those known to be `damaged`, step -> how.
+@dataclass(frozen=True)
+class CacheDecision:
+    """Whether a step is cached, and why not."""
 
-    Files are told to be whole by their remembered hashes: what a disk changed by itself is not seen.
+    fingerprint: str | None
+    """None if an input is on the hub and its commit is not known yet."""
+    cached: bool
+    reason: str
+    """Why the step has to run; empty if it is cached."""
+    published: Published | None
+    """The result that is used; None if the step has to run."""
+
+
+Decisions = Mapping[str, CacheDecision]
+"""Name of each step of a plan -> decision."""
+
+
+def decide(
+    plan: Plan,
+    store: Store,
+    resolver: Resolver,
+    forced: Collection[str] = (),
+    damaged: Mapping[str, str] | None = None,
+) -> Decisions:
+    """Look up all steps of a plan in the store.
+
+    Args:
+        plan: the steps.
+        store: the published results.
+        resolver: knows the contents of references. Results are checked by remembered file hashes: a change that the
+            disk itself made is not seen.
+        forced: steps that run even if they have a result.
+        damaged: steps whose result is known to be damaged -> how.
     """
-    earlier = Earlier(store)
-    for source in (source for step in plan.steps for source in step.inputs.values()):
-        if not isinstance(source, Step) and source not in plan.contents:
-            plan.contents[source] = artifacts.identity(source, plan.hashes.of)
+    earlier, decisions = EarlierResults(store), dict[str, CacheDecision]()
     for step in plan.steps:
-        step.fingerprint, step.published = _fingerprint(step, plan), None
-        step.why = _why_run(step, plan, store, earlier, set(forced), damaged or {})
-        step.state = "run" if step.why else "cached"
-        if step.why:
-            step.published = None
+        fingerprint = _fingerprint(step, plan, decisions, resolver)
+        result: Published | None = None
+        if step.name in forced:
+            reason = "asked for"
+        elif fingerprint is None:
+            reason = "an input on the hub is not resolved to a commit yet"
+        elif not store.path(step.kind, fingerprint).exists():
+            waiting = [source.name for source in step.dependencies if not decisions[source.name].cached]
+            fingerprints = {source.name: decisions[source.name].fingerprint for source in step.dependencies}
+            reason = reason_missing(step, fingerprints, waiting, resolver, earlier)
+            reason += "; continues from its checkpoint" if store.has_checkpoint(fingerprint) else ""
+        else:
+            result, reason = _usable_result(step, fingerprint, store, decisions, resolver, damaged or {})
+        decisions[step.name] = CacheDecision(fingerprint, not reason, reason, None if reason else result)
+    return decisions
 
 
-def inputs_of(step: Step, plan: Plan) -> dict[str, dict[str, str | None]]:
-    """What a manifest says of a step's inputs: which content they had."""
-    found: dict[str, dict[str, str | None]] = {}
+def cached_results(decisions: Decisions) -> dict[str, Published]:
+    """The results of all cached steps, by step."""
+    return {name: decision.published for name, decision in decisions.items() if decision.published}
+
+
+def input_records(
+    step: Step, decisions: Decisions, results: Mapping[str, Published], resolver: Resolver
+) -> dict[str, InputRecord]:
+    """What the manifest of a step's result says about its inputs."""
+    records = {}
     for name, source in step.inputs.items():
         if isinstance(source, Step):
-            digest = source.published.digest if source.published else None
-            found[name] = {"step": source.name, "fingerprint": source.fingerprint, "digest": digest}
+            digest = results[source.name].digest if source.name in results else None
+            records[name] = InputRecord(step=source.name, fingerprint=decisions[source.name].fingerprint, digest=digest)
         else:
-            found[name] = {"reference": artifacts.name_of(source), "content": plan.contents[source]}
-    return found
+            reference = name_of(resolver.pinned(source))
+            records[name] = InputRecord(reference=reference, content=resolver.content(source))
+    return records
 
 
-def changed_input(step: Step) -> str | None:
-    """The step whose result is another than the one that `step` was made from, though their settings are the same."""
-    assert step.published is not None
+def changed_input(step: Step, result: Published, results: Mapping[str, Published]) -> str | None:
+    """The dependency whose result now differs from the one that `result` was computed from, although its settings are
+    the same; None if there is none."""
     for name, source in step.inputs.items():
-        made_from = step.published.manifest["inputs"].get(name, {}).get("digest")
-        if isinstance(source, Step) and source.published and made_from != source.published.digest:
-            return source.name
+        if isinstance(source, Step) and source.name in results:
+            record = result.manifest.inputs.get(name)
+            if record is None or record.digest != results[source.name].digest:
+                return source.name
     return None
 
 
-def reports_of(plan: Plan) -> list[tuple[str, dict[str, Any]]]:
-    """The step name and metrics of every report that is made, and of what the plan's results are now."""
-    made = [step for step in plan.steps if step.config.output_kind == "report" and step.published]
-    stale = {step.name for step in plan.steps if step.published is None or changed_input(step)}
+def current_reports(plan: Plan, results: Mapping[str, Published]) -> list[tuple[str, Metrics]]:
+    """Name and metrics of each report that shows the present results of all steps it depends on."""
+    stale = {s.name for s in plan.steps if s.name not in results or changed_input(s, results[s.name], results)}
     return [
-        (step.name, step.published.manifest["metrics"])
-        for step in made
-        if step.published and not stale & {step.name, *ancestors(step)}
+        (step.name, results[step.name].manifest.metrics)
+        for step in plan.steps
+        if step.config.output_kind == "report" and not stale & {step.name, *ancestors(step)}
     ]
 
 
-def _why_run(
-    step: Step, plan: Plan, store: Store, earlier: Earlier, forced: set[str], damaged: Mapping[str, str]
-) -> str:
-    """Why the step has to run; empty where its published result serves, which is then noted."""
-    if step.name in forced:
-        return "asked for"
-    if step.fingerprint is None:
-        return "an input on the hub is not resolved to a commit yet"
-    place = store.path(step.kind, step.fingerprint)
-    if not place.exists():
-        return why_missing(step, plan, earlier)
+def _usable_result(
+    step: Step,
+    fingerprint: str,
+    store: Store,
+    decisions: Decisions,
+    resolver: Resolver,
+    damaged: Mapping[str, str],
+) -> tuple[Published | None, str]:
+    """The published result, or the reason why it cannot be used."""
+    path = store.path(step.kind, fingerprint)
     try:
-        step.published = read(place)
-    except BadManifest as error:
-        return f"its result is damaged: {error}"
-    if changed := changed_input(step):
-        return f"{changed} was made again and came out differently"
-    if damage := damaged.get(step.name) or step.published.damage(plan.hashes.of):
-        return f"its result is damaged: {damage}"
-    return ""
+        result = Published(path, read_manifest(path))
+    except ManifestError as error:
+        return None, f"its result is damaged: {error}"
+    if changed := changed_input(step, result, _published(step.dependencies, decisions)):
+        return None, f"{changed} has a new result"
+    if damage := damaged.get(step.name) or result.damage(resolver.hashes.of):
+        return None, f"its result is damaged: {damage}"
+    return result, ""
 
 
-def _fingerprint(step: Step, plan: Plan) -> str | None:
+def _published(steps: Iterable[Step], decisions: Decisions) -> dict[str, Published]:
+    return {step.name: result for step in steps if (result := decisions[step.name].published)}
+
+
+def _fingerprint(step: Step, plan: Plan, decisions: Decisions, resolver: Resolver) -> str | None:
     contents: dict[str, str | None] = {}
     for name, source in step.inputs.items():
-        contents[name] = source.fingerprint if isinstance(source, Step) else plan.contents[source]
+        contents[name] = decisions[source.name].fingerprint if isinstance(source, Step) else resolver.content(source)
     if None in contents.values():
         return None
-    what = {"kind": step.kind, "version": step.config.version, "settings": step.settings(), "inputs": contents}
+    covered: dict[str, Any] = {
+        "kind": step.kind,
+        "version": step.config.version,
+        "settings": step.settings(),
+        "inputs": contents,
+    }
     if step.config.versioned_packages:
-        what["packages"] = {name: installed(name) for name in step.config.versioned_packages}
+        covered["packages"] = {name: installed(name) for name in step.config.versioned_packages}
     if step.config.output_kind == "report":
-        what["names"] = [plan.recipe.name, *sorted(ancestors(step))]  # a report shows them
-    return content_hash(what)[:FINGERPRINT_LENGTH]
+        covered["names"] = [plan.recipe.name, *sorted(ancestors(step))]  # a report shows them
+    return content_hash(covered)[:FINGERPRINT_LENGTH]

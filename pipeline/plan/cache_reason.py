@@ -1,94 +1,108 @@
-"""Why a step has to run, in the words of the recipe: what differs from the result that was made most like it."""
+"""Why a step has no cached result: the differences from the most similar earlier result, in the words of the recipe."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from pipeline.plan.resolver import Resolver
+from pipeline.plan.step import Step
 from pipeline.store.provenance import installed
-from pipeline.store.store import CHECKPOINTS, BadManifest, Published, Store, read
+from pipeline.store.store import Store
+from stages.records.manifest import InputRecord, Manifest, ManifestError, read_manifest
 
-if TYPE_CHECKING:
-    from pipeline.plan.planner import Plan, Step
-
-SHOWN = 3
-"""How many changes are named before the rest is counted."""
+MAX_CHANGES = 3
+"""Number of changes that are named; the rest is counted."""
 
 
-class Earlier:
-    """The results in a store by the name of their step, read when the first is asked for."""
+class EarlierResults:
+    """The results in a store by the name of their step, read on first use."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._by_step: dict[tuple[str, str], list[Published]] | None = None
+        self._by_step: dict[tuple[str, str], list[Manifest]] | None = None
 
-    def of(self, step: Step) -> list[Published]:
-        """Those made under this step's name, be it from other settings or inputs."""
+    def of(self, step: Step) -> list[Manifest]:
+        """The results that a step of this kind and name had, with any settings and inputs."""
         if self._by_step is None:
             self._by_step = {}
-            for place in self.store.places():
+            for folder in self.store.result_folders():
                 try:
-                    found = read(place)
-                except BadManifest:
+                    manifest = read_manifest(folder)
+                except ManifestError:
                     continue
-                self._by_step.setdefault((found.manifest["kind"], found.manifest["step"]), []).append(found)
+                self._by_step.setdefault((manifest.kind, manifest.step), []).append(manifest)
         return self._by_step.get((step.kind, step.name), [])
 
 
-def why_missing(step: Step, plan: Plan, earlier: Earlier) -> str:
-    """Why a step has no result: what changed since one was made under its name, and what has to run before it."""
-    waiting = [need.name for need in step.needs if need.state == "run"]
-    told = min((changes(step, old, plan) for old in earlier.of(step)), key=len, default=["no result yet"])
-    if not told and not waiting:
-        told = ["names that it shows are others now"]  # of the recipe or its steps, which count for reports alone
-    told = listed(told, SHOWN)
-    told += [f"after {', '.join(listed(waiting, SHOWN))}"] if waiting else []
-    kept = earlier.store.unfinished(step.fingerprint or "") / CHECKPOINTS
-    told += ["goes on from where it was interrupted"] if kept.is_dir() and any(kept.iterdir()) else []
-    return "; ".join(told)
+def reason_missing(
+    step: Step,
+    fingerprints: Mapping[str, str | None],
+    waiting: Sequence[str],
+    resolver: Resolver,
+    earlier: EarlierResults,
+) -> str:
+    """Say what changed since a result was published under the step's name, and which steps run before it.
+
+    Args:
+        step: a step without a result.
+        fingerprints: the fingerprint of each of its dependencies.
+        waiting: those of its dependencies that have to run.
+        resolver: knows the contents of references.
+        earlier: the results in the store.
+    """
+    settled = {name: value for name, value in fingerprints.items() if name not in waiting}
+    changes = [[*_settings(step, old), *_inputs(step, old.inputs, settled, resolver)] for old in earlier.of(step)]
+    reasons = min(changes, key=len, default=["no result yet"])
+    if not reasons and not waiting:
+        reasons = ["names that it shows are others now"]  # of the recipe or its steps, which count for reports alone
+    reasons = shorten(reasons, MAX_CHANGES)
+    return "; ".join(reasons + ([f"after {', '.join(shorten(waiting, MAX_CHANGES))}"] if waiting else []))
 
 
-def changes(step: Step, old: Published, plan: Plan) -> list[str]:
-    """What differs between `step` and the settings and inputs that `old` was made from; what runs before the step is
-    left out."""
-    return [*_settings(step, old.manifest), *_inputs(step, old.manifest["inputs"], plan)]
+def shorten(names: Sequence[str], most: int) -> list[str]:
+    """The first names, and how many more there are."""
+    if len(names) <= most:
+        return list(names)
+    return [*names[: most - 1], f"{len(names) - most + 1} more"]
 
 
-def _settings(step: Step, manifest: Mapping[str, Any]) -> Iterator[str]:
-    if manifest["version"] != step.config.version:
-        yield f"stages of kind {step.kind} work otherwise now (version {manifest['version']} -> {step.config.version})"
-    packages = manifest["environment"].get("packages", {})
+def _settings(step: Step, manifest: Manifest) -> Iterator[str]:
+    version = step.config.version
+    if manifest.version != version:
+        yield f"stages of kind {step.kind} have a new version ({manifest.version} -> {version})"
+    packages = manifest.environment.get("packages", {})
     for name in step.config.versioned_packages:
-        if packages.get(name) != (version := installed(name)):
-            yield f"{name} {packages.get(name)} -> {version}"
-    before = dict(_flat(step.without_references(manifest["config"])))
-    now = dict(_flat(step.settings()))
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
-            yield f"stages.{step.stage}.{key} {_shown(before, key)} -> {_shown(now, key)}"
+        if packages.get(name) != (now := installed(name)):
+            yield f"{name} {packages.get(name)} -> {now}"
+    before, after = dict(_flat(step.settings(manifest.config))), dict(_flat(step.settings()))
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) != after.get(key):
+            yield f"stages.{step.stage}.{key} {_text(before, key)} -> {_text(after, key)}"
 
 
-def _inputs(step: Step, before: Mapping[str, Any], plan: Plan) -> Iterator[str]:
-    from pipeline.plan.planner import Step
-
+def _inputs(
+    step: Step, before: Mapping[str, InputRecord], fingerprints: Mapping[str, str | None], resolver: Resolver
+) -> Iterator[str]:
+    """Changes of inputs; `fingerprints` leaves out the dependencies that have to run."""
     needs = step.config.needs()
     for name in sorted(before.keys() | step.inputs.keys()):
         key = f"stages.{step.stage}.{needs[name].key if name in needs else name}"
         source = step.inputs.get(name)
         if source is None:
-            yield f"{key} is not given any more"
+            yield f"{key} is no longer set"
         elif name not in before:
             yield f"{key} is new"
         elif isinstance(source, Step):
-            if source.fingerprint != before[name].get("fingerprint") and source.state == "cached":
-                yield f"{source.name} is made from other settings"
-        elif plan.contents[source] != before[name].get("content"):
-            yield f"{key}: {before[name].get('reference')} has other content"
+            if source.name in fingerprints and fingerprints[source.name] != before[name].fingerprint:
+                yield f"{source.name} has other settings"
+        elif resolver.content(source) != before[name].content:
+            yield f"{key}: {before[name].reference} has other content"
 
 
 def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Every single value in nested mappings and lists under its dotted key."""
+    """Each single value in nested mappings and lists, with its dotted key."""
     if isinstance(value, Mapping) and value:
         for name, inner in value.items():
             yield from _flat(inner, f"{key}.{name}" if key else str(name))
@@ -99,12 +113,5 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
-def _shown(values: Mapping[str, Any], key: str) -> str:
+def _text(values: Mapping[str, Any], key: str) -> str:
     return json.dumps(values[key], ensure_ascii=False) if key in values else "unset"
-
-
-def listed(names: Sequence[str], most: int) -> list[str]:
-    """The first few names, and how many more there are."""
-    if len(names) <= most:
-        return list(names)
-    return [*names[: most - 1], f"{len(names) - most + 1} more"]

@@ -1,41 +1,44 @@
-"""A recipe with a `search` -> one plan after the other: each says what to run next, given what the last one showed.
+"""Successive halving over the cells of a matrix: a sequence of plans, each chosen by the results of the previous one.
 
-Every rung is an ordinary plan of the cells that are left, their training shortened, and of all rungs before it; so a
-search is cached, resumed and told of as any grid is. The last rung is the recipe itself, of the cells that are left.
+Each rung is an ordinary plan of the remaining cells with their training shortened, and of all earlier rungs; so a
+search is cached and resumed as any grid is. The last rung is the recipe itself, for the remaining cells.
 """
 
 from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 
-from pipeline.console.console import Console
-from pipeline.plan.planner import Plan, make_plan, step_name
+from pipeline.plan.planner import build_plan, step_name
+from pipeline.plan.resolver import Resolver
 from pipeline.plan.stage_order import stages_of
+from pipeline.plan.step import Plan
 from pipeline.recipe.did_you_mean import did_you_mean, listed
 from pipeline.recipe.loader import Recipe
 from pipeline.recipe.matrix import described
 from pipeline.recipe.nodes import Problem
 from pipeline.recipe.search_config import Halving, ranked, trainings
+from pipeline.store.store import Published
 
-LABEL = "search"
-"""The axis that a shortened step has beside those of the matrix: the part of its training, `search=1/16`."""
-FILE = "search.csv"
-"""In the run's folder: how every candidate did on every rung."""
-SHOWN = 5
-"""How many candidates a line names."""
+AXIS = "search"
+"""The axis that shortened steps have beside those of the matrix: the share of the training, `search=1/16`."""
+SEARCH_FILE = "search.csv"
+"""In the run's folder: the value of each candidate on each rung."""
+MAX_NAMED = 5
+"""Number of candidates that a line names."""
 
-Groups = dict[str, dict[str, list[Recipe]]]
-"""The axes that are not searched over, described -> candidate, by the name of its step -> its cells."""
+Results = Mapping[str, Published]
+Candidates = dict[str, list[Recipe]]
+"""Name of a candidate's step at full length -> its cells."""
 
 
-def problems_of(cells: Sequence[Recipe]) -> list[Problem]:
-    """What is wrong with the `search` of a recipe, as far as can be told before it is planned."""
+def search_problems(cells: Sequence[Recipe]) -> list[Problem]:
+    """Check the `search` section of a recipe, as far as that is possible before it is planned."""
     recipe, search = cells[0], cells[0].search
     if search is None or recipe.broken:
         return []
@@ -43,183 +46,193 @@ def problems_of(cells: Sequence[Recipe]) -> list[Problem]:
         return [recipe.problem(("search",), "chooses among the cells of a matrix; add 'matrix', or leave it out")]
     if any(cell.search != search for cell in cells):
         return [recipe.problem(("search",), "is not the same for all cells of the matrix")]
-    found = []
-    if LABEL in recipe.labels:
-        found.append(recipe.problem(("matrix", LABEL), "has the name of what a search adds; call the axis otherwise"))
+    problems = []
+    if AXIS in recipe.labels:
+        problems.append(recipe.problem(("matrix", AXIS), "is the name that a search uses; rename the axis"))
     for index, axis in enumerate(search.over):
         if axis not in recipe.labels:
-            text = (
-                f"{axis!r} is no axis of the matrix{did_you_mean(axis, recipe.labels)}{listed('it has', recipe.labels)}"
-            )
-            found.append(recipe.problem(("search", "over", index), text))
+            hint = did_you_mean(axis, recipe.labels) + listed("it has", recipe.labels)
+            problems.append(recipe.problem(("search", "over", index), f"{axis!r} is no axis of the matrix{hint}"))
     stage = recipe.stages.get(search.stage)
     if stage is None:
         text = f"{search.stage!r} is no stage of this recipe{did_you_mean(search.stage, recipe.stages)}"
-        found.append(recipe.problem(("search", "stage"), text))
+        problems.append(recipe.problem(("search", "stage"), text))
     elif not stage.search_metrics:
         text = f"{search.stage!r} is of kind {stage.kind}, whose training cannot be shortened; name one that trains"
-        found.append(recipe.problem(("search", "stage"), text))
+        problems.append(recipe.problem(("search", "stage"), text))
     elif search.metric is not None and search.metric not in stage.search_metrics:
-        known = stage.search_metrics
-        hint = did_you_mean(search.metric, known) + listed("name one of", known)
+        hint = did_you_mean(search.metric, stage.search_metrics) + listed("name one of", stage.search_metrics)
         text = f"{search.metric!r} is nothing to compare cells by{hint}"
-        found.append(recipe.problem(("search", "metric"), text))
+        problems.append(recipe.problem(("search", "metric"), text))
     elif "eval" not in stage.needs():
-        text = f"compares by what is measured on evaluation data; name them as stages.{search.stage}.data.eval"
-        found.append(recipe.problem(("search",), text))
-    return found
+        text = f"compares by a metric on evaluation data; add stages.{search.stage}.data.eval"
+        problems.append(recipe.problem(("search",), text))
+    return problems
 
 
-def plans(whole: Plan, cells: Sequence[Recipe], console: Console, folder: Path | None) -> Iterator[Plan]:
-    """The plans to carry out one after the other: the next may be asked for when the last one's steps have run.
+def plans(
+    full_plan: Plan, cells: Sequence[Recipe], resolver: Resolver, say: Callable[[str], None], folder: Path | None
+) -> Generator[Plan, Results, None]:
+    """Yield the plans to run one after the other; `send` the results of each to get the next one.
 
     Args:
-        whole: the plan of all cells; without a `search` the only one.
-        cells: the recipe's.
-        console: is told of each rung, and of what it showed.
-        folder: the run's, where FILE is left; None leaves nothing.
+        full_plan: the plan of all cells; without a `search` the only one.
+        cells: the cells of the recipe.
+        resolver: looks up references.
+        say: shows a line about each rung to the user.
+        folder: the run's folder, for SEARCH_FILE; None writes no file.
     """
     if cells[0].search is None:
-        yield whole
+        yield full_plan
     else:
-        yield from _Search(whole, cells, cells[0].search, console, folder).plans()
+        yield from _Search(full_plan, cells, cells[0].search, resolver, say, folder).plans()
 
 
-def say_share(whole: Plan, console: Console) -> None:
-    """Tell, of a recipe with a `search`, how much of `whole`, the plan of all cells, that runs."""
-    if halving := whole.recipe.search:
-        count = len([step for step in whole.steps if step.stage == halving.stage])
+def next_plan(generator: Generator[Plan, Results, None], results: Results) -> Plan | None:
+    """Send the results of the last plan; return the next plan, or None after the last one."""
+    try:
+        return generator.send(results)
+    except StopIteration:
+        return None
+
+
+def cost_sentence(full_plan: Plan) -> str | None:
+    """How much of the plan of all cells a search runs; None without a search."""
+    if halving := full_plan.recipe.search:
+        count = len([step for step in full_plan.steps if step.stage == halving.stage])
         share = f"about {float(trainings(count, halving)):.1f} of {count} trainings of {halving.stage}"
-        console.say(f"search: {share}, and what follows for the best alone; what is told is of all cells")
+        return f"search: {share}, and later stages for the best cells only; the figures below are for all cells"
+    return None
 
 
 @dataclass
 class _Search:
-    whole: Plan
+    full_plan: Plan
     cells: Sequence[Recipe]
     halving: Halving
-    console: Console
+    resolver: Resolver
+    say: Callable[[str], None]
     folder: Path | None
-    made: dict[str, list[Recipe]] = field(default_factory=dict)
-    """The candidates of all rungs so far that did not fail, by their steps: their cells, shortened below the last rung.
-    """
-    told: list[dict[str, str]] = field(default_factory=list)
-    """The rows of FILE."""
-
-    @property
-    def stage(self) -> str:
-        return self.halving.stage
-
-    @property
-    def search_metrics(self) -> tuple[str, str]:
-        """The metric, and which of its values is best."""
-        known = self.cells[0].stages[self.stage].search_metrics
-        metric = self.halving.metric or next(iter(known))
-        return metric, known[metric]
+    planned: dict[str, list[Recipe]] = field(default_factory=dict)
+    """Step of a candidate on a rung -> its cells, for all rungs so far and candidates that did not fail."""
+    rows: list[dict[str, str]] = field(default_factory=list)
+    """The rows of SEARCH_FILE."""
 
     @cached_property
-    def names(self) -> set[str]:
-        """Of all steps and stages that any of the plans may have."""
-        steps = self.whole.steps
-        trainings = [step.name for step in steps if step.stage == self.stage]
-        names = {name for step in steps for name in (step.name, step.stage)}
-        return names | {self.at(name, length) for name in trainings for length in self.halving.lengths}
+    def metric(self) -> tuple[str, str]:
+        """The metric to compare by, and which of its values is best."""
+        goals = self.cells[0].stages[self.halving.stage].search_metrics
+        name = self.halving.metric or next(iter(goals))
+        return name, goals[name]
 
-    def plans(self) -> Iterator[Plan]:
-        groups, (metric, goal) = self.groups(), self.search_metrics
+    @cached_property
+    def all_names(self) -> frozenset[str]:
+        """The names of all steps and stages that any plan of the search can have."""
+        steps = self.full_plan.steps
+        names = {name for step in steps for name in (step.name, step.stage)}
+        rungs = self.halving.lengths
+        return frozenset(names) | {
+            _rung_step(step.name, length) for step in steps if step.stage == self.halving.stage for length in rungs
+        }
+
+    def plans(self) -> Generator[Plan, Results, None]:
+        groups, (metric, goal), stage = self.groups(), self.metric, self.halving.stage
         for number, length in enumerate(self.halving.lengths, 1):
             count = sum(map(len, groups.values()))
-            of = "" if length == 1 else f" at {length} of the training"
-            text = f"search: rung {number} of {self.halving.rungs}: {count} of {self.stage}{of}, by {metric} ({goal})"
-            self.console.say(text)
-            plan = self.plan(groups, length)
-            yield plan
-            groups = {name: kept for name, group in groups.items() if (kept := self.best(name, group, plan, length))}
+            share = "" if length == 1 else f" at {length} of the training"
+            self.say(f"search: rung {number} of {self.halving.rungs}: {count} of {stage}{share}, by {metric} ({goal})")
+            results = yield self.plan(groups, length)
+            remaining = {name: self.best(name, group, results, length) for name, group in groups.items()}
+            groups = {name: group for name, group in remaining.items() if group}
             if self.folder:
                 self.write(self.folder)
             if not groups:
                 return
 
-    def groups(self) -> Groups:
-        """All candidates. Raises RecipeError where the search is over what does not change the training."""
-        found: Groups = {}
-        steps = {step.name: step for step in self.whole.steps if step.stage == self.stage}
-        axes = next(iter(steps.values())).labels
+    def groups(self) -> dict[str, Candidates]:
+        """The candidates of each combination of the other axes. Raises RecipeError if an axis of the search has no
+        effect."""
+        steps = [step for step in self.full_plan.steps if step.stage == self.halving.stage]
+        axes = steps[0].labels
         for index, axis in enumerate(self.halving.over):
             if axis not in axes:
-                text = f"{axis!r} changes nothing in the training of {self.stage}; leave it out"
+                text = f"{axis!r} changes nothing in the training of {self.halving.stage}; leave it out"
                 raise self.cells[0].error(("search", "over", index), text)
         over = self.halving.over or list(axes)
+        groups: dict[str, Candidates] = {}
         for cell in self.cells:
             labels = {axis: cell.labels[axis] for axis in axes}
             group = described({axis: value for axis, value in labels.items() if axis not in over})
-            found.setdefault(group, {}).setdefault(step_name(self.stage, "", labels), []).append(cell)
-        return found
+            candidate = step_name(self.halving.stage, "", labels)
+            groups.setdefault(group, {}).setdefault(candidate, []).append(cell)
+        return groups
 
-    def plan(self, groups: Groups, length: Fraction) -> Plan:
-        """The plan of a rung, and of those before it."""
-        for candidate, cells in (item for group in groups.values() for item in group.items()):
-            short = cells if length == 1 else [self.shortened(cells[0], length)]
-            self.made[self.at(candidate, length)] = short
-        plan = make_plan([cell for cells in self.made.values() for cell in cells], self.whole.hashes, self.whole.runs)
-        plan.later.update(self.cells[0].stages.keys() - {step.stage for step in plan.steps})
-        plan.elsewhere.update(self.names)
-        return plan
+    def plan(self, groups: Mapping[str, Candidates], length: Fraction) -> Plan:
+        """The plan of a rung and of all earlier ones."""
+        for group in groups.values():
+            for candidate, cells in group.items():
+                short = cells if length == 1 else [self.shortened(cells[0], length)]
+                self.planned[_rung_step(candidate, length)] = short
+        plan = build_plan([cell for cells in self.planned.values() for cell in cells], self.resolver)
+        later = self.cells[0].stages.keys() - {step.stage for step in plan.steps}
+        return replace(plan, later_stages=frozenset(later), other_names=self.all_names)
 
     def shortened(self, cell: Recipe, length: Fraction) -> Recipe:
-        """The cell with nothing but the shortened training and what that starts from."""
-        names, waiting = dict.fromkeys([self.stage]), [self.stage]
-        while waiting:
-            for need in cell.stages[waiting.pop()].needs().values():
-                further = [name for name in stages_of(cell, need) if name not in names]
-                names |= dict.fromkeys(further)
-                waiting += further
+        """The cell with only the shortened training and the stages that it starts from."""
+        stage = self.halving.stage
+        names, queue = dict.fromkeys([stage]), [stage]
+        while queue:
+            for need in cell.stages[queue.pop()].needs().values():
+                sources = [name for name in stages_of(cell, need) if name not in names]
+                names |= dict.fromkeys(sources)
+                queue += sources
         stages = {name: cell.stages[name] for name in names}
-        stages[self.stage] = stages[self.stage].shortened(length)
-        axes = {**cell.axes, self.stage: cell.axes[self.stage] | {LABEL}}
-        return replace(cell, stages=stages, labels={**cell.labels, LABEL: str(length)}, axes=axes)
+        stages[stage] = stages[stage].shortened(length)
+        axes = {**cell.axes, stage: cell.axes[stage] | {AXIS}}
+        return replace(cell, stages=stages, labels={**cell.labels, AXIS: str(length)}, axes=axes)
 
-    def best(self, name: str, group: dict[str, list[Recipe]], plan: Plan, length: Fraction) -> dict[str, list[Recipe]]:
-        """Those of a group that go on, told to the console and noted for FILE."""
-        metric, goal = self.search_metrics
-        steps = {step.name: step for step in plan.steps}
+    def best(self, name: str, group: Candidates, results: Results, length: Fraction) -> Candidates:
+        """The candidates of a group that stay in the search. Adds rows to SEARCH_FILE and reports them."""
+        metric, goal = self.metric
         values: dict[str, float] = {}
         for candidate in group:
-            step = steps[self.at(candidate, length)]
-            if step.published:
-                values[candidate] = step.published.manifest["metrics"][metric]
-            else:  # it is not tried again before the command is
-                del self.made[step.name]
+            step = _rung_step(candidate, length)
+            value = results[step].manifest.metrics.number(metric) if step in results else None
+            if value is not None:
+                values[candidate] = value
+            else:  # a failed training is not repeated within one command
+                del self.planned[step]
         order = ranked(values, goal)
-        kept = order[: 1 if length == 1 else self.halving.kept(len(group))]
-        for candidate in [*order, *(each for each in group if each not in values)]:
-            value = repr(values[candidate]) if candidate in values else "failed"
-            row = {"search": name, "length": str(length), "step": self.at(candidate, length), metric: value}
-            self.told.append(row | {"kept": "yes" if candidate in kept else "no"})
-        self.tell(f"search{f' ({name})' if name else ''}", {each: values[each] for each in order}, kept, length)
-        return {candidate: group[candidate] for candidate in group if candidate in kept}
+        best = order[: 1 if length == 1 else self.halving.kept(len(group))]
+        for candidate in [*order, *(failed for failed in group if failed not in values)]:
+            text = repr(values[candidate]) if candidate in values else "failed"
+            row = {"search": name, "length": str(length), "step": _rung_step(candidate, length), metric: text}
+            self.rows.append(row | {"kept": "yes" if candidate in best else "no"})
+        self.report(f"search ({name})" if name else "search", {c: values[c] for c in order}, best, length)
+        return {candidate: group[candidate] for candidate in group if candidate in best}
 
-    def tell(self, search: str, values: dict[str, float], kept: list[str], length: Fraction) -> None:
-        """What a rung showed, in a line; `values` are those that did not fail, best first."""
-        best = ", ".join(f"{each} {value:.4g}" for each, value in list(values.items())[:SHOWN])
-        best += f", and {len(values) - SHOWN} more" if len(values) > SHOWN else ""
+    def report(self, title: str, values: Mapping[str, float], best: Sequence[str], length: Fraction) -> None:
+        """Say how a rung ended; `values` are in order, best first, without failed candidates."""
+        shown = ", ".join(f"{candidate} {value:.4g}" for candidate, value in list(values.items())[:MAX_NAMED])
+        shown += f", and {len(values) - MAX_NAMED} more" if len(values) > MAX_NAMED else ""
         if not values:
-            self.console.say(f"{search}: every candidate failed")
+            self.say(f"{title}: every candidate failed")
         elif length == 1:
-            self.console.say(f"{search}: {kept[0]} is best by {self.search_metrics[0]}: {best}")
+            self.say(f"{title}: {best[0]} is best by {self.metric[0]}: {shown}")
         else:
-            self.console.say(f"{search}: {len(kept)} go on, the best by {self.search_metrics[0]}: {best}")
-
-    def at(self, candidate: str, length: Fraction) -> str:
-        """The name of a candidate's step on the rung of that length."""
-        return candidate if length == 1 else f"{candidate[:-1]},{LABEL}={length}]"
+            self.say(f"{title}: {len(best)} continue, the best by {self.metric[0]}: {shown}")
 
     def write(self, folder: Path) -> None:
-        """Leave FILE. Raises OSError."""
+        """Write SEARCH_FILE. Raises OSError."""
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{FILE}.{os.getpid()}"
+        temporary = folder / f".{SEARCH_FILE}.{os.getpid()}"
         with temporary.open("w", encoding="utf-8", newline="") as file:
-            rows = csv.DictWriter(file, list(self.told[0]))
+            rows = csv.DictWriter(file, list(self.rows[0]))
             rows.writeheader()
-            rows.writerows(self.told)
-        temporary.replace(folder / FILE)
+            rows.writerows(self.rows)
+        temporary.replace(folder / SEARCH_FILE)
+
+
+def _rung_step(candidate: str, length: Fraction) -> str:
+    """The name of a candidate's step on the rung of that length."""
+    return candidate if length == 1 else f"{candidate[:-1]},{AXIS}={length}]"

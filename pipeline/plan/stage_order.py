@@ -1,4 +1,4 @@
-"""Which stages a stage of a recipe needs, and an order in which all can run."""
+"""The order of a recipe's stages: each after the stages it needs."""
 
 from __future__ import annotations
 
@@ -11,69 +11,73 @@ from stages.base import BASE, Need
 
 
 def stages_of(recipe: Recipe, need: Need) -> list[str]:
-    """The stages whose steps `need` asks for."""
+    """Return the stages whose steps `need` refers to."""
     if need.kind == "steps" and need.value == "*":
         return [name for name, config in recipe.stages.items() if config.output_kind == "scores"]
     if need.kind == "model" and need.value != BASE:
-        known = need.value in recipe.stages or need.value in recipe.broken
-        return [need.value] if known or _is_word(need.value) else []
+        exists = need.value in recipe.stages or need.value in recipe.broken
+        return [need.value] if exists or _is_stage_name(need.value) else []
     return [need.value] if need.kind == "steps" else []
 
 
-def _is_word(reference: str) -> bool:
-    """Whether a model reference can only be the name of a stage: hub ids and paths have a slash."""
+def _is_stage_name(reference: str) -> bool:
+    """Whether a model reference can only be a stage: hub ids and paths have a slash."""
     return re.fullmatch(r"[\w-]+(\[.*\])?", reference) is not None
 
 
-def in_order(recipe: Recipe) -> tuple[list[str], list[Problem]]:
-    """The stages, each after those it needs as far as that can be, and a problem for each unknown one and cycle."""
-    below: dict[str, list[str]] = {}
+def order_stages(recipe: Recipe) -> tuple[list[str], list[Problem]]:
+    """Return the stages in order, and a problem for each unknown stage and each cycle."""
+    needed: dict[str, list[str]] = {}
     problems: list[Problem] = []
     for name, config in recipe.stages.items():
-        below[name] = []
+        needed[name] = []
         for need in config.needs().values():
             for other in stages_of(recipe, need):
                 if other in recipe.stages:
-                    below[name].append(other)
+                    needed[name].append(other)
                 elif other not in recipe.broken:
-                    problems.append(_no_such_stage(recipe, name, need, other))
-    done: dict[str, None] = {}
-    for name in below:
-        if name not in done:
-            problems += [_cycle(recipe, stages) for stages in _visit(name, below, done)]
-    return list(done), problems
+                    problems.append(_unknown_stage(recipe, name, need, other))
+    order: dict[str, None] = {}
+    for name in needed:
+        if name not in order:
+            problems += [_cycle(recipe, stages) for stages in _visit(name, needed, order)]
+    return list(order), problems
 
 
-def _visit(first: str, below: dict[str, list[str]], done: dict[str, None]) -> list[list[str]]:
-    """Note in `done` all that `first` needs, and then itself; return the cycles found on the way."""
+def _visit(first: str, needed: dict[str, list[str]], order: dict[str, None]) -> list[list[str]]:
+    """Append to `order` all that `first` needs, then itself, depth first; return the cycles on the way.
+
+    graphlib would stop at the first cycle, and its order is not that of the recipe.
+    """
     cycles: list[list[str]] = []
-    path = {first: iter(below[first])}
+    path = {first: iter(needed[first])}
     while path:
         name = next(reversed(path))
         other = next(path[name], None)
         if other is None:
-            done[name] = None
+            order[name] = None
             del path[name]
         elif other in path:
             stages = list(path)
             cycles.append(stages[stages.index(other) :])
-        elif other not in done:
-            path[other] = iter(below[other])
+        elif other not in order:
+            path[other] = iter(needed[other])
     return cycles
 
 
 def _cycle(recipe: Recipe, stages: list[str]) -> Problem:
-    way = " -> ".join([*stages, stages[0]])
-    return recipe.problem(("stages", stages[0]), f"needs its own result: {way}; start one of them from another model")
+    path = " -> ".join([*stages, stages[0]])
+    return recipe.problem(("stages", stages[0]), f"needs its own result: {path}; start one of them from another model")
 
 
-def _no_such_stage(recipe: Recipe, stage: str, need: Need, other: str) -> Problem:
-    text = f"{other!r} is no stage of this recipe{did_you_mean(other, [BASE, *recipe.stages, *sorted(recipe.broken)])}"
+def _unknown_stage(recipe: Recipe, stage: str, need: Need, other: str) -> Problem:
+    hint = did_you_mean(other, [BASE, *recipe.stages, *sorted(recipe.broken)])
+    text = f"{other!r} is no stage of this recipe{hint}"
     if need.kind == "model":
         text += "; a model on the hub is written org/name, a folder ./name"
     return recipe.problem(key_of(stage, need), text)
 
 
 def key_of(stage: str, need: Need) -> Key:
-    """Where in the recipe `need` of `stage` is written."""
+    """The key in the recipe where `need` of `stage` is written."""
     return ("stages", stage, *split_key(need.key))

@@ -2,17 +2,19 @@
 
 import json
 import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.console.console import Console
-from pipeline.plan.cache import refresh
-from pipeline.plan.planner import Plan, Step, drop, reference_of
-from pipeline.preflight.probe import run_probe
-from pipeline.run.local_executor import LocalExecutor, memory_of_machine
+from pipeline.plan.cache import cached_results, decide
+from pipeline.plan.resolver import Resolver
+from pipeline.plan.selection import Selection, steps_to_run
+from pipeline.plan.step import Plan, Step, remove_key, start_reference
+from pipeline.preflight.probe import ProbeStep, run_probe
+from pipeline.run.local_executor import LocalExecutor, machine_memory
 from pipeline.store.references import Artifact, ArtifactError, described
-from pipeline.store.store import Store
+from pipeline.store.store import Published, Store
 from stages.estimate.result import Estimate
 
 # Fields of `train` that do not change the tokens per second.
@@ -32,7 +34,7 @@ class StepGroup:
         stages = ", ".join(dict.fromkeys(step.stage for step in self.steps))
         return self.steps[0].name if len(self.steps) == 1 else f"{stages} ({len(self.steps)} steps)"
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return the entry of `--estimate --json`."""
         total, fits = self.estimate.memory and self.estimate.memory.total, self.estimate.fits
         names = {"steps": [step.name for step in self.steps], "kind": self.steps[0].kind}
@@ -62,37 +64,38 @@ class RecipeEstimate:
             "disk": sum(each.disk.published for each in every) + sum(sorted(checkpoints)[-self.width :]),
             "disk_free": self.disk_free,
             "memory_side_by_side": sum(sorted(on_cpu)[-self.width :]),
-            "memory_of_machine": memory_of_machine(),
+            "memory_of_machine": machine_memory(),
         }
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return the output of `--estimate --json`."""
-        return {"recipe": self.recipe, "steps": [group.as_json() for group in self.groups], "total": self.total}
+        return {"recipe": self.recipe, "steps": [group.to_json() for group in self.groups], "total": self.total}
 
 
 def estimate(
-    plan: Plan, store: Store, runs: Path, console: Console, chosen: set[str], forced: set[str], jobs: int | None
+    plan: Plan, store: Store, resolver: Resolver, say: Callable[[str], None], selection: Selection, jobs: int | None
 ) -> RecipeEstimate:
-    """Estimate the chosen steps that would run. Raises RecipeError, or ProbeError if the subprocess fails."""
-    refresh(plan, store, forced)
-    executor = LocalExecutor(jobs)
+    """Estimate the selected steps that would run. Raises RecipeError, or ProbeError if the subprocess fails."""
+    decisions = decide(plan, store, resolver, selection.forced)
+    executor, cache = LocalExecutor(jobs), resolver.runs / "cache"
+    steps = [step for step in steps_to_run(plan, selection, decisions) if step.config.has("estimate")]
     groups: dict[str, list[Step]] = {}
-    for step in plan.steps:
-        if step.name in chosen and step.state == "run" and step.config.has("estimate"):
-            key = [step.kind, _model_dtype(step), _settings(step), _sources(step)]
-            groups.setdefault(json.dumps(key, sort_keys=True, default=str), []).append(step)
-    count = sum(map(len, groups.values()))
-    console.say(f"{plan.recipe.name}: estimating {count} steps; nothing runs, and no weights are fetched")
-    first = [steps[0] for steps in groups.values()]
-    cache = (runs / "cache").resolve()
-    job = {"cache": str(cache), "steps": [_job(step, cache, executor.threads) for step in first]}
+    for step in steps:
+        key = [step.kind, _model_dtype(step), _settings(step), _sources(step)]
+        groups.setdefault(json.dumps(key, sort_keys=True, default=str), []).append(step)
+    say(f"{plan.recipe.name}: estimating {len(steps)} steps; nothing runs, and no weights are fetched")
+    first = [group[0] for group in groups.values()]
+    requests, arguments = [_request(step, cache) for step in first], {"threads": executor.threads}
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    answers = run_probe("--estimate", "pipeline.preflight.estimate_worker", first, job, **offline)
+    answers = run_probe("estimate", "--estimate", cache, first, requests, arguments, **offline)
+    published = cached_results(decisions)
+    results = {step: published[step.name] for step in plan.steps if step.name in published}
     estimated = [
-        StepGroup(steps, _with_measured_time(Estimate(**answer), steps[0], plan.steps))
-        for steps, answer in zip(groups.values(), answers, strict=True)
+        StepGroup(group, _with_measured_time(Estimate(**answer), group[0], results))
+        for group, answer in zip(groups.values(), answers, strict=True)
     ]
-    existing = next(folder for folder in (runs.absolute(), *runs.absolute().parents) if folder.exists())
+    runs = resolver.runs.absolute()
+    existing = next(folder for folder in (runs, *runs.parents) if folder.exists())
     return RecipeEstimate(plan.recipe.name, estimated, executor.width, shutil.disk_usage(existing).free)
 
 
@@ -100,13 +103,13 @@ def _settings(step: Step, *excluded: str) -> dict[str, Any]:
     """Return the step's settings without its model and dotted keys."""
     settings = step.settings() | {"models": None}
     for key in (*step.config.cost_invariant, *excluded):
-        drop(settings, key.split("."))
+        remove_key(settings, key.split("."))
     return settings
 
 
 def _sources(step: Step) -> dict[str, Artifact]:
     """Return the file or folder of each input; of a model, that which its chain of trainings starts from."""
-    return {name: reference_of(source) for name, source in step.inputs.items()}
+    return {name: start_reference(source) for name, source in step.inputs.items()}
 
 
 def _model_dtype(step: Step) -> str:
@@ -115,30 +118,29 @@ def _model_dtype(step: Step) -> str:
     return (source.config.published_dtype if isinstance(source, Step) else None) or "auto"
 
 
-def _job(step: Step, cache: Path, threads: int) -> dict[str, Any]:
+def _request(step: Step, cache: Path) -> ProbeStep:
     """Return what the subprocess needs to estimate the step."""
-    with_code = [reference_of(source) for source in step.with_code]
+    with_code = [start_reference(source) for source in step.models_with_code]
     paths, missing = {}, {}
     for name, source in _sources(step).items():
         try:
             paths[name] = str(described(source, cache, source in with_code).resolve())
         except ArtifactError as error:
             missing[name] = str(error)
-    machine, limit = memory_of_machine(), step.config.resources.bytes
+    machine, limit = machine_memory(), step.config.resources.bytes
     room = {"room": limit, "room_of": "resources.memory"} if 0 < limit < machine else {"room": machine}
-    inputs = {"paths": paths, "missing": missing, "dtype": _model_dtype(step), "threads": threads}
-    return {"kind": step.kind, "config": step.config.model_dump(), "inputs": inputs | room}
+    arguments = {"missing": missing, "dtype": _model_dtype(step)} | room
+    return ProbeStep(step.name, step.kind, step.config.model_dump(), paths, arguments)
 
 
-def _with_measured_time(estimate: Estimate, step: Step, steps: list[Step]) -> Estimate:
+def _with_measured_time(estimate: Estimate, step: Step, results: Mapping[Step, Published]) -> Estimate:
     """Replace the time by that of a finished step with the same inputs and settings, a training's in proportion."""
     excluded = [f"train.{name}" for name in SPEED_INVARIANT]
-    for other in steps:
-        if other.published and other.kind == step.kind and _sources(other) == _sources(step):
-            manifest = other.published.manifest
-            tokens, seconds = manifest["metrics"].get("tokens"), manifest["metrics"].get("seconds")
-            if seconds and _settings(other, *excluded) == _settings(step, *excluded):
-                share = estimate.tokens / tokens if estimate.tokens and tokens else 1
-                time = manifest["seconds"] + seconds * (share - 1)  # start-up does not grow
+    for other, result in results.items():
+        if other.kind == step.kind and _sources(other) == _sources(step):
+            metrics, total = result.manifest.metrics, result.manifest.seconds
+            if metrics.seconds and _settings(other, *excluded) == _settings(step, *excluded):
+                share = estimate.tokens / metrics.tokens if estimate.tokens and metrics.tokens else 1
+                time = total + metrics.seconds * (share - 1)  # start-up does not grow
                 return estimate.model_copy(update={"seconds": time, "speed": f"as {other.name}, which is finished"})
     return estimate

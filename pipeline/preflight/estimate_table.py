@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from rich.table import Column, Table
 
 from pipeline.console.console import escape
+from pipeline.console.progress_summary import format_duration
 from pipeline.preflight.estimate import RecipeEstimate, StepGroup
-from pipeline.run.run_record import in_words
 from stages.estimate.result import Memory
 
 
@@ -23,7 +23,7 @@ def tables(recipe: RecipeEstimate) -> Iterator[Table]:
         memory_table.add_row(name, _number(cost.parameters), _number(cost.trainable, ""), *sizes)
         numbers = [_number(n, "") for n in (cost.optimiser_steps, cost.requests, cost.tokens)]
         disk = [_size(n) if n else "" for n in (cost.disk.published, cost.disk.checkpoints)]
-        time = "?" if cost.seconds is None else in_words(cost.seconds)
+        time = "?" if cost.seconds is None else format_duration(cost.seconds)
         work_table.add_row(name, *numbers, _number(cost.flops), time, *disk)
     yield from (memory_table, work_table)
 
@@ -39,7 +39,7 @@ def lines(recipe: RecipeEstimate) -> Iterator[str]:
     at_least = "at least " if any(group.estimate.seconds is None for group in recipe.groups) else ""
     yield (
         f"all {count} steps: {at_least}{total['tokens']:,} tokens, {_number(total['flops'])} FLOPs,"
-        f" {in_words(total['seconds_of_work'])} of work, {recipe.width} steps side by side;"
+        f" {format_duration(total['seconds_of_work'])} of work, {recipe.width} steps side by side;"
         f" disk: {_size(total['disk'])} of {_size(recipe.disk_free)} free"
     )
     if (memory := total["memory_side_by_side"]) > (machine := total["memory_of_machine"]):

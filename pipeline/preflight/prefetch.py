@@ -1,79 +1,105 @@
-"""`--prefetch`: all that a recipe needs, fetched now, so that it then runs with HF_HUB_OFFLINE=1 and no network.
+"""`--prefetch`: download everything that a recipe needs, so that it then runs with HF_HUB_OFFLINE=1 and no network.
 
-What references name goes where a run would put it; what stages need besides, such as the data sets of benchmarks, they
-fetch themselves in a process of its own.
+References go where a run would put them. What stages need besides, such as the data sets of benchmarks, they download
+themselves in a separate process.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.console.console import Console
-from pipeline.plan.planner import Plan, Step, reference_of
-from pipeline.preflight.probe import run_probe
-from pipeline.run.loop import Run
+from pipeline.plan.resolver import Resolver
+from pipeline.plan.selection import paid_requests
+from pipeline.plan.step import Plan, Step, start_reference
+from pipeline.preflight.probe import ProbeStep, run_probe
 from pipeline.store.references import Local
-from pipeline.store.store import Store
 
 
-def prefetch(plan: Plan, store: Store, runs: Path, console: Console, chosen: set[str]) -> dict[str, Any]:
-    """What was fetched: {"references": [{reference, path, bytes}], "stages": [{stage, fetched}]}; with what still needs
-    a network ("need_network"), and whether it is all that the recipe needs ("whole").
+@dataclass(frozen=True)
+class FetchedReference:
+    """One reference on this machine."""
 
-    Raises RecipeError where something cannot be had, ProbeError where the process that fetches breaks down.
+    reference: str
+    path: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class FetchedByStage:
+    """What a stage downloaded, in words."""
+
+    stage: str
+    fetched: list[str]
+
+
+@dataclass(frozen=True)
+class Prefetched:
+    """Everything that was downloaded."""
+
+    recipe: str
+    references: list[FetchedReference]
+    stages: list[FetchedByStage]
+    need_network: list[str]
+    """What still needs a network when the recipe runs."""
+    whole: bool
+    """Whether all steps of the recipe were selected."""
+
+    def to_json(self) -> dict[str, Any]:
+        """For --json."""
+        return asdict(self)
+
+    def lines(self) -> Iterable[str]:
+        """The same for people."""
+        for each in self.references:
+            yield f"{each.reference}: {each.bytes / 2**20:.1f} MiB in {each.path}"
+        for stage in self.stages:
+            yield from (f"{stage.stage}: {text}" for text in stage.fetched)
+        yield from (f"still needs a network: {text}" for text in self.need_network)
+        size = sum(each.bytes for each in self.references) / 2**20
+        count = f"{len(self.references)} references, {size:.1f} MiB" if self.references else "no reference"
+        subject = "it" if self.whole else "the selection"
+        exception = ", except for the above" if self.need_network else ""
+        yield f"{self.recipe}: {count} to fetch; with HF_HUB_OFFLINE=1 {subject} now runs without a network{exception}"
+
+
+def prefetch(plan: Plan, resolver: Resolver, say: Any, selected: frozenset[str]) -> Prefetched:
+    """Download what the selected steps need.
+
+    Raises:
+        RecipeError: if something is not available.
+        ProbeError: if the process that downloads fails for another reason.
     """
-    run = Run(plan, store, runs, console, chosen, chosen)
-    run.prefetch()
+    steps = [step for step in plan.steps if step.name in selected]
+    resolver.pin(plan.steps)
+    resolver.fetch(steps)
     references = [
-        {"reference": str(source), "path": str(path), "bytes": _bytes(path)}
-        for source, path in run.paths.items()
+        FetchedReference(str(source), str(path), _bytes(path))
+        for source, path in resolver.paths.items()
         if not isinstance(source, Local)
     ]
-    alike: dict[str, Step] = {}
-    for step in plan.steps:
-        if step.name in chosen and step.config.has("fetch"):
-            files = sorted(str(s) for name, s in step.inputs.items() if name != "model" and not isinstance(s, Step))
-            alike.setdefault(json.dumps([step.kind, step.settings() | {"models": None}, files], sort_keys=True), step)
-    job = {"steps": [_job(step, run) for step in alike.values()]}
-    if alike:
-        console.say(f"fetching what {', '.join(step.stage for step in alike.values())} reads besides")
-    fetched = run_probe("--prefetch", "pipeline.preflight.prefetch_worker", list(alike.values()), job)
-    stages = [
-        {"stage": step.stage, "fetched": answer["fetched"]}
-        for step, answer in zip(alike.values(), fetched, strict=True)
-    ]
-    asks = [f"{step.stage}: {line}" for step in plan.steps if step.name in chosen for line in step.paid_requests]
-    every = {step.name for step in plan.steps} <= chosen
-    return {
-        "recipe": plan.recipe.name,
-        "references": references,
-        "stages": stages,
-        "need_network": list(dict.fromkeys(asks)),
-        "whole": every,
-    }
+    able = list({_same_downloads(step): step for step in reversed(steps) if step.config.has("fetch")}.values())[::-1]
+    if able:
+        say(f"downloading what {', '.join(step.stage for step in able)} need")
+    requests = [ProbeStep(step.name, step.kind, step.config.model_dump(), _paths(step, resolver)) for step in able]
+    answers = run_probe("fetch", "--prefetch", resolver.runs / "cache", able, requests)
+    stages = [FetchedByStage(step.stage, answer["fetched"]) for step, answer in zip(able, answers, strict=True)]
+    online = [f"{step.stage}: {request}" for step in steps for request in paid_requests(step, resolver)]
+    return Prefetched(plan.recipe.name, references, stages, list(dict.fromkeys(online)), len(steps) == len(plan.steps))
 
 
-def told(found: dict[str, Any]) -> list[str]:
-    """The same for people, line by line."""
-    lines = [f"{each['reference']}: {each['bytes'] / 2**20:.1f} MiB in {each['path']}" for each in found["references"]]
-    lines += [f"{each['stage']}: {what}" for each in found["stages"] for what in each["fetched"]]
-    size = sum(each["bytes"] for each in found["references"])
-    named = f"{len(found['references'])} references, {size / 2**20:.1f} MiB" if found["references"] else "no reference"
-    what = "it" if found["whole"] else "what was chosen"
-    runs = f"with HF_HUB_OFFLINE=1 {what} now runs without a network"
-    lines += [f"needs a network still: {asked}" for asked in found["need_network"]]
-    return [
-        *lines,
-        f"{found['recipe']}: {named} to fetch; {runs + (', but for that' if found['need_network'] else '')}",
-    ]
+def _same_downloads(step: Step) -> str:
+    """Equal for steps that download the same."""
+    files = sorted(str(source) for name, source in step.references.items() if name != "model")
+    return json.dumps([step.kind, step.settings() | {"models": None}, files], sort_keys=True)
 
 
-def _job(step: Step, run: Run) -> dict[str, Any]:
+def _paths(step: Step, resolver: Resolver) -> dict[str, str]:
     sources = {name: source for name, source in step.inputs.items() if name != "model"}
-    paths = {name: str(run.paths[reference_of(source)].resolve()) for name, source in sources.items()}
-    return {"kind": step.kind, "config": step.config.model_dump(), "paths": paths}
+    return {name: str(resolver.path(start_reference(source)).resolve()) for name, source in sources.items()}
 
 
 def _bytes(path: Path) -> int:

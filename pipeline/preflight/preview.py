@@ -1,6 +1,6 @@
-"""`--preview`: what the chosen stages would train on, shown by the stages themselves in a process of its own.
+"""`--preview`: the rows that the selected stages would train on, drawn by the stages in a separate process.
 
-All that a run checks before it starts is checked here too; nothing is trained, and only the pages are written.
+Checks everything that a run checks before it starts. Nothing is trained, and only the pages are written.
 """
 
 from __future__ import annotations
@@ -10,64 +10,63 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.console.console import Console
-from pipeline.plan.planner import Plan, Step, ancestors, reference_of
-from pipeline.preflight.probe import run_probe
+from pipeline.plan.resolver import Resolver
+from pipeline.plan.selection import Selection
+from pipeline.plan.step import Plan, Step, ancestors, start_reference
+from pipeline.preflight.prepare import prepare
+from pipeline.preflight.probe import ProbeStep, run_probe
 from pipeline.recipe.loader import RecipeError
-from pipeline.run.loop import Run
 from pipeline.store.store import Store
 from stages import KINDS
 from stages.system.file_names import file_name
 
 
 @dataclass(frozen=True)
-class Previewed:
-    """What one step's stage has shown."""
+class Preview:
+    """The preview of one step."""
 
     page: Path
     """The HTML page."""
     text: str
-    """For the terminal, with its colours if it has any."""
+    """Text for the terminal, with its colours if it has any."""
     values: dict[str, Any]
-    """For programs."""
+    """For --json, as the stage defines it."""
 
 
-def preview(plan: Plan, store: Store, runs: Path, console: Console, chosen: set[str], count: int) -> list[Previewed]:
-    """`count` rows of every chosen step whose stage can show them. Raises RecipeError where none can, and wherever
-    a run would; ProbeError where that is no fault of the recipe."""
-    steps = _steps(plan, chosen)
-    names = {name for step in steps for name in (step.name, *ancestors(step))}
-    run = Run(plan, store, runs, console, names, forced=names)
-    run.prepare()
+def preview(
+    plan: Plan, store: Store, resolver: Resolver, console: Console, selected: frozenset[str], count: int
+) -> list[Preview]:
+    """Preview `count` rows of each selected step whose stage can show them.
+
+    Raises:
+        RecipeError: if no selected stage can show rows, and wherever a run would raise it.
+        ProbeError: if the process fails for another reason.
+    """
+    steps = _steps(plan, selected)
+    names = frozenset(name for step in steps for name in (step.name, *ancestors(step)))
+    prepare(plan, Selection(names, forced=names), store, resolver)
     console.say(f"{plan.recipe.name}: reading rows for {', '.join(step.name for step in steps)}; nothing is trained")
-    job = {
-        "count": count,
-        "cache": str((runs / "cache").resolve()),
-        "colors": console.rich.color_system,
-        "width": console.rich.width,
-        "steps": [
-            {
-                "step": step.name,
-                "kind": step.kind,
-                "config": step.config.model_dump(),
-                "paths": {name: str(run.paths[reference_of(source)].resolve()) for name, source in step.inputs.items()},
-            }
-            for step in steps
-        ],
-    }
-    shown = []
-    results = run_probe("--preview", "pipeline.preflight.preview_worker", steps, job, CUDA_VISIBLE_DEVICES="")
-    for step, result in zip(steps, results, strict=True):
-        page = run.folder / "preview" / f"{file_name(step.name)}.html"
+    requests = [ProbeStep(step.name, step.kind, step.config.model_dump(), _paths(step, resolver)) for step in steps]
+    arguments = {"count": count, "colors": console.rich.color_system, "width": console.rich.width}
+    cache = resolver.runs / "cache"
+    answers = run_probe("preview", "--preview", cache, steps, requests, arguments, CUDA_VISIBLE_DEVICES="")
+    previews = []
+    for step, answer in zip(steps, answers, strict=True):
+        page = resolver.runs / plan.recipe.name / "preview" / f"{file_name(step.name)}.html"
         page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(result["html"], encoding="utf-8")
-        shown.append(Previewed(page, result["text"], result["values"] | {"page": str(page)}))
-    return shown
+        page.write_text(answer["html"], encoding="utf-8")
+        previews.append(Preview(page, answer["text"], answer["values"] | {"page": str(page)}))
+    return previews
 
 
-def _steps(plan: Plan, chosen: set[str]) -> list[Step]:
-    """The chosen steps that can be shown; at least one."""
+def _paths(step: Step, resolver: Resolver) -> dict[str, str]:
+    return {name: str(resolver.path(start_reference(source)).resolve()) for name, source in step.inputs.items()}
+
+
+def _steps(plan: Plan, selected: frozenset[str]) -> list[Step]:
+    """The selected steps that can show rows; at least one."""
     able = [step for step in plan.steps if step.config.has("preview")]
-    if steps := [step for step in able if step.name in chosen]:
+    if steps := [step for step in able if step.name in selected]:
         return steps
     kinds = " or ".join(kind for kind, config in KINDS.items() if config.has("preview"))
     if able:

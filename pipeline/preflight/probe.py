@@ -1,63 +1,74 @@
-"""A process beside the command, in which stages say what only their libraries know: what rows become, what a model
-takes, what a task reads. The command itself stays light."""
+"""Runs an ability of several stages (preview, estimate, fetch) in one separate process, so that the command itself
+never imports their libraries."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-from pipeline.plan.planner import Step
+from pipeline.plan.step import Step
 from pipeline.recipe.nodes import split_key
-from stages.base import UserError
+from stages.base import Ability
 from stages.system.module_command import module_command
 
 
 class ProbeError(Exception):
-    """The process broke down; the message is what it said last."""
+    """The process failed without blaming the recipe. The message has its last words."""
+
+
+@dataclass(frozen=True)
+class ProbeStep:
+    """What the process gets to know of one step."""
+
+    step: str
+    kind: str
+    config: dict[str, Any]
+    paths: Mapping[str, str]
+    """Input name -> local path, of a model or of the one that its training starts from."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments of the ability for this step, as JSON."""
 
 
 def run_probe(
-    option: str, module: str, steps: Sequence[Step], job: dict[str, Any], **variables: str
+    ability: Ability,
+    option: str,
+    cache: Path,
+    steps: Sequence[Step],
+    requests: Sequence[ProbeStep],
+    arguments: Mapping[str, Any] | None = None,
+    **environment: str,
 ) -> list[dict[str, Any]]:
-    """What `python -m module` answers of each of `steps`, which `job["steps"]` tells it of, as JSON both; `option` is
-    what the user asked for. `variables` are laid over the environment.
+    """Run `ability` for each step; return one answer for each.
 
-    Raises RecipeError for what a stage finds wrong, ProbeError where the process breaks down.
+    Args:
+        ability: the function that the stages have.
+        option: the command's option, for errors.
+        cache: the folder that all steps share.
+        steps: the steps, for locations of errors.
+        requests: one for each step.
+        arguments: arguments for all steps, as JSON.
+        environment: further environment variables of the process.
+
+    Raises:
+        RecipeError: if a stage blames the recipe.
+        ProbeError: if the process fails for another reason.
     """
-    if not steps:
+    if not requests:
         return []
-    call, environment = module_command(module)
-    environment |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1", **variables}
-    done = subprocess.run(call, input=json.dumps(job).encode(), capture_output=True, env=environment, check=False)
-    if done.returncode != 0:
-        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        raise ProbeError(f"{option}: its process ended with status {done.returncode}: {''.join(last)}")
-    answers: list[dict[str, Any]] = json.loads(done.stdout)
+    job = {"cache": str(cache.resolve()), "arguments": arguments or {}, "steps": [asdict(each) for each in requests]}
+    call, variables = module_command("pipeline.preflight.probe_worker", ability)
+    variables |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1", **environment}
+    process = subprocess.run(call, input=json.dumps(job).encode(), capture_output=True, env=variables, check=False)
+    if process.returncode != 0:
+        last = process.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        raise ProbeError(f"{option}: its process ended with status {process.returncode}: {''.join(last)}")
+    answers: list[dict[str, Any]] = json.loads(process.stdout)
     for step, answer in zip(steps, answers, strict=True):
         if "error" in answer:
             key = split_key(answer["key"]) if answer["key"] else ()
             raise step.recipe.error(("stages", step.stage, *key), answer["error"])
     return answers
-
-
-def serve(answer: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]) -> None:
-    """What such a process does: reads its job from standard input and writes `answer(step, job)` for each of its steps
-    to standard output, as JSON; what libraries print goes to standard error."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    job = json.load(sys.stdin.buffer)
-    with answers:
-        json.dump([_answer(answer, step, job) for step in job["steps"]], answers)
-
-
-def _answer(
-    answer: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]], step: dict[str, Any], job: dict[str, Any]
-) -> dict[str, Any]:
-    try:
-        return answer(step, job)
-    except UserError as error:
-        return {"error": str(error), "key": error.key}

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator
 
-from pipeline.cli import _parser
+from pipeline.arguments import build_parser
 from pipeline.reference.json_schema import REFUSED, ROOT, Schema, schema, section, told_default
 from stages.library_options.option_docs import LIBRARIES
 
@@ -100,7 +100,7 @@ def page() -> str:
         "## The command\n",
         "    run-recipe RECIPE [option]...\n",
         "What ends in ... may be given several times.\n",
-        _command(_parser()),
+        _command(build_parser()),
         _COMMAND,
     ]
     return "\n".join(part for part in parts if part).rstrip() + "\n"

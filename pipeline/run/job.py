@@ -1,64 +1,103 @@
-"""A step as its worker is told of it: job.json, and where the worker leaves its result and its log."""
+"""What a run and the worker process of a step tell each other: job.json, progress and the result."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.plan.planner import Plan, Step
-from pipeline.run.local_executor import Job
-from pipeline.store.references import Artifact, name_of
-from pipeline.store.store import Store
-from stages.system.file_names import file_name
+from stages.base import Input, Resources
+from stages.records.metrics import Metrics
 from stages.system.integrity import write_json
 
-LOGS = "logs"
-"""The folder, beside the links to the results of a run, of what its steps print."""
+JOB_FILE = "job.json"
 
 
-def write_job(step: Step, plan: Plan, paths: Mapping[Artifact, Path], store: Store, runs: Path) -> Job:
-    """Make the folder of an unfinished step ready for its worker. Raises OSError.
+@dataclass(frozen=True)
+class Job:
+    """A step that is ready to run, with everything that its worker has to know."""
 
-    Args:
-        step: one whose inputs are all there, and whose lock the caller holds.
-        plan: the one that it is of.
-        paths: where what was found by reference lies.
-        store: where it will be published.
-        runs: the folder given by --runs.
-    """
-    assert step.fingerprint
-    folder = store.unfinished(step.fingerprint)
-    folder.mkdir(parents=True, exist_ok=True)
-    job = {
-        "recipe": plan.recipe.name,
-        "step": step.name,
-        "kind": step.kind,
-        "config": step.config.model_dump(),
-        "inputs": {name: _input(source, plan, paths) for name, source in step.inputs.items()},
-        "cache": str((runs / "cache").resolve()),
-        "logs": str((runs / plan.recipe.name / "logs").resolve()),
-        "lock": str(store.lock(f"{step.fingerprint}.worker").lock_file),
-    }
-    write_json(folder / "job.json", job)
-    log = runs / plan.recipe.name / LOGS / f"{file_name(step.name)}.txt"
-    return Job(step.name, folder.resolve(), log.resolve(), step.config.resources, step.config.processes)
+    recipe: str
+    step: str
+    kind: str
+    config: dict[str, Any]
+    """The stage's section of the recipe, resolved."""
+    inputs: Mapping[str, Input]
+    folder: Path
+    """The folder of the unfinished step: job.json, and after the run out/. Absolute."""
+    cache: Path
+    """The folder that all steps share."""
+    log: Path
+    """The file for the worker's output. Absolute."""
+    lock: Path
+    """A lock that each worker of the step holds while it works."""
+    resources: Resources
+    processes: int
+    """Number of processes of the step."""
+
+    @property
+    def file(self) -> Path:
+        """job.json."""
+        return self.folder / JOB_FILE
+
+    def write(self) -> None:
+        """Write job.json. Raises OSError."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        paths = {name: str(getattr(self, name)) for name in ("folder", "cache", "log", "lock")}
+        inputs = {name: source.to_json() for name, source in self.inputs.items()}
+        write_json(self.file, {**vars(self), **paths, "inputs": inputs, "resources": self.resources.model_dump()})
 
 
-def _input(source: Step | Artifact, plan: Plan, paths: Mapping[Artifact, Path]) -> dict[str, Any]:
-    """What a worker is told of an input, with all it was made from."""
-    if not isinstance(source, Step):
-        path = str(paths[source].resolve()) if source in paths else str(source)
-        content = plan.contents.get(source) or ""
-        return {"path": path, "fingerprint": content, "inputs": {}, "reference": name_of(source)}
-    assert source.published is not None
-    return {
-        "path": str(source.published.path.resolve()),
-        "step": source.name,
-        "kind": source.kind,
-        "fingerprint": source.fingerprint,
-        "config": source.config.model_dump(),
-        "labels": dict(source.labels),
-        "metrics": source.published.manifest["metrics"],
-        "inputs": {name: _input(inner, plan, paths) for name, inner in source.inputs.items()},
-    }
+def read_job(file: Path) -> Job:
+    """Read job.json."""
+    values = json.loads(file.read_text(encoding="utf-8"))
+    paths = {name: Path(values[name]) for name in ("folder", "cache", "log", "lock")}
+    inputs = {name: Input.from_json(source) for name, source in values["inputs"].items()}
+    resources = Resources.model_validate(values["resources"])
+    return Job(**{**values, **paths, "inputs": inputs, "resources": resources})
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a running step is."""
+
+    done: int = 0
+    total: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """How a step ended: with metrics and outputs, or with an error."""
+
+    metrics: Metrics | None = None
+    outputs: Mapping[str, str] | None = None
+    """Name of each file in out/ -> sha256."""
+    machine: Mapping[str, Any] | None = None
+    """Device and threads that the step used."""
+    error: str | None = None
+    is_user_error: bool = False
+    """Whether the error message alone tells the user what to do, without the log."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON."""
+        return {**vars(self), "metrics": self.metrics.to_json() if self.metrics else None}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> StepResult:
+        """Read what `to_json` wrote."""
+        metrics = values["metrics"]
+        return cls(**{**values, "metrics": None if metrics is None else Metrics.model_validate(metrics)})
+
+
+def encode(message: Progress | StepResult) -> str:
+    """A message of a worker as one line of text."""
+    return json.dumps(list(vars(message).values()) if isinstance(message, Progress) else message.to_json())
+
+
+def decode(line: str) -> Progress | StepResult:
+    """Read what `encode` wrote."""
+    values = json.loads(line)
+    return Progress(*values) if isinstance(values, list) else StepResult.from_json(values)

@@ -1,388 +1,409 @@
-"""Plan -> events: runs the steps that have no result yet, side by side where they can, and publishes what they make."""
+"""Runs the steps of a plan that have no usable result, several at once where there is room, and publishes their
+results."""
 
 from __future__ import annotations
 
 import contextlib
+import heapq
 import os
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from filelock import BaseFileLock, Timeout
 
-from pipeline.console.console import Console
-from pipeline.plan.cache import changed_input, inputs_of, refresh
-from pipeline.plan.planner import Plan, Step, start_model_path
-from pipeline.recipe.loader import RecipeError
-from pipeline.recipe.nodes import Problem, split_key
-from pipeline.run.job import LOGS, write_job
-from pipeline.run.local_executor import Executor, Job
+from pipeline.plan.cache import Decisions, cached_results, changed_input, input_records
+from pipeline.plan.resolver import Resolver
+from pipeline.plan.selection import Selection, steps_to_run
+from pipeline.plan.step import Plan, Step
+from pipeline.recipe.nodes import split_key
+from pipeline.run.executor import Event, Executor
+from pipeline.run.job import Job, Progress, StepResult
 from pipeline.run.os_errors import explain_os_error
-from pipeline.run.run_record import Record, counted, in_words, seconds_left
-from pipeline.run.schedule import Schedule
-from pipeline.store import references as artifacts
+from pipeline.run.record_writer import RecordWriter
 from pipeline.store.provenance import environment
-from pipeline.store.references import Artifact, ArtifactError, Hub, Local
+from pipeline.store.references import Artifact, name_of
 from pipeline.store.secrets import mask_file, masked
 from pipeline.store.store import Published, Store
-from stages.base import UserError
-from stages.records.past_runs import FILE
+from stages.base import Input
+from stages.records.manifest import Manifest
+from stages.records.run_record import StepRecord
 from stages.system.file_names import file_name
 
 POLL_SECONDS = 0.5
-"""How often a run looks whether another has made the step that it waits for."""
+"""Interval between looks for a result that another run is computing."""
+LOGS = "logs"
+"""The folder of the steps' output, in the run's folder."""
 
-UNMADE = ("failed", "skipped", "interrupted", "waiting")
-"""States of steps that were to be made and have no result."""
+
+class Observer(Protocol):
+    """What a run reports to: the console."""
+
+    def begin(self, steps: Mapping[str, StepRecord], logs: Path) -> None:
+        """Steps are about to run; `steps` stays up to date."""
+
+    def say(self, text: str) -> None:
+        """Show a line."""
+
+    def started(self, step: str, reason: str) -> None:
+        """A step started."""
+
+    def progress(self, step: str, progress: Progress) -> None:
+        """A running step advanced."""
+
+    def finished(self, step: str, notes: Sequence[str], width: int) -> None:
+        """A step was published."""
+
+    def skipped(self, step: str, failed: Sequence[str]) -> None:
+        """A step cannot run because steps it depends on failed."""
+
+    def failed(self, step: str, error: str, log: Path, is_user_error: bool) -> None:
+        """A step failed."""
+
+    def show_summary(self, width: int) -> None:
+        """Refresh the summary of the whole run."""
 
 
 @dataclass(frozen=True)
-class Running:
+class _RunningStep:
     """A step whose worker is at work."""
 
     step: Step
     job: Job
     lock: BaseFileLock
-    """Held for as long as it is made."""
-    began: float
+    """Held until the step is published or has failed."""
+    start: float
     """On the monotonic clock, in seconds."""
     started: str
     """Time of day, ISO 8601, UTC."""
 
-
-@dataclass
-class Run:
-    """One run of a plan: what was asked for, and how each step went."""
-
-    plan: Plan
-    store: Store
-    runs: Path
-    """The folder given by --runs."""
-    console: Console
-    chosen: set[str]
-    """The names of the steps that may run; the others must be cached where they are needed."""
-    forced: set[str]
-    """The names of the steps that run although they are cached."""
-    paths: dict[Artifact, Path] = field(default_factory=dict)
-    paid_requests: list[tuple[Step, str]] = field(default_factory=list)
-    """What steps will ask of a service that may charge for it, once prepared."""
-    record: Record = field(init=False)
-    _commits: dict[Artifact, Artifact] = field(default_factory=dict)
-    """A reference to a branch on the hub -> the same at its commit."""
-    _whole: set[str] = field(default_factory=set)
-    """Steps whose results were read in full, or made, by this run."""
-    _fresh: set[str] = field(default_factory=set)
-    """Steps whose results came to be while this run went on."""
-    _waited: set[str] = field(default_factory=set)
-    """Steps that were found to be made by another run."""
-    _elsewhere: bool = False
-    """Whether a step that could start now is being made by another run."""
-
-    def __post_init__(self) -> None:
-        self.record = Record(self.folder / FILE, self.plan.recipe.name, 1)
-
     @property
-    def folder(self) -> Path:
-        """Where this recipe's links, logs and run.json lie."""
-        return self.runs / self.plan.recipe.name
+    def seconds(self) -> float:
+        """Time since the start."""
+        return round(time.monotonic() - self.start, 1)
 
-    def prepare(self) -> None:
-        """Find out all that can be known wrong before anything runs. Raises RecipeError; writes only to the cache."""
-        self._resolve()
-        refresh(self.plan, self.store, self.forced)
-        self._read_inputs()
-        self.plan.hashes.save()
-        self.plan.require_inputs(self.chosen)
-        todo = self._todo()
-        self._fetch(todo)
-        problems: list[Problem] = []
-        errors: list[str] = []
-        for step in todo:
-            files = {name: path for name, s in step.inputs.items() if (path := start_model_path(s, self.paths))}
-            try:
-                step.config.check(files)
-                self.paid_requests += [(step, asked) for asked in step.config.paid_requests(files)]
-            except UserError as error:
-                if error.key:
-                    key = ("stages", step.stage, *split_key(error.key))
-                    problems.append(step.recipe.problem(key, str(error)))
-                else:
-                    errors += str(error).splitlines()
-        if problems or errors:
-            raise RecipeError(list(dict.fromkeys(errors)), problems)
 
-    def prefetch(self) -> None:
-        """Fetch all that the chosen steps refer to. Raises RecipeError."""
-        self._resolve()
-        self._fetch([step for step in self.plan.steps if step.name in self.chosen])
+class Run:
+    """One run of a plan.
+
+    Args:
+        plan: the steps.
+        selection: the steps that may run.
+        decisions: the cache decisions of all steps.
+        store: where results are published.
+        resolver: has fetched the references of all steps that run.
+        observer: shows the run to the user.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        selection: Selection,
+        decisions: Decisions,
+        store: Store,
+        resolver: Resolver,
+        observer: Observer,
+    ) -> None:
+        self.plan, self.selection, self.decisions = plan, selection, dict(decisions)
+        self.store, self.resolver, self.observer = store, resolver, observer
+        self.folder = resolver.runs / plan.recipe.name
+        self.record = RecordWriter(self.folder, plan.recipe.name)
+        self.results: dict[str, Published] = cached_results(decisions)
+        """Step -> its result, for steps that have one by now."""
+        self._steps = {step.name: step for step in plan.steps}
+        self._position = {name: index for index, name in enumerate(self._steps)}
+        self._unsettled: TopologicalSorter[str] = TopologicalSorter(
+            {step.name: [source.name for source in step.dependencies] for step in plan.steps}
+        )
+        self._ready: list[tuple[int, str]] = []
+        """Heap of steps that can start, in the order of the plan."""
+        self._running: dict[str, _RunningStep] = {}
+        self._completed_now: set[str] = set()
+        """Steps whose results appeared during this run."""
+        self._announced: set[str] = set()
+        """Steps that another run computes, as the user knows."""
+        self._blocked_by_other_run = False
+        """Whether a step could start now if another run were not computing it."""
 
     def execute(self, executor: Executor) -> int:
-        """Run what has to run; 0 where all went well, 1 where a step failed. Raises RecipeError before anything ran."""
-        for step in self._todo():
-            if lack := executor.unmet_requirement(step.config):
-                raise step.recipe.error(split_key(f"stages.{step.stage}.{lack[0]}"), lack[1])
+        """Run all selected steps without a result.
+
+        Returns:
+            0 if all went well, 1 if a step failed.
+
+        Raises:
+            RecipeError: if a step can never run here; nothing has run then.
+        """
+        steps = steps_to_run(self.plan, self.selection, self.decisions)
+        for step in steps:
+            if unmet := executor.unmet_requirement(step.config):
+                raise step.recipe.error(("stages", step.stage, *split_key(unmet[0])), unmet[1])
         self.folder.mkdir(parents=True, exist_ok=True)
         self.record.width = executor.width
         for step in self.plan.steps:
-            self._note(step, "cached" if step.state == "cached" else "not asked for")
-        for step in self._todo():
-            self._note(step, "waiting")
-        self.store.sweep()
+            self._set_state(step, "cached" if step.name in self.results else "not asked for")
+        for step in steps:
+            self._set_state(step, "waiting")
+        self.store.clean_up_killed_runs()
         self.record.write("running")
-        if self._todo():
-            self.console.begin(self.record.steps, self.folder / LOGS)
-        schedule, running = Schedule(self.plan.steps), dict[str, Running]()
+        if steps:
+            self.observer.begin(self.record.steps, self.folder / LOGS)
         try:
-            while self._reach(schedule) or running:
-                self._start_ready(schedule, running, executor)
-                if running or self._elsewhere:
-                    self._handle(executor, schedule, running)
+            self._run_steps(executor)
         except BaseException:
-            executor.stop()
-            with contextlib.suppress(OSError):  # the disk may be why we are here
-                for work in running.values():
-                    self._leave(work)
-                    self._note(work.step, "interrupted")
-                    mask_file(work.job.log)
-                self.record.write("interrupted")
+            self._interrupt(executor)
             raise
-        failed = any(state["state"] == "failed" for state in self.record.steps.values())
-        self.record.write("failed" if failed else "done")
-        return 1 if failed else 0
+        has_failed = any(record.state == "failed" for record in self.record.steps.values())
+        self.record.write("failed" if has_failed else "done")
+        return 1 if has_failed else 0
 
-    def unmade(self) -> list[str]:
-        """The steps that were to be made and have no result."""
-        return [step["step"] for step in self.record.steps.values() if step["state"] in UNMADE]
+    def _run_steps(self, executor: Executor) -> None:
+        self._unsettled.prepare()
+        self._collect_ready()
+        while self._ready or self._running:
+            self._start_ready(executor)
+            timeout = POLL_SECONDS if self._blocked_by_other_run else None
+            if (self._running or self._blocked_by_other_run) and (event := executor.wait(timeout)):
+                self._handle(event)
+            self._collect_ready()
 
-    def _todo(self) -> list[Step]:
-        return [step for step in self.plan.steps if step.name in self.chosen and step.state == "run"]
-
-    def _read_inputs(self) -> None:
-        """Read in full the results that steps about to run start from; a damaged one is made again first."""
-        damaged: dict[str, str] = {}
-        while unread := self._unread(self._todo()):
-            for name, result in unread.items():
-                if damage := result.damage():
-                    damaged[name] = damage
+    def _collect_ready(self) -> None:
+        """Find the steps whose dependencies are settled. Steps that cannot or need not run are settled at once."""
+        while names := self._unsettled.get_ready():
+            for step in map(self._steps.__getitem__, names):
+                failed = [s.name for s in step.dependencies if self._state(s) in ("failed", "skipped")]
+                is_waiting = self._state(step) == "waiting"
+                if is_waiting and failed:
+                    self._set_state(step, "skipped", error=f"needs {', '.join(failed)}")
+                    self.observer.skipped(step.name, failed)
+                    self._unsettled.done(step.name)
+                elif is_waiting or self._is_outdated(step):
+                    heapq.heappush(self._ready, (self._position[step.name], step.name))
                 else:
-                    self._whole.add(name)
-            refresh(self.plan, self.store, self.forced, damaged)
+                    self._unsettled.done(step.name)
 
-    def _unread(self, steps: Iterable[Step]) -> dict[str, Published]:
-        """The results that `steps` start from and nobody has read in full yet."""
-        needs = {need.name: need.published for step in steps for need in step.needs}
-        return {name: result for name, result in needs.items() if result and name not in self._whole}
+    def _is_outdated(self, step: Step) -> bool:
+        """Whether a cached step has to run because a dependency got another result during this run."""
+        if step.name not in self.selection.selected or self._state(step) != "cached":
+            return False
+        if self._completed_now.isdisjoint(source.name for source in step.dependencies):
+            return False
+        if not (changed := changed_input(step, self.results[step.name], self.results)):
+            return False
+        del self.results[step.name]
+        self.decisions[step.name] = replace(
+            self.decisions[step.name], cached=False, published=None, reason=f"{changed} has a new result"
+        )
+        self._set_state(step, "waiting")
+        self.resolver.fetch([step])
+        return True
 
-    def _resolve(self) -> None:
-        """Replace references to a branch on the hub by the commit it stands at now."""
-        commits = self._commits
-        for step in self.plan.steps:
-            for name, source in step.inputs.items():
-                if isinstance(source, Hub) and not source.commit:
-                    if source not in commits:
-                        commits[source] = self._have(artifacts.resolve, source)
-                        self.plan.where[commits[source]] = self.plan.where[source]
-                    step.inputs[name] = commits[source]
+    def _start_ready(self, executor: Executor) -> None:
+        """Start ready steps while there is room."""
+        postponed: list[tuple[int, str]] = []
+        self._blocked_by_other_run = False
+        while self._ready and executor.has_room():
+            entry = heapq.heappop(self._ready)
+            config = self._steps[entry[1]].config
+            has_room = executor.has_room(config.resources, config.processes)
+            if not (has_room and self._start(self._steps[entry[1]], executor)):
+                postponed.append(entry)
+        for entry in postponed:
+            heapq.heappush(self._ready, entry)
 
-    def _fetch(self, steps: Iterable[Step]) -> None:
-        code = [source for step in steps for source in step.with_code]
-        for source in (source for step in steps for source in step.inputs.values()):
-            if not isinstance(source, Step) and source not in self.paths:
-                if not isinstance(source, Local):
-                    self.console.say(f"fetching {source}")
-                self.paths[source] = self._have(artifacts.fetch, source, self.runs / "cache", source in code)
-                for named in (named for named, pinned in self._commits.items() if pinned == source):
-                    artifacts.remember(named, source)
+    def _start(self, step: Step, executor: Executor) -> bool:
+        """Start the step, or adopt a result that has appeared since it was planned.
 
-    def _have(self, function: Callable[..., Any], source: Artifact, *arguments: Any) -> Any:
-        """What `function` makes of `source`; where it cannot be had, an error at its place in the recipe."""
-        try:
-            return function(source, *arguments)
-        except ArtifactError as error:
-            raise RecipeError([f"{self.plan.where[source]}: {error}"]) from None
-
-    def _reach(self, schedule: Schedule) -> bool:
-        """Decide on the steps whose needs are settled now; whether any step may start."""
-        for step in schedule.reached():
-            lost = [need.name for need in step.needs if self._state(need) in ("failed", "skipped")]
-            if self._state(step) == "waiting" and lost:
-                self._note(step, "skipped", error=f"needs {', '.join(lost)}")
-                self.console.skipped(step.name, lost)
-                schedule.settle(step)
-            elif self._state(step) == "waiting" or self._is_outdated(step):
-                schedule.put(step)
-            else:
-                schedule.settle(step)
-        return bool(schedule)
-
-    def _state(self, step: Step) -> str:
-        return self.record.steps[step.name]["state"]
-
-    def _start_ready(self, schedule: Schedule, running: dict[str, Running], executor: Executor) -> None:
-        """Start the steps that may start while there is room."""
-        held: list[Step] = []
-        self._elsewhere = False
-        while executor.has_room() and (step := schedule.take()):
-            fits = executor.has_room(step.config.resources, step.config.processes)
-            if not (fits and self._start(step, schedule, running, executor)):
-                held.append(step)
-        schedule.put_back(held)
-
-    def _start(self, step: Step, schedule: Schedule, running: dict[str, Running], executor: Executor) -> bool:
-        """Start the step, or take the result that has appeared since it was planned; False while another makes it.
-
-        That may be another run, or a step of this one that is the same under another name.
+        Returns:
+            False while another run, or another step of this run with the same fingerprint, computes it.
         """
-        assert step.fingerprint
-        lock = self.store.lock(step.fingerprint)
+        lock = self.store.lock(self._fingerprint(step))
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            self._elsewhere = True
-            if step.name not in self._waited and all(w.step.fingerprint != step.fingerprint for w in running.values()):
-                self._waited.add(step.name)
-                self.console.say(f"  wait   {step.name}: another run is making it")
+            self._wait_for_other_run(step)
             return False
         try:
-            if self._appeared(step):
-                self._fresh.add(step.name)
-                self._note(step, "cached")
-                self.console.say(f"  cached {step.name}: its result is there now")
-                schedule.settle(step)
+            if result := self._existing_result(step):
+                self._adopt(step, result)
                 lock.release()
                 return True
-            job = write_job(step, self.plan, self.paths, self.store, self.runs)
+            job = self._job(step)
+            job.write()
             executor.start(job)
         except BaseException:
             lock.release()
             raise
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        running[step.name] = Running(step, job, lock, time.monotonic(), started)
-        self._note(step, "running")
-        self.console.how_far(self._how_far)
-        self.console.started(step.name, step.why)
+        self._running[step.name] = _RunningStep(step, job, lock, time.monotonic(), started)
+        self._set_state(step, "running")
+        self.observer.started(step.name, self.decisions[step.name].reason)
         return True
 
-    def _appeared(self, step: Step) -> bool:
-        """Whether a result of the step was published since it was planned, or can be, being complete."""
-        assert step.fingerprint
-        if step.name in self.forced:
-            return False
-        step.published = self.store.recover(step.fingerprint) or self.store.find(step.kind, step.fingerprint)
-        if step.published and (changed_input(step) or step.published.damage()):
-            step.published = None
-        return step.published is not None
+    def _wait_for_other_run(self, step: Step) -> None:
+        self._blocked_by_other_run = True
+        own = {self._fingerprint(running.step) for running in self._running.values()}
+        if step.name not in self._announced and self._fingerprint(step) not in own:
+            self._announced.add(step.name)
+            self.observer.say(f"  wait   {step.name}: another run is computing it")
 
-    def _is_outdated(self, step: Step) -> bool:
-        """Whether a cached step has to run after all, for what it needs came out otherwise than when it was made."""
-        if step.state != "cached" or step.name not in self.chosen or not any(n.name in self._fresh for n in step.needs):
-            return False
-        if not (changed := changed_input(step)):
-            return False
-        step.state, step.why, step.published = "run", f"{changed} came out differently", None
-        self._note(step, "waiting")
-        self._fetch([step])
-        return True
+    def _existing_result(self, step: Step) -> Published | None:
+        """A usable result that was published since the step was planned, or that a killed run completed."""
+        if step.name in self.selection.forced:
+            return None
+        fingerprint = self._fingerprint(step)
+        result = self.store.recover(fingerprint) or self.store.find(step.kind, fingerprint)
+        if result is None or changed_input(step, result, self.results) or result.damage():
+            return None
+        return result
 
-    def _handle(self, executor: Executor, schedule: Schedule, running: dict[str, Running]) -> None:
-        """Wait for the next event of a running step and act on it."""
-        event = executor.wait(POLL_SECONDS if self._elsewhere else None)
-        if event is None:
+    def _adopt(self, step: Step, result: Published) -> None:
+        self.results[step.name] = result
+        self._completed_now.add(step.name)
+        self._set_state(step, "cached")
+        self.observer.say(f"  cached {step.name}: its result exists now")
+        self._unsettled.done(step.name)
+
+    def _job(self, step: Step) -> Job:
+        """Everything that the step's worker has to know."""
+        fingerprint = self._fingerprint(step)
+        return Job(
+            recipe=self.plan.recipe.name,
+            step=step.name,
+            kind=step.kind,
+            config=step.config.model_dump(),
+            inputs={name: self._input(source) for name, source in step.inputs.items()},
+            folder=self.store.unfinished(fingerprint).resolve(),
+            cache=(self.resolver.runs / "cache").resolve(),
+            log=(self.folder / LOGS / f"{file_name(step.name)}.txt").resolve(),
+            lock=Path(self.store.lock(f"{fingerprint}.worker").lock_file),
+            resources=step.config.resources,
+            processes=step.config.processes,
+        )
+
+    def _input(self, source: Step | Artifact) -> Input:
+        """An input of a worker, with its origin."""
+        if not isinstance(source, Step):
+            pinned = self.resolver.pinned(source)
+            path = self.resolver.paths.get(pinned)  # None for inputs of inputs that are cached
+            content = self.resolver.content(source) or ""
+            return Input(path.resolve() if path else Path(str(pinned)), fingerprint=content, reference=name_of(pinned))
+        result = self.results[source.name]
+        return Input(
+            path=result.path.resolve(),
+            step=source.name,
+            kind=source.kind,
+            fingerprint=self._fingerprint(source),
+            config=source.config.model_dump(),
+            metrics=result.manifest.metrics,
+            inputs={name: self._input(inner) for name, inner in source.inputs.items()},
+            labels=dict(source.labels),
+        )
+
+    def _handle(self, event: Event) -> None:
+        """React to news of a running step."""
+        running = self._running[event.job.step]
+        if isinstance(event.message, Progress):
+            self._show_progress(running, event.message)
             return
-        work = running[event.job.step]
-        step, seconds = work.step, round(time.monotonic() - work.began, 1)
-        if event.result is None:
-            told = event.done, event.total, event.note
-            self.record.steps[step.name] |= {"seconds": seconds, "progress": told}
-            self.console.progress(step.name, *told)
-            if self.record.write_if_due():
-                self.console.how_far(self._how_far)
-            return
-        del running[step.name]
-        mask_file(event.job.log)
-        error = masked(event.result.get("error") or "") or self._changed_file(step)
+        del self._running[running.step.name]
+        mask_file(running.job.log)
+        result, step = event.message, running.step
+        error = masked(result.error or "") or self.resolver.changed_file(step)
         if error is None:
             try:
-                self._publish(work, event.result, seconds)
-            except OSError as problem:
-                error = explain_os_error(problem, work.job.folder) or f"its result could not be published: {problem}"
-        self._leave(work)
-        schedule.settle(step)
-        self._note(step, "done" if error is None else "failed", seconds, error)
-        if error is None:
-            self.console.finished(step.name, seconds, event.result["metrics"].get("notes", []), self._how_far())
+                self._publish(running, result)
+            except OSError as os_error:
+                error = explain_os_error(os_error, running.job.folder) or f"its result cannot be published: {os_error}"
+        self._release(running)
+        self._unsettled.done(step.name)
+        self._set_state(step, "failed" if error else "done", running.seconds, error)
+        if error:
+            self.observer.failed(step.name, error, running.job.log, result.is_user_error)
         else:
-            self.console.failed(step.name, error, event.job.log, bool(event.result.get("is_user_error")))
+            self.observer.finished(step.name, result.metrics.notes if result.metrics else [], self.record.width)
         self.record.write_if_due()
 
-    def _how_far(self) -> str:
-        """`12 of 107 steps done, 95 waiting, about 20 min left`."""
-        steps = list(self.record.steps.values())
-        left = seconds_left(steps, self.record.width)
-        return counted(steps) + (f", about {in_words(left)} left" if left else "")
+    def _show_progress(self, running: _RunningStep, progress: Progress) -> None:
+        name = running.step.name
+        self.record.steps[name] = replace(
+            self.record.steps[name],
+            seconds=running.seconds,
+            progress=(progress.done, progress.total, progress.note),
+        )
+        self.observer.progress(name, progress)
+        if self.record.write_if_due():
+            self.observer.show_summary(self.record.width)
 
-    def _leave(self, work: Running) -> None:
-        """Let go of a step that nothing is at work on any more."""
-        assert work.step.fingerprint
-        self.store.tidy(work.step.fingerprint)
-        work.lock.release()
-
-    def _changed_file(self, step: Step) -> str | None:
-        """An error where a file that the step read is not what it was when its fingerprint was taken."""
-        for source in step.inputs.values():
-            if isinstance(source, Local):
-                try:
-                    if artifacts.identity(source, self.plan.hashes.of) == self.plan.contents[source]:
-                        continue
-                except ArtifactError:
-                    pass
-                return f"{source.path} was changed while the step ran; run it again"
-        return None
-
-    def _publish(self, work: Running, result: dict[str, Any], seconds: float) -> None:
+    def _publish(self, running: _RunningStep, result: StepResult) -> None:
         """Publish what the step's worker left. Raises OSError."""
-        step = work.step
-        manifest = {
-            "step": step.name,
-            "kind": step.kind,
-            "version": step.config.version,
-            "fingerprint": step.fingerprint,
-            "config": step.config.model_dump(),
-            "inputs": inputs_of(step, self.plan),
-            "metrics": result["metrics"],
-            "environment": environment() | result["machine"],
-            "started": work.started,
-            "seconds": seconds,
-        }
-        step.published = self.store.publish(work.job.folder / "out", manifest, result["outputs"])
-        self._whole.add(step.name)
-        self._fresh.add(step.name)
+        step = running.step
+        assert result.metrics is not None
+        assert result.outputs is not None
+        manifest = Manifest(
+            step=step.name,
+            kind=step.kind,
+            version=step.config.version,
+            fingerprint=self._fingerprint(step),
+            config=step.config.model_dump(),
+            inputs=input_records(step, self.decisions, self.results, self.resolver),
+            metrics=result.metrics,
+            environment={**environment(), **(result.machine or {})},
+            started=running.started,
+            seconds=running.seconds,
+            outputs=dict(result.outputs),
+        )
+        self.results[step.name] = self.store.publish(running.job.folder / "out", manifest)
+        self._completed_now.add(step.name)
 
-    def _note(self, step: Step, state: str, seconds: float | None = None, error: str | None = None) -> None:
-        path = step.published.path if step.published else None
-        self.record.steps[step.name] = {
-            "step": step.name,
-            "kind": step.kind,
-            "labels": dict(step.labels),
-            "state": state,
-            "fingerprint": step.fingerprint,
-            "path": os.path.relpath(path, self.runs) if path else None,
-            "seconds": seconds,
-            "error": error,
-            "progress": None,
-        }
+    def _release(self, running: _RunningStep) -> None:
+        self.store.clean_up(self._fingerprint(running.step))
+        running.lock.release()
+
+    def _interrupt(self, executor: Executor) -> None:
+        """Stop all workers; keep what the next run needs to continue."""
+        executor.stop()
+        with contextlib.suppress(OSError):  # a full disk may be the reason for the interruption
+            for running in self._running.values():
+                self._release(running)
+                self._set_state(running.step, "interrupted")
+                mask_file(running.job.log)
+            self.record.write("interrupted")
+
+    def _fingerprint(self, step: Step) -> str:
+        fingerprint = self.decisions[step.name].fingerprint
+        assert fingerprint is not None, "all references are resolved before a run"
+        return fingerprint
+
+    def _state(self, step: Step) -> str:
+        return self.record.steps[step.name].state
+
+    def _set_state(self, step: Step, state: str, seconds: float | None = None, error: str | None = None) -> None:
+        """Record a step's state, and let its link in the run's folder point to its result."""
+        result = self.results.get(step.name)
+        self.record.steps[step.name] = StepRecord(
+            step=step.name,
+            kind=step.kind,
+            labels=dict(step.labels),
+            state=state,
+            fingerprint=self.decisions[step.name].fingerprint,
+            path=os.path.relpath(result.path, self.resolver.runs) if result else None,
+            seconds=seconds,
+            error=error,
+        )
         link = self.folder / file_name(step.name)
-        if path:
-            _link(link, path)
+        if result:
+            _link(link, result.path)
         elif link.is_symlink():
-            link.unlink()  # it leads to an older result, of other settings
+            link.unlink()  # it points to an older result, with other settings
 
 
 def _link(link: Path, target: Path) -> None:
-    """Let `link` lead to `target`, relative, whatever it was before."""
+    """Let `link` point to `target` by a relative path, whatever it was before."""
     link.parent.mkdir(parents=True, exist_ok=True)
     temporary = link.with_name(f".{link.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)

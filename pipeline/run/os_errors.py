@@ -1,4 +1,4 @@
-"""What the machine lacks when something fails, and what to do about it: room on a disk, file handles."""
+"""Errors of the machine instead of the recipe: a full disk, too many open files."""
 
 from __future__ import annotations
 
@@ -7,21 +7,25 @@ import shutil
 from pathlib import Path
 
 FULL_DISK_BYTES = 2**20
-"""A disk with less room than this when something failed is why it failed."""
+"""A disk with less free space than this when something failed is the cause."""
 
 FULL_DISK_TEXTS = ("No space left on device", "Not enough disk space")
-"""As the system says it, and as datasets does."""
+"""The wordings of the system and of datasets."""
 
 
 def explain_os_error(error: Exception, folder: Path | None = None) -> str | None:
-    """Why `error` was raised while `folder` was written, if the machine is the reason: libraries say it in many ways,
-    or not at all. What is published is whole whatever happened."""
-    number, said = getattr(error, "errno", None), str(error)
-    remedy = "free some space, and the same command goes on"
+    """Explain an error that the machine caused; None if it has another cause. Published results stay intact.
+
+    Args:
+        error: what was raised. Libraries word the cause in many ways, or hide it.
+        folder: the folder that was written to.
+    """
+    number, text = getattr(error, "errno", None), str(error)
+    remedy = "free some space and repeat the command: it continues where it stopped"
     if folder and folder.exists() and shutil.disk_usage(folder).free < FULL_DISK_BYTES:
         return f"the disk of {folder} is full ({type(error).__name__}); {remedy}"
-    if number in (errno.ENOSPC, errno.EDQUOT) or any(text in said for text in FULL_DISK_TEXTS):
-        return f"a disk is full ({said}); {remedy}"
-    if number in (errno.EMFILE, errno.ENFILE) or "Too many open files" in said:
-        return f"too many files are open at once ({said}); raise what `ulimit -n` says"
+    if number in (errno.ENOSPC, errno.EDQUOT) or any(full in text for full in FULL_DISK_TEXTS):
+        return f"a disk is full ({text}); {remedy}"
+    if number in (errno.EMFILE, errno.ENFILE) or "Too many open files" in text:
+        return f"too many files are open at once ({text}); raise the limit, see `ulimit -n`"
     return None

@@ -1,14 +1,13 @@
-"""Where steps run: each as a task of a Ray cluster, on any of its machines.
+"""Runs each step as a task of a Ray cluster, on any of its machines.
 
-All that machines share is the folder of runs, under the same path, and the installed project: a task starts the step's
-worker there, and that reads its job from the store and leaves its result in it. A task whose machine is lost is started
-by Ray on another one, and the worker goes on from the step's last checkpoint.
+The machines share only the runs folder, under the same path, and the installed project: a task starts the step's
+worker, which reads its job from the store and writes its result there. If a machine is lost, Ray starts the task on
+another one, and the worker continues from the step's last checkpoint.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import socket
@@ -25,23 +24,24 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.recipe.loader import RecipeError
-from pipeline.run import ray_task as remote
-from pipeline.run.local_executor import KEPT_TO_ITSELF, ORDINARY, Event, Job, ended
+from pipeline.run import ray_task
+from pipeline.run.executor import DEFAULT_RESOURCES, WORKER_ENVIRONMENT, Event, checked_result
+from pipeline.run.job import Job, Progress, StepResult, decode
 from stages.base import Resources, StageConfig
 from stages.system.module_command import module_command
 
-cloudpickle.register_pickle_by_value(remote)
+cloudpickle.register_pickle_by_value(ray_task)
 
 ADDRESS = "RAY_ADDRESS"
 CONNECT_SECONDS = 5.0
-"""How long the head of a cluster may take to answer at its port."""
+"""Timeout for the head of a cluster to answer at its port."""
 NODE_SECONDS = 60.0
-"""How long all machines together may take to show that they see the folder of runs."""
+"""Timeout for all machines together to show that they see the runs folder."""
 POLL_SECONDS = 0.5
-"""How often it is looked whether a step got on."""
-LOST_MACHINES = 5
-"""How often one step is started anew because its machine, or its process there, was lost."""
-AHEAD = 2
+"""Interval between looks at the progress of steps."""
+MAX_RESTARTS = 5
+"""Number of times that a step starts again because its machine, or its process there, was lost."""
+TASKS_AHEAD = 2
 """Tasks handed to Ray for each that can run at once, so that no machine waits for the next one."""
 
 
@@ -50,102 +50,106 @@ class RayExecutor:
 
     Args:
         runs: the folder given by --runs, which every machine has to see.
-        jobs: how many steps are handed to the cluster at most; None leaves that to the size of the cluster.
+        jobs: number of steps that the cluster gets at most; None leaves it to the size of the cluster.
 
     Raises:
-        RecipeError: the cluster does not answer, or a machine of it does not see `runs` or lacks this project.
+        RecipeError: if the cluster does not answer, or one of its machines does not see `runs` or lacks this project.
     """
 
     def __init__(self, runs: Path, jobs: int | None = None) -> None:
         self.jobs = jobs
         self._tasks: dict[Any, Job] = {}
-        self._told: dict[str, str] = {}
+        self._last_progress: dict[str, str] = {}
         self._events: deque[Event] = deque()
         _connect()
         try:
-            _require_shared(runs.resolve())
+            _check_machines(runs.resolve())
         except BaseException:
             ray.shutdown()
             raise
-        self._task = ray.remote(remote.run)
+        self._task = ray.remote(ray_task.run)
 
     @property
     def width(self) -> int:
-        """How many ordinary steps run side by side."""
-        has = ray.cluster_resources()
-        fit = has.get("GPU") or has.get("CPU") or 1
+        """Number of ordinary steps that run at once."""
+        available = ray.cluster_resources()
+        fit = available.get("GPU") or available.get("CPU") or 1
         return max(1, min(int(fit), self.jobs or int(fit)))
 
     def unmet_requirement(self, config: StageConfig) -> tuple[str, str] | None:
         """Why a step of this stage can never run here: the key to blame, and the reason."""
-        cpus, gpus = self._wants(config.resources, config.processes)
+        cpus, gpus = self._cores_and_gpus(config.resources, config.processes)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        asked = {
+        amounts = {
             "launch.num_processes" if config.resources.gpus is None else "resources.gpus": ("GPU", gpus),
             "resources.cpus" if config.resources.cpus else "launch.num_processes": ("CPU", cpus),
             "resources.memory": ("memory", config.resources.bytes),
         }
-        for key, (name, amount) in asked.items():
+        for key, (name, amount) in amounts.items():
             most = max((node.get(name, 0) for node in nodes), default=0)
             if amount > most:
                 unit, size = (" GiB of memory", 2**30) if name == "memory" else (f" {name}s", 1)
                 return key, f"asks for {amount / size:g}{unit}, and no machine of the cluster has over {most / size:g}"
-        if not any(all(node.get(name, 0) >= amount for name, amount in asked.values()) for node in nodes):
+        if not any(all(node.get(name, 0) >= amount for name, amount in amounts.values()) for node in nodes):
             return "resources", "asks for more than any one machine of the cluster has at once"
         return None
 
-    def has_room(self, takes: Resources = ORDINARY, processes: int = 1) -> bool:
-        """Whether the cluster may be handed another step; when and where it runs is the cluster's to say."""
-        return len(self._tasks) < (self.jobs or AHEAD * self.width)
+    def has_room(self, resources: Resources = DEFAULT_RESOURCES, processes: int = 1) -> bool:
+        """Whether the cluster can get another step. Ray decides when and where it runs."""
+        return len(self._tasks) < (self.jobs or TASKS_AHEAD * self.width)
 
     def start(self, job: Job) -> None:
         """Hand the step to the cluster."""
-        cpus, gpus = self._wants(job.takes, job.processes)
+        cpus, gpus = self._cores_and_gpus(job.resources, job.processes)
         job.log.parent.mkdir(parents=True, exist_ok=True)
         job.log.unlink(missing_ok=True)
         threads = str(max(1, cpus // job.processes))
-        environment = {**KEPT_TO_ITSELF, "PYTHONPATH": _paths(), "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-        options = {"num_cpus": cpus, "num_gpus": gpus, "memory": job.takes.bytes or None, "name": job.step}
-        task = self._task.options(max_retries=LOST_MACHINES, **options).remote(
+        environment = {
+            **WORKER_ENVIRONMENT,
+            "PYTHONPATH": _python_path(),
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+        }
+        options = {"num_cpus": cpus, "num_gpus": gpus, "memory": job.resources.bytes or None, "name": job.step}
+        task = self._task.options(max_retries=MAX_RESTARTS, **options).remote(
             str(job.folder), str(job.log), environment
         )
         self._tasks[task] = job
-        self._events.append(Event(job, note="handed to the cluster"))
+        self._events.append(Event(job, Progress(note="handed to the cluster")))
 
     def wait(self, seconds: float | None = None) -> Event | None:
-        """The next event of any step; None where there is none for so many seconds."""
+        """Return the next event of any running step; None if there is none within `seconds`."""
         until = None if seconds is None else time.monotonic() + seconds
         while not self._events:
-            left = POLL_SECONDS if until is None else min(POLL_SECONDS, until - time.monotonic())
-            if left <= 0:
+            timeout = POLL_SECONDS if until is None else min(POLL_SECONDS, until - time.monotonic())
+            if timeout <= 0:
                 return None
-            ended, _ = ray.wait(list(self._tasks), num_returns=1, timeout=left)
+            ended, _ = ray.wait(list(self._tasks), num_returns=1, timeout=timeout)
             for task in ended:
-                self._events.append(Event(self._tasks.pop(task), result=_result(task)))
+                self._events.append(Event(self._tasks.pop(task), _result(task)))
             for job in self._tasks.values():
-                self._look(job)
+                self._read_progress(job)
         return self._events.popleft()
 
     def stop(self) -> None:
-        """End all steps, and let go of the cluster."""
+        """End all steps and leave the cluster."""
         for task in self._tasks:
             with contextlib.suppress(RayError, ValueError):
                 ray.cancel(task, force=True)
         ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=2) if self._tasks else None
         ray.shutdown()
 
-    def _wants(self, takes: Resources, processes: int) -> tuple[int, int]:
-        """Cores and GPUs of a step."""
-        gpus = processes if takes.gpus is None and ray.cluster_resources().get("GPU") else takes.gpus or 0
-        return takes.cpus or processes, gpus
+    def _cores_and_gpus(self, resources: Resources, processes: int) -> tuple[int, int]:
+        gpus = processes if resources.gpus is None and ray.cluster_resources().get("GPU") else resources.gpus or 0
+        return resources.cpus or processes, gpus
 
-    def _look(self, job: Job) -> None:
-        """Note what a step has told of its progress since it was looked at last."""
+    def _read_progress(self, job: Job) -> None:
+        """Add an event if the step's progress changed since the last look."""
         with contextlib.suppress(OSError, ValueError):
-            told = (job.folder / remote.PROGRESS).read_text(encoding="utf-8")
-            if told != self._told.get(job.step):
-                self._told[job.step] = told
-                self._events.append(Event(job, *json.loads(told)))
+            text = (job.folder / ray_task.PROGRESS_FILE).read_text(encoding="utf-8")
+            if text != self._last_progress.get(job.step):
+                self._last_progress[job.step] = text
+                self._events.append(Event(job, decode(text)))
 
 
 def _connect() -> None:
@@ -166,43 +170,45 @@ def _connect() -> None:
         raise RecipeError([f"{ADDRESS}: no cluster answers at {address or 'this machine'}: {error}"]) from None
 
 
-def _paths() -> str:
-    """Where workers look for the project first: where this process found it, if it lies there on their machine, too."""
-    return module_command("pipeline.run.loop.worker")[1]["PYTHONPATH"]
+def _python_path() -> str:
+    """The search path of workers: first the place where this process found the project, if it exists there, too."""
+    return module_command("pipeline.run.worker")[1]["PYTHONPATH"]
 
 
-def _require_shared(runs: Path) -> None:
-    """Let every machine read a file of this folder. Raises RecipeError naming those that cannot."""
+def _check_machines(runs: Path) -> None:
+    """Let every machine read and write a file in the runs folder. Raises RecipeError that names those that cannot."""
     runs.mkdir(parents=True, exist_ok=True)
-    token, name = uuid.uuid4().hex, runs / f".seen-{uuid.uuid4().hex}"
-    name.write_text(token, encoding="utf-8")
+    token, file = uuid.uuid4().hex, runs / f".seen-{uuid.uuid4().hex}"
+    file.write_text(token, encoding="utf-8")
     try:
         nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
-        look = ray.remote(remote.unmet_requirement)
-        asked = {}
+        check = ray.remote(ray_task.unmet_requirement)
+        tasks = {}
         for node in nodes:
-            there = NodeAffinitySchedulingStrategy(node, soft=False)
-            options = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": there}
-            asked[look.options(**options).remote(str(name), token, _paths())] = node
-        done, late = ray.wait(list(asked), num_returns=len(asked), timeout=NODE_SECONDS)
-        wrong = {nodes[asked[task]]: "does not answer" for task in late}
+            on_node = NodeAffinitySchedulingStrategy(node, soft=False)
+            options = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": on_node}
+            tasks[check.options(**options).remote(str(file), token, _python_path())] = node
+        done, late = ray.wait(list(tasks), num_returns=len(tasks), timeout=NODE_SECONDS)
+        problems = {nodes[tasks[task]]: "does not answer" for task in late}
         for task in done:
             try:
-                if said := ray.get(task):
-                    wrong[nodes[asked[task]]] = said
+                if problem := ray.get(task):
+                    problems[nodes[tasks[task]]] = problem
             except RayError as error:
-                wrong[nodes[asked[task]]] = f"cannot run a task: {str(error).strip().splitlines()[-1]}"
+                problems[nodes[tasks[task]]] = f"cannot run a task: {str(error).strip().splitlines()[-1]}"
     finally:
-        name.unlink(missing_ok=True)
-    if wrong:
-        told = [f"machine {node}: {text}" for node, text in wrong.items()]
+        file.unlink(missing_ok=True)
+    if problems:
         remedy = "every machine needs the folder of runs under the same path (--runs), and this project installed"
-        raise RecipeError([f"--executor ray: {text}; {remedy}" for text in told])
+        raise RecipeError([f"--executor ray: machine {node}: {text}; {remedy}" for node, text in problems.items()])
 
 
-def _result(task: Any) -> dict[str, Any]:
+def _result(task: Any) -> StepResult:
     try:
-        return ended(*ray.get(task))
+        line, status = ray.get(task)
     except RayError as error:
         first = str(error).strip().splitlines()[0]
-        return {"error": f"the cluster could not run it ({type(error).__name__}): {first}", "is_user_error": False}
+        return StepResult(error=f"the cluster could not run it ({type(error).__name__}): {first}")
+    result = decode(line) if line else None
+    assert not isinstance(result, Progress)
+    return checked_result(result, status)

@@ -1,5 +1,8 @@
-"""What a task does on a machine of a Ray cluster. Sent there as it stands: Ray looks for modules in the user's current
-folder first, where a folder `pipeline` need not be ours, so nothing of ours may be imported here."""
+"""The task that runs a step on a machine of a Ray cluster.
+
+Ray pickles this module by value: it looks for modules in the user's current folder first, where a folder `pipeline`
+need not be ours. So nothing of this project can be imported here.
+"""
 
 from __future__ import annotations
 
@@ -11,44 +14,44 @@ import sys
 import time
 import uuid
 from pathlib import Path
-from typing import Any
 
-PROGRESS = "progress.json"
-"""In a job's folder: what the step told of its progress last."""
-TELL_SECONDS = 0.5
+PROGRESS_FILE = "progress.json"
+"""In a job's folder: the last progress of the step."""
+PROGRESS_SECONDS = 0.5
 
 
 def unmet_requirement(file: str, token: str, paths: str) -> str | None:
-    """Why no step can run on this machine; None where one can.
+    """Why no step can run on this machine; None if one can.
 
     Args:
-        file: in the folder of runs, with `token` in it.
-        paths: where else than where it is installed the project may be found.
+        file: a file in the runs folder.
+        token: its content.
+        paths: further folders in which the project may be installed.
     """
     path = Path(file)
     try:
         if path.read_text(encoding="utf-8") != token:
             return f"sees another file at {file}"
-        mine = path.with_name(f"{path.name}-{uuid.uuid4().hex}")
-        mine.touch()
-        mine.unlink()
+        probe = path.with_name(f"{path.name}-{uuid.uuid4().hex}")
+        probe.touch()
+        probe.unlink()
     except OSError as error:
-        return f"does not see {path.parent} as this machine does, or may not write to it: {error.strerror}"
+        return f"does not see {path.parent} as this machine does, or cannot write to it: {error.strerror}"
     call = [sys.executable, "-P", "-c", "import pipeline.run.worker"]
-    tried = subprocess.run(call, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, check=False)
-    if tried.returncode:
-        return f"cannot run this project: {''.join(tried.stderr.strip().splitlines()[-1:])}"
+    imported = subprocess.run(call, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, check=False)
+    if imported.returncode:
+        return f"cannot run this project: {''.join(imported.stderr.strip().splitlines()[-1:])}"
     return None
 
 
-def run(folder: str, log: str, environment: dict[str, str]) -> tuple[dict[str, Any], int]:
-    """The step's worker, from start to end: what it returned, and its exit status."""
-    progress, result, told = Path(folder) / PROGRESS, dict[str, Any](), 0.0
+def run(folder: str, log: str, environment: dict[str, str]) -> tuple[str | None, int]:
+    """Run the step's worker; return the line with its result, if it wrote one, and its exit status."""
+    progress, result, written = Path(folder) / PROGRESS_FILE, None, 0.0
     with Path(log).open("a", encoding="utf-8") as file:
         worker = subprocess.Popen(
-            [sys.executable, "-P", "-m", "pipeline.run.loop.worker", str(Path(folder) / "job.json")],
+            [sys.executable, "-P", "-m", "pipeline.run.worker", str(Path(folder) / "job.json")],
             env=os.environ | environment,
-            stdin=subprocess.PIPE,  # its end of file tells the worker that this process is gone
+            stdin=subprocess.PIPE,  # end of file on it ends the worker when this process ends
             stdout=subprocess.PIPE,
             stderr=file,
             text=True,
@@ -56,13 +59,12 @@ def run(folder: str, log: str, environment: dict[str, str]) -> tuple[dict[str, A
         )
         assert worker.stdout is not None
         for line in worker.stdout:
-            said = json.loads(line)
-            if isinstance(said, dict):
-                result = said
-            elif time.monotonic() - told >= TELL_SECONDS:
-                told = time.monotonic()
+            if isinstance(json.loads(line), dict):
+                result = line
+            elif time.monotonic() - written >= PROGRESS_SECONDS:
+                written = time.monotonic()
                 with contextlib.suppress(OSError):
-                    mine = progress.with_name(f".{PROGRESS}-{os.getpid()}")
-                    mine.write_text(line, encoding="utf-8")
-                    mine.replace(progress)
+                    temporary = progress.with_name(f".{PROGRESS_FILE}-{os.getpid()}")
+                    temporary.write_text(line, encoding="utf-8")
+                    temporary.replace(progress)
         return result, worker.wait()

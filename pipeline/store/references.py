@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.store.wheels import ArtifactError, Pypi, fetch_pypi, nearest, parse_pypi, place_of_pypi
-from stages.records.past_runs import run_hash
+from stages.records.past_runs import past_run_hash
 from stages.system.integrity import file_hash, write_json
 
 MODEL_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
@@ -117,7 +117,7 @@ def identity(artifact: Artifact, hash_of: Callable[[Path], str] = file_hash) -> 
         commit = artifact.commit or _cached_commit(artifact)
         return f"hub:{replace(artifact, revision=commit)}" if commit else None
     if isinstance(artifact, RunFolder):
-        return run_hash(artifact.path)
+        return past_run_hash(artifact.path)
     path = _existing(artifact.path)
     try:
         return hash_of(path) if path.is_file() else _folder_hash(path, hash_of)

@@ -1,175 +1,130 @@
-"""Outputs -> published atomically under their fingerprint, verified when read.
+"""The store: published results under their fingerprints.
 
-    STORE/KIND/FINGERPRINT/            what a step left, and stage.json, its manifest
-    STORE/unfinished/FINGERPRINT/      what is being made, and what it takes to go on; never taken for a result
-    STORE/locks/                       a step is made by one run at a time
+    STORE/KIND/FINGERPRINT/            the files of a result, and stage.json, its manifest
+    STORE/unfinished/FINGERPRINT/      work in progress and checkpoints; never used as a result
+    STORE/locks/                       one run at a time works on a step
 
-A folder is complete before it is renamed into its place, so whatever stands there is whole.
+A folder is complete before it is renamed into its place, so every folder in a place is complete.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
-from stages.records.past_runs import MANIFEST
-from stages.system.integrity import content_hash, damage, file_hash, files_in, write_json
-
-KEYS = (
-    "schema",
-    "step",
-    "kind",
-    "version",
-    "fingerprint",
-    "config",
-    "inputs",
-    "outputs",
-    "metrics",
-    "environment",
-    "started",
-    "seconds",
-)
-"""What every manifest says, beside `sha256`: the hash of all of that."""
-SCHEMA = 2
-"""Of the manifest; raised when a reader of the old form would misread the new one."""
+from stages.records.manifest import MANIFEST, Manifest, ManifestError, read_manifest, write_manifest
+from stages.system.integrity import damage, file_hash
 
 CHECKPOINTS = "checkpoints"
-"""What is kept of an unfinished step, for whoever makes it next."""
-BESIDE = ("unfinished", "locks")
-"""Folders of a store that hold no published steps."""
+"""The part of an unfinished step that its next attempt continues from."""
+OTHER_FOLDERS = ("unfinished", "locks")
+"""Folders of a store that hold no results."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """One published step."""
+    """One published result."""
 
     path: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
 
     @property
     def digest(self) -> str:
-        """The hash of what it consists of: two makings of one fingerprint are the same where their digests are."""
-        return content_hash(self.manifest["outputs"])
+        """Hash of the result's files: two results of one fingerprint are equal if their digests are."""
+        return self.manifest.digest
 
     def damage(self, hash_of: Callable[[Path], str] = file_hash) -> str | None:
-        """What is wrong with its files, by their hashes; None where nothing is."""
-        return damage(self.path, self.manifest["outputs"], hash_of)
-
-
-class BadManifest(Exception):
-    """A manifest that cannot be trusted; the message says why."""
+        """The first file that is missing or changed, as a sentence; None if the result is intact."""
+        return damage(self.path, self.manifest.outputs, hash_of)
 
 
 class Store:
-    """The published steps below one folder."""
+    """The published results below one folder."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def path(self, kind: str, fingerprint: str) -> Path:
-        """Where a step of this fingerprint is, or would be, published."""
+        """The folder of a result, whether it exists or not."""
         return self.root / kind / fingerprint
 
     def find(self, kind: str, fingerprint: str) -> Published | None:
-        """The published step; None where there is none, or its manifest cannot be trusted."""
+        """The published result; None if it does not exist or its manifest is not valid."""
+        path = self.path(kind, fingerprint)
         try:
-            return read(self.path(kind, fingerprint))
-        except BadManifest:
+            return Published(path, read_manifest(path))
+        except ManifestError:
             return None
 
-    def places(self) -> Iterator[Path]:
-        """Every folder where a step is published."""
+    def result_folders(self) -> Iterator[Path]:
+        """The folders of all results."""
         for kind in sorted(self.root.iterdir()) if self.root.is_dir() else []:
-            if kind.is_dir() and kind.name not in BESIDE:
-                yield from sorted(place for place in kind.iterdir() if place.is_dir())
+            if kind.is_dir() and kind.name not in OTHER_FOLDERS:
+                yield from sorted(folder for folder in kind.iterdir() if folder.is_dir())
 
     def unfinished(self, fingerprint: str) -> Path:
-        """Where a step is being made."""
+        """The folder in which a step is in progress."""
         return self.root / "unfinished" / fingerprint
 
+    def has_checkpoint(self, fingerprint: str) -> bool:
+        """Whether an interrupted attempt left something to continue from."""
+        checkpoints = self.unfinished(fingerprint) / CHECKPOINTS
+        return checkpoints.is_dir() and any(checkpoints.iterdir())
+
     def lock(self, fingerprint: str) -> FileLock:
-        """Held by the run that makes the step; not acquired yet. The system lets go of it when the run's process ends,
-        however it ends."""
+        """The lock of a step, not acquired yet. The system releases it when the run's process ends, however it ends."""
         folder = self.root / "locks"
         folder.mkdir(parents=True, exist_ok=True)
         return FileLock(folder / fingerprint)
 
-    def publish(self, made: Path, manifest: dict[str, Any], outputs: dict[str, str] | None = None) -> Published:
-        """Move the folder `made` to its place, with `manifest` completed and written last.
+    def publish(self, output: Path, manifest: Manifest) -> Published:
+        """Complete the folder `output` with its manifest and move it to its place. Raises OSError.
 
-        What stood in that place before (a damaged result, or one that was to be made again) gives way at once.
-        `outputs` are the hashes of the files, where they are known. The caller holds the step's lock. Raises OSError.
+        A result that is in the place already is replaced. The caller holds the step's lock.
         """
-        body = {"schema": SCHEMA, **manifest, "outputs": files_in(made) if outputs is None else outputs}
-        write_json(made / MANIFEST, body | {"sha256": content_hash(body)})
-        return self._place(made, body)
+        write_manifest(output, manifest)
+        return self._move(output, manifest)
 
     def recover(self, fingerprint: str) -> Published | None:
-        """Publish what was complete when its run was killed before it could; None where nothing was.
+        """Publish a result that was complete when its run was killed; None if there is none. Raises OSError.
 
-        The caller holds the step's lock. Raises OSError.
+        The caller holds the step's lock.
         """
-        made = self.unfinished(fingerprint) / "out"
+        output = self.unfinished(fingerprint) / "out"
         try:
-            found = read(made, fingerprint)
-        except BadManifest:
+            manifest = read_manifest(output, fingerprint)
+        except ManifestError:
             return None
-        return None if found.damage() else self._place(made, found.manifest)
+        return None if damage(output, manifest.outputs) else self._move(output, manifest)
 
-    def tidy(self, fingerprint: str) -> None:
-        """Remove what is left of an unfinished step, but for its checkpoints. The caller holds the step's lock."""
+    def clean_up(self, fingerprint: str) -> None:
+        """Delete what is left of an unfinished step, except its checkpoints. The caller holds the step's lock."""
         folder = self.unfinished(fingerprint)
-        for left in list(folder.iterdir()) if folder.is_dir() else []:
-            if left.name != CHECKPOINTS or not any(left.iterdir()):
-                shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+        for entry in list(folder.iterdir()) if folder.is_dir() else []:
+            if entry.name != CHECKPOINTS or not any(entry.iterdir()):
+                shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
 
-    def sweep(self) -> None:
-        """Tidy up after runs that were killed; what complete results they left is kept for `recover`."""
+    def clean_up_killed_runs(self) -> None:
+        """Delete what killed runs left, except checkpoints and complete results, which `recover` publishes."""
         for folder in list((self.root / "unfinished").glob("*")):
             with contextlib.suppress(Timeout), self.lock(folder.name).acquire(timeout=0):
                 if not (folder / "out" / MANIFEST).is_file():
-                    self.tidy(folder.name)
+                    self.clean_up(folder.name)
 
-    def _place(self, made: Path, manifest: dict[str, Any]) -> Published:
-        place = self.path(manifest["kind"], manifest["fingerprint"])
-        place.parent.mkdir(parents=True, exist_ok=True)
-        old = made.with_name("replaced")
-        shutil.rmtree(old, ignore_errors=True)
-        if place.exists():
-            place.rename(old)
-        made.rename(place)
-        shutil.rmtree(self.unfinished(manifest["fingerprint"]), ignore_errors=True)
-        return Published(place, manifest)
-
-
-def read(path: Path, fingerprint: str | None = None) -> Published:
-    """The published step in the folder `path`, whose name is its fingerprint unless one is given. Its files are not
-    looked at.
-
-    Raises:
-        BadManifest: it has none that can be read, or it is not what was written.
-    """
-    try:
-        body = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        if body["schema"] != SCHEMA:
-            raise BadManifest(f"{MANIFEST} is of form {body['schema']}, this program writes {SCHEMA}")
-        promised = body.pop("sha256")
-        manifest = {key: body[key] for key in KEYS}
-    except FileNotFoundError:
-        raise BadManifest(f"{MANIFEST} is missing") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadManifest(f"{MANIFEST} cannot be read ({type(error).__name__}: {error})") from None
-    if content_hash(body) != promised:
-        raise BadManifest(f"{MANIFEST} was changed after it was written")
-    if manifest["fingerprint"] != (fingerprint or path.name):
-        raise BadManifest(f"{MANIFEST} is that of {manifest['fingerprint']}")
-    return Published(path, manifest)
+    def _move(self, output: Path, manifest: Manifest) -> Published:
+        path = self.path(manifest.kind, manifest.fingerprint)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replaced = output.with_name("replaced")
+        shutil.rmtree(replaced, ignore_errors=True)
+        if path.exists():
+            path.rename(replaced)
+        output.rename(path)
+        shutil.rmtree(self.unfinished(manifest.fingerprint), ignore_errors=True)
+        return Published(path, manifest)

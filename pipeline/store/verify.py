@@ -1,4 +1,4 @@
-"""`--verify`: reads everything in a folder of runs and says what is missing or is not what was written."""
+"""`--verify`: read every file in a runs folder and report what is missing or changed."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.store.store import CHECKPOINTS, MANIFEST, BadManifest, Published, Store, read
+from pipeline.store.store import CHECKPOINTS, Published, Store
+from stages.records.manifest import MANIFEST, Manifest, ManifestError, read_manifest
 from stages.system.integrity import SEAL, broken_seal, damage, file_hash
 
 
 @dataclass(frozen=True)
-class Problem:
-    """One thing that is not as it was left."""
+class Finding:
+    """One file or folder that is missing or changed."""
 
     path: str
-    """Relative to the folder of runs."""
+    """Relative to the runs folder."""
     text: str
 
     def __str__(self) -> str:
@@ -25,72 +26,73 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Verified:
-    """What was looked at, and what was found."""
+class Verification:
+    """What was read, and all findings."""
 
     runs: str
     steps: int
     files: int
-    problems: list[Problem]
+    problems: list[Finding]
 
-    def as_json(self) -> dict[str, Any]:
-        """For programs."""
+    def to_json(self) -> dict[str, Any]:
+        """For --json."""
         return asdict(self)
 
 
-def verify(runs: Path) -> Verified:
-    """Check every hash below `runs`, a folder given to --runs; reads all of it."""
-    store = Store(runs / "store")
-    problems: list[Problem] = []
-    found: dict[tuple[str, str], Published] = {}
-    for place in store.places():
+def verify(runs: Path) -> Verification:
+    """Check every hash in `runs`, a folder used with --runs. Reads all of it."""
+    problems: list[Finding] = []
+    results: dict[tuple[str, str], Published] = {}
+    for folder in Store(runs / "store").result_folders():
         try:
-            found[place.parent.name, place.name] = read(place)
-        except BadManifest as error:
-            problems.append(Problem(str(place.relative_to(runs)), str(error)))
-    by_fingerprint = {fingerprint: step for (_, fingerprint), step in found.items()}
-    for step in found.values():
-        name = f"{step.path.relative_to(runs)} ({step.manifest['step']})"
-        problems += [Problem(name, text) for text in (*_files(step), *_inputs(step.manifest, by_fingerprint))]
-    for place, text in (*_kept(runs), *_links(runs)):
-        problems.append(Problem(str(place.relative_to(runs)), text))
-    return Verified(str(runs), len(found), sum(len(step.manifest["outputs"]) for step in found.values()), problems)
+            results[folder.parent.name, folder.name] = Published(folder, read_manifest(folder))
+        except ManifestError as error:
+            problems.append(Finding(str(folder.relative_to(runs)), str(error)))
+    by_fingerprint = {fingerprint: result for (_, fingerprint), result in results.items()}
+    for result in results.values():
+        name = f"{result.path.relative_to(runs)} ({result.manifest.step})"
+        problems += [Finding(name, text) for text in _wrong_files(result)]
+        problems += [Finding(name, text) for text in _wrong_inputs(result.manifest, by_fingerprint)]
+    for path, text in (*_damaged_caches(runs), *_broken_links(runs)):
+        problems.append(Finding(str(path.relative_to(runs)), text))
+    files = sum(len(result.manifest.outputs) for result in results.values())
+    return Verification(str(runs), len(results), files, problems)
 
 
-def _files(step: Published) -> Iterator[str]:
-    outputs: Mapping[str, str] = step.manifest["outputs"]
-    for name, expected in sorted(outputs.items()):
-        if wrong := damage(step.path, {name: expected}):
-            yield wrong
-    for file in sorted(step.path.rglob("*")):
-        name = str(file.relative_to(step.path))
+def _wrong_files(result: Published) -> Iterator[str]:
+    outputs = result.manifest.outputs
+    for name, sha256 in sorted(outputs.items()):
+        if text := damage(result.path, {name: sha256}):
+            yield text
+    for file in sorted(result.path.rglob("*")):
+        name = str(file.relative_to(result.path))
         if file.is_file() and name not in outputs and name != MANIFEST:
-            yield f"{name} was not there when it was published"
+            yield f"{name} was added after the result was published"
 
 
-def _inputs(manifest: Mapping[str, Any], found: Mapping[str, Published]) -> Iterator[str]:
-    """What is wrong with the steps of the store that a step was made from."""
-    for made_from in manifest["inputs"].values():
-        if "step" in made_from:
-            there = found.get(made_from["fingerprint"])
-            if there is None:
-                yield f"was made from {made_from['step']} ({made_from['fingerprint']}), which is missing"
-            elif there.digest != made_from["digest"]:
-                yield f"was made from {made_from['step']}, which was made again since and came out differently"
+def _wrong_inputs(manifest: Manifest, results: Mapping[str, Published]) -> Iterator[str]:
+    """The results of other steps that this one was computed from, and that are missing or different now."""
+    for record in manifest.inputs.values():
+        if record.step and record.fingerprint:
+            source = results.get(record.fingerprint)
+            if source is None:
+                yield f"was computed from {record.step} ({record.fingerprint}), which is missing"
+            elif source.digest != record.digest:
+                yield f"was computed from {record.step}, which was computed again since, with a different result"
 
 
-def _kept(runs: Path) -> Iterator[tuple[Path, str]]:
-    """Damaged checkpoints and cached files. One without a seal was never complete: nothing uses it."""
-    places = ("cache/prepared/*", "cache/gguf/*", f"store/unfinished/*/{CHECKPOINTS}/*")
-    for place in (place for pattern in places for place in sorted(runs.glob(pattern))):
-        if (place / SEAL).exists() and (wrong := broken_seal(place)) and place.exists():  # not removed meanwhile
-            yield place, wrong
+def _damaged_caches(runs: Path) -> Iterator[tuple[Path, str]]:
+    """Damaged checkpoints and cached files. Folders without a seal were never complete and are never used."""
+    patterns = ("cache/prepared/*", "cache/gguf/*", f"store/unfinished/*/{CHECKPOINTS}/*")
+    for folder in (folder for pattern in patterns for folder in sorted(runs.glob(pattern))):
+        if (folder / SEAL).exists() and (text := broken_seal(folder)) and folder.exists():  # not deleted meanwhile
+            yield folder, text
     for file in sorted(runs.glob("cache/pypi/*/*")):
         if re.fullmatch("[0-9a-f]{64}", file.parent.name) and file_hash(file) != file.parent.name:
-            yield file, "is not what its hash promises"
+            yield file, "does not match its hash"
 
 
-def _links(runs: Path) -> Iterator[tuple[Path, str]]:
+def _broken_links(runs: Path) -> Iterator[tuple[Path, str]]:
     for link in sorted(runs.glob("*/*")):
         if link.is_symlink() and not link.exists():
-            yield link, f"leads to {link.readlink()}, which is missing"
+            yield link, f"points to {link.readlink()}, which is missing"

@@ -1,4 +1,4 @@
-"""The value of one column -> text, messages, token ids or weights; or why it is none."""
+"""Validate the value of one column: text, messages, tools, token ids or weights."""
 
 from __future__ import annotations
 
@@ -12,118 +12,132 @@ from typing import Any, TypeVar
 from stages.base import UserError
 from stages.data.files import Record, read_rows
 
-Made = TypeVar("Made")
+Item = TypeVar("Item")
 
 Messages = list[dict[str, Any]]
-"""Messages {"role": ..., "content": ...}, with whatever else theirs carry: tool_calls, name, weight."""
+"""Messages {"role": ..., "content": ...} with any further keys: tool_calls, name, weight."""
 Text = str | Messages
 
 MISSING = "is missing"
 
 
 class BadRow(ValueError):
-    """Why one row cannot be used."""
+    """A row that cannot be used, with the column at fault (None for the row itself) and the reason."""
 
     def __init__(self, column: str | None, reason: str) -> None:
         super().__init__(reason)
         self.column = column
-        """Our name of the column at fault; None where it is the whole row."""
         self.reason = reason
 
-    def told(self, record: Any, columns: dict[str, str]) -> str:
-        """The reason for people, who know the column by the file's name, `columns[ours]`."""
+    def describe(self, record: Any, columns: dict[str, str]) -> str:
+        """Return the reason with the file's own name of the column, `columns[our name]`."""
         if self.column is None:
             return self.reason
         has = f"; the row has {', '.join(record) or 'no columns'}" if self.reason == MISSING else ""
         return f"column {columns.get(self.column, self.column)!r} {self.reason}{has}"
 
 
-def read_as(path: Path, make: Callable[[Record, int], Made]) -> list[Made]:
-    """What `make` makes of every row of a file and its number. Raises UserError, with file and line for a BadRow."""
-    made = []
+def read_as(path: Path, convert: Callable[[Record, int], Item]) -> list[Item]:
+    """Return `convert(row, number)` for every row of a file.
+
+    Raises:
+        UserError: the file cannot be read, or `convert` raised BadRow; the message names file and line.
+    """
+    items = []
     for number, row in read_rows(path):
         try:
-            made.append(make(row, number))
+            items.append(convert(row, number))
         except BadRow as error:
-            raise UserError(f"{path}:{number}: {error.told(row, {})}") from None
-    return made
+            raise UserError(f"{path}:{number}: {error.describe(row, {})}") from None
+    return items
 
 
 def text(row: Record, column: str) -> str:
-    """Text that is not blank."""
+    """Return the column's text, which must not be blank."""
     value = _present(row, column)
     if not isinstance(value, str):
         raise BadRow(column, f"is {type(value).__name__}, not text")
     if not value.strip():
         raise BadRow(column, "is empty; fill it or remove the row")
-    return _no_surrogates(column, value)
+    return _without_surrogates(column, value)
 
 
 def text_or_messages(row: Record, column: str) -> Text:
-    """Text that is not blank, or messages."""
+    """Return the column's text or messages."""
     return messages(row, column) if isinstance(row.get(column), list) else text(row, column)
 
 
 def messages(row: Record, column: str) -> Messages:
-    """At least one message."""
+    """Return the column's messages, at least one."""
     return [_message(column, value) for value in filled_list(row, column)]
 
 
 def _message(column: str, value: Any) -> dict[str, Any]:
-    """A message with its content as one text; what it carries besides is kept, but for the None of Parquet's gaps."""
+    """Check one message; join its content parts, and drop None values, which Parquet adds for absent keys."""
     if not isinstance(value, dict) or "role" not in value or not {"content", "tool_calls"} & value.keys():
-        raise BadRow(column, f"holds {reprlib.repr(value)}; a message is an object with 'role' and 'content'")
+        raise BadRow(column, f"has {reprlib.repr(value)}; a message is an object with 'role' and 'content'")
     role, content = value["role"], value.get("content")
     if not isinstance(role, str) or not role:
-        raise BadRow(column, f"holds a message with the role {reprlib.repr(role)}; a role is text")
-    kept = {key: part for key, part in value.items() if part is not None}
-    if "weight" in kept and not is_weight(kept["weight"]):
-        raise BadRow(column, f"holds the weight {reprlib.repr(kept['weight'])}; a message's weight is a number >= 0")
-    calls = _objects(column, kept.get("tool_calls"), "tool_calls")
+        raise BadRow(column, f"has a message with the role {reprlib.repr(role)}; a role is text")
+    message = {key: part for key, part in value.items() if part is not None}
+    if "weight" in message and not is_weight(message["weight"]):
+        raise BadRow(column, f"has the weight {reprlib.repr(message['weight'])}; a message's weight is a number >= 0")
+    calls = _objects(column, message.get("tool_calls"), "tool_calls")
     if isinstance(content, list):
-        content = "".join(_part(column, part) for part in content)
+        content = "".join(_part_text(column, part) for part in content)
     if not isinstance(content, str | None):
-        raise BadRow(column, f"holds a message of the {role} whose content is {type(content).__name__}, not text")
+        raise BadRow(column, f"has a message of the {role} whose content is {type(content).__name__}, not text")
     if not (content or "").strip() and not (calls and role == "assistant"):
-        raise BadRow(column, f"holds a message of the {role} that is empty; fill it or remove the row")
-    return kept | {"role": role, "content": content and _no_surrogates(column, content)}
+        raise BadRow(column, f"has a message of the {role} that is empty; fill it or remove the row")
+    return message | {"role": role, "content": content and _without_surrogates(column, content)}
 
 
-def _part(column: str, part: Any) -> str:
-    """The text of one part of a message's content."""
+def _part_text(column: str, part: Any) -> str:
     if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
         return part["text"]
     kind = part.get("type") if isinstance(part, dict) else part
-    raise BadRow(column, f"holds a message with a part of type {reprlib.repr(kind)}; content is only text")
+    raise BadRow(column, f"has a message with a part of type {reprlib.repr(kind)}; only text is supported")
 
 
 def tools(row: Record) -> list[Any] | None:
-    """The schemas in the column `tools`, as a list or as JSON; None where there are none."""
+    """Return the tool schemas in the column `tools`, a list or its JSON; None without any."""
     value = row.get("tools")
     if isinstance(value, str) and value.strip():
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
-            raise BadRow("tools", "is text, but no JSON; give a list of objects, or its JSON") from None
+            raise BadRow("tools", "is text, but not JSON; write a list of objects, or its JSON") from None
     return _objects("tools", value, "tools")
 
 
 def _objects(column: str, value: Any, name: str) -> list[Any] | None:
-    """A list of objects that JSON can hold; None where it is absent or empty."""
+    """Check a list of JSON objects; None if it is absent or empty."""
     if value is None or value in ("", []):
         return None
-    if not isinstance(value, list) or not all(isinstance(part, dict) for part in value):
-        raise BadRow(column, f"holds {reprlib.repr(value)} as {name}; give a list of objects")
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise BadRow(column, f"has {reprlib.repr(value)} as {name}; write a list of objects")
     try:
-        written = json.dumps(value, ensure_ascii=False)
+        serialized = json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError) as error:
-        raise BadRow(column, f"holds {name} that JSON cannot write: {error}") from None
-    _no_surrogates(column, written)
+        raise BadRow(column, f"has {name} that JSON cannot write: {error}") from None
+    _without_surrogates(column, serialized)
     return value
 
 
+def weighted_tokens(row: Record) -> tuple[list[int], list[float]]:
+    """Return `input_ids` and `loss_weights` of a pre-tokenised row: equally long, not empty, numbers >= 0."""
+    ids, weights = filled_list(row, "input_ids"), filled_list(row, "loss_weights")
+    if len(ids) != len(weights):
+        raise BadRow(None, f"has {len(ids)} input_ids but {len(weights)} loss_weights; write one weight for each token")
+    if invalid := [value for value in ids if type(value) is not int or value < 0]:
+        raise BadRow("input_ids", f"has {reprlib.repr(invalid[0])}; a token id is an integer >= 0")
+    if invalid := [value for value in weights if not is_weight(value)]:
+        raise BadRow("loss_weights", f"has {reprlib.repr(invalid[0])}; a weight is a finite number >= 0")
+    return ids, weights
+
+
 def filled_list(row: Record, column: str) -> list[Any]:
-    """A list of at least one thing."""
+    """Return the column's list, which must not be empty."""
     value = _present(row, column)
     if not isinstance(value, list):
         raise BadRow(column, f"is {type(value).__name__}, not a list")
@@ -133,7 +147,7 @@ def filled_list(row: Record, column: str) -> list[Any]:
 
 
 def is_weight(value: Any) -> bool:
-    """Whether it is a finite number, not negative."""
+    """Whether `value` is a finite number >= 0."""
     return type(value) in (int, float) and math.isfinite(value) and value >= 0
 
 
@@ -145,9 +159,9 @@ def _present(row: Record, column: str) -> Any:
     return row[column]
 
 
-def _no_surrogates(column: str, value: str) -> str:
+def _without_surrogates(column: str, value: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise BadRow(column, "holds half a surrogate pair, which is no text; mend its \\u escapes") from None
+        raise BadRow(column, "has half a surrogate pair, which is not text; correct its \\u escapes") from None
     return value

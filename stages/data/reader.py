@@ -1,7 +1,4 @@
-"""Files -> training rows, one after the other: which rows are read, and what becomes of those that cannot be used.
-
-What columns mean is left to stages.rows, the kinds of files to stages.files.
-"""
+"""Read the training rows of a file or folder one by one; report or drop rows that cannot be used."""
 
 from __future__ import annotations
 
@@ -9,122 +6,140 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from stages.base import UserError
 from stages.data.columns import MISSING, BadRow
 from stages.data.files import Record, Unreadable, read_file, read_folder
-from stages.data.formats import FORMATS, Example, NoFormat, Pair, Row, guess, official_pair, pair
+from stages.data.formats import (
+    FORMATS,
+    Example,
+    Pair,
+    Row,
+    TrainingRow,
+    UnknownFormat,
+    detect_format,
+    to_official_pair,
+    to_pair,
+)
 
-SHOWN = 10
-"""How many bad rows an error lists before it counts the rest."""
+MAX_LISTED = 10
+"""How many bad rows an error lists; it counts the others."""
 
 DROPPED_ROWS = "dropped_rows.txt"
-"""The file beside a trained model that lists the rows that `on_bad_row: drop` left out."""
+"""A file next to the trained model: the rows that `on_bad_row: drop` left out."""
 
-Made = TypeVar("Made")
+AnyRow = TypeVar("AnyRow", bound=TrainingRow)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How a file, or one split of a folder that holds a data set, is to be read."""
+    """How to read a file, or one split of a data set folder.
+
+    The cache key of prepared rows has the repr of this class: new names here would prepare every data set again.
+    """
 
     format: str = "auto"
-    """One of FORMATS; `auto` looks at the first row's columns."""
+    """A key of FORMATS; `auto` detects it from the first row's columns."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Our name of a column -> the file's."""
+    """Our name of a column -> the file's name."""
     on_bad_row: Literal["error", "drop"] = "error"
     split: str = "train"
-    """Of a folder; a file has none."""
+    """The split of a folder; ignored for a file."""
     subset: str | None = None
-    """Of a folder that holds several."""
+    """The subset of a folder that has several."""
 
 
 def read_examples(path: Path, reading: Reading, dropped: list[str] | None = None) -> Iterator[tuple[int, Row]]:
-    """(number in the file, row) for the instruction rows of `path`, a file or a data set's folder, one by one.
+    """Yield (number in the file, row) for the instruction rows of a file or data set folder.
 
-    `dropped` receives `path:number: reason` for every row left out by `on_bad_row: drop`. Raises UserError, which
-    names file, row, column and remedy; for bad rows after the last good one was yielded, so that all are named.
+    Args:
+        dropped: receives `path:number: reason` for every row that `on_bad_row: drop` leaves out.
+
+    Raises:
+        UserError: rows cannot be used. The error comes after the last good row, and lists all bad ones.
     """
-    chosen = None if reading.format == "auto" else FORMATS[reading.format].convert
+    detected = None if reading.format == "auto" else FORMATS[reading.format]
 
-    def convert(row: Record) -> Row:
-        nonlocal chosen
-        chosen = chosen or guess(row)
-        return chosen(row)
+    def convert(record: Record) -> Row:
+        nonlocal detected
+        detected = detected or detect_format(record)
+        return detected.convert(record)
 
-    return _convert(path, reading, convert, dropped)
+    return _convert_rows(path, reading, convert, dropped)
 
 
 def read_pairs(
     path: Path, reading: Reading, rejected: Literal["column", "other_row"], seed: int, dropped: list[str] | None = None
 ) -> Iterator[tuple[int, Pair]]:
-    """Likewise for preference rows; `other_row` makes pairs of instruction rows, all of which it holds in memory."""
+    """Yield (number in the file, pair) for preference rows; see read_examples.
+
+    Args:
+        rejected: `column` reads pairs; `other_row` makes pairs of instruction rows, which are all held in memory.
+        seed: decides which other row's completion is rejected.
+    """
     if rejected == "column":
-        return _convert(path, reading, official_pair if reading.format == "official" else pair, dropped)
-    return _pair_up(path, reading, seed, dropped)
+        return _convert_rows(path, reading, to_official_pair if reading.format == "official" else to_pair, dropped)
+    return _pairs_of_other_rows(path, reading, seed, dropped)
 
 
-def listing(dropped: list[str], paths: Iterable[Path]) -> str:
-    """What goes into DROPPED_ROWS: a line for each row, without the folders, which differ between machines."""
-    lines = "".join(f"{told}\n" for told in dropped)
+def dropped_rows_text(dropped: list[str], paths: Iterable[Path]) -> str:
+    """Return the content of DROPPED_ROWS, one line per row, without the folders, which differ between machines."""
+    text = "".join(f"{line}\n" for line in dropped)
     for path in paths:
-        lines = lines.replace(f"{path.parent}/", "")
-    return lines
+        text = text.replace(f"{path.parent}/", "")
+    return text
 
 
-def place_of(path: Path, reading: Reading) -> str:
-    """How messages name the data at `path`."""
+def source_name(path: Path, reading: Reading) -> str:
+    """Return the name of the data at `path` in messages."""
     return f"{path}[{reading.split}]" if path.is_dir() else str(path)
 
 
-def bad_rows(told: list[str], count: int) -> UserError:
-    """The error for `count` bad rows, the first SHOWN of which are listed; `told` has at least those."""
-    more = [f"and {count - SHOWN} more rows like these"] if count > SHOWN else []
-    return UserError("\n".join([*told[:SHOWN], *more]))
+def bad_rows_error(lines: list[str], count: int) -> UserError:
+    """Return the error for `count` bad rows, which lists the first MAX_LISTED of `lines`."""
+    more = [f"and {count - MAX_LISTED} more rows like these"] if count > MAX_LISTED else []
+    return UserError("\n".join([*lines[:MAX_LISTED], *more]))
 
 
 def dropped_note(part: str, count: int) -> str:
-    """How the console says that rows were dropped."""
+    """Return the console's note about dropped rows."""
     return f"{part} data: {count} rows that cannot be used were dropped; {DROPPED_ROWS} lists them"
 
 
-def _convert(
-    path: Path, reading: Reading, convert: Callable[[Record], Made], dropped: list[str] | None
-) -> Iterator[tuple[int, Made]]:
-    """Every good row; what the bad ones are, told or dropped. Rows of two kinds in one place are an error."""
-    place = place_of(path, reading)
-    bad, kind, shown = 0, None, []
-    for number, record in _records(path, reading):
+def _convert_rows(
+    path: Path, reading: Reading, convert: Callable[[Record], AnyRow], dropped: list[str] | None
+) -> Iterator[tuple[int, AnyRow]]:
+    """Convert every good row, and list or drop the bad ones. Rows of two kinds in one source are an error."""
+    source = source_name(path, reading)
+    records: Iterator[tuple[int, Record | Unreadable]]
+    records = read_folder(path, reading.subset, reading.split) if path.is_dir() else read_file(path)
+    bad, kind, listed = 0, None, []
+    for number, record in records:
         try:
             row = convert(_rename(record, reading.columns))
         except BadRow as error:
             bad += 1
-            told = f"{place}:{number}: {error.told(record, reading.columns)}"
-            if isinstance(error, NoFormat) and reading.on_bad_row == "error":
-                raise UserError(told) from None
-            shown += [told] if bad <= SHOWN else []
+            line = f"{source}:{number}: {error.describe(record, reading.columns)}"
+            if isinstance(error, UnknownFormat) and reading.on_bad_row == "error":
+                raise UserError(line) from None
+            if bad <= MAX_LISTED:
+                listed.append(line)
             if reading.on_bad_row == "drop" and dropped is not None:
-                dropped.append(told)
+                dropped.append(line)
             continue
         if kind not in (None, _kind(row)):
             raise UserError(
-                f"{place}:{number}: some rows are plain text and others are messages; keep each kind in its own file"
+                f"{source}:{number}: some rows are plain text and others are messages; put each kind in its own file"
             )
         kind = _kind(row)
         yield number, row
     if bad and (kind is None or reading.on_bad_row == "error"):
-        raise bad_rows(shown, bad)
-
-
-def _records(path: Path, reading: Reading) -> Iterator[tuple[int, Record | Unreadable]]:
-    if path.is_dir():
-        return read_folder(path, reading.subset, reading.split)
-    return read_file(path)
+        raise bad_rows_error(listed, bad)
 
 
 def _rename(record: Record | Unreadable, columns: dict[str, str]) -> Record:
-    """The record under our names."""
+    """Give the record's columns our names."""
     if isinstance(record, Unreadable):
         raise BadRow(None, record.reason)
     for ours, theirs in columns.items():
@@ -134,13 +149,15 @@ def _rename(record: Record | Unreadable, columns: dict[str, str]) -> Record:
     return rest | {ours: record[theirs] for ours, theirs in columns.items()}
 
 
-def _kind(row: Any) -> tuple[type, set[bool]]:
-    """What all rows of a file have in common: their type, and whether they are plain text."""
+def _kind(row: TrainingRow) -> tuple[type, set[bool]]:
+    """Return the class of the row and whether it is plain text; all rows of a file must agree."""
     return type(row), {isinstance(value, str) for name, value in row.columns().items() if name != "tools"}
 
 
-def _pair_up(path: Path, reading: Reading, seed: int, dropped: list[str] | None) -> Iterator[tuple[int, Pair]]:
-    """Each row's own completion against another row's that differs, drawn by `seed`."""
+def _pairs_of_other_rows(
+    path: Path, reading: Reading, seed: int, dropped: list[str] | None
+) -> Iterator[tuple[int, Pair]]:
+    """Pair each row's completion with a different completion of another row, drawn by `seed`."""
     rows = list(read_examples(path, reading, dropped))
     examples = [(number, row) for number, row in rows if isinstance(row, Example)]
     if len(examples) != len(rows):

@@ -1,4 +1,4 @@
-"""What each token of a training row is, and what it weighs. Light: imports no torch, for recipes are read by it."""
+"""The segments that the tokens of a training row belong to, and their weights. Imports no torch: recipes need it."""
 
 from __future__ import annotations
 
@@ -6,31 +6,34 @@ from enum import IntEnum
 
 
 class Segment(IntEnum):
-    """Values of the `segments` column of prepared rows: one for each token."""
+    """Values of the `segments` column of prepared rows, one per token."""
 
     PROMPT = 0
-    """What the model is given: the words of the user, of tools, of assistant turns that are not to be learnt."""
+    """Words of the user, of tools, and of assistant turns that are not targets."""
     COMPLETION = 1
-    """What the model shall answer, with the end of its turn."""
+    """Words that the model should answer, with the end of its turn."""
     SYSTEM = 2
-    """The words of a system message."""
+    """Words of a system message."""
     TEMPLATE = 3
-    """What the chat template writes around the messages: role headers, special tokens, line ends."""
+    """Text that the chat template writes around the messages: role headers, special tokens, newlines."""
     TEXT = 4
     """Plain text without a prompt."""
     GIVEN = 5
-    """A token of a pre-tokenised row, whose weight the row itself gives."""
+    """A token of a pre-tokenised row, which has its own weight."""
 
 
-LEARNT = (Segment.COMPLETION, Segment.TEXT, Segment.GIVEN)
-"""What the model shall answer, as against what it is given."""
+TARGET_SEGMENTS = (Segment.COMPLETION, Segment.TEXT, Segment.GIVEN)
+"""Segments that the model should produce; the others are its input."""
 
 
-def weight_table(
+def weights_by_segment(
     prompt: float, completion: float, system: float | None = None, template: float | None = None
 ) -> list[float]:
-    """The weight of each Segment, by its value. `system` and `template` default to `prompt`; plain text weighs as a
-    completion; a given weight stands as it is."""
+    """Return the weight of each Segment, indexed by its value.
+
+    `system` and `template` default to `prompt`. TEXT weighs as much as a completion; GIVEN weighs 1, which leaves a
+    token's own weight unchanged.
+    """
     return [
         prompt,
         completion,

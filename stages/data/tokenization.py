@@ -1,5 +1,7 @@
-"""Rows -> tokens with segments. Each token is marked once; what a segment weighs is looked up when a batch is made,
-so the same prepared rows serve every pair of weights."""
+"""Tokenise rows and mark the segment of every token.
+
+Weights are applied when a batch is collated, so the same prepared rows serve every pair of weights.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +19,19 @@ from datasets import Dataset, Features, Json, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from stages.base import UserError
-from stages.data.chat_rendering import BadRender, Rendered, learnt_turns, render_chat, render_text
-from stages.data.reader import bad_rows
+from stages.data.chat_rendering import Rendered, RenderError, render_chat, render_text, target_turns
+from stages.data.columns import BadRow, weighted_tokens
+from stages.data.reader import bad_rows_error
 from stages.data.segments import Segment
 
 VERSION = 2
-"""Raised when the same rows would be prepared otherwise, so that older prepared rows are not used."""
+"""Part of the cache key of prepared rows; increase it when the same rows would be prepared differently."""
 
 ROWS_PER_PROCESS = 5_000
-"""Below as many rows, starting a process takes longer than its share of the work."""
+"""With fewer rows, starting a process takes longer than its share of the work."""
 
-KINDS = ({"prompt", "completion"}, {"messages"}, {"text"}, {"input_ids", "loss_weights"})
-"""The columns that rows may hold."""
+ROW_COLUMNS = ({"prompt", "completion"}, {"messages"}, {"text"}, {"input_ids", "loss_weights"})
+"""The sets of columns that rows can have."""
 
 FEATURES = Features(
     {
@@ -41,6 +44,7 @@ FEATURES = Features(
         "problem": Value("string"),
     }
 )
+"""The columns of prepared rows. Caches on disk have these names."""
 
 
 def prepare(
@@ -52,26 +56,33 @@ def prepare(
     place: str = "row ",
     num_proc: int | None = None,
 ) -> Dataset:
-    """Tokenise rows of `prompt` and `completion` (text or messages), `messages`, `text`, or `input_ids` and
-    `loss_weights`; in one batched pass, whose result is cached by the content of all that it depends on.
+    """Tokenise rows that have one of ROW_COLUMNS; the result is cached by the content of everything it depends on.
 
-    Returns a row for each row, with the columns
-    - `input_ids` and `segments` (values of Segment): lists of equal length, cut at `max_length` on the right;
-    - `factors`: a list likewise, of what multiplies each token's weight, or empty where all are 1;
-    - `row`: the row's number, its `row` column if it has one, else counted from 1;
-    - `cut` and `merged`: how many tokens were cut off, and how many reach over the boundary into a completion;
-    - `problem`: why the row cannot be used, and then it has no tokens; else empty.
+    Text gets the EOS token at its end, as in TRL; messages get what the chat template writes.
 
-    Text gets the EOS token at its end, as in TRL; messages get what the chat template writes. `turns` says which
-    assistant messages of `messages` are completion. Raises UserError naming `place` and row of all that cannot be
-    used, or with `on_bad_row="drop"` only where that is every row. `num_proc` processes share the work; if None, as
-    many as this process has cores, but not for few rows.
+    Args:
+        turns: which assistant turns of `messages` are completion.
+        place: prefix of row numbers in errors.
+        num_proc: number of processes; by default one per core for large data sets.
+
+    Returns:
+        One row per input row, with the columns
+        - `input_ids` and `segments` (values of Segment): lists of equal length, truncated on the right to `max_length`;
+        - `factors`: the weight multiplier of each token, or an empty list if all are 1;
+        - `row`: the input's `row`, or a number counted from 1;
+        - `cut`: number of truncated tokens;
+        - `merged`: number of boundary tokens, which reach from another segment into a completion;
+        - `problem`: why the row cannot be used (it then has no tokens), else empty.
+
+    Raises:
+        UserError: a row cannot be used; with `on_bad_row="drop"` only if none can.
     """
-    preparer = Preparer(tokenizer, max_length, turns, not any(isinstance(f, Json) for f in dataset.features.values()))
+    has_json = any(isinstance(feature, Json) for feature in dataset.features.values())
+    preparer = Preparer(tokenizer, max_length, turns, drop_none=not has_json)
     names = set(dataset.column_names)
-    if not any(names >= kind for kind in KINDS):
+    if not any(names >= columns for columns in ROW_COLUMNS):
         raise UserError(
-            f"the data has the columns {', '.join(sorted(names))}; rows hold prompt and"
+            f"the data has the columns {', '.join(sorted(names))}; rows need prompt and"
             " completion, or messages, or text, or input_ids and loss_weights"
         )
     prepared = dataset.map(
@@ -81,77 +92,68 @@ def prepare(
         remove_columns=dataset.column_names,
         features=FEATURES,
         new_fingerprint=content_key(dataset._fingerprint, preparer.key()),
-        num_proc=num_proc or _processes(len(dataset)),
+        num_proc=num_proc or _process_count(len(dataset)),
     )
     bad = [f"{place}{row}: {problem}" for row, problem in problems(prepared)]
     if bad and (on_bad_row == "error" or len(bad) == len(prepared)):
-        raise bad_rows(bad, len(bad))
+        raise bad_rows_error(bad, len(bad))
     return prepared
 
 
-def _processes(rows: int) -> int | None:
-    """How many processes are worth starting; None for none beside this one."""
-    processes = min(torch.get_num_threads(), rows // ROWS_PER_PROCESS)
-    return processes if processes > 1 else None
+def _process_count(rows: int) -> int | None:
+    """Return the number of processes worth starting; None to work in this process."""
+    count = min(torch.get_num_threads(), rows // ROWS_PER_PROCESS)
+    return count if count > 1 else None
 
 
 def problems(prepared: Dataset) -> Iterator[tuple[int, str]]:
-    """(row number, why) for each prepared row that cannot be used."""
+    """Yield (row number, problem) for each prepared row that cannot be used."""
     for batch in prepared.select_columns(["row", "problem"]).iter(10_000):
-        yield from ((row, why) for row, why in zip(batch["row"], batch["problem"], strict=True) if why)
+        yield from ((row, problem) for row, problem in zip(batch["row"], batch["problem"], strict=True) if problem)
 
 
 def content_key(*parts: Any) -> str:
-    """A name for what is made of `parts` alone."""
+    """Return a cache key of what `parts` determine: 32 hex digits of the sha256 of their repr."""
     return hashlib.sha256(repr((VERSION, *parts)).encode()).hexdigest()[:32]
 
 
 @dataclass
 class Preparer:
-    """Tokenises batches of rows; see `prepare`."""
+    """Tokenise batches of rows; see `prepare`."""
 
     tokenizer: PreTrainedTokenizerBase
     max_length: int | None
     turns: Literal["all", "last"] = "all"
-    gaps: bool = False
-    """Whether None in a row is a gap that Arrow filled, where another row has something, and not the row's own."""
+    drop_none: bool = False
+    """Ignore None values: Arrow adds them to nested objects for keys that only other rows have."""
 
     def __post_init__(self) -> None:
         eos = self.tokenizer.eos_token or ""
-        ends_by_itself = self.tokenizer("a").input_ids[-1:] == [self.tokenizer.eos_token_id]
-        self.eos = "" if ends_by_itself else eos
+        adds_eos = self.tokenizer("a").input_ids[-1:] == [self.tokenizer.eos_token_id]
+        self.eos = "" if adds_eos else eos
         self.headers: dict[str, int] = {}
 
     def key(self) -> tuple[Any, ...]:
-        """All that decides what comes out, beside the rows."""
+        """Return everything that decides the result, except the rows."""
         tokenizer = self.tokenizer
         digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
         special = sorted(tokenizer.special_tokens_map.items())
-        return (
-            digest,
-            tokenizer.chat_template,
-            special,
-            self.max_length,
-            self.turns,
-            self.gaps,
-            transformers.__version__,
-        )
+        options = (self.max_length, self.turns, self.drop_none)
+        return (digest, tokenizer.chat_template, special, *options, transformers.__version__)
 
     def __call__(self, rows: dict[str, list[Any]], indices: list[int]) -> pyarrow.Table:
-        """A batch of rows, by column, as a batch of prepared rows."""
+        """Prepare a batch of rows, column -> values."""
         numbers = rows.pop("row", None)
         if not numbers or not all(isinstance(number, int) for number in numbers):
             numbers = [index + 1 for index in indices]
         by_row = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
-        columns = self._given(by_row) if "input_ids" in rows else self._tokenised(by_row)
+        columns = self._pretokenised(by_row) if "input_ids" in rows else self._tokenise(by_row)
         return pyarrow.table({**columns, "row": numbers}).select(list(FEATURES)).cast(FEATURES.arrow_schema)
 
-    def _rendered(self, row: dict[str, Any]) -> Rendered:
+    def _render_or_explain(self, row: dict[str, Any]) -> Rendered:
         try:
-            if self.gaps:
-                row = _without_none(row)
-            rendered = self._render(row)
-        except BadRender as error:
+            rendered = self._render(_without_none(row) if self.drop_none else row)
+        except RenderError as error:
             return Rendered("", str(error))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             return Rendered("", f"cannot be read as {' and '.join(row)}: {type(error).__name__}: {error}")
@@ -163,103 +165,103 @@ class Preparer:
             options = options | {"tools": row["tools"]}
         if "messages" in row:
             messages = row["messages"]
-            learnt = learnt_turns(messages, self.turns)
-            if not learnt:
-                raise BadRender("holds no assistant message, so there is nothing to learn; remove the row")
-            return render_chat(self.tokenizer, messages, learnt, options, headers=self.headers)
+            targets = target_turns(messages, self.turns)
+            if not targets:
+                raise RenderError("has no assistant message, so there is nothing to learn; remove the row")
+            return render_chat(self.tokenizer, messages, targets, options, headers=self.headers)
         if "completion" not in row:
             return render_text("", row["text"], self.eos, Segment.TEXT)
         prompt, completion = row["prompt"], row["completion"]
         if isinstance(completion, str):
             return render_text(prompt, completion, self.eos)
-        learnt = list(range(len(prompt), len(prompt) + len(completion)))
-        return render_chat(self.tokenizer, [*prompt, *completion], learnt, options, True, self.headers)
+        targets = list(range(len(prompt), len(prompt) + len(completion)))
+        return render_chat(self.tokenizer, [*prompt, *completion], targets, options, True, self.headers)
 
-    def _tokenised(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """Each token is what its last character is: one that reaches over the boundary belongs to the completion,
-        where it is judged. What the tokenizer adds without text, at (0, 0), goes with the token before. The
-        characters of all rows are taken as one text."""
-        rendered = [self._rendered(row) for row in rows]
-        chat = "messages" in rows[0] or not isinstance(rows[0].get("completion", ""), str)
-        self.tokenizer("")  # sets its backend to neither pad nor cut
+    def _tokenise(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Tokenise rendered rows. A token has the segment of its last character.
+
+        So a boundary token belongs to the completion, where it is predicted. Tokens that the tokenizer adds without
+        text, at (0, 0), join the token before. Arrays cover the tokens, or characters, of all rows one after the other.
+        """
+        rendered = [self._render_or_explain(row) for row in rows]
+        is_chat = "messages" in rows[0] or not isinstance(rows[0].get("completion", ""), str)
+        self.tokenizer("")  # turns padding and truncation of its backend off
         texts = [row.text for row in rendered]
-        encodings = self.tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=not chat)
-        lengths = numpy.asarray([0 if row.problem else len(one) for row, one in zip(rendered, encodings, strict=True)])
-        used = [one for row, one in zip(rendered, encodings, strict=True) if not row.problem]
+        encodings = self.tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=not is_chat)
+        good = [encoding for row, encoding in zip(rendered, encodings, strict=True) if not row.problem]
+        lengths = numpy.asarray(
+            [0 if row.problem else len(encoding) for row, encoding in zip(rendered, encodings, strict=True)]
+        )
         total = int(lengths.sum())
-        ids = numpy.fromiter(chain.from_iterable(one.ids for one in used), numpy.int32, total)
-        ends_of = chain.from_iterable(chain.from_iterable(one.offsets for one in used))
-        spans = numpy.fromiter(ends_of, numpy.int64, 2 * total).reshape(-1, 2)
+        ids = numpy.fromiter(chain.from_iterable(encoding.ids for encoding in good), numpy.int32, total)
+        offsets = chain.from_iterable(chain.from_iterable(encoding.offsets for encoding in good))
+        spans = numpy.fromiter(offsets, numpy.int64, 2 * total).reshape(-1, 2)
 
         row_of = numpy.repeat(numpy.arange(len(rows)), lengths)
-        chars = numpy.asarray([len(row.text) for row in rendered])
-        start = (numpy.cumsum(chars) - chars)[row_of]
-        end = numpy.maximum.accumulate(spans[:, 1] + start)
-        last = numpy.maximum(end - 1, start)
-        of_char = numpy.concatenate([row.segments for row in rendered])
-        segments, factors = of_char[last], numpy.concatenate([row.factors for row in rendered])[last]
-        # a token begins where the one before ends: offsets may leave out the white space that it begins with
-        begins_in = of_char[numpy.minimum(numpy.maximum(numpy.concatenate([[0], end[:-1]])[:total], start), last)]
-        merged = (begins_in != Segment.COMPLETION) & (segments == Segment.COMPLETION) & (spans[:, 1] > spans[:, 0])
-        weighed = numpy.bincount(row_of[factors != 1], minlength=len(rows)) > 0
-        return self._cut(lengths, ids, segments, factors, weighed) | {
-            "merged": numpy.bincount(row_of[merged], minlength=len(rows)),
+        text_lengths = numpy.asarray([len(text) for text in texts])
+        text_start = (numpy.cumsum(text_lengths) - text_lengths)[row_of]
+        end = numpy.maximum.accumulate(spans[:, 1] + text_start)
+        last_char = numpy.maximum(end - 1, text_start)
+        char_segments = numpy.concatenate([row.segments for row in rendered])
+        segments = char_segments[last_char]
+        multipliers = numpy.concatenate([row.weight_multipliers for row in rendered])[last_char]
+        # a token starts where the one before ends: offsets can leave out the white space that it starts with
+        first_char = numpy.minimum(numpy.maximum(numpy.concatenate([[0], end[:-1]])[:total], text_start), last_char)
+        crosses = (char_segments[first_char] != Segment.COMPLETION) & (segments == Segment.COMPLETION)
+        boundary_tokens = crosses & (spans[:, 1] > spans[:, 0])
+        has_multipliers = numpy.bincount(row_of[multipliers != 1], minlength=len(rows)) > 0
+        return self._truncate(lengths, ids, segments, multipliers, has_multipliers) | {
+            "merged": numpy.bincount(row_of[boundary_tokens], minlength=len(rows)),
             "problem": [row.problem for row in rendered],
         }
 
-    def _given(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """Rows that come as tokens with a weight each."""
-        problems = [_why_not(row["input_ids"], row["loss_weights"]) for row in rows]
-        used = [row for row, problem in zip(rows, problems, strict=True) if not problem]
-        lengths = numpy.asarray(
-            [0 if problem else len(row["input_ids"]) for row, problem in zip(rows, problems, strict=True)]
-        )
-        total = int(lengths.sum())
-        ids = numpy.fromiter(chain.from_iterable(row["input_ids"] for row in used), numpy.int32, total)
-        factors = numpy.fromiter(chain.from_iterable(row["loss_weights"] for row in used), numpy.float32, total)
-        segments = numpy.full(total, Segment.GIVEN, dtype=numpy.int8)
-        columns = self._cut(lengths, ids, segments, factors, numpy.ones(len(rows), dtype=bool))
+    def _pretokenised(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Take over the tokens and weights of rows that have them; a weight is a multiplier of Segment.GIVEN's 1."""
+        all_ids, all_weights, problems = zip(*map(_tokens_or_problem, rows), strict=True)
+        lengths = numpy.asarray(list(map(len, all_ids)))
+        ids = numpy.fromiter(chain.from_iterable(all_ids), numpy.int32)
+        weights = numpy.fromiter(chain.from_iterable(all_weights), numpy.float32)
+        segments = numpy.full(len(ids), Segment.GIVEN, dtype=numpy.int8)
+        columns = self._truncate(lengths, ids, segments, weights, numpy.ones(len(rows), dtype=bool))
         return columns | {"merged": numpy.zeros(len(rows), dtype=numpy.int32), "problem": problems}
 
-    def _cut(
+    def _truncate(
         self,
         lengths: numpy.ndarray,
         ids: numpy.ndarray,
         segments: numpy.ndarray,
-        factors: numpy.ndarray,
-        weighed: numpy.ndarray,
+        multipliers: numpy.ndarray,
+        has_multipliers: numpy.ndarray,
     ) -> dict[str, Any]:
-        """All rows' tokens as lists by row, each cut at max_length; factors only of the rows that are `weighed`."""
-        kept_lengths = lengths if self.max_length is None else numpy.minimum(lengths, self.max_length)
-        place = numpy.arange(len(ids)) - numpy.repeat(numpy.cumsum(lengths) - lengths, lengths)
-        kept = place < numpy.repeat(kept_lengths, lengths)
-        with_factor = kept & numpy.repeat(weighed, lengths)
+        """Split token arrays into lists of at most max_length per row; rows without multipliers get an empty list."""
+        new_lengths = lengths if self.max_length is None else numpy.minimum(lengths, self.max_length)
+        position = numpy.arange(len(ids)) - numpy.repeat(numpy.cumsum(lengths) - lengths, lengths)
+        remains = position < numpy.repeat(new_lengths, lengths)
         return {
-            "input_ids": lists(kept_lengths, ids[kept]),
-            "segments": lists(kept_lengths, segments[kept]),
-            "factors": lists(numpy.where(weighed, kept_lengths, 0), factors[with_factor]),
-            "cut": lengths - kept_lengths,
+            "input_ids": list_array(new_lengths, ids[remains]),
+            "segments": list_array(new_lengths, segments[remains]),
+            "factors": list_array(
+                numpy.where(has_multipliers, new_lengths, 0),
+                multipliers[remains & numpy.repeat(has_multipliers, lengths)],
+            ),
+            "cut": lengths - new_lengths,
         }
 
 
 def _without_none(value: Any) -> Any:
-    """`value` without the None in its mappings, however deep."""
+    """Remove None from all nested mappings."""
     if isinstance(value, dict):
         return {name: _without_none(inner) for name, inner in value.items() if inner is not None}
     return [_without_none(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _why_not(ids: list[int] | None, weights: list[float] | None) -> str:
-    """Why token ids and weights make no row; empty if they do."""
-    if not ids or weights is None or None in ids or None in weights:
-        return "has no input_ids, no loss_weights, or gaps in them"
-    if len(ids) != len(weights):
-        return f"has {len(ids)} input_ids but {len(weights)} loss_weights; give one for each"
-    if any(not 0 <= weight < float("inf") for weight in weights):
-        return "has a loss weight that is not a finite number >= 0"
-    return ""
+def _tokens_or_problem(row: dict[str, Any]) -> tuple[list[int], list[float], str]:
+    try:
+        return *weighted_tokens(row), ""
+    except BadRow as error:
+        return [], [], error.describe(row, {})
 
 
-def lists(lengths: numpy.ndarray, values: numpy.ndarray) -> pyarrow.ListArray:
-    """All `values` in a row as lists of these lengths."""
+def list_array(lengths: numpy.ndarray, values: numpy.ndarray) -> pyarrow.ListArray:
+    """Split `values` into consecutive lists of these lengths."""
     return pyarrow.ListArray.from_arrays(numpy.concatenate([[0], numpy.cumsum(lengths)]).astype(numpy.int32), values)

@@ -15,7 +15,7 @@ import stages.training.quick_peft  # noqa: F401
 from trl import DPOConfig, DPOTrainer
 
 from stages.base import Context
-from stages.data.reader import DROPPED_ROWS, dropped_note, listing
+from stages.data.reader import DROPPED_ROWS, dropped_note, dropped_rows_text
 from stages.dpo.config import DPOStage
 from stages.records.metrics import Metrics
 from stages.training.loop import arguments, dataset, load_model, load_tokenizer, lora_config, train
@@ -53,7 +53,7 @@ def run(context: Context) -> Metrics:
         peft_config=lora_config(stage.lora),
     )
     metrics = train(trainer, context)
-    if listed := "".join(listing(dropped[name], [context.inputs[name].path]) for name in parts):
+    if listed := "".join(dropped_rows_text(dropped[name], [context.inputs[name].path]) for name in parts):
         (context.out / DROPPED_ROWS).write_text(listed, encoding="utf-8")
     last = next((row for row in reversed(trainer.state.log_history) if "rewards/margins" in row), {})
     metrics = metrics.extended(

@@ -1,50 +1,67 @@
-"""AlpacaEval through the package alpaca_eval: its prompt, its parser, its metrics; the requests are ours.
+"""AlpacaEval with the prompts, parsers and metrics of the package alpaca_eval, but this project's requests.
 
-The package asks an endpoint itself, but keeps nothing until 128 answers are there, takes a failed request for an empty
-answer and loads its own list of clients; so what it calls for completions is replaced, by a callable as it allows.
+The package's own client saves nothing before it has 128 answers, counts a failed request as an empty answer and reads
+its own list of endpoints. Its annotator accepts any function for completions: here, one that asks `Judge`. Only this
+module uses the package; tests/stages/judge/test_alpaca_eval.py fails when an update changes what the module needs.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from stages.base import UserError
 from stages.judge.config import AlpacaEval
-from stages.judge.endpoint import Choice, Judge
+from stages.judge.judge_client import Judge, Reply
 from stages.judge.questions import Instruction
+from stages.records.metrics import ScoreRow
+from stages.system.library_versions import require_version
+
+Annotation = dict[str, Any]
+"""The package's row for one instruction. Its `preference` goes from 1 (the reference's output is better) to 2 (the
+model's); it is None or NaN if no reply of the judge is readable."""
 
 
 def annotate(
-    section: AlpacaEval, instructions: list[Instruction], said: Sequence[str], name: str, judge: Judge
-) -> list[dict[str, Any]]:
-    """The package's annotations, in the order of the instructions: both outputs, and `preference` from 1 (the
-    reference's output is better) to 2 (the model's), None where the judge said nothing that can be read.
-
-    Raises UserError.
-    """
+    section: AlpacaEval, instructions: list[Instruction], outputs: Sequence[str], name: str, judge: Judge
+) -> list[Annotation]:
+    """Let the judge compare the outputs of the model `name` with the references. Raises UserError."""
     from alpaca_eval.annotators import PairwiseAnnotator
-    from alpaca_eval.utils import prompt_to_chatml
 
+    require_version("alpaca_eval", "0.6")
     try:
         annotator = PairwiseAnnotator(annotators_config=section.annotator, caching_path=None)
         (single,) = annotator.annotators.values()
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"alpaca_eval.annotator: {section.annotator!r} cannot be loaded by the package: {error}"
-        ) from None
+        raise UserError(f"alpaca_eval.annotator: {section.annotator!r} cannot be loaded: {error}") from None
     if single.batch_size != 1:
-        raise UserError(f"alpaca_eval.annotator: {section.annotator!r} compares several at once; name another")
-    parameters = {key: value for key, value in single.completions_kwargs.items() if key != "model_name"}
-    whole = single.completion_key == "completions_all"
+        raise UserError(f"alpaca_eval.annotator: {section.annotator!r} compares in batches; name another")
+    single.fn_completions = _completions(single, judge)
+    references = [asdict(item) for item in instructions]
+    ours = [row | {"output": output, "generator": name} for row, output in zip(references, outputs, strict=True)]
+    rows = annotator.annotate_head2head(outputs_1=references, outputs_2=ours, chunksize=None)
+    by_index = {row["index"]: row for row in rows}
+    return [by_index[item.index] for item in instructions]
 
-    def parsed(choice: Choice) -> Any:
+
+def _completions(single: Any, judge: Judge) -> Callable[..., dict[str, list[Any]]]:
+    """A function for completions for one of the package's annotators."""
+    from alpaca_eval.utils import prompt_to_chatml
+
+    parameters = {key: value for key, value in single.completions_kwargs.items() if key != "model_name"}
+
+    def as_package(reply: Reply) -> dict[str, Any]:
+        return reply.choice | {"text": reply.text, "total_tokens": 0}
+
+    def parse(reply: Reply) -> Any:
+        completion = as_package(reply) if single.completion_key == "completions_all" else reply.text
         try:
-            (value,) = single.fn_completion_parser(_as_expected(choice) if whole else _text(choice))
+            (value,) = single.fn_completion_parser(completion)
         except (ValueError, AssertionError, KeyError, TypeError, IndexError):
             return None
         return None if value is None or math.isnan(value) else value
@@ -52,52 +69,67 @@ def annotate(
     def complete(prompts: Sequence[str], **_: Any) -> dict[str, list[Any]]:
         keys = [f"alpaca_eval {hashlib.sha256(prompt.encode()).hexdigest()}" for prompt in prompts]
         requests = {key: prompt_to_chatml(prompt.strip()) for key, prompt in zip(keys, prompts, strict=True)}
-        found = judge.ask(requests, parsed, **parameters)
-        choices = [found[key][0] for key in keys]
-        return {"completions": [_text(each) for each in choices], "completions_all": list(map(_as_expected, choices))}
+        judgements = judge.ask(requests, parse, **parameters)
+        replies = [judgements[key][0] for key in keys]
+        return {"completions": [reply.text for reply in replies], "completions_all": list(map(as_package, replies))}
 
-    single.fn_completions = complete
-    shared = [{"instruction": each.instruction, "index": each.index} for each in instructions]
-    theirs = [row | {"output": i.output, "generator": i.generator} for row, i in zip(shared, instructions, strict=True)]
-    ours = [row | {"output": output, "generator": name} for row, output in zip(shared, said, strict=True)]
-    annotated = annotator.annotate_head2head(outputs_1=theirs, outputs_2=ours, chunksize=None)
-    found = {row["index"]: row for row in annotated}
-    return [found[each.index] for each in instructions]
+    return complete
 
 
-def metrics(section: AlpacaEval, annotated: list[dict[str, Any]], gamed: Path | None, scratch: Path) -> dict[str, Any]:
-    """The package's metrics in per cent, with `glm_preference`, an item's win rate freed of length, in each annotation.
+def win_rate(annotation: Annotation) -> float | None:
+    """The preference from 0 (the reference's output is better) to 1 (the model's); None if it is missing."""
+    preference = annotation["preference"]
+    return None if preference is None or math.isnan(preference) else preference - 1
 
-    Without `gamed`, the package's table of instructions' difficulty, its smallest model serves, of length alone. The
-    length-controlled rate is None where the package finds none: answers all of one length, or fewer than five.
+
+def score(
+    section: AlpacaEval, annotations: list[Annotation], difficulties: Path | None, scratch: Path
+) -> tuple[list[ScoreRow], list[float | None]]:
+    """Compute the package's metrics as fractions, and each instruction's length-controlled win rate.
+
+    Without the package's table `difficulties`, its smallest model controls for length alone. The controlled rates are
+    None if the package cannot compute them: for fewer than five answers, or if all have one length.
     """
     import pandas as pd
     from alpaca_eval.metrics import get_length_controlled_winrate, get_winrate
 
-    frame = pd.DataFrame(annotated)
-    table = gamed or _without_difficulties(frame["index"].max() + 1, scratch)
-    model = "length_controlled_v1" if gamed else "length_controlled_minimal"
-    with patch("alpaca_eval.metrics.glm_winrate.hf_hub_download", lambda **_: str(table)):
+    frame = pd.DataFrame(annotations)
+    model = "length_controlled_v1" if difficulties else "length_controlled_minimal"
+    length_controlled: list[float | None] = [None] * len(annotations)
+    if difficulties is None:
+        difficulties = scratch / "df_gamed.csv"
+        columns = {"model": "none", "index": range(frame["index"].max() + 1), "instruction_difficulty": 0.0}
+        pd.DataFrame(columns).to_csv(difficulties, index=False)
+    with _local_difficulties(difficulties):
         try:
-            found = get_length_controlled_winrate(frame, glm_name=model, save_weights_dir=None)
+            percent = get_length_controlled_winrate(frame, glm_name=model, save_weights_dir=None)
+            length_controlled = list(map(float, frame["glm_preference"]))
         except ValueError:
-            return get_winrate(frame) | {"length_controlled_winrate": None, "lc_standard_error": None}
-    for row, preference in zip(annotated, frame["glm_preference"], strict=True):
-        row["glm_preference"] = float(preference)
-    return found
+            percent = get_winrate(frame)
+    rows = [
+        ScoreRow(
+            task="alpaca_eval",
+            metric=metric,
+            filter="none",
+            value=float(percent[metric]) / 100 if metric in percent else None,
+            stderr=float(percent[error]) / 100 if metric in percent else None,
+            n=sum(win_rate(annotation) is not None for annotation in annotations),
+            headline=metric == section.metric,
+            higher_is_better=True,
+        )
+        for metric, error in (("win_rate", "standard_error"), ("length_controlled_winrate", "lc_standard_error"))
+    ]
+    return rows, length_controlled
 
 
-def _without_difficulties(count: int, scratch: Path) -> Path:
-    file = scratch / "df_gamed.csv"
-    lines = [f"none,{i},0.0" for i in range(count)]
-    file.write_text("\n".join(["model,index,instruction_difficulty", *lines]) + "\n")
-    return file
+@contextmanager
+def _local_difficulties(table: Path) -> Iterator[None]:
+    """Let the package read `table`: otherwise it downloads its own, which is wrong for other instructions."""
+    from alpaca_eval.metrics import glm_winrate
 
-
-def _text(choice: Choice) -> str:
-    return choice["message"].get("content") or ""
-
-
-def _as_expected(choice: Choice) -> Choice:
-    """A choice as the package's own function returns it."""
-    return choice | {"text": _text(choice), "total_tokens": 0}
+    download = glm_winrate.hf_hub_download
+    glm_winrate.hf_hub_download = lambda **_: str(table)
+    try:
+        yield
+    finally:
+        glm_winrate.hf_hub_download = download

@@ -1,7 +1,4 @@
-"""The `judge` section of a recipe: which models, which questions, and who judges their answers.
-
-Light on purpose: imports no torch, openai or alpaca_eval.
-"""
+"""The `judge` section of a recipe. Imports no torch, openai or alpaca_eval, so that planning stays fast."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from pydantic import Field, model_validator
 
 from stages.base import Config, Need, UserError
 from stages.evaluation.config import EvaluationStage, require_vllm
-from stages.judge.questions import Estimate, estimate_alpaca_eval, estimate_mt_bench
+from stages.judge.questions import RequestEstimate, estimate_alpaca_eval, estimate_mt_bench
 from stages.models.model_folder import REMOTE_CODE, check_context, check_model
 
 
@@ -24,129 +21,130 @@ class MTBench(Config):
     questions: str
     """A file of rows {"question_id", "category", "turns": [first, second]}."""
     references: str
-    """A file of rows {"question_id", "choices": [{"turns": [...]}]}: right answers for math, reasoning and coding."""
+    """A file of rows {"question_id", "choices": [{"turns": [...]}]}: reference answers to math, reasoning, coding."""
     prompts: str
-    """A file of the judge's prompts, by the names single-v1, single-math-v1 and both with -multi-turn."""
+    """A file of the judge's prompts, named single-v1, single-math-v1 and both with -multi-turn."""
 
 
 class AlpacaEval(Config):
     """AlpacaEval (Li et al., 2023; length-controlled: Dubois et al., 2024): how often an answer is preferred."""
 
     instructions: str
-    """A file of rows {"instruction", "output", "generator"}: what is asked, and the answers to compare with."""
+    """A file of rows {"instruction", "output", "generator"}: instructions with the reference outputs of one model."""
     annotator: str = "weighted_alpaca_eval_gpt4_turbo"
-    """The package's annotator, whose prompt and parser serve; the judge stands in for its model."""
+    """The annotator of the package alpaca_eval whose prompt and parser are used. `judge` replaces its model."""
     length_control: str | None = None
-    """The package's df_gamed.csv, which belongs to its own 805 instructions in their order. None: the win rate is
-    controlled for length alone, not for how difficult an instruction is."""
+    """The package's df_gamed.csv, which fits only its own 805 instructions in their order. None: the win rate is
+    controlled for length alone, not for the difficulty of an instruction."""
     metric: Literal["win_rate", "length_controlled_winrate"] = "length_controlled_winrate"
-    """The report's headline."""
+    """The report's headline metric."""
 
 
 class Options(Config):
-    """How the models are asked, and the judge."""
+    """How the models answer, and how requests go to the judge."""
 
     backend: Literal["hf", "vllm"] = "hf"
-    """What runs the model: transformers, or vLLM (`pip install -e '.[vllm]'`) on as many GPUs as `resources.gpus`
-    says."""
+    """Inference library: transformers, or vLLM (`pip install -e '.[vllm]'`) on the stage's `resources.gpus`."""
     apply_chat_template: bool = True
-    """Wrap each question in the tokenizer's chat template; without, turns follow each other as plain text."""
+    """Format each question with the tokenizer's chat template. False: turns are concatenated as plain text."""
     system_instruction: str | None = None
     """A system message before every question."""
     batch_size: int = Field(default=16, ge=1)
-    """Answers generated together."""
+    """Answers per generated batch."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the weights; `auto` is that of the checkpoint."""
+    """Precision of the weights. `auto`: the checkpoint's."""
     max_new_tokens: int = Field(default=1024, ge=1)
-    """The longest answer."""
+    """Maximum length of an answer."""
     limit: int | None = Field(default=None, ge=1)
-    """Only the first so many questions: for a trial, never for a score to report."""
+    """Use only the first `limit` questions. For trials, not for scores that you report."""
     concurrency: int = Field(default=8, ge=1, le=256)
-    """How many requests are with the judge at a time."""
+    """Requests to the judge at a time."""
     timeout: float = Field(default=120.0, gt=0)
-    """Seconds until a request is given up and sent again."""
+    """Seconds until a request fails and is sent again."""
     retries: int = Field(default=8, ge=0)
-    """How often a request is sent again after 429, a server's error, a cut connection or a time-out, waiting longer
-    each time."""
+    """How often a request is sent again after status 429 or 5xx, a cut connection or a time-out."""
     attempts: int = Field(default=3, ge=1)
-    """How often a judgement that cannot be read is asked for, before it is counted as missing."""
+    """How often the judge is asked until its judgement is readable. After that, the judgement counts as missing."""
 
 
 class JudgeStage(EvaluationStage):
-    """Answers judged through the endpoint that OPENAI_BASE_URL and OPENAI_API_KEY name."""
+    """AlpacaEval and MT-Bench with a judge behind the endpoint that OPENAI_BASE_URL and OPENAI_API_KEY name."""
 
     kind: ClassVar[str] = "judge"
     version: ClassVar[int] = 1
     fingerprint_exclude: ClassVar[tuple[str, ...]] = ("options.concurrency", "options.timeout", "options.retries")
 
     judge: str = Field(min_length=1)
-    """The judging model, as the endpoint knows it."""
+    """The judging model's name at the endpoint."""
     mt_bench: MTBench | None = None
     alpaca_eval: AlpacaEval | None = None
     options: Options = Options()
     seed: int = Field(default=23, ge=0, lt=2**32)
-    """Of the answers that are drawn: MT-Bench asks for writing and roleplay at temperature 0.7."""
+    """For sampled answers: MT-Bench samples writing, roleplay, stem and humanities."""
 
     @model_validator(mode="after")
-    def _asks_something(self) -> Self:
+    def _has_a_benchmark(self) -> Self:
         if self.mt_bench is None and self.alpaca_eval is None:
             raise ValueError("needs mt_bench, alpaca_eval or both")
         return self
 
     @property
     def versioned_packages(self) -> tuple[str, ...]:
-        """AlpacaEval's prompts, parsers and metrics are the package's."""
+        """alpaca_eval, which defines prompts, parsers and metrics."""
         return ("alpaca_eval",) if self.alpaca_eval else ()
 
     def needs(self) -> dict[str, Need]:
-        """The models, and every file."""
-        needs = super().needs()
-        for part, section in (("mt_bench", self.mt_bench), ("alpaca_eval", self.alpaca_eval)):
-            for field in ("questions", "references", "prompts", "instructions", "length_control"):
-                if (reference := getattr(section, field, None)) is not None:
-                    needs[f"{part}.{field}"] = Need("data", reference, f"{part}.{field}")
-        return needs
+        """The models and the benchmarks' files."""
+        references: dict[str, str] = {}
+        if self.mt_bench is not None:
+            references |= {f"mt_bench.{field}": reference for field, reference in self.mt_bench}
+        if self.alpaca_eval is not None:
+            references["alpaca_eval.instructions"] = self.alpaca_eval.instructions
+            if self.alpaca_eval.length_control is not None:
+                references["alpaca_eval.length_control"] = self.alpaca_eval.length_control
+        return super().needs() | {key: Need("data", reference, key) for key, reference in references.items()}
 
     def check(self, files: dict[str, Path]) -> None:
-        """Whether every file can be read, what is needed is installed, and the endpoint has the judge."""
+        """Check that every file is readable, that packages are installed and that the endpoint has the judge."""
         check_model(files["model"], self.trust_remote_code, "models")
         check_context(files["model"], self.options.max_new_tokens, "options.max_new_tokens")
-        self.estimates(files)
-        for package in ("openai", *(["alpaca_eval"] if self.alpaca_eval else [])):
+        self.request_estimates(files)
+        for package in ("openai", *self.versioned_packages):
             if find_spec(package) is None:
                 raise UserError(f"needs the package {package}; pip install -e '.[judge]'", "judge")
         require_vllm(self.options.backend)
-        _require_once(self.judge)
+        _require_judge(self.judge)
 
-    def estimates(self, files: dict[str, Path]) -> list[Estimate]:
-        """What the judge will be asked, for each benchmark. Raises UserError for a file that cannot be used."""
-        parts = [name for name in _ESTIMATES if getattr(self, name) is not None]
-        data = tuple((name, path) for name, path in sorted(files.items()) if name.partition(".")[0] in parts)
-        return [_estimated(name, data, self.options.limit, self.options.max_new_tokens) for name in parts]
+    def request_estimates(self, files: dict[str, Path]) -> list[RequestEstimate]:
+        """Estimate each benchmark's requests to the judge. Raises UserError for a file that cannot be used."""
+        sections = {"mt_bench": self.mt_bench, "alpaca_eval": self.alpaca_eval}
+        benchmarks = [name for name, section in sections.items() if section is not None]
+        data = tuple((name, path) for name, path in sorted(files.items()) if name.partition(".")[0] in benchmarks)
+        return [_estimate(name, data, self.options.limit, self.options.max_new_tokens) for name in benchmarks]
 
     def paid_requests(self, files: dict[str, Path]) -> list[str]:
-        """Calls and tokens of the judge, where the files are here."""
+        """Calls and tokens of the judge, if all files are on this machine."""
         if all(name in files for name, need in self.needs().items() if need.kind == "data"):
-            return [f"{self.judge}: {estimate}" for estimate in self.estimates(files)]
-        return [f"{self.judge}: how many calls is known once its files are here; --prefetch fetches them"]
+            return [f"{self.judge}: {estimate}" for estimate in self.request_estimates(files)]
+        return [f"{self.judge}: the number of calls is known once its files are here; --prefetch fetches them"]
 
     def foreign_code(self, files: dict[str, Path]) -> list[str]:
-        """The model's."""
+        """Python of the model's folder."""
         return [REMOTE_CODE] if self.trust_remote_code else []
 
 
-_ESTIMATES = {"mt_bench": estimate_mt_bench, "alpaca_eval": estimate_alpaca_eval}
+@cache
+def _estimate(
+    benchmark: str, files: tuple[tuple[str, Path], ...], limit: int | None, max_new_tokens: int
+) -> RequestEstimate:
+    """Read the files once for all models of the stage."""
+    estimate = {"mt_bench": estimate_mt_bench, "alpaca_eval": estimate_alpaca_eval}[benchmark]
+    return estimate(dict(files), limit, max_new_tokens)
 
 
 @cache
-def _estimated(benchmark: str, files: tuple[tuple[str, Path], ...], limit: int | None, max_new_tokens: int) -> Estimate:
-    """Read the files once for all the models that are judged. Raises UserError."""
-    return _ESTIMATES[benchmark](dict(files), limit, max_new_tokens)
-
-
-@cache
-def _require_once(judge: str) -> None:
-    """Ask the endpoint once for all the models that are judged. Raises UserError."""
-    from stages.judge.endpoint import require_model  # HTTP and TLS take a tenth of what a plan may take
+def _require_judge(judge: str) -> None:
+    """Ask the endpoint once for all models of the stage."""
+    from stages.judge.endpoint import require_model  # HTTP and TLS are slow to import
 
     require_model(judge)

@@ -1,11 +1,11 @@
-"""A model's answers to conversations, in batches that are kept as they come."""
+"""Generates a model's answers to conversations, in batches that are saved at once."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -15,60 +15,41 @@ from stages.inference.language_model import LanguageModel, Tokens
 from stages.judge.config import JudgeStage, Options
 
 Conversation = list[dict[str, str]]
-"""Messages up to the one that is to be answered."""
+"""Messages up to the one that the model answers."""
 
 
-class _Generator(Protocol):
-    """What answers prompts."""
+class AnswerGenerator:
+    """The evaluated model, loaded from the folder `path`. Raises UserError if it cannot be loaded."""
+
+    def __init__(self, config: JudgeStage, path: Path, answer_log: AnswerLog) -> None:
+        self.config, self.options, self.answer_log = config, config.options, answer_log
+        self.model = LanguageModel(path, config.models[0], config.options.dtype, config.trust_remote_code)
+        self.backend = _VLLM(path, config) if config.options.backend == "vllm" else self.model
 
     def generate(
-        self, prompts: Sequence[Tokens], max_new_tokens: int, batch_size: int, temperature: float
-    ) -> list[Tokens]: ...
-
-
-class Answerer:
-    """The model under test.
-
-    Args:
-        config: the recipe's section.
-        path: a folder that from_pretrained loads.
-        kept: answers, by a key of their place.
-
-    Raises:
-        UserError: it cannot be loaded, or has no chat template.
-    """
-
-    def __init__(self, config: JudgeStage, path: Path, kept: AnswerLog) -> None:
-        self.config, self.options, self.kept = config, config.options, kept
-        self.model = LanguageModel(path, config.models[0], config.options.dtype, config.trust_remote_code)
-        self.generator: _Generator = self.model
-        if config.options.backend == "vllm":
-            self.generator = _VLLM(path, config)
-
-    def answer(
-        self, conversations: Sequence[Conversation], temperature: float, place: str, answered: Callable[[int], None]
+        self, conversations: Sequence[Conversation], temperature: float, name: str, on_answers: Callable[[int], None]
     ) -> list[str]:
-        """The answers; by batches, each drawn by its own seed, so that one made before an interruption changes no
-        other. Raises UserError for a conversation that is too long."""
-        options, found = self.options, []
-        prompts = [self.model.encode(_given(conversation, options)) for conversation in conversations]
+        """Answer the conversations, logged as `name`. Each batch has its own seed, so that resuming does not change the
+        next ones. Raises UserError if a conversation is too long or the tokenizer has no chat template."""
+        options, answers = self.options, []
+        prompts = [self.model.encode(_prompt(conversation, options)) for conversation in conversations]
         for prompt in prompts:
-            self.model.check_length(prompt, options.max_new_tokens, place)
+            self.model.check_length(prompt, options.max_new_tokens, name)
         for start in range(0, len(prompts), options.batch_size):
-            key = f"{place} {start}"
-            if key not in self.kept:
+            key = f"{name} {start}"
+            if key not in self.answer_log:
                 torch.manual_seed(_seed(self.config.seed, key))
                 batch = prompts[start : start + options.batch_size]
-                made = self.generator.generate(batch, options.max_new_tokens, options.batch_size, temperature)
-                self.kept.add(key, [self.model.decode(tokens).strip() for tokens in made])
-                self.kept.flush()
-            found += self.kept[key]
-            answered(len(self.kept[key]))
-        return found
+                outputs = self.backend.generate(batch, options.max_new_tokens, options.batch_size, temperature)
+                self.answer_log.add(key, [self.model.decode(tokens).strip() for tokens in outputs])
+                self.answer_log.flush()
+            answers += self.answer_log[key]
+            on_answers(len(self.answer_log[key]))
+        return answers
 
 
 class _VLLM:
-    """vLLM, over as many GPUs as the stage's resources name."""
+    """vLLM on as many GPUs as the stage's resources name."""
 
     def __init__(self, path: Path, config: JudgeStage) -> None:
         try:
@@ -87,15 +68,15 @@ class _VLLM:
     def generate(
         self, prompts: Sequence[Tokens], max_new_tokens: int, batch_size: int, temperature: float
     ) -> list[Tokens]:
-        """As LanguageModel's; vLLM chooses its own batches."""
+        """Same as LanguageModel.generate, but vLLM chooses its own batches."""
         from vllm import SamplingParams, TokensPrompt
 
         sampling = SamplingParams(max_tokens=max_new_tokens, temperature=temperature, seed=self.seed)
-        made = self.llm.generate([TokensPrompt(prompt_token_ids=prompt) for prompt in prompts], sampling)
-        return [list(each.outputs[0].token_ids) for each in made]
+        outputs = self.llm.generate([TokensPrompt(prompt_token_ids=prompt) for prompt in prompts], sampling)
+        return [list(output.outputs[0].token_ids) for output in outputs]
 
 
-def _given(conversation: Conversation, options: Options) -> Conversation | str:
+def _prompt(conversation: Conversation, options: Options) -> Conversation | str:
     system = [{"role": "system", "content": options.system_instruction}] if options.system_instruction else []
     if options.apply_chat_template:
         return [*system, *conversation]

@@ -1,73 +1,116 @@
-"""MT-Bench: answers to two turns, each graded by the judge from 1 to 10 (Zheng et al., NeurIPS 2023).
+"""MT-Bench (Zheng et al., NeurIPS 2023): questions of two turns, each answer graded by the judge from 1 to 10.
 
-Turn by turn as the authors' code does: the second answer is given and graded with the first in view; math, reasoning
-and coding are graded beside a right answer; writing and roleplay are answered at temperature 0.7, stem and humanities
-at 0.1, the rest greedily. A model's score is the mean of all grades.
+As in the authors' code, the second answer is generated and graded with the first turn in view; math, reasoning and
+coding are graded with a reference answer; writing and roleplay are sampled at temperature 0.7, stem and humanities at
+0.1, the rest is greedy. A model's score is the mean of all grades.
 """
 
 from __future__ import annotations
 
 import re
+import statistics
 from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import Any
 
-from stages.judge.endpoint import Judge
-from stages.judge.model_answers import Answerer
+from stages.evaluation.score_rows import score_row
+from stages.judge.judge_client import Judge, Reply
+from stages.judge.model_answers import AnswerGenerator
 from stages.judge.questions import Question, Template, template_names
+from stages.records.metrics import ScoreRow
 
-GRADE = re.compile(r"\[\[(\d+(?:\.\d+)?)\]\]")
-VERDICT_TOKENS = 2048
-"""The longest judgement."""
+MAX_VERDICT_TOKENS = 2048
+
+Answers = dict[str, tuple[str, str]]
+"""Question id -> the model's answers to both turns."""
+Grades = dict[str, tuple[float | None, float | None]]
+"""Question id -> grades of both turns; None if no reply of the judge is readable."""
+
+_GRADE = re.compile(r"\[\[(\d+(?:\.\d+)?)\]\]")
 
 
-def answers(
-    questions: list[Question], answerer: Answerer, answered: Callable[[int], None]
-) -> dict[str, tuple[str, str]]:
-    """Question id -> the model's answers to both turns."""
-    said: dict[str, list[str]] = {question.id: [] for question in questions}
-    for turn in (0, 1):
+def generate_answers(
+    questions: list[Question], generator: AnswerGenerator, on_answers: Callable[[int], None]
+) -> Answers:
+    """Let the model answer both turns of every question."""
+    answers: dict[str, list[str]] = {question.id: [] for question in questions}
+    for turn in (1, 2):
         for temperature in sorted({question.temperature for question in questions}):
-            asked = [question for question in questions if question.temperature == temperature]
-            conversations = [_conversation(question, said[question.id]) for question in asked]
-            place = f"mt_bench turn {turn + 1} at {temperature:g}"
-            made = answerer.answer(conversations, temperature, place, answered)
-            for question, answer in zip(asked, made, strict=True):
-                said[question.id].append(answer)
-    return {name: (first, second) for name, (first, second) in said.items()}
+            group = [question for question in questions if question.temperature == temperature]
+            conversations = [_conversation(question, answers[question.id]) for question in group]
+            name = f"mt_bench turn {turn} at {temperature:g}"
+            texts = generator.generate(conversations, temperature, name, on_answers)
+            for question, text in zip(group, texts, strict=True):
+                answers[question.id].append(text)
+    return {name: (first, second) for name, (first, second) in answers.items()}
 
 
-def _conversation(question: Question, said: list[str]) -> list[dict[str, str]]:
+def _conversation(question: Question, answers: list[str]) -> list[dict[str, str]]:
     messages = [{"role": "user", "content": question.turns[0]}]
-    if said:
-        messages += [{"role": "assistant", "content": said[0]}, {"role": "user", "content": question.turns[1]}]
+    if answers:
+        messages += [{"role": "assistant", "content": answers[0]}, {"role": "user", "content": question.turns[1]}]
     return messages
 
 
-def grades(
-    questions: list[Question],
-    said: Mapping[str, tuple[str, str]],
-    templates: Mapping[str, Template],
-    judge: Judge,
-) -> dict[tuple[str, int], float | None]:
-    """(question id, turn 1 or 2) -> the grade; None where the judge gave none that can be read."""
+def grade_answers(
+    questions: list[Question], answers: Answers, templates: Mapping[str, Template], judge: Judge
+) -> Grades:
+    """Let the judge grade every answer. Raises UserError if the endpoint fails."""
     requests: dict[str, list[dict[str, str]]] = {}
-    places: dict[str, tuple[str, int]] = {}
     for question in questions:
-        first, second = said[question.id]
+        first, second = answers[question.id]
         values = {"question": question.turns[0], "answer": first}
         values |= {"question_1": question.turns[0], "question_2": question.turns[1]}
         values |= {"answer_1": first, "answer_2": second}
         if question.reference:
             values |= {"ref_answer_1": question.reference[0], "ref_answer_2": question.reference[1]}
         for turn, name in enumerate(template_names(question), 1):
-            key = f"mt_bench {question.id} {turn}"
-            requests[key], places[key] = templates[name].messages(**values), (question.id, turn)
-    found = judge.ask(requests, grade, max_tokens=VERDICT_TOKENS, temperature=0)
-    return {places[key]: value for key, (_, value) in found.items()}
+            requests[f"mt_bench {question.id} {turn}"] = templates[name].messages(**values)
+    judgements = judge.ask(requests, parse_grade, max_tokens=MAX_VERDICT_TOKENS, temperature=0)
+    grades = {key: grade for key, (_, grade) in judgements.items()}
+    return {q.id: (grades[f"mt_bench {q.id} 1"], grades[f"mt_bench {q.id} 2"]) for q in questions}
 
 
-def grade(choice: Mapping[str, Any]) -> float | None:
-    """The number from 1 to 10 that a judgement ends with, as [[7]]; None where it holds none."""
-    found = GRADE.findall(choice["message"].get("content") or "")
-    value = float(found[-1]) if found else 0.0
-    return value if 1 <= value <= 10 else None
+def parse_grade(reply: Reply) -> float | None:
+    """The last number from 1 to 10 in double brackets, as in [[7]]; None if there is none."""
+    numbers = _GRADE.findall(reply.text)
+    grade = float(numbers[-1]) if numbers else 0.0
+    return grade if 1 <= grade <= 10 else None
+
+
+def score_rows(questions: list[Question], grades: Grades) -> list[ScoreRow]:
+    """Mean grades of all questions, each turn and each category; standard errors are over the questions' means."""
+    read = {question.id: _read(grades[question.id]) for question in questions}
+    every, means = list(chain(*read.values())), [statistics.fmean(both) for both in read.values() if both]
+    rows = [
+        score_row("mt_bench", "score_over_10", [g / 10 for g in every], [m / 10 for m in means], headline=True),
+        score_row("mt_bench", "score", every, means),
+    ]
+    for turn in (0, 1):
+        turn_grades = [grade for question in questions if (grade := grades[question.id][turn]) is not None]
+        rows.append(score_row(f"mt_bench_turn_{turn + 1}", "score", turn_grades, turn_grades))
+    for category in sorted({question.category for question in questions}):
+        members = [both for q in questions if q.category == category and (both := read[q.id])]
+        category_means = list(map(statistics.fmean, members))
+        rows.append(score_row(f"mt_bench_{category}", "score", list(chain(*members)), category_means))
+    return rows
+
+
+def samples(questions: list[Question], answers: Answers, grades: Grades) -> list[dict[str, Any]]:
+    """One sample per question."""
+    means = {name: statistics.fmean(read) if (read := _read(both)) else None for name, both in grades.items()}
+    return [
+        {
+            "prompts": question.turns,
+            "category": question.category,
+            "responses": answers[question.id],
+            "grades": grades[question.id],
+            "score": (mean := means[question.id]),
+            "score_over_10": None if mean is None else mean / 10,
+        }
+        for question in questions
+    ]
+
+
+def _read(grades: tuple[float | None, float | None]) -> list[float]:
+    return [grade for grade in grades if grade is not None]

@@ -1,10 +1,8 @@
-"""The files of the two benchmarks -> questions, and how much the judge will be asked.
-
-Light by intent: a recipe's files are checked before anything runs.
-"""
+"""Read the files of MT-Bench and AlpacaEval, and estimate what the judge costs. Imports no torch: planning uses it."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,19 +12,21 @@ from stages.data.columns import BadRow, filled_list, read_as, text
 from stages.data.files import Record
 
 WITH_REFERENCE = ("math", "reasoning", "coding")
-"""MT-Bench's categories whose answers are judged beside a right one."""
+"""MT-Bench's categories whose answers are graded with a reference answer."""
 TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
-"""Those whose answers are drawn, with the temperature; the others' are greedy."""
+"""Sampling temperature by category; the others are greedy."""
 TEMPLATES = ("single-v1", "single-math-v1", "single-v1-multi-turn", "single-math-v1-multi-turn")
 CHARACTERS_PER_TOKEN = 4
-"""Of English, roughly."""
-VERDICT_TOKENS = 250
-"""An MT-Bench judgement with its explanation, roughly."""
+"""Rough average for English."""
+TYPICAL_VERDICT_TOKENS = 250
+"""Rough length of an MT-Bench judgement with its explanation."""
+ALPACA_EVAL_PROMPT_TOKENS = 350
+"""Rough length of the package's own prompt."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """One of MT-Bench: two turns, and right answers to them where the category has some."""
+    """A question of MT-Bench: two turns, with reference answers in some categories."""
 
     id: str
     category: str
@@ -35,41 +35,37 @@ class Question:
 
     @property
     def temperature(self) -> float:
-        """At which it is answered."""
+        """Sampling temperature of the answers."""
         return TEMPERATURES.get(self.category, 0.0)
 
 
 @dataclass(frozen=True)
 class Template:
-    """What the judge is told."""
+    """A prompt for the judge."""
 
     system: str
     prompt: str
 
     def messages(self, **values: str) -> list[dict[str, str]]:
-        """The conversation, with `{name}` in the prompt replaced by values[name]; other braces stay."""
-        parts = self.prompt.split("{")
-        filled = parts[0]
-        for part in parts[1:]:
-            name, closed, rest = part.partition("}")
-            filled += values[name] + rest if closed and name in values else "{" + part
-        return [{"role": "system", "content": self.system}, {"role": "user", "content": filled}]
+        """Return the conversation, with `{name}` in the prompt replaced by values[name]. Other braces stay."""
+        content = re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), self.prompt)
+        return [{"role": "system", "content": self.system}, {"role": "user", "content": content}]
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """One of AlpacaEval, with the answer to compare with."""
+    """An instruction of AlpacaEval with its reference output."""
 
     instruction: str
     output: str
     generator: str
     index: int = 0
-    """Where it stands in its file, from 0."""
+    """Its row in the file, from 0."""
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """What a benchmark asks of the judge for one model."""
+class RequestEstimate:
+    """Calls and tokens of the judge that one benchmark needs for one model."""
 
     benchmark: str
     calls: int
@@ -84,7 +80,7 @@ class Estimate:
 
 
 def read_questions(files: Mapping[str, Path], limit: int | None) -> list[Question]:
-    """MT-Bench's questions. Raises UserError."""
+    """Read MT-Bench's questions. Raises UserError."""
     references = dict(read_as(files["mt_bench.references"], _reference))
     path = files["mt_bench.questions"]
 
@@ -92,12 +88,12 @@ def read_questions(files: Mapping[str, Path], limit: int | None) -> list[Questio
         name, category = _id(row), text(row, "category")
         reference = references.get(name) if category in WITH_REFERENCE else None
         if category in WITH_REFERENCE and reference is None:
-            raise BadRow(None, f"is of the category {category}, and the references have no answer to {name}")
+            raise BadRow(None, f"is of the category {category}, but the references have no answer to {name}")
         return Question(name, category, _turns(row), reference)
 
     questions = read_as(path, question)
     if len({question.id for question in questions}) < len(questions):
-        raise UserError(f"{path}: holds a question_id more than once")
+        raise UserError(f"{path}: a question_id occurs more than once")
     return questions[:limit]
 
 
@@ -111,7 +107,7 @@ def _reference(row: Record, _: int) -> tuple[str, tuple[str, str]]:
 def _id(row: Record) -> str:
     value = row.get("question_id")
     if type(value) not in (int, str) or value == "":
-        raise BadRow("question_id", "is missing" if value is None else f"is {value!r}, no number or text")
+        raise BadRow("question_id", "is missing" if value is None else f"is {value!r}, not a number or text")
     return str(value)
 
 
@@ -123,12 +119,12 @@ def _turns(row: Record) -> tuple[str, str]:
 
 
 def read_templates(files: Mapping[str, Path]) -> dict[str, Template]:
-    """The judge's prompts for MT-Bench. Raises UserError."""
+    """Read the judge's prompts for MT-Bench. Raises UserError."""
     path = files["mt_bench.prompts"]
-    found = dict(read_as(path, _template))
-    if missing := [name for name in TEMPLATES if name not in found]:
+    templates = dict(read_as(path, _template))
+    if missing := [name for name in TEMPLATES if name not in templates]:
         raise UserError(f"{path}: has no prompt named {' or '.join(missing)}")
-    return found
+    return templates
 
 
 def _template(row: Record, _: int) -> tuple[str, Template]:
@@ -136,14 +132,14 @@ def _template(row: Record, _: int) -> tuple[str, Template]:
 
 
 def read_instructions(files: Mapping[str, Path], limit: int | None) -> list[Instruction]:
-    """AlpacaEval's instructions with the answers to compare with. Raises UserError."""
+    """Read AlpacaEval's instructions with their reference outputs. Raises UserError."""
     path = files["alpaca_eval.instructions"]
-    found = [replace(each, index=index) for index, each in enumerate(read_as(path, _instruction))]
-    if len({each.generator for each in found}) > 1:
-        raise UserError(f"{path}: answers of several generators; one model is compared with")
-    if len({each.instruction for each in found}) < len(found):
-        raise UserError(f"{path}: holds an instruction more than once, which the package would count as one")
-    return found[:limit]
+    instructions = [replace(item, index=index) for index, item in enumerate(read_as(path, _instruction))]
+    if len({item.generator for item in instructions}) > 1:
+        raise UserError(f"{path}: has outputs of several generators; keep those of one reference model")
+    if len({item.instruction for item in instructions}) < len(instructions):
+        raise UserError(f"{path}: an instruction occurs more than once, but the package would count it once")
+    return instructions[:limit]
 
 
 def _instruction(row: Record, _: int) -> Instruction:
@@ -153,34 +149,32 @@ def _instruction(row: Record, _: int) -> Instruction:
     return Instruction(text(row, "instruction"), output, text(row, "generator"))
 
 
-def estimate_mt_bench(files: Mapping[str, Path], limit: int | None, max_new_tokens: int) -> Estimate:
-    """Of one judgement a turn. Raises UserError."""
-    questions, templates = read_questions(files, limit), read_templates(files)
-    told = sum(
-        _tokens(template.system + template.prompt)
-        for question in questions
-        for template in (templates[name] for name in template_names(question))
-    )
-    asked = sum(_tokens(q.turns[0]) * 2 + _tokens(q.turns[1]) for q in questions)
-    asked += sum(_tokens(q.reference[0]) * 2 + _tokens(q.reference[1]) for q in questions if q.reference)
-    calls = 2 * len(questions)
-    return Estimate("MT-Bench", calls, told + asked + 3 * len(questions) * max_new_tokens, calls * VERDICT_TOKENS)
-
-
 def template_names(question: Question) -> tuple[str, str]:
-    """The prompts by which the answers to its two turns are judged."""
+    """Return the names of the judge's prompts for both turns."""
     name = "single-math-v1" if question.reference else "single-v1"
     return name, f"{name}-multi-turn"
 
 
-def estimate_alpaca_eval(files: Mapping[str, Path], limit: int | None, max_new_tokens: int) -> Estimate:
-    """Of one comparison an instruction. Raises UserError."""
+def estimate_mt_bench(files: Mapping[str, Path], limit: int | None, max_new_tokens: int) -> RequestEstimate:
+    """Estimate one request per turn, with answers of full length. Raises UserError."""
+    questions, templates = read_questions(files, limit), read_templates(files)
+    tokens = 0
+    for question in questions:
+        for name in template_names(question):
+            tokens += _tokens(templates[name].system + templates[name].prompt)
+        for first, second in filter(None, (question.turns, question.reference)):  # the first is in both requests
+            tokens += 2 * _tokens(first) + _tokens(second)
+        tokens += 3 * max_new_tokens
+    calls = 2 * len(questions)
+    return RequestEstimate("MT-Bench", calls, tokens, calls * TYPICAL_VERDICT_TOKENS)
+
+
+def estimate_alpaca_eval(files: Mapping[str, Path], limit: int | None, max_new_tokens: int) -> RequestEstimate:
+    """Estimate one request per instruction, with answers of full length. Raises UserError."""
     instructions = read_instructions(files, limit)
-    asked = sum(_tokens(each.instruction) + _tokens(each.output) for each in instructions)
-    told = 350 * len(instructions)  # the package's own prompt
-    return Estimate(
-        "AlpacaEval", len(instructions), asked + told + len(instructions) * max_new_tokens, len(instructions)
-    )
+    tokens = sum(_tokens(item.instruction) + _tokens(item.output) for item in instructions)
+    tokens += (ALPACA_EVAL_PROMPT_TOKENS + max_new_tokens) * len(instructions)
+    return RequestEstimate("AlpacaEval", len(instructions), tokens, len(instructions))
 
 
 def _tokens(words: str) -> int:

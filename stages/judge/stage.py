@@ -1,172 +1,115 @@
-"""Let one model answer the questions of MT-Bench and AlpacaEval, and the judge say how well.
+"""Run MT-Bench and AlpacaEval: one model answers, the judge grades the answers or compares them with references.
 
-Answers and judgements are kept as they come, by the step's fingerprint: a killed step pays for nothing twice.
+Answers and judgements are saved one by one under the step's fingerprint, so that a killed step pays for none twice.
 """
 
 from __future__ import annotations
 
-import math
-import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 from stages.base import Context, UserError
 from stages.evaluation.answer_log import AnswerLog
 from stages.evaluation.score_rows import score_row, write_samples
 from stages.judge import alpaca_eval, mt_bench
-from stages.judge.config import JudgeStage
-from stages.judge.endpoint import Judge
-from stages.judge.model_answers import Answerer
+from stages.judge.config import AlpacaEval, JudgeStage
+from stages.judge.judge_client import Judge
+from stages.judge.model_answers import AnswerGenerator
 from stages.judge.questions import read_instructions, read_questions, read_templates
 from stages.records.metrics import Metrics, ScoreRow
 
+BenchmarkResult = tuple[list[ScoreRow], list[str]]
+"""Rows and notes of one benchmark."""
+
 
 def run(context: Context) -> Metrics:
-    """Measure `context.inputs["model"]`; leaves samples_mt_bench.jsonl and samples_alpaca_eval.jsonl.
-
-    The result has the form of the lm_eval stage's: {"results": [row, ...], "seconds", "samples", "notes",
-    "environment"}.
-    """
+    """Evaluate the input `model`; write samples_mt_bench.jsonl and samples_alpaca_eval.jsonl."""
     config: JudgeStage = context.config
-    began = time.monotonic()
-    files = {name: given.path for name, given in context.inputs.items() if name != "model"}
-    estimates = config.estimates(files)
-    for estimate in estimates:
-        print(estimate, flush=True)
-    context.progress(0, 1, f"loading {config.models[0]}")
-    kept = AnswerLog(context.checkpoints / "answers.jsonl")
-    answerer = Answerer(config, context.inputs["model"].path, kept)
-    count = _Count(context.progress, sum(estimate.calls for estimate in estimates))
-    judge = Judge(config.judge, config.options, kept, count.judged)
-    parts = []
+    start = time.monotonic()
+    evaluation = _Evaluation(context)
+    benchmarks: dict[str, BenchmarkResult] = {}
     if config.mt_bench is not None:
-        parts.append(_mt_bench(config, files, answerer, judge, count, context.out))
+        benchmarks["mt_bench"] = evaluation.mt_bench()
     if config.alpaca_eval is not None:
-        parts.append(_alpaca_eval(config, files, answerer, judge, count, context))
+        benchmarks["alpaca_eval"] = evaluation.alpaca_eval(config.alpaca_eval)
     return Metrics(
-        results=[row for rows, _ in parts for row in rows],
-        seconds=round(time.monotonic() - began, 3),
-        samples={name: f"samples_{name}.jsonl" for name in ("mt_bench", "alpaca_eval") if getattr(config, name)},
-        notes=[note for _, notes in parts for note in notes],
+        results=[row for rows, _ in benchmarks.values() for row in rows],
+        seconds=round(time.monotonic() - start, 3),
+        samples={name: f"samples_{name}.jsonl" for name in benchmarks},
+        notes=[note for _, notes in benchmarks.values() for note in notes],
         environment={
             "judge": config.judge,
             "backend": config.options.backend,
-            **answerer.model.environment(),
+            **evaluation.generator.model.environment(),
         },
     )
 
 
-class _Count:
-    """What the console shows: answers of the model, then as many judgements."""
+class _Evaluation:
+    """The loaded model, the judge and the benchmarks' files."""
 
-    def __init__(self, progress: Callable[[int, int, str], None], total: int) -> None:
-        self.progress, self.total = progress, total
-        self.made = self.graded = 0
+    def __init__(self, context: Context) -> None:
+        config: JudgeStage = context.config
+        self.context, self.config = context, config
+        self.files = {name: item.path for name, item in context.inputs.items() if name != "model"}
+        estimates = config.request_estimates(self.files)
+        print(*estimates, sep="\n", flush=True)
+        context.progress(0, 1, f"loading {config.models[0]}")
+        answer_log = AnswerLog(context.checkpoints / "answers.jsonl")
+        self.generator = AnswerGenerator(config, context.inputs["model"].path, answer_log)
+        calls = sum(estimate.calls for estimate in estimates)
+        self.add_answers = _counter(context.progress, calls, "answers")
+        self.judge = Judge(config, answer_log, _counter(context.progress, calls, "judgements"))
 
-    def answered(self, more: int) -> None:
-        self.made += more
-        self.progress(self.made, self.total, "answers")
+    def mt_bench(self) -> BenchmarkResult:
+        questions, templates = read_questions(self.files, self.config.options.limit), read_templates(self.files)
+        answers = mt_bench.generate_answers(questions, self.generator, self.add_answers)
+        grades = mt_bench.grade_answers(questions, answers, templates, self.judge)
+        notes = self._check_unread("mt_bench", [grade for both in grades.values() for grade in both])
+        write_samples(mt_bench.samples(questions, answers, grades), self.context.out / "samples_mt_bench.jsonl")
+        return mt_bench.score_rows(questions, grades), notes
 
-    def judged(self) -> None:
-        self.graded += 1
-        self.progress(self.graded, self.total, "judgements")
+    def alpaca_eval(self, section: AlpacaEval) -> BenchmarkResult:
+        instructions = read_instructions(self.files, self.config.options.limit)
+        conversations = [[{"role": "user", "content": item.instruction}] for item in instructions]
+        outputs = self.generator.generate(conversations, 0.0, "alpaca_eval", self.add_answers)
+        annotations = alpaca_eval.annotate(section, instructions, outputs, self.config.models[0], self.judge)
+        win_rates = [alpaca_eval.win_rate(annotation) for annotation in annotations]
+        notes = self._check_unread("alpaca_eval", win_rates)
+        length_control = self.files.get("alpaca_eval.length_control")
+        rows, controlled_rates = alpaca_eval.score(section, annotations, length_control, self.context.scratch)
+        samples = [
+            {
+                "prompts": [item.instruction],
+                "responses": [output],
+                "reference": item.output,
+                "win_rate": rate,
+                "length_controlled_winrate": controlled,
+            }
+            for item, output, rate, controlled in zip(instructions, outputs, win_rates, controlled_rates, strict=True)
+        ]
+        write_samples(samples, self.context.out / "samples_alpaca_eval.jsonl")
+        lengths = list(map(len, outputs))
+        return [*rows, score_row("alpaca_eval", "length", lengths, lengths, higher_is_better=None)], notes
 
-
-Part = tuple[list[ScoreRow], list[str]]
-"""The rows and the notes of one benchmark."""
-
-
-def _mt_bench(
-    config: JudgeStage, files: dict[str, Path], answerer: Answerer, judge: Judge, count: _Count, out: Path
-) -> Part:
-    questions, templates = read_questions(files, config.options.limit), read_templates(files)
-    said = mt_bench.answers(questions, answerer, count.answered)
-    grades = mt_bench.grades(questions, said, templates, judge)
-    of_question = {q.id: [g for turn in (1, 2) if (g := grades[q.id, turn]) is not None] for q in questions}
-    categories = {name: [q.id for q in questions if q.category == name] for name in {q.category for q in questions}}
-    mean_of = {name: statistics.fmean(each) if each else None for name, each in of_question.items()}
-    means = [mean for mean in mean_of.values() if mean is not None]
-    every = [grade for each in of_question.values() for grade in each]
-    rows = [
-        score_row("mt_bench", "score_over_10", [g / 10 for g in every], [m / 10 for m in means], headline=True),
-        score_row("mt_bench", "score", every, means),
-    ]
-    for turn in (1, 2):
-        of_turn = [g for q in questions if (g := grades[q.id, turn]) is not None]
-        rows.append(score_row(f"mt_bench_turn_{turn}", "score", of_turn, of_turn))
-    for name, ids in sorted(categories.items()):
-        each = [of_question[i] for i in ids if of_question[i]]
-        rows.append(
-            score_row(f"mt_bench_{name}", "score", [g for e in each for g in e], [statistics.fmean(e) for e in each])
-        )
-    samples = [
-        {
-            "prompts": q.turns,
-            "category": q.category,
-            "responses": said[q.id],
-            "grades": [grades[q.id, turn] for turn in (1, 2)],
-            "score": mean_of[q.id],
-            "score_over_10": None if (mean := mean_of[q.id]) is None else mean / 10,
-        }
-        for q in questions
-    ]
-    write_samples(samples, out / "samples_mt_bench.jsonl")
-    return rows, _unread("mt_bench", sum(grade is None for grade in grades.values()), len(grades), config)
-
-
-def _alpaca_eval(
-    config: JudgeStage, files: dict[str, Path], answerer: Answerer, judge: Judge, count: _Count, context: Context
-) -> Part:
-    section = config.alpaca_eval
-    assert section is not None
-    instructions = read_instructions(files, config.options.limit)
-    asked = [[{"role": "user", "content": each.instruction}] for each in instructions]
-    said = answerer.answer(asked, 0.0, "alpaca_eval", count.answered)
-    annotated = alpaca_eval.annotate(section, instructions, said, config.models[0], judge)
-    read = [row for row in annotated if not _is_missing(row["preference"])]
-    notes = _unread("alpaca_eval", len(annotated) - len(read), len(annotated), config)
-    found = alpaca_eval.metrics(section, annotated, files.get("alpaca_eval.length_control"), context.scratch)
-    errors = {"win_rate": "standard_error", "length_controlled_winrate": "lc_standard_error"}
-    rows = [
-        ScoreRow(
-            task="alpaca_eval",
-            metric=metric,
-            filter="none",
-            value=None if found[metric] is None else float(found[metric]) / 100,
-            stderr=None if found.get(error) is None else float(found[error]) / 100,
-            n=len(read),
-            headline=metric == section.metric,
-            higher_is_better=True,
-        )
-        for metric, error in errors.items()
-    ]
-    rows.append(
-        score_row("alpaca_eval", "length", [len(s) for s in said], [len(s) for s in said], higher_is_better=None)
-    )
-    samples = [
-        {
-            "prompts": [row["instruction"]],
-            "responses": [row["output_2"]],
-            "reference": row["output_1"],
-            "win_rate": None if _is_missing(row["preference"]) else row["preference"] - 1,
-            "length_controlled_winrate": row.get("glm_preference"),
-        }
-        for row in annotated
-    ]
-    write_samples(samples, context.out / "samples_alpaca_eval.jsonl")
-    return rows, notes
+    def _check_unread(self, benchmark: str, verdicts: list[float | None]) -> list[str]:
+        """Return a note if judgements are unreadable. Raises UserError if none is readable."""
+        missing, attempts = verdicts.count(None), self.config.options.attempts
+        judgements = f"{len(verdicts)} judgements"
+        if missing == len(verdicts):
+            raise UserError(f"{benchmark}: none of the {judgements} of {self.config.judge} can be read; use another")
+        tries = f"{attempts} attempts" if attempts > 1 else "1 attempt"
+        note = f"{benchmark}: {missing} of {judgements} could not be read after {tries}; they count nowhere"
+        return [note] if missing else []
 
 
-def _is_missing(preference: Any) -> bool:
-    return preference is None or math.isnan(preference)
+def _counter(progress: Callable[[int, int, str], None], total: int, note: str) -> Callable[[int], None]:
+    """Return a function that adds to a count and reports it."""
+    done = 0
 
+    def add(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, total, note)
 
-def _unread(name: str, missing: int, of: int, config: JudgeStage) -> list[str]:
-    if missing == of:
-        raise UserError(f"{name}: none of the {of} judgements of {config.judge} can be read; is it able to judge?")
-    if not missing:
-        return []
-    tries = f"{config.options.attempts} attempts" if config.options.attempts > 1 else "1 attempt"
-    return [f"{name}: {missing} of {of} judgements could not be read after {tries}; they count nowhere"]
+    return add

@@ -1,0 +1,1 @@
+"""The options that TRL, PEFT, transformers and accelerate accept, known without importing these libraries."""

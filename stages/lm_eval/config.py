@@ -1,7 +1,4 @@
-"""The `lm_eval` section of a recipe: which models, which tasks, under which settings.
-
-Light on purpose: imports no torch and no lm_eval.
-"""
+"""The `lm_eval` section of a recipe. Imports neither torch nor lm_eval, so that planning stays fast."""
 
 from __future__ import annotations
 
@@ -32,36 +29,35 @@ else:
 LOADERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 """File suffix -> the `datasets` loader that reads it."""
 
+_PYTHON_IN_YAML = re.compile(r"!function|__")
+"""Text in a task file that calls Python: a function, or an object's dunder attribute in a template."""
 
-_OWN_CODE = re.compile(r"!function|__")
-"""What a task file holds that calls Python: by name, or by the inner names of objects in a template."""
 
-
-def loader_of(reference: str) -> str | None:
-    """The `datasets` loader for a file reference, or None when its suffix is not one we read."""
+def dataset_loader(reference: str) -> str | None:
+    """The `datasets` loader for a file reference. None if the suffix is not supported."""
     name = reference.partition("@sha256:")[0]
     return LOADERS.get(PurePosixPath(name).suffix.lower())
 
 
 class Task(Config):
-    """One benchmark: a task, group or tag of lm-eval, or of the folder `include_path`."""
+    """One benchmark: a task, group or tag of lm-eval or of the folder `include_path`."""
 
     task: str = Field(min_length=1)
-    """The name lm-eval knows it by."""
+    """Name of a task, group or tag."""
     num_fewshot: int | None = Field(default=None, ge=0)
-    """Worked examples before each question; None takes the task's own number."""
+    """Few-shot examples in each prompt. None: the task's own number."""
     metric: str | None = None
-    """The report's headline, `acc` or with its filter `exact_match,strict-match`; None takes the first."""
+    """The report's headline metric: `acc`, or with its filter `exact_match,strict-match`. None: the task's first."""
     data: dict[str, str] = Field(default_factory=dict)
-    """Split name -> file, instead of the data set the task names: for one's own items, or with no hub."""
+    """Split name -> file that replaces the task's data set: for your own items, or without a network."""
     dataset: str | None = None
-    """A folder that holds a copy of the task's data set, or ORG/NAME@REVISION on the hub, instead of the one the task
-    names: with no hub, or for one revision. Of a group or tag, for all its tasks."""
+    """A folder, or ORG/NAME@REVISION on the hub, with a copy of the task's data set: without a network, or to pin a
+    revision. For a group or tag, it applies to all its tasks."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if self.data and self.dataset is not None:
-            raise wrong_at("dataset", "excludes data; name single files or a whole data set")
+            raise wrong_at("dataset", "cannot be combined with data; name single files or a complete data set")
         return self
 
     @field_validator("data")
@@ -69,56 +65,53 @@ class Task(Config):
     def _one_readable_format(cls, data: dict[str, str]) -> dict[str, str]:
         for split, reference in data.items():
             if not re.fullmatch(r"\w{1,50}", split):
-                raise ValueError(f"{split!r} is no name of a split; use up to 50 letters, digits and _")
-            if loader_of(reference) is None:
-                endings = ", ".join(LOADERS)
-                text = f"{reference!r} should be a file ending in {endings}, so that it is clear how to read it"
-                raise wrong_at(split, text)
-        formats = {split: loader_of(reference) for split, reference in data.items()}
+                raise ValueError(f"{split!r} is not a valid split name; use up to 50 letters, digits and _")
+            if dataset_loader(reference) is None:
+                raise wrong_at(split, f"{reference!r} should be a file ending in {', '.join(LOADERS)}")
+        formats = {split: dataset_loader(reference) for split, reference in data.items()}
         if len(set(formats.values())) > 1:
             raise ValueError(f"all splits of a task need one file format, not {formats}")
         return data
 
 
 class Options(Config):
-    """How the models are asked: what moves a score, or the speed. Defaults are lm-eval's command's."""
+    """How the models are evaluated. The defaults are those of lm-eval's command."""
 
     backend: Literal["hf", "vllm"] = "hf"
-    """What runs the model: transformers, or vLLM on GPUs (`pip install -e '.[vllm]'`). Where the stage's `resources`
-    name several GPUs and there is one process, the model is split over them."""
-
+    """Inference library: transformers, or vLLM on GPUs (`pip install -e '.[vllm]'`). If the stage's `resources` name
+    several GPUs and there is one process, the model is split over them."""
     apply_chat_template: bool = False
-    """Wrap each question in the tokenizer's chat template; for a tuned model, as it was trained."""
+    """Format each question with the tokenizer's chat template; set it for a model that was trained with one."""
     fewshot_as_multiturn: bool | None = None
-    """Worked examples as turns of a conversation; None: exactly when the chat template is applied."""
+    """Few-shot examples as turns of a conversation. None: if the chat template is applied."""
     system_instruction: str | None = None
     """A system message before every question."""
     batch_size: int = Field(default=1, ge=1)
-    """Requests computed together; moves the speed, not the scores (beyond rounding in 16 bits)."""
+    """Requests per forward pass. Affects speed, and scores only by rounding in 16 bits."""
     limit: int | None = Field(default=None, ge=1)
-    """Only the first so many items of each task: for a trial, never for a score to report."""
+    """Evaluate only the first `limit` items of each task. For trials, not for scores that you report."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the weights; `auto` is that of the checkpoint."""
+    """Precision of the weights. `auto`: the checkpoint's."""
     max_length: int | None = Field(default=None, ge=1)
-    """Longest sequence in tokens, older text cut on the left; None asks the model's config."""
+    """Longest sequence in tokens; longer ones are truncated on the left. None: the limit in the model's config."""
     gen_kwargs: GenerationOptions = Field(default_factory=GenerationOptions)
-    """Laid over each task's own: until, max_gen_toks, and fields of transformers' GenerationConfig."""
+    """Override each task's own settings: until, max_gen_toks, and fields of transformers' GenerationConfig."""
     bootstrap_iters: int = Field(default=100_000, ge=0)
-    """Resamples for standard errors of metrics that are no plain mean; 0 leaves out every standard error."""
+    """Resamples for the standard errors of metrics that are not a mean. 0: no standard errors at all."""
     log_samples: bool = True
-    """Keep every question and answer; the report's paired standard errors come from them."""
+    """Save every question and answer. The report needs them for paired standard errors."""
     confirm_run_unsafe_code: bool = False
-    """Run tasks that execute what the model wrote, such as humaneval: it can do on this machine whatever you can."""
+    """Run tasks that execute code the model wrote, such as humaneval. It can do on this machine whatever you can."""
 
     @model_validator(mode="after")
     def _multiturn_needs_a_template(self) -> Self:
         if self.fewshot_as_multiturn and not self.apply_chat_template:
-            raise ValueError("fewshot_as_multiturn: true needs apply_chat_template: true, which gives the turns")
+            raise ValueError("fewshot_as_multiturn: true needs apply_chat_template: true, which defines the turns")
         return self
 
     @property
     def multiturn(self) -> bool:
-        """`fewshot_as_multiturn`, decided."""
+        """`fewshot_as_multiturn` with its default filled in."""
         return self.apply_chat_template if self.fewshot_as_multiturn is None else self.fewshot_as_multiturn
 
 
@@ -131,45 +124,41 @@ class LMEvalStage(EvaluationStage):
     tasks: list[Task] = Field(min_length=1)
     """Benchmarks: tasks, groups or tags of lm-eval, or of the folder `include_path`."""
     include_path: str | None = None
-    """A folder of one's own task files. Their Python functions and templates run: include only what you trust."""
+    """A folder with your own task files. Their Python functions and templates run: include only what you trust."""
     options: Options = Options()
     launch: Launch | None = None
-    """Options of `accelerate launch`, to evaluate in several processes, each with a copy of the model and a part of
-    the items. Absent: one. Worked examples that a task draws at random are drawn by each process for its own items."""
+    """Options of `accelerate launch`: several processes evaluate a part of the items each, with a copy of the model
+    each. Absent: one process. A task's random few-shot examples are drawn by each process for its own items."""
     seed: int | None = None
-    """For few-shot draws and sampling; None takes lm-eval's own seeds."""
+    """For random few-shot examples and for sampling. None: lm-eval's own seeds."""
 
     @field_validator("tasks")
     @classmethod
     def _tasks_differ(cls, tasks: list[Task]) -> list[Task]:
-        if found := repeated([task.task for task in tasks]):
-            raise ValueError(
-                f"named more than once: {', '.join(found)}; for other settings of a task, add another lm_eval stage"
-            )
+        if duplicates := repeated([task.task for task in tasks]):
+            raise ValueError(f"named more than once: {', '.join(duplicates)}; add another lm_eval stage")
         return tasks
 
     @model_validator(mode="after")
     def _processes_fit(self) -> Self:
         if self.launch is not None and self.launch.sharding:
-            raise wrong_at(
-                f"launch.{self.launch.sharding}", "splits a model for training; raise resources.gpus instead"
-            )
+            raise wrong_at(f"launch.{self.launch.sharding}", "is for training; raise resources.gpus instead")
         if self.launch is not None and self.options.backend == "vllm":
-            raise wrong_at("launch", "is for the backend hf; vllm uses as many GPUs as resources.gpus says by itself")
+            raise wrong_at("launch", "works with the backend hf only; vllm uses as many GPUs as resources.gpus says")
         return self
 
     @property
     def versioned_packages(self) -> tuple[str, ...]:
-        """The harness, which defines the tasks."""
+        """lm_eval, which defines the tasks."""
         return ("lm_eval",)
 
     @property
     def processes(self) -> int:
-        """How many processes a step of this stage runs in on this machine."""
+        """Number of processes that a step starts on this machine."""
         return 1 if self.launch is None else self.launch.here
 
     def needs(self) -> dict[str, Need]:
-        """The models, and every file."""
+        """The models, task folder, data sets and data files."""
         needs = super().needs()
         if self.include_path is not None:
             needs["include_path"] = Need("data", self.include_path, "include_path")
@@ -181,73 +170,74 @@ class LMEvalStage(EvaluationStage):
         return needs
 
     def check(self, files: dict[str, Path]) -> None:
-        """Whether lm-eval, or `include_path`, knows every task and may run it, every file of `data` can be read, and
-        the model be loaded."""
+        """Check that lm-eval can run every task, that every file is readable and that the model can be loaded."""
         for name, path in files.items():
             if name.startswith("data."):
                 _require_rows(path)
-        include = files.get("include_path")
-        own = _names_in(include) if include else set()
-        asked = tuple(task.task for task in self.tasks if task.task not in own)
-        if not self.options.confirm_run_unsafe_code and any("unsafe_code" in text for text in _texts(include)):
-            asked = tuple(task.task for task in self.tasks)
         for i, task in enumerate(self.tasks):
             if task.dataset is not None and not files[dataset_key(task)].is_dir():
                 raise UserError(f"{task.dataset} is a file; name files under data", f"tasks.{i}.dataset")
-        refused = _refused_by_lm_eval(asked, include, self.options.confirm_run_unsafe_code) if asked else {}
+        refusals = self._refusals(files.get("include_path"))
         for i, task in enumerate(self.tasks):
-            if task.task in refused:
-                raise UserError(refused[task.task], key=f"tasks.{i}.task")
+            if task.task in refusals:
+                raise UserError(refusals[task.task], key=f"tasks.{i}.task")
         check_model(files["model"], self.trust_remote_code, "models")
         check_context(files["model"], self.options.max_length, "options.max_length")
         require_vllm(self.options.backend)
 
+    def _refusals(self, include: Path | None) -> dict[str, str]:
+        """Task name -> why it cannot run. Starts lm-eval only for names that the user's folder does not define."""
+        allowed = self.options.confirm_run_unsafe_code
+        has_unsafe = not allowed and any("unsafe_code" in text for text in _yaml_texts(include))
+        own_names = set() if has_unsafe else _own_task_names(include)
+        names = tuple(task.task for task in self.tasks if task.task not in own_names)
+        return _lm_eval_refusals(names, include, allowed) if names else {}
+
     def foreign_code(self, files: dict[str, Path]) -> list[str]:
-        """The model's, what the model writes, and that of one's own tasks."""
-        found = [REMOTE_CODE] if self.trust_remote_code else []
+        """Python of the model's folder, code that the model writes, and Python of the user's tasks."""
+        sources = [REMOTE_CODE] if self.trust_remote_code else []
         if self.options.confirm_run_unsafe_code:
-            found.append("options.confirm_run_unsafe_code: code that the model writes runs")
+            sources.append("options.confirm_run_unsafe_code: code that the model writes runs")
         include = files.get("include_path")
-        if include and (any(include.rglob("*.py")) or any(map(_OWN_CODE.search, _texts(include)))):
-            found.append(f"include_path: Python of the tasks in {self.include_path} runs")
-        return found
+        if include and (any(include.rglob("*.py")) or any(map(_PYTHON_IN_YAML.search, _yaml_texts(include)))):
+            sources.append(f"include_path: Python of the tasks in {self.include_path} runs")
+        return sources
 
 
 @cache
 def _require_rows(path: Path) -> None:
-    """Read a file to its end, once for all the models that are asked what stands in it. Raises UserError."""
+    """Read a data file to its end, once for all models of the stage. Raises UserError."""
     for _ in read_rows(path):
         pass
 
 
 def data_key(task: Task, split: str) -> str:
-    """The name under which a task's file is found in `context.inputs`."""
+    """The key of one of a task's data files in `context.inputs`."""
     return f"data.{task.task}.{split}"
 
 
 def dataset_key(task: Task) -> str:
-    """The name under which a task's whole data set is found in `context.inputs`."""
+    """The key of a task's data set in `context.inputs`."""
     return f"dataset.{task.task}"
 
 
-def _names_in(folder: Path) -> set[str]:
-    """The tasks and groups that the YAML files of `folder` define; read as text, for their functions are not run."""
-    pattern = re.compile(r"^(?:task|group): *['\"]?([^\s'\"]+)", re.MULTILINE)
-    return {name for text in _texts(folder) for name in pattern.findall(text)}
+def _own_task_names(folder: Path | None) -> set[str]:
+    """Names of tasks and groups in the folder's YAML files, which are read as text: their functions must not run."""
+    pattern = r"(?m)^(?:task|group): *['\"]?([^\s'\"]+)"
+    return {name for text in _yaml_texts(folder) for name in re.findall(pattern, text)}
 
 
-def _texts(folder: Path | None) -> Iterator[str]:
-    """The YAML files of `folder`."""
+def _yaml_texts(folder: Path | None) -> Iterator[str]:
     for file in sorted(folder.rglob("*.yaml")) if folder else ():
         yield file.read_text(encoding="utf-8", errors="replace")
 
 
 @cache
-def _refused_by_lm_eval(names: tuple[str, ...], include: Path | None, unsafe: bool) -> dict[str, str]:
-    """What is to be said of the names that lm-eval does not know, or may not run where `unsafe` is not confirmed;
-    asked in a process of its own, for it takes long."""
-    call, environment = module_command("stages.lm_eval.tasks", str(include or ""), "unsafe" if unsafe else "", *names)
-    done = subprocess.run(call, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise UserError(f"lm-eval cannot list its tasks: {done.stderr.strip().splitlines()[-1:]}", key="tasks")
-    return json.loads(done.stdout.splitlines()[-1])
+def _lm_eval_refusals(names: tuple[str, ...], include: Path | None, allow_unsafe: bool) -> dict[str, str]:
+    """`tasks.refused_names` in a subprocess, because lm-eval takes seconds to import."""
+    arguments = str(include or ""), "unsafe" if allow_unsafe else "", *names
+    command, environment = module_command("stages.lm_eval.tasks", *arguments)
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if process.returncode != 0:
+        raise UserError(f"lm-eval cannot list its tasks: {process.stderr.strip().splitlines()[-1:]}", key="tasks")
+    return json.loads(process.stdout.splitlines()[-1])

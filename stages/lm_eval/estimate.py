@@ -2,9 +2,9 @@
 
 from stages.estimate.evaluation import Request, estimate_evaluation
 from stages.estimate.result import Estimate, EstimateInputs
-from stages.lm_eval.code_permission import only_trusted_code
 from stages.lm_eval.config import LMEvalStage
 from stages.lm_eval.tasks import load_benchmarks
+from stages.lm_eval.trusted_code import only_trusted_code
 
 
 def estimate(stage: LMEvalStage, inputs: EstimateInputs) -> Estimate:

@@ -1,4 +1,9 @@
-"""The model under test: lm-eval's own, which keeps every answer until the step is done and counts them."""
+"""lm-eval's models, extended to resume an interrupted evaluation and to count truncated items.
+
+Only this module overrides private methods of lm-eval, as they have no public counterpart: `_model_call` and
+`_model_generate` start a batch, `_loglikelihood_tokens` truncates. tests/stages/lm_eval/test_lm_eval_internals.py fails
+when an update of lm-eval changes them.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate import PartialState
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook, TemplateLM, hash_args
 from lm_eval.models.huggingface import HFLM
@@ -15,124 +21,128 @@ from stages.base import UserError
 from stages.evaluation.answer_log import AnswerLog
 from stages.lm_eval.config import LMEvalStage
 from stages.models.model_folder import TRUST
+from stages.system.library_versions import require_version
 
-Answer = str | float | tuple[float, bool]
-"""Generated text, the score of a whole text, or the score of a continuation and whether it is the likeliest."""
+require_version("lm_eval", "0.4")
 
 
-class KeepingHook(CacheHook):
-    """lm-eval calls its answer cache's hook once per answered request."""
+class AnswerLogHook(CacheHook):
+    """Adds every answer to the log; lm-eval calls it once per request."""
 
-    def __init__(self, kept: AnswerLog, answered: Callable[[int], None]) -> None:
+    def __init__(self, answer_log: AnswerLog, on_answers: Callable[[int], None]) -> None:
         super().__init__(None)
-        self.kept, self.answered = kept, answered
+        self.answer_log, self.on_answers = answer_log, on_answers
 
     def add_partial(self, attr: str, req: Any, res: Any) -> None:
-        """One request was answered."""
-        self.kept.add(hash_args(attr, req), res)
-        self.answered(1)
+        """Log the answer `res`."""
+        self.answer_log.add(hash_args(attr, req), res)
+        self.on_answers(1)
 
 
-class KeepingModel(TemplateLM):
-    """What a model of lm-eval needs so that an interrupted evaluation goes on with the answers it has.
+class ResumableModel(TemplateLM):
+    """Mixin for a model of lm-eval that reuses the answers of an interrupted evaluation.
 
-    lm-eval's own answer cache goes by a path, and so could serve those of a model that has since changed; these lie
-    with the step's checkpoints, by its fingerprint, and go when it is published. They are kept by whole batches, so
-    that what is left makes the batches that it would have made, and the same scores to the last bit.
+    lm-eval's own cache is keyed by the model's path, so it could return the answers of a model that has changed since.
+    This log is in the step's checkpoint folder, which belongs to one fingerprint. It is written batch by batch: the
+    remaining requests form the same batches as without the interruption, and give the same scores to the last bit.
+    `on_answers` is called with the number of further answers, `arguments` are those of the lm-eval model.
     """
 
-    kept: AnswerLog
-    answered: Callable[[int], None]
-    cut: set[tuple[str, int]]
-    """Task and number of each item in this process that is longer than the model takes."""
-
-    def keep(self, file: Path, answered: Callable[[int], None]) -> None:
-        """Keep answers in `file`, and call `answered` with how many more are there."""
-        self.kept, self.answered, self.cut = AnswerLog(file), answered, set()
-        self.set_cache_hook(KeepingHook(self.kept, answered))
+    def __init__(self, checkpoints: Path, on_answers: Callable[[int], None], **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.on_answers = on_answers
+        self.answer_log = AnswerLog(checkpoints / f"answers-{self.rank}.jsonl")
+        self.truncated: set[tuple[str, int]] = set()
+        """Task and document number of each of this process's items that exceeds the model's context."""
+        self.set_cache_hook(AnswerLogHook(self.answer_log, on_answers))
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """Scores of continuations."""
-        return self._go_on("loglikelihood", requests, super().loglikelihood)
+        """Score continuations."""
+        return self._resume("loglikelihood", requests, super().loglikelihood)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
-        """Scores of whole texts."""
-        return self._go_on("loglikelihood_rolling", requests, super().loglikelihood_rolling)
+        """Score texts."""
+        return self._resume("loglikelihood_rolling", requests, super().loglikelihood_rolling)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        """Generated answers."""
-        return self._go_on("generate_until", requests, super().generate_until)
+        """Generate answers."""
+        return self._resume("generate_until", requests, super().generate_until)
 
     def _model_generate(self, *arguments: Any, **settings: Any) -> Any:
-        self.kept.flush()  # a batch begins, so the one before is whole
+        self.answer_log.flush()  # the batch before is complete
         return super()._model_generate(*arguments, **settings)
 
-    def _go_on(self, kind: str, requests: list[Instance], answer: Callable[..., list[Any]]) -> list[Any]:
-        """The answers, of which those not kept are asked for, without lm-eval's progress bars."""
-        keys = [hash_args(kind, request.args) for request in requests]
-        # each sampled answer is another one, so none stands for the next
-        drawn = [kind == "generate_until" and bool(request.args[1].get("do_sample")) for request in requests]
-        known = {key: self.kept[key] for key, new in zip(keys, drawn, strict=True) if not new and key in self.kept}
-        left = [request for request, key in zip(requests, keys, strict=True) if key not in known]
-        self.answered(len(requests) - len(left))
-        new = iter(answer(left, disable_tqdm=True) if left else [])
-        self.kept.flush()
-        self.cut |= {
+    def _resume(self, method: str, requests: list[Instance], answer: Callable[..., list[Any]]) -> list[Any]:
+        """Answer the requests that are not in the log, without lm-eval's progress bars."""
+        keys = [hash_args(method, request.args) for request in requests]
+        # Repeats of a sampled request have the same key but different answers, so none is reused.
+        sampled = [method == "generate_until" and bool(request.args[1].get("do_sample")) for request in requests]
+        logged = {
+            key: self.answer_log[key]
+            for key, draw in zip(keys, sampled, strict=True)
+            if not draw and key in self.answer_log
+        }
+        remaining = [request for request, key in zip(requests, keys, strict=True) if key not in logged]
+        self.on_answers(len(requests) - len(remaining))
+        new = iter(answer(remaining, disable_tqdm=True) if remaining else [])
+        self.answer_log.flush()
+        self.truncated |= {
             (str(request.task_name), int(request.doc_id or 0))
             for request in requests
-            if _cut_key(kind, request.args) in self.kept
+            if _truncation_key(method, request.args) in self.answer_log
         }
-        return [_answer(known[key]) if key in known else next(new) for key in keys]
+        # JSON has no tuples: a list is the log-likelihood of a continuation, and whether it is the greedy one.
+        logged = {key: tuple(value) if isinstance(value, list) else value for key, value in logged.items()}
+        return [logged[key] if key in logged else next(new) for key in keys]
 
 
-def _cut_key(kind: str, arguments: Any) -> str:
-    """Under what a prompt is kept that did not fit: with its continuation, or alone where the answer is generated."""
-    return hash_args(f"cut {kind}", arguments[:1] if kind == "generate_until" else arguments)
+def _truncation_key(method: str, arguments: Any) -> str:
+    """The log's key for a truncated prompt: the prompt with its continuation, or the prompt alone if it generates."""
+    return hash_args(f"cut {method}", arguments[:1] if method == "generate_until" else arguments)
 
 
-def _answer(value: Any) -> Answer:
-    """An answer as the model gave it: JSON knows no tuples."""
-    return tuple(value) if isinstance(value, list) else value
+class HFModel(ResumableModel, HFLM):
+    """lm-eval's Hugging Face model. Several processes share the items on CPUs and across machines, too."""
 
+    @property
+    def rank(self) -> int:
+        """Index of this process among all machines'; lm-eval's own is the index on one machine, and 0 on a CPU."""
+        return PartialState().process_index
 
-class HFModel(KeepingModel, HFLM):
-    """lm-eval's Hugging Face model; several processes share the items on CPUs and over machines, too."""
-
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        if accelerator := getattr(self, "accelerator", None):
-            self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
+    @property
+    def world_size(self) -> int:
+        """Number of processes on all machines; lm-eval's own is 1 on a CPU."""
+        return PartialState().num_processes
 
     def _model_call(self, *arguments: Any, **settings: Any) -> Any:
-        self.kept.flush()
+        self.answer_log.flush()
         return super()._model_call(*arguments, **settings)
 
     def _loglikelihood_tokens(self, requests: list[Any], *arguments: Any, **settings: Any) -> Any:
-        """lm-eval cuts what is too long from the left, and says so in the log alone: it is noted here."""
-        for given, context, continuation in requests:
-            if given and len(context) + len(continuation) > self.max_length + 1:
-                self.kept.add(_cut_key("loglikelihood", given), value=True)
+        """Log what lm-eval is about to truncate from the left: lm-eval itself only prints a warning."""
+        for texts, context, continuation in requests:
+            if texts and len(context) + len(continuation) > self.max_length + 1:
+                self.answer_log.add(_truncation_key("loglikelihood", texts), value=True)
         return super()._loglikelihood_tokens(requests, *arguments, **settings)
 
     def tok_batch_encode(
         self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None, **settings: Any
     ) -> Any:
-        """As above, for prompts that are answered by generation."""
+        """Encode prompts for generation; log those that lm-eval truncates."""
         encoded = super().tok_batch_encode(strings, padding_side, left_truncate_len, **settings)
         if left_truncate_len and encoded[0].shape[1] == left_truncate_len:
             for string in strings:
                 if len(self.tok_encode(string)) > left_truncate_len:
-                    self.kept.add(_cut_key("generate_until", (string,)), value=True)
+                    self.answer_log.add(_truncation_key("generate_until", (string,)), value=True)
         return encoded
 
 
-def load_model(path: Path, config: LMEvalStage) -> KeepingModel:
-    """The checkpoint and tokenizer in `path`: safetensors only, and the folder's own code only where it is trusted.
-
-    Raises UserError.
-    """
+def load_model(path: Path, config: LMEvalStage, checkpoints: Path, on_answers: Callable[[int], None]) -> ResumableModel:
+    """Load the checkpoint and tokenizer in `path`, from safetensors only, as a ResumableModel. Raises UserError."""
     options, name = config.options, config.models[0]
     arguments: dict[str, Any] = {
+        "checkpoints": checkpoints,
+        "on_answers": on_answers,
         "pretrained": str(path),
         "dtype": options.dtype,
         "batch_size": options.batch_size,
@@ -141,30 +151,26 @@ def load_model(path: Path, config: LMEvalStage) -> KeepingModel:
     }
     gpus = config.resources.gpus or 1
     try:
-        model = _vllm(arguments, gpus) if options.backend == "vllm" else _hf(arguments, gpus, config.launch is None)
+        if options.backend == "vllm":
+            model = _load_vllm(arguments, gpus)
+        else:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            split = device == "cuda" and gpus > 1 and config.launch is None
+            model = HFModel(**arguments, device=device, use_safetensors=True, parallelize=split)
     except (OSError, ValueError) as error:
         if "trust_remote_code=True" not in str(error):
             raise
         raise UserError(f"{name} comes with its own Python files; if you trust them, {TRUST}") from None
     if options.apply_chat_template and not cast(Any, model.tokenizer).chat_template:
-        raise UserError(
-            f"options.apply_chat_template: the tokenizer of {name} has no chat template; "
-            "evaluate it without, or give the model one"
-        )
+        raise UserError(f"options.apply_chat_template: the tokenizer of {name} has no chat template; set it to false")
     return model
 
 
-def _hf(arguments: dict[str, Any], gpus: int, alone: bool) -> KeepingModel:
-    split = alone and gpus > 1 and torch.cuda.is_available()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return HFModel(**arguments, device=device, use_safetensors=True, parallelize=split)
-
-
-def _vllm(arguments: dict[str, Any], gpus: int) -> KeepingModel:
-    """lm-eval's vLLM model over so many GPUs; vLLM chooses its own batches. Raises UserError."""
+def _load_vllm(arguments: dict[str, Any], gpus: int) -> ResumableModel:
+    """lm-eval's vLLM model, split over the GPUs. vLLM chooses its own batches. Raises UserError."""
     try:
         from lm_eval.models.vllm_causallms import VLLM
     except ImportError as error:
         raise UserError(f"options.backend: vllm cannot be loaded ({error}); pip install -e '.[vllm]'") from None
     arguments |= {"batch_size": "auto", "tensor_parallel_size": gpus, "load_format": "safetensors"}
-    return cast(KeepingModel, type("VLLMModel", (KeepingModel, VLLM), {})(**arguments))
+    return cast(ResumableModel, type("VLLMModel", (ResumableModel, VLLM), {})(**arguments))

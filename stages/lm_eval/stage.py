@@ -1,7 +1,4 @@
-"""Run one model on the recipe's benchmarks, in this process, through lm-eval's `simple_evaluate`.
-
-Scores are lm-eval's to the last digit: this file only chooses, records and translates.
-"""
+"""Evaluate one model on the recipe's benchmarks with lm-eval's `simple_evaluate`. Scores are lm-eval's, unchanged."""
 
 from __future__ import annotations
 
@@ -13,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # as lm-eval's command sets it
-os.environ.setdefault("DISABLE_MULTIPROC", "1")  # lm-eval forks to resample; beside torch's threads that can hang
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the value that lm-eval's command sets
+os.environ.setdefault("DISABLE_MULTIPROC", "1")  # bootstrap without a fork, which can hang in a process with threads
 
 import lm_eval
 import torch
@@ -24,98 +21,94 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import sanitize_model_name
 
 from stages.base import Context
-from stages.lm_eval.code_permission import only_trusted_code
 from stages.lm_eval.config import LMEvalStage
-from stages.lm_eval.model import HFModel, KeepingModel, load_model
-from stages.lm_eval.results import dump, rows, task_hashes, without_paths, write_samples
+from stages.lm_eval.model import HFModel, ResumableModel, load_model
+from stages.lm_eval.results import dump, score_rows, task_hashes, without_paths, write_samples
 from stages.lm_eval.tasks import Benchmark, load_benchmarks
+from stages.lm_eval.trusted_code import only_trusted_code
 from stages.records.metrics import Metrics
 
 VOLATILE = ("git_hash", "date", "start_time", "end_time", "total_evaluation_time_seconds", "pretty_env_info")
-"""What two equal evaluations differ in: left out of results.json, for stage.json says when and on what machine. The
-hash is that of whatever repository the current folder lies in."""
+"""Keys that differ between two equal evaluations, left out of results.json: stage.json has the time and the machine,
+and the hash is of whatever repository the current folder lies in."""
 
 
 def run(context: Context) -> Metrics:
-    """Measure `context.inputs["model"]`; leaves results.json and samples in `context.out`.
-
-    The result: {"results": [row, ...], "seconds", "versions", "num_fewshot", "samples": {task: file name},
-    "notes", "environment"}, a row as `results.rows` describes.
-    """
+    """Evaluate the input `model`; write results.json and a sample file per task. Only the first process has metrics."""
     config: LMEvalStage = context.config
-    started = time.monotonic()
-    name = config.models[0]
+    start = time.monotonic()
     path = context.inputs["model"].path
     context.progress(0, 1, "reading tasks")
-    files = {key: given.path for key, given in context.inputs.items() if key != "model"}
+    files = {key: item.path for key, item in context.inputs.items() if key != "model"}
     with only_trusted_code(config):
         benchmarks = load_benchmarks(config, files, context.scratch)
-        context.progress(0, 1, f"loading {name}")
-        model = load_model(path, config)
-        model.keep(context.checkpoints / f"answers-{model.rank}.jsonl", _counter(benchmarks, context.progress))
-        evaluated = _evaluate(config, benchmarks, model, path)
-        cut = _cut(model)
-    if evaluated is None:
+        context.progress(0, 1, f"loading {config.models[0]}")
+        model = load_model(path, config, context.checkpoints, _request_counter(benchmarks, context.progress))
+        evaluation = _evaluate(config, benchmarks, model, path)
+        truncated = _truncated_counts(model)
+    if evaluation is None:
         return Metrics()
-    results, samples = evaluated
-    table = rows(results, benchmarks)
-    kept = without_paths({key: value for key, value in results.items() if key not in VOLATILE}, _names(config, context))
-    (context.out / "results.json").write_text(dump(kept, indent=2), encoding="utf-8")
-    written = write_samples(samples, context.out) if config.options.log_samples else {}
+    results, samples = evaluation
+    rows = score_rows(results, benchmarks)
+    stable = {key: value for key, value in results.items() if key not in VOLATILE}
+    text = without_paths(dump(stable, indent=2), _portable_names(config, context))
+    (context.out / "results.json").write_text(text, encoding="utf-8")
+    sample_files = write_samples(samples, context.out) if config.options.log_samples else {}
     return Metrics(
-        results=table,
-        seconds=round(time.monotonic() - started, 3),
+        results=rows,
+        seconds=round(time.monotonic() - start, 3),
         versions=results["versions"],
         num_fewshot=results["n-shot"],
-        samples=written,
+        samples=sample_files,
         notes=[
             f"{task}: {count} of {results['results'][task]['sample_len']} items are longer than the model takes "
             f"({model.max_length} tokens): lm-eval cut them from the left, and their scores are of less than was asked"
-            for task, count in sorted(cut.items())
+            for task, count in sorted(truncated.items())
         ],
-        environment={
-            "lm_eval": results["lm_eval_version"],
-            "transformers": results["transformers_version"],
-            "backend": config.options.backend,
-            "processes": model.world_size,
-            "dtype": str(model.model.dtype).removeprefix("torch.")
-            if isinstance(model, HFModel)
-            else config.options.dtype,
-            "device": model.device.type if isinstance(model, HFModel) else "cuda",
-            "max_length": model.max_length,
-        },
+        environment=_environment(config, model, results),
     )
 
 
+def _environment(config: LMEvalStage, model: ResumableModel, results: dict[str, Any]) -> dict[str, Any]:
+    is_hf = isinstance(model, HFModel)
+    return {
+        "lm_eval": results["lm_eval_version"],
+        "transformers": results["transformers_version"],
+        "backend": config.options.backend,
+        "processes": model.world_size,
+        "dtype": str(model.model.dtype).removeprefix("torch.") if is_hf else config.options.dtype,
+        "device": model.device.type if is_hf else "cuda",
+        "max_length": model.max_length,
+    }
+
+
 def _evaluate(
-    config: LMEvalStage,
-    benchmarks: list[Benchmark],
-    model: KeepingModel,
-    path: Path,
+    config: LMEvalStage, benchmarks: list[Benchmark], model: ResumableModel, path: Path
 ) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]] | None:
-    """lm-eval's results as its command would save them, and the samples by task; of several processes the first's."""
+    """Results as lm-eval's command would save them, and samples by task; None in every process except the first."""
     options = config.options
+    other_seed = DEFAULT_OTHER_SEED if config.seed is None else config.seed
     tracker = EvaluationTracker()
     results: Any = lm_eval.simple_evaluate(
         model=model,
-        model_args={"pretrained": str(path), "dtype": options.dtype},  # recorded only: the model is loaded
+        model_args={"pretrained": str(path), "dtype": options.dtype},  # for the record only
         tasks=[part for benchmark in benchmarks for part in benchmark.parts],
-        task_manager=TaskManager(include_defaults=False),  # the tasks are made; the default reads 14,000 files
+        task_manager=TaskManager(include_defaults=False),  # the default reads 14,000 task files, which are not needed
         batch_size=options.batch_size,
         device=str(model.device),
         limit=options.limit,
         bootstrap_iters=options.bootstrap_iters,
         confirm_run_unsafe_code=options.confirm_run_unsafe_code,
-        log_samples=True,  # the task hashes come from them, whether they are kept or not
+        log_samples=True,  # the task hashes need them
         evaluation_tracker=tracker,
         system_instruction=options.system_instruction,
         apply_chat_template=options.apply_chat_template,
         fewshot_as_multiturn=options.multiturn,
         gen_kwargs=options.gen_kwargs.model_dump() or None,
         random_seed=DEFAULT_RANDOM_SEED if config.seed is None else config.seed,
-        numpy_random_seed=DEFAULT_OTHER_SEED if config.seed is None else config.seed,
-        torch_random_seed=DEFAULT_OTHER_SEED if config.seed is None else config.seed,
-        fewshot_random_seed=DEFAULT_OTHER_SEED if config.seed is None else config.seed,
+        numpy_random_seed=other_seed,
+        torch_random_seed=other_seed,
+        fewshot_random_seed=other_seed,
     )
     if results is None:
         return None
@@ -127,36 +120,36 @@ def _evaluate(
     return results, samples
 
 
-def _cut(model: KeepingModel) -> Counter[str]:
-    """How many items of each task were longer than the model takes, over all processes."""
-    every: list[Any] = [model.cut]
+def _truncated_counts(model: ResumableModel) -> Counter[str]:
+    """Task -> number of items that are longer than the model's context, over all processes."""
+    by_process: list[Any] = [model.truncated]
     if model.world_size > 1:
-        every = [None] * model.world_size
-        torch.distributed.all_gather_object(every, model.cut)
-    return Counter(task for task, _ in set().union(*every))
+        by_process = [None] * model.world_size
+        torch.distributed.all_gather_object(by_process, model.truncated)
+    return Counter(task for task, _ in set().union(*by_process))
 
 
-def _counter(benchmarks: list[Benchmark], progress: Callable[[int, int, str], None]) -> Callable[[int], None]:
-    """Call what it returns with how many more requests are answered; about a hundred of the calls are passed on."""
+def _request_counter(benchmarks: list[Benchmark], progress: Callable[[int, int, str], None]) -> Callable[[int], None]:
+    """Return a function that adds a number of answers to the count and reports about 100 times in all."""
     tasks = [task for benchmark in benchmarks for task in benchmark.tasks.values()]
     done = total = 0
 
-    def answered(more: int) -> None:
+    def add(count: int) -> None:
         nonlocal done, total
         total = total or sum(request.repeats for task in tasks for request in task.instances)
-        before, done = done, done + more
-        share = max(1, total // 100)
-        if done == total or done // share > before // share:
+        before, done = done, done + count
+        interval = max(1, total // 100)
+        if done == total or done // interval > before // interval:
             progress(done, total, "requests")
 
-    return answered
+    return add
 
 
-def _names(config: LMEvalStage, context: Context) -> dict[str, str]:
-    """Path on this machine -> what to call it in results.json."""
+def _portable_names(config: LMEvalStage, context: Context) -> dict[str, str]:
+    """Path on this machine -> its replacement in results.json."""
     needs = config.needs()
-    names = {str(given.path): needs[key].value for key, given in context.inputs.items() if key in needs}
-    names |= {str(given.path.resolve()): needs[key].value for key, given in context.inputs.items() if key in needs}
+    pairs = [(item.path, needs[key].value) for key, item in context.inputs.items() if key in needs]
+    names = {str(path): name for path, name in pairs} | {str(path.resolve()): name for path, name in pairs}
     names |= {sanitize_model_name(path): sanitize_model_name(name) for path, name in names.items()}
     names |= {str(context.scratch): "scratch", str(context.scratch.resolve()): "scratch"}
     return names | {str(Path(lm_eval.__file__).parent): "lm_eval"}

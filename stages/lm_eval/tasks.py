@@ -1,4 +1,4 @@
-"""A recipe's tasks -> lm-eval's task objects, checked as far as can be before a model is loaded."""
+"""Load a recipe's benchmarks as lm-eval's task objects and check them before the model is loaded."""
 
 from __future__ import annotations
 
@@ -14,28 +14,27 @@ import yaml
 from lm_eval.api.group import Group
 from lm_eval.api.task import Task as LMTask
 from lm_eval.tasks import TaskManager
-from lm_eval.tasks._index import TaskIndex
 
 from stages.base import UserError
 from stages.library_options.option_models import NOT_GENERATED_BY
-from stages.lm_eval.config import LMEvalStage, Task, data_key, dataset_key, loader_of
+from stages.lm_eval.config import LMEvalStage, Task, data_key, dataset_key, dataset_loader
 from stages.system.file_names import file_name
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One entry of the recipe's `tasks` and what lm-eval made of it."""
+    """One entry of the recipe's `tasks` with its lm-eval objects."""
 
     config: Task
     parts: list[LMTask | Group]
-    """One task or group; several tasks for a tag."""
+    """One task or group, or the tasks of a tag."""
     tasks: dict[str, LMTask]
-    """Every single task, those inside groups too."""
+    """Every task by name, those inside groups included."""
     groups: dict[str, Group]
 
     @property
     def headlines(self) -> list[str]:
-        """The names whose metric heads the report: a group that has a score of its own, else its tasks."""
+        """Names of the scores in the report's main table: a group with an aggregate score, else its tasks."""
         scored = [
             part.name if isinstance(part, Group) else part.task_name
             for part in self.parts
@@ -44,73 +43,69 @@ class Benchmark:
         return scored or list(self.tasks)
 
     def metrics_of(self, name: str) -> list[str]:
-        """The metrics that a task or group of this benchmark reports, in lm-eval's order."""
+        """Metrics that a task or group of this benchmark reports, in lm-eval's order."""
         if name in self.groups:
             return list(dict.fromkeys(m.metric for m in self.groups[name].aggregate_metric_list or []))
         return list(self.tasks[name].aggregation())
 
 
 def load_benchmarks(config: LMEvalStage, files: Mapping[str, Path], scratch: Path) -> list[Benchmark]:
-    """Build every task of the recipe.
-
-    `files` are the step's inputs by name. Raises UserError for an unknown task, data that cannot be had, a
-    headline metric the task does not report, or settings it cannot follow.
-    """
+    """Load and check every benchmark of the recipe; generated task files go to `scratch`. Raises UserError."""
     manager = _manager(config, files.get("include_path"))
     benchmarks = [_load(manager, i, task, files, scratch) for i, task in enumerate(config.tasks)]
     for i, benchmark in enumerate(benchmarks):
-        _set_shots(benchmark, f"tasks.{i}.num_fewshot")
+        _set_num_fewshot(benchmark, f"tasks.{i}.num_fewshot")
         _check_metric(benchmark, f"tasks.{i}.metric")
         _check_safe(benchmark, f"tasks.{i}.task", config.options.confirm_run_unsafe_code)
     try:
         manager.load([part for benchmark in benchmarks for part in benchmark.parts])
-    except ValueError as error:  # a task asked for by itself and inside a group
+    except ValueError as error:  # a task named alone and in a group
         raise UserError(f"tasks: {error}; keep one of the two") from error
     return benchmarks
 
 
 def _manager(config: LMEvalStage, include: Path | None) -> TaskManager:
-    """lm-eval's own 14,000 task files take seconds to read: only if the recipe's folder lacks a task."""
+    """Read lm-eval's own 14,000 task files only if the recipe's folder does not define every task: it takes seconds."""
     names = [task.task for task in config.tasks]
     manager = TaskManager(include_path=str(include), include_defaults=False) if include else None
     if manager is None or not all(name in manager.all_subtasks for name in names):
         manager = TaskManager(include_path=str(include) if include else None)
-    refused = refused_names(manager, names, config.options.confirm_run_unsafe_code)
+    refusals = refused_names(manager, names, config.options.confirm_run_unsafe_code)
     for i, name in enumerate(names):
-        if name in refused:
-            raise UserError(f"tasks.{i}.task: {refused[name]}")
+        if name in refusals:
+            raise UserError(f"tasks.{i}.task: {refusals[name]}")
     return manager
 
 
-UNSAFE = (
+_UNSAFE = (
     "{} runs code that the model wrote, which can do on this machine whatever you can do; to allow it, set"
     " options.confirm_run_unsafe_code: true on the stage"
 )
 
 
-def refused_names(manager: TaskManager, names: list[str], unsafe: bool) -> dict[str, str]:
-    """What is to be said of those of `names` that are no task, group or tag, or that need `unsafe`."""
-    said = {}
+def refused_names(manager: TaskManager, names: list[str], allow_unsafe: bool) -> dict[str, str]:
+    """Name -> error message, for names that do not exist or need `allow_unsafe`. Imports no Python of a task."""
+    refusals = {}
     for name in names:
-        if name in manager.all_tasks and not unsafe and _is_unsafe(manager, name):
-            said[name] = UNSAFE.format(name)  # known before its own Python is imported
-        elif name not in manager.all_tasks:
-            near = difflib.get_close_matches(name, manager.all_tasks, n=3)
-            hint = f"did you mean {', '.join(near)}?" if near else "`lm_eval ls tasks` lists them"
-            said[name] = f"lm-eval knows no task, group or tag {name!r}; {hint}"
-    return said
+        if name not in manager.all_tasks:
+            matches = difflib.get_close_matches(name, manager.all_tasks, n=3)
+            hint = f"did you mean {', '.join(matches)}?" if matches else "`lm_eval ls tasks` lists them"
+            refusals[name] = f"lm-eval knows no task, group or tag {name!r}; {hint}"
+        elif not allow_unsafe and _is_unsafe(manager, name):
+            refusals[name] = _UNSAFE.format(name)
+    return refusals
 
 
 def _is_unsafe(manager: TaskManager, name: str) -> bool:
-    """Whether a task's file, or that of one in a group or tag, is marked `unsafe_code`."""
+    """Whether `unsafe_code` is set for a task, or for any task of a group or tag."""
     entry = manager.task_index.get(name)
     if entry is None:
         return False
     config = entry.cfg or {}
-    listed = config.get("task")
-    members = [*(listed if isinstance(listed, list) else ()), *(() if entry.yaml_path else entry.tags)]
-    names = [part if isinstance(part, str) else part.get("task") or part.get("group") for part in members]
-    return bool(config.get("unsafe_code")) or any(_is_unsafe(manager, str(part)) for part in names)
+    group_members = config.get("task")
+    members = [*(group_members if isinstance(group_members, list) else ()), *(() if entry.yaml_path else entry.tags)]
+    names = [member if isinstance(member, str) else member.get("task") or member.get("group") for member in members]
+    return bool(config.get("unsafe_code")) or any(_is_unsafe(manager, str(member)) for member in names)
 
 
 def _load(manager: TaskManager, index: int, task: Task, files: Mapping[str, Path], scratch: Path) -> Benchmark:
@@ -124,115 +119,114 @@ def _load(manager: TaskManager, index: int, task: Task, files: Mapping[str, Path
         loaded = manager.load(specs)
     except (OSError, ModuleNotFoundError) as error:  # datasets' hub and file errors are OSErrors
         raise UserError(
-            f"tasks.{index}.task: {task.task} cannot be loaded: {error}. "
-            "Without a network, give its items with `data: {split: file}`, or a copy of its data set with"
-            " `dataset: folder`"
+            f"tasks.{index}.task: {task.task} cannot be loaded: {error}. Without a network, set"
+            " `data: {split: file}`, or `dataset: folder` with a copy of its data set"
         ) from error
     tasks, groups = loaded["tasks"], loaded.get("groups", {})
     nested = {name for group in groups.values() for name in group.child_names}
     parts: list[LMTask | Group] = [group for name, group in groups.items() if name not in nested]
-    parts += [single for name, single in tasks.items() if name not in nested]
+    parts += [lm_task for name, lm_task in tasks.items() if name not in nested]
     return Benchmark(task, parts, tasks, groups)
 
 
 def _with_own_data(manager: TaskManager, index: int, task: Task, files: Mapping[str, Path], scratch: Path) -> str:
-    """A task file that includes the original and reads the recipe's files; returns its path."""
-    where = f"tasks.{index}.data"
+    """Write a task file that includes the original and reads the recipe's files; return its path."""
+    key = f"tasks.{index}.data"
     entry = manager.task_index[task.task]
-    if task.task not in manager.all_subtasks or entry.yaml_path is None or "class" in (entry.cfg or {}):
-        raise UserError(f"{where}: {task.task} is a group, a tag or a task written in Python; its data is its own")
-    scored, examples = _splits_read(entry.cfg or {}, task)
-    if missing := {split for split in (scored, examples) if split} - task.data.keys():
-        raise UserError(f"{where}: {task.task} reads the split {' and '.join(sorted(missing))} too; give a file for it")
+    config = entry.cfg or {}
+    if task.task not in manager.all_subtasks or entry.yaml_path is None or "class" in config:
+        raise UserError(f"{key}: {task.task} is a group, a tag or a Python task, whose data cannot be replaced")
+    scored_split, fewshot_split = _splits(config, task)
+    if missing := {split for split in (scored_split, fewshot_split) if split} - task.data.keys():
+        raise UserError(f"{key}: {task.task} reads the split {' and '.join(sorted(missing))} too; name a file for it")
     override = {
         "include": str(entry.yaml_path),
         "task": task.task,
-        "dataset_path": loader_of(next(iter(task.data.values()))),
+        "dataset_path": dataset_loader(next(iter(task.data.values()))),
         "dataset_name": None,
         "dataset_kwargs": {
             "data_files": {split: str(files[data_key(task, split)].resolve()) for split in task.data},
-            # The shared cache goes by path and time stamp, and could serve what a file held before.
+            # datasets keys its shared cache by path and time stamp, so it could return a file's old content.
             "cache_dir": str(scratch / "datasets"),
         },
     }
-    if not _shots(entry.cfg or {}, task) and not (entry.cfg or {}).get("fewshot_config"):
-        override["fewshot_split"] = scored  # lm-eval reads one though it shows no example
-    return _written(override, scratch, f"{index}")
+    if not _num_fewshot(config, task) and not config.get("fewshot_config"):
+        override["fewshot_split"] = scored_split  # lm-eval loads this split even without few-shot examples
+    return _write_task_file(override, scratch, f"{index}")
 
 
 def _with_own_dataset(
     manager: TaskManager, index: int, task: Task, files: Mapping[str, Path], scratch: Path
 ) -> list[str]:
-    """Put in the place of the task, group or tag's tasks ones that read the recipe's folder; returns their names."""
-    folder = str(files[dataset_key(task)].resolve())
+    """Replace the task, the group or the tag's tasks by ones that read the recipe's folder; return their names."""
+    dataset = str(files[dataset_key(task)].resolve())
     entry = manager.task_index[task.task]
     names = [task.task] if entry.yaml_path else sorted(entry.tags)
     for name in names:
-        found = manager.task_index[name]
-        if found.yaml_path is None or "class" in (found.cfg or {}):
-            raise UserError(f"tasks.{index}.dataset: {name} is written in Python; its data is its own")
+        original = manager.task_index[name]
+        if original.yaml_path is None or "class" in (original.cfg or {}):
+            raise UserError(f"tasks.{index}.dataset: {name} is a Python task, whose data cannot be replaced")
         override = {
-            "include": str(found.yaml_path),
+            "include": str(original.yaml_path),
             "group" if name in manager.all_groups else "task": name,
-            "dataset_path": folder,  # in a group's file, that of all its tasks
+            "dataset_path": dataset,  # a group passes it on to all its tasks
             "dataset_kwargs": {"cache_dir": str(scratch / "datasets")},
         }
-        written = Path(_written(override, scratch, f"{index}-{name}"))
-        manager.task_index.update({name: TaskIndex.build([written.parent])[name]})
+        folder = Path(_write_task_file(override, scratch, f"{index}-{name}")).parent
+        manager.task_index[name] = TaskManager(include_path=folder, include_defaults=False).task_index[name]
     return names
 
 
-def _written(override: dict[str, Any], scratch: Path, name: str) -> str:
+def _write_task_file(override: dict[str, Any], scratch: Path, name: str) -> str:
     path = scratch / "tasks" / file_name(name) / "task.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(override), encoding="utf-8")
     return str(path)
 
 
-def _splits_read(cfg: Mapping[str, Any], task: Task) -> tuple[str | None, str | None]:
-    """The split that is scored and, with worked examples, the one they come from."""
+def _splits(cfg: Mapping[str, Any], task: Task) -> tuple[str | None, str | None]:
+    """The split that is scored, and the split of the few-shot examples if it has any."""
     scored = cfg.get("test_split") or cfg.get("validation_split")
-    if not _shots(cfg, task) or (cfg.get("fewshot_config") or {}).get("samples"):
+    if not _num_fewshot(cfg, task) or (cfg.get("fewshot_config") or {}).get("samples"):
         return scored, None
     return scored, cfg.get("fewshot_split") or cfg.get("training_split") or cfg.get("validation_split")
 
 
-def _shots(cfg: Mapping[str, Any], task: Task) -> int:
-    """How many worked examples are shown."""
+def _num_fewshot(cfg: Mapping[str, Any], task: Task) -> int:
     return (cfg.get("num_fewshot") if task.num_fewshot is None else task.num_fewshot) or 0
 
 
-def _set_shots(benchmark: Benchmark, where: str) -> None:
-    """As lm-eval's --num_fewshot: a task whose file fixes 0 (its prompt holds examples already) keeps 0."""
-    shots = benchmark.config.num_fewshot
-    if shots is None:
+def _set_num_fewshot(benchmark: Benchmark, key: str) -> None:
+    """Set the recipe's number like lm-eval's --num_fewshot: a task that sets 0 keeps it, as its prompt has examples."""
+    num_fewshot = benchmark.config.num_fewshot
+    if num_fewshot is None:
         return
-    free = [task for task in benchmark.tasks.values() if task.get_config("num_fewshot") != 0]
-    if shots and not free:
-        raise UserError(f"{where}: {benchmark.config.task} fixes 0 worked examples in its own file; leave this out")
-    for task in free:
-        task.set_config("num_fewshot", shots)
+    changeable = [task for task in benchmark.tasks.values() if task.get_config("num_fewshot") != 0]
+    if num_fewshot and not changeable:
+        raise UserError(f"{key}: the task file of {benchmark.config.task} fixes 0 few-shot examples; remove this key")
+    for task in changeable:
+        task.set_config("num_fewshot", num_fewshot)
 
 
-def _check_metric(benchmark: Benchmark, where: str) -> None:
+def _check_metric(benchmark: Benchmark, key: str) -> None:
     if benchmark.config.metric is None:
         return
     metric = benchmark.config.metric.partition(",")[0]
     for name in benchmark.headlines:
-        known = benchmark.metrics_of(name)
-        if metric not in known:
-            raise UserError(f"{where}: {name} reports no {metric!r}, only {', '.join(known)}")
+        reported = benchmark.metrics_of(name)
+        if metric not in reported:
+            raise UserError(f"{key}: {name} reports no {metric!r}, only {', '.join(reported)}")
 
 
-def _check_safe(benchmark: Benchmark, where: str, unsafe: bool) -> None:
+def _check_safe(benchmark: Benchmark, key: str, allow_unsafe: bool) -> None:
     for name, task in benchmark.tasks.items():
-        if getattr(task, "UNSAFE_CODE", False) and not unsafe:
-            raise UserError(f"{where}: {UNSAFE.format(name)}")
-        if found := [key for key in NOT_GENERATED_BY if key in (task.config.generation_kwargs or {})]:
-            raise UserError(f"{where}: {name} sets {found[0]}, which would run code from elsewhere; take it out")
+        if getattr(task, "UNSAFE_CODE", False) and not allow_unsafe:  # lm-eval sets it only if it is true
+            raise UserError(f"{key}: {_UNSAFE.format(name)}")
+        if settings := [setting for setting in NOT_GENERATED_BY if setting in (task.config.generation_kwargs or {})]:
+            raise UserError(f"{key}: {name} sets {settings[0]}, which would run third-party code; remove it")
         if getattr(task, "MULTIMODAL", False):
-            raise UserError(f"{where}: {name} needs pictures; this stage evaluates text models")
+            raise UserError(f"{key}: {name} needs images or audio; this stage evaluates text models")
 
 
-if __name__ == "__main__":  # INCLUDE_PATH UNSAFE NAME ...: see _refused_by_lm_eval in config.py
+if __name__ == "__main__":  # INCLUDE_PATH ALLOW_UNSAFE NAME ...: see _lm_eval_refusals in config.py
     print(json.dumps(refused_names(TaskManager(include_path=sys.argv[1] or None), sys.argv[3:], bool(sys.argv[2]))))

@@ -1,6 +1,6 @@
-"""A .gguf file -> a model folder as transformers writes one, made once and kept by content.
+"""Convert a .gguf file to a transformers model folder, cached by the file's content.
 
-The weights become plain float32 tensors, which training and merging need and which compute what the file did.
+The weights become plain float32 tensors, which compute the same and which training and merging need.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 VERSION = 1
-"""Raised when the same file would become another folder."""
+"""Part of the cache key; increase it when the same file would give another folder."""
 
 PAD_TOKENS = ("<|endoftext|>", "<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<unk>")
-"""Special tokens that may fill up a row, in this order: none of them ends a turn."""
+"""Special tokens that can serve as padding, in order of preference; none of them ends a turn."""
 
 
 def to_safetensors(path: Path, cache: Path) -> Path:
-    """The folder with the file's model: model.safetensors (float32), configs, tokenizer and chat template.
+    """Return a folder with the file's model: model.safetensors (float32), configs, tokenizer and chat template.
 
-    Lies in `cache/gguf/` under the hash of the file and this converter's version; two processes convert once.
+    The folder is in `cache/gguf/` under the hash of the file and VERSION. If several processes ask, one converts.
 
     Raises:
         UserError: if transformers cannot read the file.
@@ -39,8 +39,8 @@ def to_safetensors(path: Path, cache: Path) -> Path:
     with FileLock(f"{work}.lock"):
         if broken_seal(target) is None:
             return target
-        for left in (work, target):  # what a killed run left, or what was damaged since
-            shutil.rmtree(left, ignore_errors=True)
+        for leftover in (work, target):  # of a killed run, or damaged since
+            shutil.rmtree(leftover, ignore_errors=True)
         try:
             _convert(path, work)
             seal(work)
@@ -62,20 +62,19 @@ def _convert(path: Path, folder: Path) -> None:
     except Exception as error:
         raise UserError(
             f"{path}: transformers cannot read this .gguf file ({type(error).__name__}: {error}); "
-            "name a model as safetensors instead"
+            "use a model saved as safetensors"
         ) from error
-    plain = _plain(model)
+    plain = _unquantised(model)
     _set_padding(tokenizer, plain)
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def _plain(model: PreTrainedModel) -> PreTrainedModel:
-    """The same weights in a fresh model that does not think itself quantised, which could not be saved."""
+def _unquantised(model: PreTrainedModel) -> PreTrainedModel:
+    """Copy the weights to a new model whose config does not say quantised; transformers refuses to save the other."""
     config = model.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    config._name_or_path = ""  # the file's own title, which is no path
+    vars(config).pop("quantization_config", None)
+    config._name_or_path = ""  # transformers puts the file's title here, which is no path
     plain = type(model)(config)
     plain.load_state_dict(model.state_dict())
     plain.generation_config = model.generation_config
@@ -83,9 +82,9 @@ def _plain(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _set_padding(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
-    """A padding token other than the one that ends a turn, where the vocabulary has one.
+    """Set a padding token other than the one that ends a turn, if the vocabulary has one.
 
-    Where both are one token, code that masks padding by its id also masks the ends that should be learnt.
+    Otherwise, code that masks padding by its id also masks the ends of turns, which should be learnt.
     """
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         vocabulary = tokenizer.get_vocab()

@@ -8,8 +8,8 @@ from stages.base import Context
 from stages.data.reader import DROPPED_ROWS
 from stages.push.config import PushStage
 from stages.push.hub import upload
+from stages.records.manifest import MANIFEST
 from stages.records.metrics import Metrics
-from stages.records.past_runs import MANIFEST
 from stages.training.model_card import CARD, card
 
 KEPT_HERE = (MANIFEST, DROPPED_ROWS, CARD)

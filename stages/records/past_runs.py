@@ -1,88 +1,80 @@
-"""What a recipe's last run left below --runs, for whoever shows several runs together."""
+"""Results of other recipes' last runs, for reports that join several runs."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from stages.base import Input, UserError
-from stages.records.metrics import Metrics
+from stages.records.manifest import Manifest, ManifestError, read_manifest
+from stages.records.run_record import RUN_RECORD, StepRecord, read_run_record
 from stages.system.integrity import content_hash
-
-FILE = "run.json"
-"""In the run's folder: its steps, where their results lie, and their cells of the matrix."""
-MANIFEST = "stage.json"
 
 
 @dataclass(frozen=True)
 class PastRun:
-    """The steps of one run that scored models."""
+    """The last run of one recipe."""
 
     name: str
     scores: dict[str, Input]
-    """Step -> its result, with how the model came about."""
+    """Each step that scored a model -> its result, with the lineage of the model."""
     missing: list[str]
-    """The steps that have no result: they failed, wait or were not asked for."""
+    """Steps without a result: they failed, wait or were not selected."""
 
 
-def read_run(folder: Path) -> PastRun:
-    """The run in `folder`; one that is not there yet has nothing and misses nothing.
+def read_past_run(folder: Path) -> PastRun:
+    """Read the run in `folder`. A run that does not exist yet has no scores and misses nothing.
 
-    Raises UserError where its files are not to be read.
+    Raises:
+        UserError: if run.json or a manifest cannot be read.
     """
-    entries = _entries(folder)
-    manifests = {entry["fingerprint"]: _manifest(folder, entry) for entry in entries if entry["path"]}
-    made = {entry["fingerprint"]: entry for entry in entries if entry["path"]}
+    steps = _steps(folder)
+    finished = {step.fingerprint: step for step in steps if step.path}
+    manifests = {fingerprint: _manifest(folder, step) for fingerprint, step in finished.items()}
 
-    def result(entry: dict[str, Any]) -> Input:
-        manifest = manifests[entry["fingerprint"]]
+    def result(step: StepRecord) -> Input:
+        manifest = manifests[step.fingerprint]
         inputs = {}
-        for name, given in manifest["inputs"].items():
-            other = made.get(given.get("fingerprint"))
-            inputs[name] = result(other) if other else Input(Path(), fingerprint=given.get("content") or "")
+        for name, record in manifest.inputs.items():
+            source = finished.get(record.fingerprint) if record.fingerprint else None
+            inputs[name] = result(source) if source else Input(Path(), fingerprint=record.content or "")
         return Input(
-            folder.parent / entry["path"],
-            entry["step"],
-            entry["kind"],
-            entry["fingerprint"],
-            manifest["config"],
-            Metrics.model_validate(manifest["metrics"]),
-            inputs,
-            entry["labels"],
+            path=folder.parent / (step.path or ""),
+            step=step.step,
+            kind=step.kind,
+            fingerprint=step.fingerprint or "",
+            config=manifest.config,
+            metrics=manifest.metrics,
+            inputs=inputs,
+            labels=dict(step.labels),
         )
 
-    scores = {entry["step"]: result(entry) for entry in entries if entry["path"]}
+    results = {step.step: result(step) for step in steps if step.path}
     return PastRun(
         folder.name,
-        {step: given for step, given in scores.items() if given.metrics.results is not None},
-        [entry["step"] for entry in entries if not entry["path"] and entry["kind"] not in ("report", "push")],
+        {name: output for name, output in results.items() if output.metrics.results is not None},
+        [step.step for step in steps if not step.path and step.kind not in ("report", "push")],
     )
 
 
-def run_hash(folder: Path) -> str:
-    """A hash of all that `read_run` tells. Raises UserError."""
-    entries = _entries(folder)
-    told = [[e["step"], e["labels"], _manifest(folder, e)["sha256"] if e["path"] else None] for e in entries]
-    return content_hash([folder.name, told])
+def past_run_hash(folder: Path) -> str:
+    """Hash of everything that `read_past_run` returns. Raises UserError."""
+    steps = _steps(folder)
+    hashes = [_manifest(folder, step).sha256 if step.path else None for step in steps]
+    entries = [[step.step, step.labels, sha256] for step, sha256 in zip(steps, hashes, strict=True)]
+    return content_hash([folder.name, entries])
 
 
-def _entries(folder: Path) -> list[dict[str, Any]]:
-    file = folder / FILE
+def _steps(folder: Path) -> list[StepRecord]:
     try:
-        entries: list[dict[str, Any]] = json.loads(file.read_bytes())["steps"] if folder.is_dir() else []
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: is not the record of a run ({error!r}); run its recipe again") from None
-    if any("labels" not in entry for entry in entries):
-        raise UserError(f"{file}: was left by an older version, which did not note the cells; run its recipe again")
-    return entries
-
-
-def _manifest(folder: Path, entry: dict[str, Any]) -> dict[str, Any]:
-    file = folder.parent / entry["path"] / MANIFEST
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return read_run_record(folder).steps if folder.is_dir() else []
     except (OSError, ValueError) as error:
-        text = f"{file}: {entry['step']} of {folder.name} cannot be read ({error}); run its recipe again"
-        raise UserError(text) from None
+        raise UserError(f"{folder / RUN_RECORD}: is not the record of a run ({error}); run its recipe again") from None
+
+
+def _manifest(folder: Path, step: StepRecord) -> Manifest:
+    result = folder.parent / (step.path or "")
+    try:
+        return read_manifest(result)
+    except ManifestError as error:
+        raise UserError(f"{result}: {step.step} of {folder.name}: {error}; run its recipe again") from None

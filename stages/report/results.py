@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from stages.base import BASE, Input, UserError
-from stages.records.past_runs import MANIFEST
+from stages.records.manifest import MANIFEST
 from stages.system.file_names import file_name
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from stages.base import Input
-from stages.records.past_runs import read_run
+from stages.records.past_runs import read_past_run
 from stages.report.averages import averaged
 from stages.report.config import PUBLISHED, RUN, ReportStage
 from stages.report.grid import Called, Panel, panels
@@ -59,7 +59,7 @@ def joined_parts(inputs: Mapping[str, Input], config: ReportStage) -> list[Part]
     """The results of the runs that are joined, in the order of the recipe. Raises UserError."""
     parts = []
     for each in config.runs:
-        ran = read_run(inputs[f"{RUN}{each.run}"].path)
+        ran = read_past_run(inputs[f"{RUN}{each.run}"].path)
         results = read(ran.scores, f"../../{each.run}")
         called = (each.model_name or (None if each.data_name else each.run), each.data_name)
         grids = panels(results, called=called)

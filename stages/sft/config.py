@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from stages.base import Config
 from stages.data.formats import FORMATS, Row, columns_of
 from stages.data.reader import read_examples
-from stages.data.segments import weight_table
+from stages.data.segments import weights_by_segment
 from stages.library_options.option_models import Options, options
 from stages.training.config import TrainingData, TrainingStage
 
@@ -53,7 +53,7 @@ class Weights(Config):
     @property
     def table(self) -> list[float]:
         """The weight of each Segment, by its value."""
-        return weight_table(self.prompt, self.completion, self.system, self.template)
+        return weights_by_segment(self.prompt, self.completion, self.system, self.template)
 
     @model_validator(mode="after")
     def _not_all_zero(self) -> Self:

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from stages.base import Context, UserError
 from stages.data.formats import Conversation, Example, PlainText, Row, Tokens
-from stages.data.reader import DROPPED_ROWS, listing, place_of
+from stages.data.reader import DROPPED_ROWS, dropped_rows_text, source_name
 from stages.data.tokenization import Preparer, content_key, prepare, problems
 from stages.sft.config import SFTStage
 from stages.system.integrity import broken_seal, seal
@@ -68,7 +68,7 @@ def _prepare(
     path = context.inputs[part].path
     dropped: list[str] = []
     rows = _as_dataset(lambda told: stage.rows(path, part, told), dropped, context.scratch / f"rows-{part}")
-    place = f"{place_of(path, stage.data.reading(part, stage.data.format))}:"
+    place = f"{source_name(path, stage.data.reading(part, stage.data.format))}:"
     data = prepare(
         rows,
         tokenizer,
@@ -80,7 +80,7 @@ def _prepare(
     )
     data.save_to_disk(str(made))
     dropped += [f"{place}{number}: {problem}" for number, problem in problems(data)]
-    (made / DROPPED_ROWS).write_text(listing(dropped, [path]), encoding="utf-8")
+    (made / DROPPED_ROWS).write_text(dropped_rows_text(dropped, [path]), encoding="utf-8")
 
 
 def _as_dataset(rows: Callable[[list[str]], Iterator[tuple[int, Row]]], dropped: list[str], folder: Path) -> Dataset:

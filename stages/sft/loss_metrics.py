@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from stages.data.segments import LEARNT, Segment
+from stages.data.segments import TARGET_SEGMENTS, Segment
 
 _NLL, _SCORED, _WEIGHTED_NLL, _WEIGHTED, _CORRECT = range(5)
 
@@ -38,8 +38,8 @@ class Tally:
         self.sums.zero_()
         weighted = float(sums[:, _WEIGHTED].sum())
         found = {"loss": float(sums[:, _WEIGHTED_NLL].sum()) / max(weighted, 1)}
-        given = [segment for segment in Segment if segment not in LEARNT]
-        for name, kinds in (("prompt_loss", given), ("completion_loss", list(LEARNT))):
+        given = [segment for segment in Segment if segment not in TARGET_SEGMENTS]
+        for name, kinds in (("prompt_loss", given), ("completion_loss", list(TARGET_SEGMENTS))):
             if count := float(sums[kinds, _SCORED].sum()):
                 found[name] = float(sums[kinds, _NLL].sum()) / count
         found["mean_token_accuracy"] = float(sums[:, _CORRECT].sum()) / max(weighted, 1)

@@ -11,7 +11,7 @@ from datasets import Dataset
 from trl import pack_dataset
 
 from stages.base import UserError
-from stages.data.tokenization import lists
+from stages.data.tokenization import list_array
 from stages.sft.row_filter import flat
 
 
@@ -35,7 +35,7 @@ def _spread(batch: pyarrow.Table) -> pyarrow.Table:
         "factors": factors,
         "row": numpy.repeat(batch["row"].to_numpy(), lengths),
     }
-    return pyarrow.table({name: lists(lengths, values) for name, values in columns.items()})
+    return pyarrow.table({name: list_array(lengths, values) for name, values in columns.items()})
 
 
 def keeps_apart(model: Any) -> bool:

@@ -1,55 +1,50 @@
-"""A preview of an sft stage on a terminal: tokens on coloured ground, or set apart by marks where colours fail."""
+"""Show a preview on a terminal: segments as background colours, or as labels and marks if there are no colours."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from rich.cells import cell_len, chop_cells
 from rich.console import Console, ConsoleOptions
 from rich.text import Text
 
-from stages.data.segments import Segment
-from stages.sft.token_display import SIGNS, TIMES, visible
+from stages.sft.token_display import TIMES, WHITE_SPACE_SYMBOLS, Preview, TokenRun
 from stages.system.terminal_text import safe
 
-if TYPE_CHECKING:
-    from stages.sft.preview import Preview, Run
-
-FILLED = {
-    Segment.PROMPT: ("#9ccbf5", "#c3e0fa"),
-    Segment.COMPLETION: ("#ffb454", "#ffd59b"),
-    Segment.SYSTEM: ("#d3a4e3", "#e7cbf0"),
-    Segment.TEMPLATE: ("#c4c9d0", "#dfe2e7"),
-    Segment.TEXT: ("#7ed6b1", "#b4e8d2"),
-    Segment.GIVEN: ("#efdc66", "#f7eeab"),
+BACKGROUNDS = {
+    "prompt": ("#9ccbf5", "#c3e0fa"),
+    "completion": ("#ffb454", "#ffd59b"),
+    "system": ("#d3a4e3", "#e7cbf0"),
+    "template": ("#c4c9d0", "#dfe2e7"),
+    "text": ("#7ed6b1", "#b4e8d2"),
+    "given": ("#efdc66", "#f7eeab"),
 }
-"""Backgrounds of tokens that weigh, two shades in turn; hues that stay apart for the colour-blind (Okabe and Ito)."""
-FAINT = {
-    Segment.PROMPT: ("#4a86b8", "#74a5cc"),
-    Segment.COMPLETION: ("#b8732a", "#cf9556"),
-    Segment.SYSTEM: ("#96629f", "#b08ab8"),
-    Segment.TEMPLATE: ("#7a828c", "#989fa8"),
-    Segment.TEXT: ("#3a9470", "#68b092"),
-    Segment.GIVEN: ("#94851f", "#b3a551"),
+"""Of tokens with weight, two alternating shades; the colour-blind can tell the hues apart (Okabe and Ito)."""
+FOREGROUNDS = {
+    "prompt": ("#4a86b8", "#74a5cc"),
+    "completion": ("#b8732a", "#cf9556"),
+    "system": ("#96629f", "#b08ab8"),
+    "template": ("#7a828c", "#989fa8"),
+    "text": ("#3a9470", "#68b092"),
+    "given": ("#94851f", "#b3a551"),
 }
-"""Letters of tokens that do not weigh, which have no background."""
-WIDEST = 120
-"""Columns of a terminal that are used at most."""
-BETWEEN = "¦"
-"""Stands between tokens where colours cannot tell them apart."""
+"""Of tokens with weight 0, which have no background."""
+MAX_WIDTH = 120
+"""Terminal columns."""
+SEPARATOR = "¦"
+"""Between tokens if there are no colours."""
 
 
 @dataclass(frozen=True)
-class OnTerminal:
-    """What rich prints of a preview."""
+class TerminalPreview:
+    """A preview that rich can print."""
 
     preview: Preview
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
         coloured = console.color_system in ("256", "truecolor") and not console.no_color
-        width = min(options.max_width, WIDEST)
+        width = min(options.max_width, MAX_WIDTH)
         labels = [run.first.label for example in self.preview.examples for run in example.runs]
         gutter = max([len(label) + 2 for label in labels], default=0)
         yield Text(safe(self.preview.title), style="bold")
@@ -59,9 +54,9 @@ class OnTerminal:
             yield Text(safe(f"{self.preview.file}:{example.row}"), style="bold")
             yield Text(f"  {example.counts}")
             for note in example.notes(self.preview.max_length):
-                yield Text.assemble(("  note: ", "bold"), visible(note, spaces=False))
+                yield Text.assemble(("  note: ", "bold"), safe(note))
             for run in example.runs:
-                if run.boundary:
+                if run.starts_completion:
                     yield Text(f"  {'':{gutter}} {'─' * 12} completion {'─' * 12}", style="bold")
                 lines = _lines(run, coloured, width - gutter - 4)
                 for label, line in zip([f"[{run.first.label}]", *[""] * len(lines)], lines, strict=False):
@@ -71,30 +66,32 @@ class OnTerminal:
 def _legend(weights: dict[str, float], coloured: bool) -> Iterator[Text]:
     line = Text()
     for name, weight in weights.items():
-        segment = Segment[name.upper()]
-        line.append(f" {name} {TIMES}{weight:g} ", style=_style(segment, bool(weight), False, 0) if coloured else "")
+        style = _style(name, bool(weight), False, 0) if coloured else ""
+        line.append(f" {name} {TIMES}{weight:g} ", style=style)
         line.append("  ")
     yield line
-    marks = ["{} space, {} line end, {} tab".format(*SIGNS.values())]
-    marks += ["underlined: special, without ground: weighs 0" if coloured else f"{BETWEEN} between tokens, ⟦special⟧"]
-    yield Text("; ".join(marks), style="dim")
+    symbols = "{} space, {} line end, {} tab".format(*WHITE_SPACE_SYMBOLS.values())
+    marks = (
+        "underlined: special token; no background: weight 0" if coloured else f"{SEPARATOR} between tokens, ⟦special⟧"
+    )
+    yield Text(f"{symbols}; {marks}", style="dim")
 
 
-def _style(segment: Segment, weighs: bool, special: bool, shade: int) -> str:
+def _style(segment: str, has_weight: bool, special: bool, shade: int) -> str:
     marks = "bold underline " if special else ""
-    return marks + (f"#14181e on {FILLED[segment][shade]}" if weighs else FAINT[segment][shade])
+    return marks + (f"#14181e on {BACKGROUNDS[segment][shade]}" if has_weight else FOREGROUNDS[segment][shade])
 
 
-def _lines(run: Run, coloured: bool, width: int) -> list[Text]:
-    """The run's tokens, in lines that end at line ends, or at a token where the width does."""
+def _lines(run: TokenRun, coloured: bool, width: int) -> list[Text]:
+    """Wrap the run's tokens after newlines, and between tokens at `width`."""
     lines = [Text()]
-    fresh = True
-    for number, token in enumerate(run.tokens):
-        style = _style(token.segment, bool(token.weight), token.special, number % 2) if coloured else ""
-        parts = token.shown
+    starts_line = True
+    for index, token in enumerate(run.tokens):
+        style = _style(token.segment, bool(token.weight), token.special, index % 2) if coloured else ""
+        parts = token.lines
         if not coloured:
             parts = [f"⟦{''.join(parts)}⟧"] if token.special else parts
-            parts[:1] = [("" if fresh else BETWEEN) + part for part in parts[:1]]
+            parts[:1] = [("" if starts_line else SEPARATOR) + part for part in parts[:1]]
         for part in parts:
             if lines[-1].cell_len + cell_len(part) > width and lines[-1]:
                 lines.append(Text())
@@ -103,7 +100,7 @@ def _lines(run: Run, coloured: bool, width: int) -> list[Text]:
                 lines[-1].append(chunk, style=style)
                 lines.append(Text())
             lines[-1].append(chunks[-1], style=style)
-            fresh = part.endswith("↵")
-            if fresh:
+            starts_line = part.endswith("↵")
+            if starts_line:
                 lines.append(Text())
     return lines if lines[-1] else lines[:-1]

@@ -9,7 +9,7 @@ import numpy
 import pyarrow
 from datasets import Dataset
 
-from stages.data.segments import LEARNT, Segment
+from stages.data.segments import TARGET_SEGMENTS, Segment
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def select(prepared: Dataset, table: Sequence[float]) -> tuple[Dataset, Used]:
         start += len(lengths)
         by_segment += numpy.bincount(segments[weighs], minlength=len(Segment))
         bad = numpy.asarray([bool(problem) for problem in batch["problem"].to_pylist()])
-        answers = numpy.bincount(row_of[numpy.isin(segments, LEARNT)], minlength=len(lengths)) > 0
+        answers = numpy.bincount(row_of[numpy.isin(segments, TARGET_SEGMENTS)], minlength=len(lengths)) > 0
         ids = flat(batch, "input_ids")[1][learns[row_of]]
         longest, largest_id = max(longest, *lengths[learns], 0), max(largest_id, ids.max(initial=0))
         sums["unanswered"] += int((~answers & (batch["cut"].to_numpy() > 0)).sum())

@@ -1,58 +1,191 @@
-"""Token ids -> what they look like, one by one: half letters, white space and special tokens too."""
+"""Previewed rows as tokens that a person can read: partial characters, white space and special tokens are visible."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from stages.data.segments import Segment
+from stages.system.terminal_text import safe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SIGNS = {" ": "·", "\n": "↵", "\t": "→", "\r": "␍"}
-"""How white space is shown."""
+SEGMENT_NAMES = [segment.name.lower() for segment in Segment]
+WHITE_SPACE_SYMBOLS = {" ": "·", "\n": "↵", "\t": "→", "\r": "␍"}
 TIMES = "\u00d7"
-"""Before a weight."""
+"""Precedes a weight."""
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
-class Pieces:
-    """The text of every token of a fast tokenizer."""
+@dataclass(frozen=True)
+class Token:
+    """One token of a row."""
+
+    id: int
+    text: str
+    """Decoded; bytes that are part of a character look like `<0xC3>`."""
+    segment: str
+    """The name of its Segment in lower case."""
+    weight: float
+    """Segment weight times weight multiplier; 0 for a row's first token, which nothing predicts."""
+    special: bool
+    label: str
+    """Segment and weight, in words."""
+
+    @property
+    def lines(self) -> list[str]:
+        """The text with visible white space, split after each newline."""
+        text = visible(self.text) or f"<id {self.id}>"
+        return [line for line in text.replace("↵", "↵\n").split("\n") if line]
+
+
+@dataclass(frozen=True)
+class TokenRun:
+    """Neighbouring tokens with the same label."""
+
+    tokens: list[Token]
+    position: int
+    """Index of the first token in the row."""
+    starts_completion: bool
+    """Whether a completion starts here, after another segment."""
+
+    @property
+    def first(self) -> Token:
+        """Any token of the run; all share segment and label."""
+        return self.tokens[0]
+
+
+@dataclass(frozen=True)
+class PreviewedRow:
+    """One row as the trainer sees it."""
+
+    row: int
+    """Number in the file, from 1."""
+    tokens: list[Token]
+    truncated: int
+    """Tokens beyond max_length."""
+    boundary_tokens: int
+    """Tokens that reach from another segment into a completion."""
+    problem: str = ""
+    """Why the row cannot be used; it then has no tokens."""
+
+    @property
+    def weighted(self) -> dict[str, int]:
+        """Segment -> number of tokens with a weight other than 0."""
+        counts = Counter(token.segment for token in self.tokens if token.weight)
+        return {name: counts[name] for name in SEGMENT_NAMES if name in counts}
+
+    @property
+    def runs(self) -> Iterator[TokenRun]:
+        """The tokens in runs."""
+        position, previous = 0, None
+        for _, group in groupby(self.tokens, key=lambda token: token.label):
+            tokens = list(group)
+            segment = tokens[0].segment
+            yield TokenRun(tokens, position, segment == "completion" and previous not in (None, segment))
+            position, previous = position + len(tokens), segment
+
+    @property
+    def counts(self) -> str:
+        """Token counts in words."""
+        weighted = " + ".join(f"{count} {name}" for name, count in self.weighted.items()) or "none"
+        boundary = f"; {self.boundary_tokens} across a segment boundary" if self.boundary_tokens else ""
+        return f"{_tokens(len(self.tokens))}, {self.truncated} truncated; in the loss: {weighted}{boundary}"
+
+    def notes(self, max_length: int | None) -> Iterator[str]:
+        """Yield remarks on a row that is not trained on as it is."""
+        if self.problem:
+            yield f"this row cannot be used: {self.problem}"
+        elif not self.weighted:
+            yield "all tokens have weight 0, so training skips this row"
+        if self.truncated:
+            yield f"{_tokens(self.truncated)} truncated at max_length {max_length}; raise train.max_length to keep them"
+
+
+def _tokens(count: int) -> str:
+    return f"{count} token{'s' if count != 1 else ''}"
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Some rows of one stage's training file."""
+
+    step: str
+    file: str
+    rows: int
+    """Rows in the file."""
+    max_length: int | None
+    weights: dict[str, float]
+    """Segment -> weight, for the segments that occur."""
+    examples: list[PreviewedRow]
+
+    @property
+    def title(self) -> str:
+        """A one-line summary."""
+        return f"{self.step}: {len(self.examples)} of {self.rows} rows of {self.file}"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything for --json."""
+        return vars(self) | {
+            "examples": [
+                {
+                    "row": example.row,
+                    "tokens": [
+                        {key: value for key, value in vars(token).items() if key != "label"} for token in example.tokens
+                    ],
+                    "weighing": example.weighted,
+                    "cut": example.truncated,
+                    "merged": example.boundary_tokens,
+                    "problem": example.problem,
+                }
+                for example in self.examples
+            ]
+        }
+
+
+class TokenTexts:
+    """Decode single tokens of a fast tokenizer."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        from transformers.convert_slow_tokenizer import bytes_to_unicode
+
         self._tokenizer = tokenizer
         self._added = tokenizer.added_tokens_decoder
         decoder = repr(tokenizer.backend_tokenizer.decoder)
-        self._bytes = _byte_alphabet() if "ByteLevel" in decoder else None
-        self._falls_back = "ByteFallback" in decoder
+        self._bytes = {char: byte for byte, char in bytes_to_unicode().items()} if "ByteLevel" in decoder else None
+        self._byte_fallback = "ByteFallback" in decoder
 
     def special(self, id: int) -> bool:
         """Whether the token is one of the tokenizer's special tokens."""
         return id in self._tokenizer.all_special_ids or (id in self._added and self._added[id].special)
 
     def text(self, id: int) -> str:
-        """What the token adds to a text; bytes that make no whole letter as `<0xC3>`."""
+        """Return what the token adds to a text; bytes that are part of a character as `<0xC3>`."""
         if id in self._added:
             return self._added[id].content
         token = self._tokenizer.backend_tokenizer.id_to_token(id)
         if token is None:
             return f"<id {id}>"
-        if self._bytes is not None and all(letter in self._bytes for letter in token):
-            return "".join(_letters(bytes(self._bytes[letter] for letter in token)))
-        if self._falls_back and (byte := _BYTE.fullmatch(token)):
-            return "".join(_letters(bytes.fromhex(byte[1])))
+        if self._bytes is not None and all(char in self._bytes for char in token):
+            return "".join(_decode(bytes(self._bytes[char] for char in token)))
+        if self._byte_fallback and (byte := _BYTE.fullmatch(token)):
+            return "".join(_decode(bytes.fromhex(byte[1])))
         return token.replace("▁", " ")
 
 
-def visible(text: str, spaces: bool = True) -> str:
-    """`text` with white space shown by signs, and what cannot be seen or would steer a terminal by its number."""
-    signs = SIGNS if spaces else {" ": " "}
-    return "".join(signs.get(one) or (one if one.isprintable() else f"<U+{ord(one):04X}>") for one in text)
+def visible(text: str) -> str:
+    """Replace white space by symbols, and characters that are invisible or control a terminal by their number."""
+    return safe("".join(WHITE_SPACE_SYMBOLS.get(char, char) for char in text))
 
 
-def _letters(raw: bytes) -> Iterator[str]:
-    """The letters that `raw` holds whole, and its other bytes as `<0xC3>`."""
+def _decode(raw: bytes) -> Iterator[str]:
+    """Yield the complete characters, and the other bytes as `<0xC3>`."""
     while raw:
         try:
             yield raw.decode()
@@ -61,11 +194,3 @@ def _letters(raw: bytes) -> Iterator[str]:
             yield raw[: error.start].decode()
             yield "".join(f"<0x{byte:02X}>" for byte in raw[error.start : error.end])
             raw = raw[error.end :]
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """Letter -> byte, as byte-level tokenizers write their tokens (GPT-2): printable Latin-1 stands for itself, the
-    other bytes for the letters from 256 on, in order."""
-    itself = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in itself]
-    return {chr(byte): byte for byte in itself} | {chr(256 + number): byte for number, byte in enumerate(others)}

@@ -23,7 +23,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
 from stages.base import UserError
-from stages.data.segments import LEARNT, weight_table
+from stages.data.segments import TARGET_SEGMENTS, weights_by_segment
 from stages.data.tokenization import prepare
 from stages.sft.collator import WeightedCollator
 from stages.sft.head import add_weighted_head
@@ -75,7 +75,7 @@ class WITConfig(SFTConfig):
     @property
     def table(self) -> list[float]:
         """The weight of each Segment, by its value."""
-        return weight_table(
+        return weights_by_segment(
             self.prompt_loss_weight, self.completion_loss_weight, self.system_loss_weight, self.template_loss_weight
         )
 
@@ -162,7 +162,7 @@ class WITTrainer(SFTTrainer):
                 dataset = prepare(dataset, processing_class, args.max_length, args.turns, num_proc=processes)
         kept, used = select(dataset, args.table)
         self.used.setdefault(dataset_name, used)
-        learnt = any(segment.name.lower() in used.weighted for segment in LEARNT)
+        learnt = any(segment.name.lower() in used.weighted for segment in TARGET_SEGMENTS)
         if used.rows_without_completion and args.completion_loss_weight and not learnt:
             raise UserError(
                 f"every row of the {dataset_name} data lost its whole completion at max_length {args.max_length};"

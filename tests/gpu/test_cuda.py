@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from stages.data.segments import weight_table
+from stages.data.segments import weights_by_segment
 from stages.sft.collator import WeightedCollator
 from tests.stages.sft.test_layouts import LAYOUTS, assert_formula
 from tests.stages.sft.test_loss import WEIGHTS
@@ -31,7 +31,7 @@ def test_packed_log_likelihoods_are_those_of_examples_alone(tmp_path: Path, flat
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval().cuda()
 
     def on_gpu(rows: list[dict], flatten: bool = False) -> dict[str, torch.Tensor]:
-        batch = WeightedCollator(257, weight_table(1, 1), flatten=flatten)(rows)
+        batch = WeightedCollator(257, weights_by_segment(1, 1), flatten=flatten)(rows)
         return {name: value.cuda() for name, value in batch.items() if isinstance(value, torch.Tensor)}
 
     packed = by_example(model, on_gpu(list(trainer(tmp_path, packing=True, max_length=90).train_dataset), flatten))

@@ -29,16 +29,16 @@ stages:
 
 def test_answers_and_log_probabilities_are_those_of_a_cpu(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
-    found = []
+    results = []
     for gpu in (True, False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
         model = LanguageModel(model_folder, "tiny", "float32", trust_remote_code=False)
         assert model.device.type == ("cuda" if gpu else "cpu")
         encoded = [model.encode(prompt) for prompt in PROMPTS]
         answers = model.generate(encoded, 8, batch_size=2)
-        found.append((answers, model.log_probs(encoded, [answers] * len(encoded), batch_size=4)))
-    assert found[0][0] == found[1][0]
-    for mine, expected in zip(found[0][1], found[1][1], strict=True):
+        results.append((answers, model.log_probs(encoded, [answers] * len(encoded), batch_size=4)))
+    assert results[0][0] == results[1][0]
+    for mine, expected in zip(results[0][1], results[1][1], strict=True):
         assert mine == pytest.approx(expected, abs=1e-3)
 
 

@@ -181,10 +181,10 @@ def test_no_fact_that_the_benchmark_asks_is_an_answer_in_training(
 
 def test_every_fact_that_the_benchmark_asks_is_stated_in_the_pretraining_text(pretraining: str, exercises: Any) -> None:
     sentences = [set(re.findall(r"\w+", sentence)) for sentence in re.split(r"[.\n]", pretraining)]
-    told = {(name, word) for words in sentences for name in words if name.istitle() for word in words}
+    stated = {(name, word) for words in sentences for name in words if name.istitle() for word in words}
     asked = [e.instance for e in exercises.bench if e.instance.family in wordings.KNOWLEDGE]
     assert len(asked) == 480
-    assert not [i.slots["name"] for i in asked if (i.slots["name"], i.accepted[0]) not in told]
+    assert not [i.slots["name"] for i in asked if (i.slots["name"], i.accepted[0]) not in stated]
 
 
 CALCULATION = re.compile(
@@ -195,14 +195,14 @@ CALCULATION = re.compile(
 
 def calculations(text: str) -> set[tuple[str, int, int]]:
     """Return every sum (smaller number first) and difference that a text works out."""
-    found = set()
+    facts = set()
     for match in CALCULATION.finditer(text):
         if match["a"]:
-            found.add(("difference", int(match["a"]), int(match["b"])))
+            facts.add(("difference", int(match["a"]), int(match["b"])))
             continue
         a, b = (int(n) for n in re.findall(r"\d+", match[0]))
-        found.add(("sum", min(a, b), max(a, b)) if match["sum"] else ("difference", a, b))
-    return found
+        facts.add(("sum", min(a, b), max(a, b)) if match["sum"] else ("difference", a, b))
+    return facts
 
 
 def test_no_sum_of_the_benchmark_is_worked_out_in_training(
@@ -223,9 +223,9 @@ def test_no_instruction_answer_of_the_benchmark_is_trained_on(
 
     trained = keyed(instructions, "completion") | keyed(preferences, "chosen")
     asked = {(row["family"], row["answer"]) for row in items["instructions"]}
-    told = {answer for answer in asked if not answer[1].startswith("It ")}  # "It is red." says not of what
-    assert len(told) > 400
-    assert not told & trained
+    stated = {answer for answer in asked if not answer[1].startswith("It ")}  # "It is red." says not of what
+    assert len(stated) > 400
+    assert not stated & trained
 
 
 # --------------------------------------------------------------------------------------------- scoring

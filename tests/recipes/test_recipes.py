@@ -32,9 +32,9 @@ def test_it_plans_without_a_hub(recipe: Path, tmp_path: Path) -> None:
 
 def test_the_embedded_model_is_small_and_of_its_recipes_architecture() -> None:
     assert (POCKET / "model" / "model.safetensors").stat().st_size <= 5_000_000
-    init, made = (json.loads((POCKET / folder / "config.json").read_text()) for folder in ("init", "model"))
+    init, trained = (json.loads((POCKET / folder / "config.json").read_text()) for folder in ("init", "model"))
     shape = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    assert {key: made[key] for key in shape} == {key: init[key] for key in shape}
+    assert {key: trained[key] for key in shape} == {key: init[key] for key in shape}
 
 
 def test_the_embedded_model_knows_the_text_it_was_trained_on() -> None:

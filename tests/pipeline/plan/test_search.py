@@ -153,8 +153,8 @@ def test_an_axis_that_changes_nothing_in_training_is_told(world: Path) -> None:
 def test_seeds_are_searched_one_by_one(world: Path) -> None:
     """Each value of an axis that is not searched over has candidates of its own; what is planned first is all."""
     grid = ["--set", "matrix.seed=[1, 2]", "--set", "stages.wit.seed=${matrix.seed}", "--set", "search.over=[rate]"]
-    found = set(plan(world, *grid))
-    assert found == {f"wit[rate={rate},seed={seed},search=1/2]" for rate in SHORT for seed in (1, 2)}
+    steps = set(plan(world, *grid))
+    assert steps == {f"wit[rate={rate},seed={seed},search=1/2]" for rate in SHORT for seed in (1, 2)}
 
 
 def test_the_numbers_by_hand() -> None:

@@ -1,4 +1,4 @@
-"""`run-recipe --preview` as a user calls it: before anything was trained, and training nothing."""
+"""`run-recipe --preview` before anything is trained."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ROWS = [("Sky? ", "blue"), ("Grass? ", "green"), ("Snow? ", "<script>"), ("Coal?
 
 @pytest.fixture
 def world(tmp_path: Path, model_folder: Path) -> Path:
-    """A folder with a recipe of which nothing has run."""
+    """A folder with a recipe that has not run."""
     (tmp_path / "model").symlink_to(model_folder)
     (tmp_path / "r.yaml").write_text(RECIPE)
     rows = [json.dumps({"prompt": prompt, "completion": completion}) for prompt, completion in ROWS]
@@ -45,21 +45,21 @@ def world(tmp_path: Path, model_folder: Path) -> Path:
 
 
 def previewed(folder: Path, *arguments: str) -> list[dict[str, Any]]:
-    """The stages that `--preview 2 --json` shows."""
+    """The stages in the output of `--preview 2 --json`."""
     done = command(folder, "--preview", "2", "--json", *arguments)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)["stages"]
 
 
 def written(folder: Path) -> set[str]:
-    """The files below runs/, less the cache."""
+    """The files below runs/, without the cache."""
     runs = folder / "runs"
     files = {str(file.relative_to(runs)) for file in runs.rglob("*") if file.is_file()}
     return {file for file in files if not file.startswith("cache/")}
 
 
 def test_every_token_with_its_weight(world: Path) -> None:
-    """Rows 1 and 3 of 4; `wit` starts from a model that is not made yet. Sky? blue<end> is 5 + 4 + 1 tokens."""
+    """Rows 1 and 3 of 4; `wit` starts from a model that is not trained yet. Sky? blue<end> is 5 + 4 + 1 tokens."""
     it, wit = previewed(world)
     assert [(stage["step"], stage["rows"], stage["file"]) for stage in (it, wit)] == [
         ("it", 4, "rows.jsonl"),
@@ -72,9 +72,9 @@ def test_every_token_with_its_weight(world: Path) -> None:
     assert [token["segment"] for token in first["tokens"]] == ["prompt"] * 5 + ["completion"] * 5
     assert (first["weighing"], first["cut"], first["merged"]) == ({"prompt": 4, "completion": 5}, 0, 0)
     assert it["weights"] == {"prompt": 0, "completion": 1}
-    cut = it["examples"][0]
-    assert [token["weight"] for token in cut["tokens"]] == [0] * 5 + [1] * 3
-    assert cut["cut"] == 2
+    truncated = it["examples"][0]
+    assert [token["weight"] for token in truncated["tokens"]] == [0] * 5 + [1] * 3
+    assert truncated["cut"] == 2
     assert written(world) == {"small/preview/it.html", "small/preview/wit.html"}
     page = (world / wit["page"]).read_text()
     assert page.count('title="') == 10 + 15
@@ -91,7 +91,7 @@ def test_on_a_pipe(world: Path) -> None:
     assert written(world) == {"small/preview/wit.html"}
 
 
-def test_more_than_there_is(world: Path) -> None:
+def test_more_rows_than_the_file_has(world: Path) -> None:
     done = command(world, "--preview", "9", "--json", "--stage", "wit", "--runs", "elsewhere")
     assert done.returncode == 0, done.stderr
     assert [example["row"] for example in json.loads(done.stdout)["stages"][0]["examples"]] == [1, 2, 3, 4]
@@ -118,7 +118,7 @@ def test_wrong_calls(world: Path, arguments: list[str], expected: str) -> None:
 
 
 def test_a_bad_row(world: Path) -> None:
-    """Named as a run would name it, though it is not among the rows to be shown."""
+    """Reported as a run would report it, although it is not among the shown rows."""
     with (world / "rows.jsonl").open("a") as file:
         file.write('{"prompt": "Sea? "}\n')
     done = command(world, "--preview", "1")
@@ -135,7 +135,7 @@ def test_a_recipe_without_an_sft_stage(world: Path) -> None:
 
 
 def test_a_model_without_a_tokenizer(world: Path) -> None:
-    """Found out in the other process, and told like any error of the recipe."""
+    """Detected in the worker process, and reported like any error of the recipe."""
     (world / "bare").mkdir()
     for name in ("config.json", "model.safetensors"):
         (world / "bare" / name).write_bytes((world / "model" / name).read_bytes())

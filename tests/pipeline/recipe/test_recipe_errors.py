@@ -325,8 +325,8 @@ def test_bad_data_of_several_stages_are_told_at_once(folder: Path, capsys: pytes
 
 TARGETS = {
     "unknown name": ("[q_prj]", r"none of \['q_prj'\] is a module of the model; it has lm_head, q_proj"),
-    "a name for a pattern": ("q_proj", r"no module's whole name matches 'q_proj'; write \[q_proj\] for the modules"),
-    "bad pattern": ("'(('", r"'\(\(' is no regular expression"),
+    "a name for a pattern": ("q_proj", r"'q_proj' matches no module of the model; write \[q_proj\] for the modules"),
+    "bad pattern": ("'(('", r"'\(\(' is not a regular expression"),
 }
 
 
@@ -343,7 +343,7 @@ def test_targets_that_the_model_lacks(folder: Path, capsys: pytest.CaptureFixtur
 
 
 ROWS = {
-    "empty data set": ("", r"rows\.jsonl: holds no rows"),
+    "empty data set": ("", r"rows\.jsonl: has no rows"),
     "row without prompt": (
         '{"prompt": "a", "completion": "b"}\n{"completion": "b"}\n',
         r"rows\.jsonl:2: column 'prompt'",
@@ -356,7 +356,7 @@ ROWS = {
     "number for text": ('{"prompt": "a", "completion": 3}\n', r"rows\.jsonl:1: column 'completion' is int, not text"),
     "not JSON": ('{"prompt": "a", "completion": "b"}\n{"prompt"\n', r"rows\.jsonl:2: not valid JSON"),
     "unknown columns": ('{"question": "a", "reply": "b"}\n', r"columns question, reply fit no format"),
-    "not an object": ('["a", "b"]\n', r"rows\.jsonl:1: a row is an object"),
+    "not an object": ('["a", "b"]\n', r"rows\.jsonl:1: is list, not an object"),
     "message without role": (
         '{"prompt": [{"content": "a"}], "completion": "b"}\n',
         r"rows\.jsonl:1: .*'role' and 'content'",
@@ -366,19 +366,19 @@ ROWS = {
     "deep nesting": ("[" * 100_000 + "\n", r"rows\.jsonl:1: not valid JSON: maximum recursion depth"),
     "unknown ShareGPT speaker": (
         '{"conversations": [{"from": "human", "value": "a"}, {"from": "bing", "value": "b"}]}\n',
-        r"rows\.jsonl:1: column 'conversations' holds a turn from 'bing'; known are .*human.*gpt",
+        r"rows\.jsonl:1: column 'conversations' has a turn from 'bing'; use one of .*human.*gpt",
     ),
     "conversation without an answer": (
         '{"messages": [{"role": "user", "content": "a"}]}\n',
-        r"rows\.jsonl:1: column 'messages' holds no assistant message",
+        r"rows\.jsonl:1: column 'messages' has no assistant message",
     ),
     "pre-tokenised row without weights": (
         '{"input_ids": [1, 2], "loss_weights": [1]}\n',
-        r"rows\.jsonl:1: input_ids has 2 items and loss_weights 1",
+        r"rows\.jsonl:1: has 2 input_ids but 1 loss_weights",
     ),
     "mixed kinds": (
         '{"prompt": "a", "completion": [{"role": "assistant", "content": "b"}]}\n',
-        r"rows\.jsonl:1: prompt and completion are not of one kind",
+        r"rows\.jsonl:1: prompt and completion mix text and messages",
     ),
 }
 
@@ -407,7 +407,7 @@ def test_an_unknown_split_of_a_folder(folder: Path, capsys: pytest.CaptureFixtur
     Path("rows.jsonl").rename("set/train.jsonl")
     Path("r.yaml").write_text(GOOD.replace("{train: ./rows.jsonl}", "{train: ./set, eval: ./set}"))
     assert re.search(
-        r"set: has no split 'test'; name one as data\.train_split or data\.eval_split: train", complain(capsys)
+        r"set: has no split 'test'; set data\.train_split or data\.eval_split to one of: train", complain(capsys)
     )
 
 

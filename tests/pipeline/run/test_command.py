@@ -315,7 +315,7 @@ def test_interrupt(world: Path, sent: signal.Signals) -> None:
     assert time.monotonic() - began < 5
     assert "Traceback" not in errors
     assert states(world)["it"] == "interrupted"
-    assert re.search(r"interrupted: 0 of 8 steps done, .*; to go on:\n  run-recipe", errors)
+    assert re.search(r"interrupted: 0 of 8 steps done, .*; to continue:\n  run-recipe", errors)
     assert to_go_on(errors) == call[5:]
     assert "it" in to_run(world, "--set", "stages.it.train.max_steps=5000")
 

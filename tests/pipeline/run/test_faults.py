@@ -39,9 +39,9 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_until(found: Iterator[bool], process: subprocess.Popen[str]) -> None:
+def wait_until(condition: Iterator[bool], process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 120
-    while not next(found):
+    while not next(condition):
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
@@ -64,7 +64,7 @@ def digests(folder: Path) -> dict[str, dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
+def computed(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
     """A folder in which two runs of the whole recipe were started at the same moment, both to their end."""
     folder = tmp_path_factory.mktemp("two")
     write_world(folder, model_folder)
@@ -77,22 +77,22 @@ def made(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
 
 
 @pytest.fixture
-def world(made: Path, tmp_path: Path) -> Path:
+def world(computed: Path, tmp_path: Path) -> Path:
     """A copy of it, to be damaged."""
-    shutil.copytree(made, tmp_path / "world", symlinks=True)
+    shutil.copytree(computed, tmp_path / "world", symlinks=True)
     return tmp_path / "world"
 
 
 # ------------------------------------------------------------------------------------------------- two at once
 
 
-def test_two_runs_make_each_step_once(made: Path) -> None:
-    said = [(made / f"said-{number}.txt").read_text() for number in (0, 1)]
+def test_two_runs_make_each_step_once(computed: Path) -> None:
+    said = [(computed / f"said-{number}.txt").read_text() for number in (0, 1)]
     done = [re.findall(r"done +(\S+)", text) for text in said]
     assert sorted(done[0] + done[1]) == sorted(STEPS)
-    assert any("another run is making it" in text for text in said)
-    assert "0 problems" in verify(made).stdout
-    assert not list((made / "runs" / "store" / "unfinished").iterdir())
+    assert any("another run is computing it" in text for text in said)
+    assert "0 problems" in verify(computed).stdout
+    assert not list((computed / "runs" / "store" / "unfinished").iterdir())
 
 
 def test_a_waiting_run_takes_over_from_one_that_is_killed(tmp_path: Path, model_folder: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_waiting_run_takes_over_from_one_that_is_killed(tmp_path: Path, model_
     wait_until(checkpoint_sealed(tmp_path), first)
     second = start(tmp_path, *arguments)
     assert second.stdout
-    assert any("another run is making it" in line for line in second.stdout)
+    assert any("another run is computing it" in line for line in second.stdout)
     first.kill()
     said, errors = second.communicate(timeout=120)
     first.communicate()
@@ -188,13 +188,13 @@ def test_damaged_files_are_named_and_made_again(world: Path) -> None:
     before = digests(world)
     for name, damage in damaged.items():
         DAMAGES[damage][0](world / "runs" / "small" / name)
-    planned, found = plan(world), verify(world)
-    assert found.returncode == 1
+    planned, verified = plan(world), verify(world)
+    assert verified.returncode == 1
     for name, damage in damaged.items():
         step, _, file = name.partition("/")
         expected = DAMAGES[damage][1]
         assert planned[step]["why"] == f"its result is damaged: {file} {expected}"
-        assert re.search(rf"\({re.escape(step)}\): {re.escape(file)} {expected}", found.stdout)
+        assert re.search(rf"\({re.escape(step)}\): {re.escape(file)} {expected}", verified.stdout)
     done = command(world)
     assert done.returncode == 0, done.stdout
     again = {name.partition("/")[0] for name in damaged}
@@ -264,12 +264,12 @@ def test_verify_tells_what_is_missing(world: Path) -> None:
     (world / "runs" / "small" / "it" / "notes.txt").write_text("mine")
     place = (world / "runs" / "small" / "wit").resolve()
     shutil.rmtree(place)
-    found = verify(world)
-    assert found.returncode == 1
-    assert "(it): notes.txt was not there when it was published" in found.stdout
-    assert f"(dpo): was made from wit ({place.name}), which is missing" in found.stdout
-    assert "runs/small/wit: leads to" not in found.stdout
-    assert re.search(r"^small/wit: leads to .* which is missing", found.stdout, re.MULTILINE)
+    verified = verify(world)
+    assert verified.returncode == 1
+    assert "(it): notes.txt was added after the result was published" in verified.stdout
+    assert f"(dpo): was computed from wit ({place.name}), which is missing" in verified.stdout
+    assert "runs/small/wit: points to" not in verified.stdout
+    assert re.search(r"^small/wit: points to .* which is missing", verified.stdout, re.MULTILINE)
     values = json.loads(
         subprocess.run(
             [*CALL, "--verify", "runs", "--json"], cwd=world, capture_output=True, env=environment(), check=False
@@ -313,7 +313,9 @@ def test_a_full_disk(tmp_path: Path, model_folder: Path, kilobytes: int) -> None
     errors = re.findall(r"^ +failed .*|^run-recipe: .*", full, re.MULTILINE)
     assert errors
     for error in errors:
-        assert re.search(r" is full \(.*; free some space, and the same command goes on$", error)
+        assert re.search(
+            r" is full \(.*; free some space and repeat the command: it continues where it stopped$", error
+        )
     assert "rc 1" in full
     assert "0 problems" in verified
     assert "rc " not in room
@@ -323,12 +325,12 @@ def test_a_full_disk(tmp_path: Path, model_folder: Path, kilobytes: int) -> None
 def test_a_read_only_folder(tmp_path: Path, model_folder: Path) -> None:
     write_world(tmp_path, model_folder)
     said = in_small_disk(tmp_path, "mount -o remount,ro small; run")
-    assert "small/runs: cannot be used for results: it may not be written to; name another folder by --runs" in said
+    assert "small/runs: cannot be used for results: no permission to write to it; name another folder by --runs" in said
     assert "rc 1" in said
 
 
 def test_too_few_file_handles(tmp_path: Path, model_folder: Path) -> None:
     write_world(tmp_path, model_folder)
     said = in_small_disk(tmp_path, "ulimit -n 8; run")
-    assert re.search(r"too many files are open at once \(.*\); raise what `ulimit -n` says", said)
+    assert re.search(r"too many files are open at once \(.*\); raise the limit, see `ulimit -n`", said)
     assert "rc 1" in said

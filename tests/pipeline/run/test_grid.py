@@ -68,20 +68,20 @@ def world(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
 
 def cores_of_workers(pid: int) -> dict[int, list[int]]:
     """The cores that each step's worker may use, by its process, once it has imported torch."""
-    found = {}
+    values = {}
     for child in psutil.Process(pid).children():
         with contextlib.suppress(psutil.Error):
-            if "pipeline.run.loop.worker" in child.cmdline() and child.num_threads() > 1 and child.cpu_times().user > 2:
-                found[child.pid] = child.cpu_affinity()
-    return found
+            if "pipeline.run.worker" in child.cmdline() and child.num_threads() > 1 and child.cpu_times().user > 2:
+                values[child.pid] = child.cpu_affinity()
+    return values
 
 
 def outcome(folder: Path) -> dict[str, set[str]]:
     """State -> the steps that ended so."""
-    found: dict[str, set[str]] = {}
+    values: dict[str, set[str]] = {}
     for step in json.loads((folder / "runs/small/run.json").read_text())["steps"]:
-        found.setdefault(step["state"], set()).add(step["step"])
-    return found
+        values.setdefault(step["state"], set()).add(step["step"])
+    return values
 
 
 def test_a_failed_cell_stops_no_other(world: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_failed_cell_stops_no_other(world: Path) -> None:
         r"2 failed: wit\[prompt=0,without=all\], wit\[prompt=0\.2,without=all\]; 3 more need them", said
     ), said
     assert len(re.findall(r"^    log: .*/logs/wit\[prompt=0(\.2)?,without=all\]\.txt$", said, re.MULTILINE)) == 2
-    assert said.endswith("to go on with the steps that have no result:\n  run-recipe r.yaml\n")
+    assert said.endswith("to continue with the steps that have no result:\n  run-recipe r.yaml\n")
 
 
 def test_another_terminal_sees_how_far_it_is(world: Path) -> None:
@@ -161,11 +161,11 @@ def test_a_report_joins_runs(world: Path) -> None:
         assert "nothing is measured yet of not-yet; run-recipe makes it" in done.stdout
         assert "1 of 2 runs lack results" in done.stdout
         with (world / "runs/joined/report/results.csv").open() as file:
-            found = {(row["recipe"], row["model"]): float(row["value"]) for row in csv.DictReader(file)}
-        assert set(found) == {
+            values = {(row["recipe"], row["model"]): float(row["value"]) for row in csv.DictReader(file)}
+        assert set(values) == {
             ("small", name) for name in ("base", "wit[prompt=0,without=none]", "wit[prompt=0.2,without=none]")
         }
-        for (_, model), value in found.items():
+        for (_, model), value in values.items():
             step = f"bench[{model}]".replace("[wit[", "[wit,").replace("]]", "]")
             manifest = json.loads((world / "runs/small" / step / "stage.json").read_text())
             assert manifest["metrics"]["results"][0]["value"] == value
@@ -209,5 +209,5 @@ def test_status_before_any_run(tmp_path: Path, model_folder: Path) -> None:
     write_world(tmp_path, model_folder)
     said = command(tmp_path, "--status")
     assert said.returncode == 2
-    assert "--status: small has left nothing to tell in runs" in said.stderr
+    assert "--status: runs has no record of a run of small" in said.stderr
     assert not (tmp_path / "runs").exists()

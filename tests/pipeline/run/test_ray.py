@@ -47,13 +47,13 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    monkeypatch.setenv("RAY_ADDRESS", made.address)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     try:
-        yield made
+        yield cluster
     finally:
         ray.shutdown()
-        made.shutdown()
+        cluster.shutdown()
 
 
 @pytest.fixture
@@ -66,22 +66,22 @@ def world(tmp_path: Path, model_folder: Path) -> Path:
 
 def outputs(runs: Path) -> dict[str, dict[str, str]]:
     """Step -> file -> sha256; of the report, which tells how long things took, results.csv alone."""
-    found = {}
+    results = {}
     for step in json.loads((runs / "small" / "run.json").read_text())["steps"]:
         assert step["state"] in ("done", "cached"), step
         files = json.loads((runs / step["path"] / "stage.json").read_text())["outputs"]
-        found[step["step"]] = {name: sha for name, sha in files.items() if step["kind"] != "report" or "csv" in name}
-    return found
+        results[step["step"]] = {name: sha for name, sha in files.items() if step["kind"] != "report" or "csv" in name}
+    return results
 
 
 def workers_below(pid: int) -> list[psutil.Process]:
     """The processes of steps among all that a process started."""
-    found = []
+    results = []
     for process in psutil.Process(pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):  # it has ended
-            if "pipeline.run.loop.worker" in process.cmdline():
-                found.append(process)
-    return found
+            if "pipeline.run.worker" in process.cmdline():
+                results.append(process)
+    return results
 
 
 def test_a_node_is_lost_in_the_middle(cluster: Cluster, world: Path) -> None:
@@ -132,7 +132,7 @@ def test_an_interrupt_leaves_no_worker(cluster: Cluster, world: Path) -> None:
     assert not alive
     assert json.loads((world / "runs/small/run.json").read_text())["status"] == "interrupted"
     plan = command(world, "--plan", *long).stdout
-    assert "goes on from where it was interrupted" in plan
+    assert "continues from its checkpoint" in plan
 
 
 def test_a_node_that_does_not_see_the_folder_of_runs(cluster: Cluster, world: Path) -> None:

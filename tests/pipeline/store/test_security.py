@@ -355,12 +355,12 @@ def test_pickles_are_never_read(world: Path, refused: Callable[..., str], argume
     for name in ("pytorch_model.bin", "adapter_model.bin", "tokenizer.pkl", "training_args.bin"):
         (world / "own" / name).write_bytes(pickle.dumps(Marks(world / "unpickled")))
     said = refused(*arguments)
-    assert "weights are read from *.safetensors, and it has only adapter_model.bin, pytorch_model.bin" in said
+    assert "has no *.safetensors weights, only adapter_model.bin, pytorch_model.bin" in said
     assert re.search(r"r\.yaml:\d+:\d+: stages\.wit\.model: ", said)
     index = {"weight_map": {"lm_head.weight": "../own/pytorch_model.bin"}}
     (world / "own" / "model.safetensors.index.json").write_text(json.dumps(index))
     (world / "own" / "other.safetensors").touch()
-    assert "names '../own/pytorch_model.bin', which is no *.safetensors beside it" in refused(*arguments)
+    assert "names '../own/pytorch_model.bin', not a *.safetensors in its folder" in refused(*arguments)
     (world / "own" / "adapter_config.json").write_text("{}")
     assert re.search(r"r\.yaml:2:8: model: .*own holds an adapter; merge it into its model", refused(*arguments))
     assert not (world / "unpickled").exists()

@@ -1,4 +1,4 @@
-"""Files of every kind and folders that hold a data set, read as records."""
+"""Data files of every type and data set folders, read as records."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROWS = [{"prompt": "Sky?", "completion": "blue, or grey"}, {"prompt": "Snow?", "
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    """`rows` in the kind of file that the suffix names."""
+    """Write `rows` to a file of the type that the suffix names."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -41,7 +41,7 @@ def lines(path: Path, text: str) -> Path:
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
-def test_every_kind_of_file(tmp_path: Path, suffix: str) -> None:
+def test_every_type_of_file(tmp_path: Path, suffix: str) -> None:
     path = write(tmp_path / f"rows{suffix}", ROWS)
     assert [row for _, row in read_rows(path)] == ROWS
 
@@ -59,36 +59,36 @@ def test_numbers_are_lines_where_rows_are_lines(tmp_path: Path, name: str, text:
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "says"),
+    ("name", "text", "message"),
     [
-        ("a.txt", "x", r"a\.txt: unknown kind of data file; known are \.jsonl"),
-        ("a.jsonl", "\n", r"a\.jsonl: holds no rows"),
-        ("a.json", "[]", r"a\.json: holds no rows"),
-        ("a.csv", "a,b\n", r"a\.csv: holds no rows"),
+        ("a.txt", "x", r"a\.txt: unknown type of data file; use \.jsonl"),
+        ("a.jsonl", "\n", r"a\.jsonl: has no rows"),
+        ("a.json", "[]", r"a\.json: has no rows"),
+        ("a.csv", "a,b\n", r"a\.csv: has no rows"),
         ("a.json", '{"a": 1}\n{"a": 2}\n', r"a\.json: .* one list of rows; for one row per line use \.jsonl"),
         ("a.json", '[{"a": 1},\n {"a": }]', r"a\.json:2: not valid JSON: Expecting value"),
         ("a.json", '[{"a": 1}\n {"a": 1}]', r"a\.json:2: not valid JSON: Expecting ',' or '\]'"),
         ("a.json", '[{"a": 1},]', r"a\.json:1: not valid JSON"),
         ("a.json", '[{"a": 1}', r"a\.json:1: not valid JSON"),
         ("a.json", '[{"a": 1}]\n]', r"a\.json:2: not valid JSON: Extra data"),
-        ("a.parquet", "nonsense", r"a\.parquet: is no valid \.parquet file"),
+        ("a.parquet", "nonsense", r"a\.parquet: is not a valid \.parquet file"),
     ],
 )
-def test_what_is_wrong_with_a_file(tmp_path: Path, name: str, text: str, says: str) -> None:
-    with pytest.raises(UserError, match=says):
+def test_errors_of_a_file(tmp_path: Path, name: str, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         list(read_file(lines(tmp_path / name, text)))
 
 
 @pytest.mark.parametrize(
     ("name", "text", "reason"),
     [
-        ("a.jsonl", '{"a": 1}\n{"a"\n{"a": 2}\n', "not valid JSON: Expecting ':' delimiter; one object per line"),
-        ("a.jsonl", '{"a": 1}\n["a"]\n{"a": 2}\n', "a row is an object with named columns, found list"),
-        ("a.json", '[{"a": 1}, 3, {"a": 2}]', "a row is an object with named columns, found int"),
-        ("a.csv", "a\n1\n1,2\n2\n", "has more cells than the header; quote cells that hold commas"),
+        ("a.jsonl", '{"a": 1}\n{"a"\n{"a": 2}\n', "not valid JSON: Expecting ':' delimiter; write one object per line"),
+        ("a.jsonl", '{"a": 1}\n["a"]\n{"a": 2}\n', "is list, not an object with named columns"),
+        ("a.json", '[{"a": 1}, 3, {"a": 2}]', "is int, not an object with named columns"),
+        ("a.csv", "a\n1\n1,2\n2\n", "has more cells than the header; quote cells that contain commas"),
     ],
 )
-def test_a_row_that_cannot_be_read_stands_between_others(tmp_path: Path, name: str, text: str, reason: str) -> None:
+def test_a_row_that_cannot_be_read_between_others(tmp_path: Path, name: str, text: str, reason: str) -> None:
     path = lines(tmp_path / name, text)
     first, bad, last = (row for _, row in read_file(path))
     assert (isinstance(first, dict), bad, isinstance(last, dict)) == (True, Unreadable(reason), True)
@@ -106,9 +106,9 @@ def test_a_line_nested_too_deep_is_one_bad_row(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 def test_memory_holds_a_few_rows_at_a_time(tmp_path: Path, suffix: str) -> None:
-    """50,000 rows of 200 letters are 10 MB; the peak of reading them one by one stays below a tenth."""
+    """50,000 rows of 200 letters are 10 MB; reading them one by one takes less than a tenth."""
     path = write(tmp_path / f"a{suffix}", [{"text": f"{number:0200}"} for number in range(50_000)])
-    assert next(iter(read_file(path)))  # imports what reading needs
+    assert next(iter(read_file(path)))  # imports the libraries
     tracemalloc.start()
     count = sum(1 for _ in read_file(path))
     peak = tracemalloc.get_traced_memory()[1]
@@ -141,7 +141,7 @@ configs:
 
 @pytest.fixture
 def two_splits(tmp_path: Path) -> Path:
-    """A folder as the hub has them: Parquet files named after their splits."""
+    """A folder as on the hub: Parquet files named after their splits."""
     write(tmp_path / "set" / "data" / "train-00000-of-00002.parquet", [{"text": "one"}, {"text": "two"}])
     write(tmp_path / "set" / "data" / "train-00001-of-00002.parquet", [{"text": "three"}])
     write(tmp_path / "set" / "data" / "test-00000-of-00001.parquet", [{"text": "four"}])
@@ -150,7 +150,7 @@ def two_splits(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def two_subsets(tmp_path: Path) -> Path:
-    """A folder whose card divides it."""
+    """A folder whose card defines subsets."""
     write(tmp_path / "set" / "easy" / "rows.jsonl", [{"text": "one"}])
     write(tmp_path / "set" / "hard" / "rows.jsonl", [{"text": "two"}])
     write(tmp_path / "set" / "hard" / "held.jsonl", [{"text": "three"}])
@@ -166,7 +166,7 @@ def test_the_splits_of_a_folder(two_splits: Path) -> None:
     assert list(read_folder(two_splits, None, "test")) == [(1, {"text": "four"})]
     with pytest.raises(UserError, match=r"has no split 'validation'; .*data\.train_split.*: train, test"):
         list(read_folder(two_splits, None, "validation"))
-    with pytest.raises(UserError, match=r"has no subset 'easy'; name one as data\.subset: default"):
+    with pytest.raises(UserError, match=r"has no subset 'easy'; set data\.subset to one of: default"):
         list(read_folder(two_splits, "easy", "train"))
 
 
@@ -175,18 +175,18 @@ def test_the_subsets_of_a_folder(two_subsets: Path) -> None:
     assert list(read_folder(two_subsets, "hard", "held")) == [(1, {"text": "three"})]
     with pytest.raises(UserError, match=r"has no split 'held'; .*: train$"):
         list(read_folder(two_subsets, "easy", "held"))
-    with pytest.raises(UserError, match=r"is made of subsets; name one as data\.subset: easy, hard"):
+    with pytest.raises(UserError, match=r"has several subsets; set data\.subset to one of: easy, hard"):
         list(read_folder(two_subsets, None, "train"))
 
 
 def test_a_card_that_leads_out_of_its_folder_is_refused(two_subsets: Path) -> None:
     write(two_subsets.parent / "secret.jsonl", [{"text": "secret"}])
     (two_subsets / "README.md").write_text(CARD.replace("easy/*.jsonl", "../set/../secret.jsonl"))
-    with pytest.raises(UserError, match=r"names .*secret\.jsonl; a data set is read from .* files in its own folder"):
+    with pytest.raises(UserError, match=r"names .*secret\.jsonl; a data set may only name .* files in its folder"):
         list(read_folder(two_subsets, "easy", "train"))
 
 
-def test_folders_that_hold_no_data_set(two_splits: Path, tmp_path: Path) -> None:
+def test_folders_that_are_not_data_sets(two_splits: Path, tmp_path: Path) -> None:
     (two_splits / "set.py").write_text("raise SystemExit('imported')")
     with pytest.raises(UserError, match=r"cannot be read as a data set: .*scripts are no longer supported"):
         list(read_folder(two_splits, None, "train"))
@@ -194,5 +194,5 @@ def test_folders_that_hold_no_data_set(two_splits: Path, tmp_path: Path) -> None
     with pytest.raises(UserError, match="cannot be read as a data set"):
         list(read_folder(tmp_path / "none", None, "train"))
     (tmp_path / "none" / "book.txt").write_text("Once.")
-    with pytest.raises(UserError, match=r"names .*book\.txt; a data set is read from \.jsonl"):
+    with pytest.raises(UserError, match=r"names .*book\.txt; a data set may only name \.jsonl"):
         list(read_folder(tmp_path / "none", None, "train"))

@@ -1,4 +1,4 @@
-"""Columns in every format, read as training rows; the file and the column of every row that cannot be used."""
+"""Every format read as training rows; errors name the file and column of each row that cannot be used."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from stages.base import UserError
 from stages.data.formats import Conversation, Example, Pair, PlainText, Row, Tokens
-from stages.data.reader import Reading, listing, read_examples, read_pairs
+from stages.data.reader import Reading, dropped_rows_text, read_examples, read_pairs
 from tests.stages.data.test_files import write
 
 USER = {"role": "user", "content": "Sky?"}
@@ -20,7 +20,7 @@ TOOL = {"type": "function", "function": {"name": "look"}}
 
 
 def read(path: Path, *rows: dict[str, Any], dropped: list[str] | None = None, **reading: Any) -> list[Row]:
-    """What `rows`, written to `path`, are read as."""
+    """Write `rows` to `path` and read them."""
     return [row for _, row in read_examples(write(path, list(rows)), Reading(**reading), dropped)]
 
 
@@ -38,7 +38,7 @@ GOOD: dict[str, tuple[dict[str, Any], Row]] = {
         Example([USER], [BLUE], [TOOL]),
     ),
     "messages": ({"messages": [USER, BLUE, USER, BLUE]}, Conversation([USER, BLUE, USER, BLUE])),
-    "messages beside a prompt": ({"prompt": "Sky?", "messages": [USER, BLUE]}, Conversation([USER, BLUE])),
+    "messages and a prompt": ({"prompt": "Sky?", "messages": [USER, BLUE]}, Conversation([USER, BLUE])),
     "content in parts": (
         {
             "messages": [
@@ -48,7 +48,7 @@ GOOD: dict[str, tuple[dict[str, Any], Row]] = {
         },
         Conversation([USER, BLUE]),
     ),
-    "what messages carry": (
+    "further keys of messages": (
         {"messages": [USER | {"name": "Ann"}, BLUE | {"weight": 0.5, "thinking": None}]},
         Conversation([USER | {"name": "Ann"}, BLUE | {"weight": 0.5}]),
     ),
@@ -106,12 +106,12 @@ GOOD: dict[str, tuple[dict[str, Any], Row]] = {
 
 
 @pytest.mark.parametrize("case", GOOD)
-def test_the_columns_tell_the_format(path: Path, case: str) -> None:
+def test_the_format_is_detected_from_the_columns(path: Path, case: str) -> None:
     row, expected = GOOD[case]
     assert read(path, row) == [expected]
 
 
-def test_the_names_that_trainers_read() -> None:
+def test_column_names_of_the_trainers() -> None:
     assert Example("a", "b").columns() == {"prompt": "a", "completion": "b"}
     assert Conversation([BLUE], [TOOL]).columns() == {"messages": [BLUE], "tools": [TOOL]}
     assert PlainText("a").columns() == {"text": "a"}
@@ -120,44 +120,46 @@ def test_the_names_that_trainers_read() -> None:
 
 
 def test_the_official_scripts_text_rule(path: Path) -> None:
-    """One trailing space off the prompt, one space before the response, the marker stands for EOS."""
+    """One trailing space off the prompt, one space before the response, the EOS marker removed."""
     rows = [{"prompt": "Sky?  ", "response": "blue###eos_token###"}, {"prompt": "Snow?", "response": "white"}]
     assert read(path, *rows, format="official") == [Example("Sky? ", " blue"), Example("Snow?", " white")]
 
 
-def test_limas_conversations_are_mere_texts(path: Path) -> None:
-    """As messages, or by the official rule, which knows one exchange."""
+def test_limas_conversations_are_plain_texts(path: Path) -> None:
+    """As messages, or by the official rule, which supports one exchange."""
     assert read(path, {"conversations": ["Sky?", "blue"], "source": "x"}) == [Conversation([USER, BLUE])]
     rows = [{"conversations": ["Sky? ", "blue"]}, {"conversations": [{"from": "human", "value": "a"}] * 2}]
     assert read(path, rows[0], format="official") == [Example("Sky?", " blue")]
     for turns in (["a", "b", "c", "d"], ["a"]):
-        with pytest.raises(UserError, match=rf"'conversations' holds {len(turns)} turns; the official rule knows one"):
+        with pytest.raises(
+            UserError, match=rf"'conversations' has {len(turns)} turns; format: official needs exactly one"
+        ):
             read(path, {"conversations": turns}, format="official")
-    with pytest.raises(UserError, match="the official rule knows one"):
+    with pytest.raises(UserError, match="format: official needs exactly one"):
         read(path, rows[1], format="official")
 
 
 WHITE = {"role": "assistant", "content": "white"}
 
 
-def test_whole_conversations_hold_their_prompt(path: Path) -> None:
-    """As UltraFeedback's, whose prompt is beside them as text, and as TRL's, which have none beside them."""
+def test_complete_conversations_contain_their_prompt(path: Path) -> None:
+    """With a separate text prompt, as in UltraFeedback, or without one, as in TRL."""
     row = {"chosen": [USER, BLUE], "rejected": [USER, WHITE]}
-    for given in (row, {"prompt": "Sky?", **row}):
-        assert list(read_pairs(write(path, [given]), Reading(), "column", 1)) == [(1, Pair([USER], [BLUE], [WHITE]))]
-        official = read_pairs(write(path, [given]), Reading(format="official"), "column", 1)
+    for record in (row, {"prompt": "Sky?", **row}):
+        assert list(read_pairs(write(path, [record]), Reading(), "column", 1)) == [(1, Pair([USER], [BLUE], [WHITE]))]
+        official = read_pairs(write(path, [record]), Reading(format="official"), "column", 1)
         assert list(official) == [(1, Pair("Sky?", " blue", " white"))]
     longer = {"chosen": [USER, BLUE, USER, BLUE], "rejected": [USER, BLUE, USER, WHITE]}
     assert next(read_pairs(write(path, [longer]), Reading(), "column", 1))[1] == Pair(
         [USER, BLUE, USER], [BLUE], [WHITE]
     )
-    with pytest.raises(UserError, match="'chosen' holds 4 turns; the official rule knows one"):
+    with pytest.raises(UserError, match="'chosen' has 4 turns; format: official needs exactly one"):
         list(read_pairs(write(path, [longer]), Reading(format="official"), "column", 1))
     text = {"prompt": "Sky? ", "chosen": "blue###eos_token###", "rejected": "white"}
     assert list(read_pairs(write(path, [text]), Reading(format="official"), "column", 1)) == [
         (1, Pair("Sky?", " blue", " white"))
     ]
-    with pytest.raises(UserError, match="begin with different messages"):
+    with pytest.raises(UserError, match="start with different messages"):
         list(read_pairs(write(path, [{"chosen": [USER, BLUE], "rejected": [WHITE, BLUE]}]), Reading(), "column", 1))
 
 
@@ -166,86 +168,86 @@ def test_whole_conversations_hold_their_prompt(path: Path) -> None:
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "missing": ({"prompt": "a"}, "column 'completion' is missing; the row has prompt"),
     "null": ({"prompt": "a", "completion": None}, "column 'completion' is empty; fill it or remove the row"),
-    "messages that are none": ({"messages": "a"}, "column 'messages' is str, not a list"),
+    "messages that are text": ({"messages": "a"}, "column 'messages' is str, not a list"),
     "no message": ({"messages": []}, "column 'messages' is an empty list; fill it or remove the row"),
     "no assistant": (
         {"messages": [USER]},
-        "column 'messages' holds no assistant message, so there is nothing to learn; remove the row",
+        "column 'messages' has no assistant message, so there is nothing to learn; remove the row",
     ),
-    "role that is no text": (
+    "role that is not text": (
         {"messages": [{"role": 3, "content": "a"}]},
-        "column 'messages' holds a message with the role 3; a role is text",
+        "column 'messages' has a message with the role 3; a role is text",
     ),
     "empty message": (
         {"messages": [USER, {"role": "assistant", "content": " "}]},
-        "column 'messages' holds a message of the assistant that is empty; fill it or remove the row",
+        "column 'messages' has a message of the assistant that is empty; fill it or remove the row",
     ),
     "a call by the user": (
         {"messages": [{"role": "user", "tool_calls": [CALL]}, BLUE]},
-        "column 'messages' holds a message of the user that is empty; fill it or remove the row",
+        "column 'messages' has a message of the user that is empty; fill it or remove the row",
     ),
-    "calls that are none": (
+    "tool calls that are text": (
         {"messages": [USER, {"role": "assistant", "content": "", "tool_calls": "look()"}]},
-        "column 'messages' holds 'look()' as tool_calls; give a list of objects",
+        "column 'messages' has 'look()' as tool_calls; write a list of objects",
     ),
-    "content that is no text": (
+    "content that is not text": (
         {"messages": [USER, {"role": "assistant", "content": 3}]},
-        "column 'messages' holds a message of the assistant whose content is int, not text",
+        "column 'messages' has a message of the assistant whose content is int, not text",
     ),
     "a picture": (
         {"messages": [{"role": "user", "content": [{"type": "image", "url": "x"}]}, BLUE]},
-        "column 'messages' holds a message with a part of type 'image'; content is only text",
+        "column 'messages' has a message with a part of type 'image'; only text is supported",
     ),
     "negative weight": (
         {"messages": [USER, BLUE | {"weight": -1}]},
-        "column 'messages' holds the weight -1; a message's weight is a number >= 0",
+        "column 'messages' has the weight -1; a message's weight is a number >= 0",
     ),
-    "weight that is no number": (
+    "weight that is not a number": (
         {"messages": [USER, BLUE | {"weight": True}]},
-        "column 'messages' holds the weight True; a message's weight is a number >= 0",
+        "column 'messages' has the weight True; a message's weight is a number >= 0",
     ),
     "infinite weight": (
         {"messages": [USER, BLUE | {"weight": float("inf")}]},
-        "column 'messages' holds the weight inf; a message's weight is a number >= 0",
+        "column 'messages' has the weight inf; a message's weight is a number >= 0",
     ),
-    "tools that are no JSON": (
+    "tools that are not JSON": (
         {"messages": [USER, BLUE], "tools": "look"},
-        "column 'tools' is text, but no JSON; give a list of objects, or its JSON",
+        "column 'tools' is text, but not JSON; write a list of objects, or its JSON",
     ),
     "half a surrogate pair": (
         {"messages": [USER, {"role": "assistant", "content": "\ud800"}]},
-        "column 'messages' holds half a surrogate pair, which is no text; mend its \\u escapes",
+        "column 'messages' has half a surrogate pair, which is not text; correct its \\u escapes",
     ),
     "unknown speaker": (
         {"conversations": [{"from": "bing", "value": "a"}]},
-        "column 'conversations' holds a turn from 'bing'; known are system, human, user, gpt, assistant,"
+        "column 'conversations' has a turn from 'bing'; use one of system, human, user, gpt, assistant,"
         " function_call, tool, observation, function_response",
     ),
     "messages where turns belong": (
         {"conversations": [{"role": "user"}]},
-        "column 'conversations' holds {'role': 'user'}; a turn is an object with 'from' and 'value'"
+        "column 'conversations' has {'role': 'user'}; a turn is an object with 'from' and 'value'"
         " (for 'role' and 'content' write columns: {messages: ...})",
     ),
     "two system messages": (
         {"conversations": [{"from": "system", "value": "a"}, {"from": "gpt", "value": "b"}], "system": "c"},
-        "column 'system' is a second system message beside the conversation's own; keep one of them",
+        "column 'system' is a second system message; the conversation already has one; keep one of them",
     ),
     "lists of two lengths": (
         {"input_ids": [1, 2], "loss_weights": [1]},
-        "input_ids has 2 items and loss_weights 1; give every token a weight",
+        "has 2 input_ids but 1 loss_weights; write one weight for each token",
     ),
     "negative id": (
         {"input_ids": [1, -2], "loss_weights": [1, 1]},
-        "column 'input_ids' holds -2, which is no token id, a whole number >= 0",
+        "column 'input_ids' has -2; a token id is an integer >= 0",
     ),
     "weight of a token": (
         {"input_ids": [1, 2], "loss_weights": [1, "1"]},
-        "column 'loss_weights' holds '1', which is no weight, a number >= 0",
+        "column 'loss_weights' has '1'; a weight is a finite number >= 0",
     ),
     "no format": (
         {"question": "a"},
-        "columns question fit no format; give prompt and completion, or messages, or conversations, or instruction,"
-        " input and output, or text, or input_ids and loss_weights, or map the file's with columns",
+        "columns question fit no format; rows need prompt and completion, or messages, or conversations, or"
+        " instruction, input and output, or text, or input_ids and loss_weights; set data.columns to map other names",
     ),
 }
 
@@ -268,14 +270,17 @@ def test_many_bad_rows_are_listed_and_counted(path: Path) -> None:
 
 
 def test_bad_rows_are_dropped_and_listed(path: Path) -> None:
-    """A line that is no JSON, a row of unknown columns before the format is known, and an empty cell."""
+    """A line that is not JSON, unknown columns before the format is detected, and an empty cell."""
     path.write_text('{"x": 1}\n{"text": "a"}\n{"te\n{"text": ""}\n{"text": "b"}\n')
     dropped: list[str] = []
     rows = list(read_examples(path, Reading(on_bad_row="drop"), dropped))
     assert rows == [(2, PlainText("a")), (5, PlainText("b"))]
-    assert [told.split(": ")[0] for told in dropped] == [f"{path}:1", f"{path}:3", f"{path}:4"]
+    assert [line.split(": ")[0] for line in dropped] == [f"{path}:1", f"{path}:3", f"{path}:4"]
     assert dropped[1].startswith(f"{path}:3: not valid JSON: ")
-    assert listing(dropped, [path]).splitlines()[2] == "a.jsonl:4: column 'text' is empty; fill it or remove the row"
+    assert (
+        dropped_rows_text(dropped, [path]).splitlines()[2]
+        == "a.jsonl:4: column 'text' is empty; fill it or remove the row"
+    )
 
 
 def test_a_file_of_bad_rows_alone_is_an_error(path: Path) -> None:
@@ -285,14 +290,14 @@ def test_a_file_of_bad_rows_alone_is_an_error(path: Path) -> None:
 
 def test_text_and_messages_do_not_mix(path: Path) -> None:
     rows = [{"prompt": "a", "completion": "b"}, {"prompt": [USER], "completion": [BLUE]}]
-    with pytest.raises(UserError, match=r"a\.jsonl:2: some rows are plain text and others are messages; keep each"):
+    with pytest.raises(UserError, match=r"a\.jsonl:2: some rows are plain text and others are messages; put each"):
         read(path, *rows)
 
 
 # ----------------------------------------------------------------------------------------------------- columns
 
 
-def test_columns_are_renamed_before_the_format_is_told(path: Path) -> None:
+def test_columns_are_renamed_before_the_format_is_detected(path: Path) -> None:
     row = {"question": "Sky?", "answer": "blue", "text": "Sky? blue"}
     assert read(path, row, columns={"prompt": "question", "completion": "answer"}) == [Example("Sky?", "blue")]
     assert read(path, row, columns={"prompt": "text", "completion": "text"}) == [Example("Sky? blue", "Sky? blue")]
@@ -326,12 +331,12 @@ def test_pairs(path: Path) -> None:
     assert list(read_pairs(write(path, rows), drop, "column", 1, dropped)) == [(3, Pair("a", "b", "c"))]
     assert dropped == [
         f"{path}:1: column 'good' is missing; the row has prompt, chosen, rejected",
-        f"{path}:2: chosen and rejected are the same, so the pair prefers nothing; remove it",
+        f"{path}:2: chosen and rejected are the same; remove the row",
     ]
 
 
 def test_pairs_of_other_rows(path: Path) -> None:
-    """Chosen is the row's own completion; rejected is another row's and never the same text; the seed decides."""
+    """Chosen is the row's completion; rejected is a different one of another row, drawn by the seed."""
     rows = [{"prompt": f"{i}?", "completion": str(i % 3)} for i in range(30)]
     write(path, rows)
 
@@ -345,14 +350,14 @@ def test_pairs_of_other_rows(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "says"),
+    ("row", "message"),
     [
         ({"prompt": "a", "completion": "b"}, "needs rows with different completions"),
         ({"messages": [USER, BLUE]}, "other_row needs rows of prompt and completion, or of alpaca's columns"),
     ],
 )
-def test_rows_that_make_no_pairs(path: Path, row: dict[str, Any], says: str) -> None:
-    with pytest.raises(UserError, match=says):
+def test_rows_that_make_no_pairs(path: Path, row: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         list(read_pairs(write(path, [row] * 2), Reading(), "other_row", seed=1))
 
 
@@ -365,7 +370,7 @@ def test_a_folder_is_read_as_one_split(tmp_path: Path) -> None:
 
 
 def test_rows_come_one_by_one(path: Path) -> None:
-    """The first row is there before the last, which is bad, was looked at."""
+    """The first row is available before the last, which is bad, is read."""
     rows = read_examples(write(path, [{"text": "one"}, {"text": ""}]), Reading())
     assert next(rows) == (1, PlainText("one"))
     with pytest.raises(UserError, match=r"a\.jsonl:2"):

@@ -1,4 +1,4 @@
-"""Tokens, segments and factors of small rows, written by hand: the tokenizer makes one token of each byte."""
+"""Tokens, segments and weight multipliers of small rows, by hand: the tokenizer makes one token of each byte."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from stages.base import UserError
-from stages.data.chat_rendering import BadRender, learnt_turns, render_chat
-from stages.data.segments import Segment, weight_table
+from stages.data.chat_rendering import RenderError, render_chat, target_turns
+from stages.data.segments import Segment, weights_by_segment
 from stages.data.tokenization import prepare
 from stages.sft.packing import pack
 from stages.sft.row_filter import select
@@ -38,10 +38,10 @@ INST = (
 
 def tokenizer(template: str | None = None) -> PreTrainedTokenizerFast:
     """The byte tokenizer, with another chat template."""
-    made = byte_tokenizer()
+    fast = byte_tokenizer()
     if template:
-        made.chat_template = template
-    return made
+        fast.chat_template = template
+    return fast
 
 
 def prepared(row: dict[str, Any], template: str | None = None, max_length: int | None = None, **options: Any) -> dict:
@@ -50,7 +50,7 @@ def prepared(row: dict[str, Any], template: str | None = None, max_length: int |
 
 
 def parts(row: dict[str, Any], template: str | None = None, **options: Any) -> list[tuple[str, str]]:
-    """The text of a prepared row, cut where the segment changes: [(segment, text), ...]."""
+    """The text of a prepared row, split where the segment changes: [(segment, text), ...]."""
     out = prepared(row, template, **options)
     pairs = zip(out["segments"], out["input_ids"], strict=True)
     groups = groupby(pairs, key=lambda pair: pair[0])
@@ -58,8 +58,8 @@ def parts(row: dict[str, Any], template: str | None = None, **options: Any) -> l
     return [(Segment(segment).name.lower(), decode([i for _, i in pairs])) for segment, pairs in groups]
 
 
-def turns(*contents: str, **extra: Any) -> list[dict[str, Any]]:
-    """A conversation of user and assistant in turn."""
+def turns(*contents: str) -> list[dict[str, Any]]:
+    """A conversation that alternates between user and assistant."""
     return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
 
 
@@ -99,18 +99,24 @@ def test_system_words_are_a_segment_of_their_own() -> None:
     [("all", [("completion", "b<|im_end|>\n")]), ("last", [("prompt", "b"), ("template", "<|im_end|>\n")])],
 )
 def test_which_turns_are_completion(which: str, first: list) -> None:
-    found = parts({"messages": turns("a", "b", "c", "d")}, CHATML, turns=which)
+    segments = parts({"messages": turns("a", "b", "c", "d")}, CHATML, turns=which)
     header = [("template", "<|im_start|>user\n"), ("prompt", "a"), ("template", "<|im_end|>\n<|im_start|>assistant\n")]
-    assert found[:3] == header
-    merged = [*first, ("template", "<|im_start|>user\n"), ("prompt", "c"), *header[2:], ("completion", "d<|im_end|>\n")]
-    joined = [(name, "".join(text for _, text in group)) for name, group in groupby(merged, key=lambda part: part[0])]
-    assert found[3:] == joined
+    assert segments[:3] == header
+    expected = [
+        *first,
+        ("template", "<|im_start|>user\n"),
+        ("prompt", "c"),
+        *header[2:],
+        ("completion", "d<|im_end|>\n"),
+    ]
+    joined = [(name, "".join(text for _, text in group)) for name, group in groupby(expected, key=lambda part: part[0])]
+    assert segments[3:] == joined
 
 
 def test_words_that_the_template_writes_too() -> None:
-    """`user` and `assistant` as contents are found where they stand, not in the headers."""
-    found = parts({"messages": turns("user", "assistant")}, CHATML)
-    assert found == [
+    """`user` and `assistant` as contents are not confused with the headers."""
+    segments = parts({"messages": turns("user", "assistant")}, CHATML)
+    assert segments == [
         ("template", "<|im_start|>user\n"),
         ("prompt", "user"),
         ("template", "<|im_end|>\n<|im_start|>assistant\n"),
@@ -119,9 +125,9 @@ def test_words_that_the_template_writes_too() -> None:
 
 
 def test_a_template_that_rewrites_earlier_answers() -> None:
-    """What is left of the first answer is learnt; what the template took out is not there at all."""
-    found = parts({"messages": turns("a", "<think>x</think>b", "c", "<think>y</think>d")}, FORGETFUL)
-    assert found == [
+    """The part of the first answer that the template keeps is completion."""
+    segments = parts({"messages": turns("a", "<think>x</think>b", "c", "<think>y</think>d")}, FORGETFUL)
+    assert segments == [
         ("template", "[user]"),
         ("prompt", "a"),
         ("template", "[end][assistant]"),
@@ -134,8 +140,8 @@ def test_a_template_that_rewrites_earlier_answers() -> None:
 
 
 def test_a_template_without_generation_prompt_that_trims() -> None:
-    found = parts({"messages": turns(" a ", "b", "c", "d")}, INST)
-    assert found == [
+    segments = parts({"messages": turns(" a ", "b", "c", "d")}, INST)
+    assert segments == [
         ("template", "[INST] "),
         ("prompt", "a"),
         ("template", " [/INST]"),
@@ -148,7 +154,7 @@ def test_a_template_without_generation_prompt_that_trims() -> None:
 
 
 def test_a_template_that_writes_the_system_message_only_when_it_prompts() -> None:
-    """The prompt of the model and the whole text differ before the user's words; those are no completion for that."""
+    """The model's prompt and the text differ before the user's words, which still are not completion."""
     template = (
         "{% set system = messages[0]['content'] if messages[0]['role'] == 'system' else '' %}"
         "{% for m in messages if m['role'] != 'system' %}{% if m['role'] == 'user' %}"
@@ -169,40 +175,40 @@ TEMPLATES = sorted(Path(trl.__file__).parent.glob("chat_templates/*.jinja"))
 
 @pytest.mark.parametrize("which", ["all", "last"])
 def test_the_templates_of_known_models(which: str) -> None:
-    """Two turns, the answers with their reasoning or without: what is learnt are the answers, and never a question.
-    Refused are only templates that take other contents than text, or none that begin so."""
+    """Of two turns, with or without reasoning, the answers are completion and the questions are not. Only templates
+    for pictures, and one that needs other messages, are refused."""
     refused = []
     for path in TEMPLATES:
-        made = tokenizer(path.read_text())
-        made.bos_token, made.unk_token = "<bos>", "<unk>"
+        fast = tokenizer(path.read_text())
+        fast.bos_token, fast.unk_token = "<bos>", "<unk>"
         for answer in ("ANSWER{}", "<think>\nREASON{}\n</think>\n\nANSWER{}"):
             messages = turns("QUESTION1", answer.format(1, 1), "QUESTION2", answer.format(2, 2))
             try:
-                rendered = render_chat(made, messages, learnt_turns(messages, which))
-            except BadRender:
+                rendered = render_chat(fast, messages, target_turns(messages, which))
+            except RenderError:
                 refused.append(path.stem)
                 continue
             pairs = zip(rendered.text, rendered.segments, strict=True)
-            learnt = "".join(letter for letter, segment in pairs if segment == Segment.COMPLETION)
-            assert ("ANSWER1" in learnt, "ANSWER2" in learnt) == (which == "all", True), path.stem
-            assert "QUESTION" not in learnt, path.stem
+            completion = "".join(letter for letter, segment in pairs if segment == Segment.COMPLETION)
+            assert ("ANSWER1" in completion, "ANSWER2" in completion) == (which == "all", True), path.stem
+            assert "QUESTION" not in completion, path.stem
     assert len(TEMPLATES) > 30
-    with_pictures = {"idefics3", "llava_next", "smolvlm"}
-    assert {name.removesuffix("_training") for name in refused} <= {"glm4moe", *with_pictures}, refused
+    for_pictures = {"idefics3", "llava_next", "smolvlm"}
+    assert {name.removesuffix("_training") for name in refused} <= {"glm4moe", *for_pictures}, refused
 
 
-def test_calls_that_the_template_does_not_write_are_refused() -> None:
+def test_tool_calls_that_the_template_ignores_are_refused() -> None:
     call = {"type": "function", "function": {"name": "clock", "arguments": {}}}
     rows = turns("time?", "")
     rows[1] = {"role": "assistant", "content": "", "tool_calls": [call]}
-    with pytest.raises(UserError, match="row 1: has tool_calls, of which the model's chat template writes nothing"):
+    with pytest.raises(UserError, match="row 1: has tool_calls, which the model's chat template ignores"):
         prepared({"messages": rows}, CHATML)
-    with pytest.raises(UserError, match="row 1: has tools, of which the model's chat template writes nothing"):
+    with pytest.raises(UserError, match="row 1: has tools, which the model's chat template ignores"):
         prepared({"messages": turns("a", "b"), "tools": [{"name": "clock"}]}, CHATML)
 
 
-def test_gaps_that_arrow_fills_are_no_values() -> None:
-    """Two calls with other arguments: as one Arrow column each has both, one of them None."""
+def test_none_that_arrow_adds_is_ignored() -> None:
+    """Two calls with different arguments: in one Arrow column each has both, one of them None."""
     template = "{% for m in messages %}{{ m.content }}{{ m.tool_calls | tojson if m.tool_calls }};{% endfor %}"
     rows = [
         {
@@ -213,8 +219,8 @@ def test_gaps_that_arrow_fills_are_no_values() -> None:
         }
         for key in ("x", "y")
     ]
-    made = prepare(Dataset.from_list(rows), tokenizer(template), None)
-    assert tokenizer().decode(made[1]["input_ids"]) == 'q;[{"a": {"y": 1}}];'
+    prepared_rows = prepare(Dataset.from_list(rows), tokenizer(template), None)
+    assert tokenizer().decode(prepared_rows[1]["input_ids"]) == 'q;[{"a": {"y": 1}}];'
 
 
 @pytest.mark.parametrize(
@@ -225,11 +231,12 @@ def test_gaps_that_arrow_fills_are_no_values() -> None:
         {"prompt": "a", "completion": None},
         {"prompt": "", "completion": ""},
         {"input_ids": [1], "loss_weights": [None]},
+        {"input_ids": [-1], "loss_weights": [1.0]},
         {"messages": [*turns("a"), {"role": "assistant", "content": "b", "weight": -1.0}]},
         {"messages": turns("a", "b"), "tools": "[broken"},
     ],
 )
-def test_rows_that_are_no_rows_are_named(row: dict[str, Any]) -> None:
+def test_rows_that_cannot_be_used_are_named(row: dict[str, Any]) -> None:
     blank = byte_tokenizer()
     with pytest.raises(UserError, match=r"^row 1: "):
         prepare(Dataset.from_list([row] if row.get("completion", 1) else [row | {"completion": None}]), blank, None)
@@ -249,8 +256,8 @@ def test_tool_calls_are_completion_and_tool_answers_are_prompt() -> None:
         {"role": "tool", "content": "noon"},
         {"role": "assistant", "content": "It is noon."},
     ]
-    found = parts({"messages": messages, "tools": [{"name": "clock"}]}, template)
-    assert found == [
+    segments = parts({"messages": messages, "tools": [{"name": "clock"}]}, template)
+    assert segments == [
         ("template", "<tools>clock</tools><user>"),
         ("prompt", "time?"),
         ("template", "</><assistant>"),
@@ -262,8 +269,8 @@ def test_tool_calls_are_completion_and_tool_answers_are_prompt() -> None:
     ]
 
 
-def test_a_messages_own_weight_multiplies() -> None:
-    """Of an answer with the end of its turn, of a prompt with its words alone."""
+def test_the_weight_of_a_message_multiplies() -> None:
+    """Over an answer including the end of its turn; over a prompt's words only."""
     messages = turns("a", "b", "c", "d")
     messages[0]["weight"], messages[1]["weight"] = 0.5, 0.0
     out = prepared({"messages": messages}, FORGETFUL)
@@ -275,8 +282,8 @@ def test_a_messages_own_weight_multiplies() -> None:
     assert out["factors"] == expected
 
 
-def test_letters_of_several_bytes() -> None:
-    """Each byte of é is a token; all of them belong where the letter stands."""
+def test_characters_of_several_bytes() -> None:
+    """Each byte of é is a token; all have the segment of the character."""
     assert prepared({"prompt": "é", "completion": "é"})["segments"] == [0, 0, 1, 1, 1]
 
 
@@ -285,7 +292,7 @@ def test_truncation_keeps_the_start_and_is_counted() -> None:
     assert (out["segments"], out["cut"]) == ([0, 0, 0, 1], 3)
 
 
-def test_a_token_over_the_boundary_is_completion_and_is_counted() -> None:
+def test_a_boundary_token_is_completion_and_is_counted() -> None:
     merging = tokenizer()
     merging.add_tokens(["bc"])
     out = prepare(Dataset.from_list([{"prompt": "ab", "completion": "cd"}]), merging, None)[0]
@@ -293,7 +300,7 @@ def test_a_token_over_the_boundary_is_completion_and_is_counted() -> None:
     assert (out["segments"], out["merged"]) == ([0, 1, 1, 1], 1)
 
 
-def test_tokens_with_weights_of_their_own() -> None:
+def test_pretokenised_rows() -> None:
     out = prepared({"input_ids": [5, 6, 7], "loss_weights": [1.0, 0.0, 0.25]})
     assert (out["input_ids"], out["segments"], out["factors"]) == ([5, 6, 7], [Segment.GIVEN] * 3, [1.0, 0.0, 0.25])
 
@@ -303,41 +310,42 @@ def test_rows_that_the_template_refuses_are_named_or_dropped() -> None:
     rows = Dataset.from_list([{"messages": turns("a", "b")}, {"messages": turns("a", "b")[1:]}])
     with pytest.raises(UserError, match=r"^data\.jsonl:2: the chat template refuses the conversation: user first$"):
         prepare(rows, tokenizer(refusing), None, place="data.jsonl:")
-    kept = prepare(rows, tokenizer(refusing), None, on_bad_row="drop")
-    assert [bool(ids) for ids in kept["input_ids"]] == [True, False]
-    assert "user first" in kept[1]["problem"]
+    good = prepare(rows, tokenizer(refusing), None, on_bad_row="drop")
+    assert [bool(ids) for ids in good["input_ids"]] == [True, False]
+    assert "user first" in good[1]["problem"]
 
 
 def test_unknown_columns_are_refused() -> None:
-    with pytest.raises(UserError, match="the data has the columns answer, question; rows hold prompt and completion"):
+    with pytest.raises(UserError, match="the data has the columns answer, question; rows need prompt and completion"):
         prepare(Dataset.from_list([{"question": "a", "answer": "b"}]), tokenizer(), None)
 
 
-def test_what_is_used_is_counted() -> None:
-    """At max_length 4 the second row has no completion left: at (0, 1) it is left out, at (1, 1) it stays."""
+def test_used_rows_and_tokens_are_counted() -> None:
+    """At max_length 4 the second row loses its completion: (0, 1) drops the row, (1, 1) keeps it."""
     rows = Dataset.from_list([{"prompt": "ab", "completion": "c"}, {"prompt": "abcdef", "completion": "g"}])
-    made = prepare(rows, tokenizer(), max_length=4)  # "abc<end>", and "abcd" of "abcdefg<end>"
-    kept, used = select(made, weight_table(0, 1))
-    assert (len(kept), used.rows, used.rows_used, used.rows_without_weight) == (1, 2, 1, 1)
+    prepared_rows = prepare(rows, tokenizer(), max_length=4)  # "abc<end>", and "abcd" of "abcdefg<end>"
+    good, used = select(prepared_rows, weights_by_segment(0, 1))
+    assert (len(good), used.rows, used.rows_used, used.rows_without_weight) == (1, 2, 1, 1)
     assert (used.tokens, used.tokens_dropped, used.tokens_truncated) == (4, 4, 4)
     assert used.weighted == {"completion": 2}
-    kept, used = select(made, weight_table(1, 1))
-    assert (len(kept), used.tokens, used.weighted) == (2, 8, {"prompt": 1 + 3, "completion": 2})
+    good, used = select(prepared_rows, weights_by_segment(1, 1))
+    assert (len(good), used.tokens, used.weighted) == (2, 8, {"prompt": 1 + 3, "completion": 2})
 
 
-def test_a_row_whose_own_weights_are_all_zero_is_left_out() -> None:
+def test_a_row_whose_weights_are_all_zero_is_left_out() -> None:
     rows = Dataset.from_list(
         [{"input_ids": [5, 6], "loss_weights": [1.0, 0.0]}, {"input_ids": [5, 6], "loss_weights": [0.0, 0.5]}]
     )
-    kept, used = select(prepare(rows, tokenizer(), None), weight_table(0, 1))
-    assert (kept["row"][:], used.weighted) == ([2], {"given": 1})
+    good, used = select(prepare(rows, tokenizer(), None), weights_by_segment(0, 1))
+    assert (good["row"][:], used.weighted) == ([2], {"given": 1})
 
 
 def test_one_preparation_serves_all_weights() -> None:
-    """What is prepared does not depend on the weights."""
+    """The prepared rows do not depend on the weights."""
     rows = Dataset.from_list([{"prompt": "ab", "completion": "c"}])
-    made = prepare(rows, tokenizer(), None)
-    assert select(made, weight_table(0, 1))[0][0]["segments"] == select(made, weight_table(1, 0))[0][0]["segments"]
+    prepared_rows = prepare(rows, tokenizer(), None)
+    first, second = (select(prepared_rows, weights_by_segment(*weights))[0][0] for weights in ((0, 1), (1, 0)))
+    assert first["segments"] == second["segments"]
 
 
 def test_packing_fills_rows_and_splits_none() -> None:

@@ -1,4 +1,4 @@
-"""Questions of one's own, in the files' real forms, and the context of a step that asks them."""
+"""Fixtures for judge stages: small files in the benchmarks' formats, and the context of a step that reads them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ ALPACA_EVAL = {"instructions": "instructions.jsonl"}
 
 
 def write_files(folder: Path) -> None:
-    """The files of both benchmarks."""
+    """Write the files of both benchmarks."""
     files = {"questions": QUESTIONS, "references": REFERENCES, "prompts": PROMPTS, "instructions": INSTRUCTIONS}
     for name, rows in files.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -60,24 +60,25 @@ def write_files(folder: Path) -> None:
 
 @pytest.fixture
 def step(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Context]:
-    """Makes the context that the pipeline would: step(url, mt_bench=..., alpaca_eval=..., options=...)."""
+    """A function that builds a step's context as the pipeline does: step(url, mt_bench=..., alpaca_eval=...)."""
     write_files(tmp_path)
-    made = 0
+    count = 0
 
-    def make(url: str, model: Path = model_folder, options: dict[str, Any] | None = None, **section: Any) -> Context:
-        nonlocal made
-        made += 1
+    def build(url: str, model: Path = model_folder, options: dict[str, Any] | None = None, **section: Any) -> Context:
+        nonlocal count
+        count += 1
         monkeypatch.setenv("OPENAI_BASE_URL", url)
         monkeypatch.setenv("OPENAI_API_KEY", KEY)
-        asked = {"max_new_tokens": 6, "batch_size": 2, "timeout": 20.0} | (options or {})
-        config = JudgeStage(**{"models": ["wit"], "judge": "gpt-judge", "options": asked} | section)
+        defaults = {"max_new_tokens": 6, "batch_size": 2, "timeout": 20.0}
+        section = {"models": ["wit"], "judge": "gpt-judge", "options": defaults | (options or {})} | section
+        config = JudgeStage(**section)
         inputs = {
             name: Input(model, "wit", "sft") if name == "model" else Input(tmp_path / need.value)
             for name, need in config.needs().items()
         }
-        folders = [tmp_path / f"{made}-{name}" for name in ("out", "scratch", "checkpoints", "cache")]
+        folders = [tmp_path / f"{count}-{name}" for name in ("out", "scratch", "checkpoints", "cache")]
         for folder in folders:
             folder.mkdir()
         return Context("tiny", "judge[wit]", config, inputs, *folders, progress=lambda *_: None)
 
-    return make
+    return build

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server on the loopback that says what a test wants, and can fail in the ways real ones do."""
+"""An OpenAI-compatible server on the loopback interface with scripted replies and failures."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import Any
 
 KEY = "sk-of-the-test"
 Answer = str | dict[str, Any] | int | Callable[[BaseHTTPRequestHandler], None]
-"""Text, a whole choice, a status to fail with, or what is done to the connection."""
+"""Text, a complete choice, an error status, or a function of the connection's handler."""
 
 
 class Server(ThreadingHTTPServer):
-    """Answers every chat completion by `says(request)`."""
+    """Answers every chat completion with `reply(request)`."""
 
     daemon_threads = True
 
-    def __init__(self, says: Callable[[dict[str, Any]], Answer], models: tuple[str, ...]) -> None:
+    def __init__(self, reply: Callable[[dict[str, Any]], Answer], models: tuple[str, ...]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.says, self.models = says, models
-        self.asked: list[dict[str, Any]] = []
-        """Every request, in the order of arrival."""
+        self.reply, self.models = reply, models
+        self.requests: list[dict[str, Any]] = []
+        """Every request in order of arrival."""
         self.at_once = self.most_at_once = 0
         self.lock = threading.Lock()
 
@@ -34,7 +34,7 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}/v1"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that give up are part of the tests."""
+        """Ignore clients that close the connection."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -42,7 +42,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: Any) -> None:
-        """Nothing."""
+        """Print nothing."""
 
     def send(self, status: int, body: bytes, **headers: str) -> None:
         self.send_response(status)
@@ -66,11 +66,11 @@ class Handler(BaseHTTPRequestHandler):
         if not self.allowed():
             return
         with self.server.lock:
-            self.server.asked.append(request)
+            self.server.requests.append(request)
             self.server.at_once += 1
             self.server.most_at_once = max(self.server.most_at_once, self.server.at_once)
         try:
-            answer = self.server.says(request)
+            answer = self.server.reply(request)
             if isinstance(answer, int):
                 self.send(answer, b'{"error": {"message": "scripted"}}', Retry_After="0.05")
             elif callable(answer):
@@ -92,9 +92,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(says: Callable[[dict[str, Any]], Answer], models: tuple[str, ...] = ("gpt-judge",)) -> Iterator[Server]:
-    """A running server."""
-    server = Server(says, models)
+def serving(reply: Callable[[dict[str, Any]], Answer], models: tuple[str, ...] = ("gpt-judge",)) -> Iterator[Server]:
+    """Run a server in the block."""
+    server = Server(reply, models)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
@@ -105,7 +105,7 @@ def serving(says: Callable[[dict[str, Any]], Answer], models: tuple[str, ...] = 
 
 
 def cut(handler: BaseHTTPRequestHandler) -> None:
-    """Close the connection in the middle of an answer."""
+    """Close the connection in the middle of a reply."""
     handler.send_response(200)
     handler.send_header("Content-Type", "application/json")
     handler.send_header("Content-Length", "1000")
@@ -117,11 +117,11 @@ def cut(handler: BaseHTTPRequestHandler) -> None:
 
 
 def garbage(handler: Any) -> None:
-    """An answer that is no JSON, though it says so."""
+    """Reply with a body that is not JSON despite its content type."""
     handler.send(200, b"<html>gateway</html>")
 
 
 def slow(handler: Any) -> None:
-    """No answer within a test's time-out."""
+    """Reply after the test's time-out."""
     time.sleep(1.5)
     handler.send(200, b"{}")

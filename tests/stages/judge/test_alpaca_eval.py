@@ -1,4 +1,4 @@
-"""AlpacaEval through HTTP, beside what the package makes of the same answers by itself."""
+"""AlpacaEval over HTTP, compared with the package's own command for the same answers."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import yaml
 
 from stages.base import Context, UserError
 from stages.judge.stage import run
+from stages.records.metrics import Metrics, ScoreRow
 from tests.stages.judge.conftest import ALPACA_EVAL, INSTRUCTIONS
 from tests.stages.judge.server import KEY, Answer, serving
 
@@ -27,7 +28,7 @@ LIKES = {
         ["one", "two", "three", "four", "five", "six", "seven"], [0.9, 0.2, 0.5, 0.7, 0.35, 0.6, 0.05], strict=True
     )
 }
-"""Instruction -> how much the judge prefers the model's output to the reference's."""
+"""Instruction -> the judge's preference for the model's output, from 0 to 1."""
 
 
 def instruction_of(request: dict[str, Any]) -> str:
@@ -35,10 +36,10 @@ def instruction_of(request: dict[str, Any]) -> str:
 
 
 def prefers(request: dict[str, Any]) -> dict[str, Any]:
-    """The first token's probabilities, m or M, whichever stands for the model's output here."""
-    said = request["messages"][1]["content"]
+    """The first token's probabilities: m and M name the first and second output, in random order."""
+    prompt = request["messages"][1]["content"]
     share = LIKES[instruction_of(request)]
-    outputs = re.findall(r'"output": """(.*?)"""', said, re.DOTALL)
+    outputs = re.findall(r'"output": """(.*?)"""', prompt, re.DOTALL)
     reference = next(row["output"] for row in INSTRUCTIONS if row["instruction"] == instruction_of(request))
     ours_is_first = outputs[1] == reference
     chances = {"m": share if ours_is_first else 1 - share, "M": 1 - share if ours_is_first else share}
@@ -48,37 +49,37 @@ def prefers(request: dict[str, Any]) -> dict[str, Any]:
     return {"message": {"role": "assistant", "content": token}, "logprobs": {"content": content, "refusal": None}}
 
 
-def by_metric(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {row["metric"]: row for row in metrics["results"]}
+def by_metric(metrics: Metrics) -> dict[str, ScoreRow]:
+    return {row.metric: row for row in metrics.results or []}
 
 
 def test_the_win_rate_is_the_mean_preference(step: Step) -> None:
     with serving(prefers) as server:
         context = step(server.url, alpaca_eval=ALPACA_EVAL)
         metrics = run(context)
-    found = by_metric(metrics)
+    rows = by_metric(metrics)
     shares = list(LIKES.values())
-    assert found["win_rate"]["value"] == pytest.approx(statistics.fmean(shares))
-    assert found["win_rate"]["stderr"] == pytest.approx(statistics.stdev(shares) / len(shares) ** 0.5)
-    assert [name for name, row in found.items() if row["headline"]] == ["length_controlled_winrate"]
+    assert rows["win_rate"].value == pytest.approx(statistics.fmean(shares))
+    assert rows["win_rate"].stderr == pytest.approx(statistics.stdev(shares) / len(shares) ** 0.5)
+    assert [name for name, row in rows.items() if row.headline] == ["length_controlled_winrate"]
     samples = [json.loads(line) for line in (context.out / "samples_alpaca_eval.jsonl").open()]
     assert [sample["win_rate"] for sample in samples] == pytest.approx(shares)
     controlled = [sample["length_controlled_winrate"] for sample in samples]
-    assert statistics.fmean(controlled) == pytest.approx(found["length_controlled_winrate"]["value"])
-    assert found["length"]["value"] == statistics.fmean(len(sample["responses"][0]) for sample in samples)
+    assert statistics.fmean(controlled) == pytest.approx(rows["length_controlled_winrate"].value)
+    assert rows["length"].value == statistics.fmean(len(sample["responses"][0]) for sample in samples)
     orders = Counter(
         re.findall(r'"output": """(.*?)"""', request["messages"][1]["content"], re.DOTALL)[1]
         in {row["output"] for row in INSTRUCTIONS}
-        for request in server.asked
+        for request in server.requests
     )
-    assert set(orders) == {True, False}, "which output comes first is drawn"
+    assert set(orders) == {True, False}, "the order of the outputs is random"
 
 
 @pytest.mark.parametrize("difficulties", [False, True])
-def test_equals_the_package_by_itself(
+def test_scores_equal_the_package(
     step: Step, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, difficulties: bool
 ) -> None:
-    """Its command's function asks the same server for the same outputs, and makes its own metrics."""
+    """The function of its command compares the same outputs through the same server."""
     gamed = tmp_path / "df_gamed.csv"
     lines = [
         f"short,{i},{(-1) ** i * 0.3 * i},{1 + share / 2},{share - 0.5},False" for i, share in enumerate(LIKES.values())
@@ -88,7 +89,7 @@ def test_equals_the_package_by_itself(
     with serving(prefers) as server:
         section = ALPACA_EVAL | ({"length_control": "df_gamed.csv"} if difficulties else {})
         context = step(server.url, alpaca_eval=section)
-        found = by_metric(run(context))
+        rows = by_metric(run(context))
         samples = [json.loads(line) for line in (context.out / "samples_alpaca_eval.jsonl").open()]
 
         import alpaca_eval
@@ -97,8 +98,8 @@ def test_equals_the_package_by_itself(
 
         monkeypatch.setattr(glm_winrate, "hf_hub_download", lambda **_: str(gamed))
         monkeypatch.setattr(alpaca_eval.constants, "OPENAI_API_KEYS", [KEY])
-        own = alpaca_eval.constants.EVALUATORS_CONFIG_DIR / "weighted_alpaca_eval_gpt4_turbo" / "configs.yaml"
-        config = yaml.safe_load(own.read_text())
+        annotator = alpaca_eval.constants.EVALUATORS_CONFIG_DIR / "weighted_alpaca_eval_gpt4_turbo" / "configs.yaml"
+        config = yaml.safe_load(annotator.read_text())
         (settings,) = config.values()
         settings["completions_kwargs"] |= {"model_name": "gpt-judge", "openai_api_base": server.url}
         settings["completions_kwargs"] |= {
@@ -106,7 +107,7 @@ def test_equals_the_package_by_itself(
             "requires_chatml": True,
             "client_config_path": "none",
         }
-        settings["prompt_template"] = str(own.parents[1] / settings["prompt_template"])
+        settings["prompt_template"] = str(annotator.parents[1] / settings["prompt_template"])
         (tmp_path / "configs.yaml").write_text(yaml.safe_dump(config))
         leaderboard, _ = alpaca_eval.evaluate(
             model_outputs=[
@@ -124,31 +125,31 @@ def test_equals_the_package_by_itself(
                 "save_weights_dir": None,
             },
         )
-    theirs = leaderboard.loc["wit"]
-    assert found["win_rate"]["value"] == pytest.approx(theirs["win_rate"] / 100)
-    assert found["win_rate"]["stderr"] == pytest.approx(theirs["standard_error"] / 100)
-    controlled = found["length_controlled_winrate"]
-    assert controlled["value"] == pytest.approx(theirs["length_controlled_winrate"] / 100)
-    assert controlled["stderr"] == pytest.approx(theirs["lc_standard_error"] / 100)
-    assert controlled["value"] != found["win_rate"]["value"]
+    expected = leaderboard.loc["wit"]
+    assert rows["win_rate"].value == pytest.approx(expected["win_rate"] / 100)
+    assert rows["win_rate"].stderr == pytest.approx(expected["standard_error"] / 100)
+    controlled = rows["length_controlled_winrate"]
+    assert controlled.value == pytest.approx(expected["length_controlled_winrate"] / 100)
+    assert controlled.stderr == pytest.approx(expected["lc_standard_error"] / 100)
+    assert controlled.value != rows["win_rate"].value
 
 
-def test_a_preference_that_cannot_be_read_is_asked_for_again_then_counted(step: Step) -> None:
+def test_an_unreadable_preference_is_requested_again_then_counted(step: Step) -> None:
     tries: Counter[str] = Counter()
 
-    def says(request: dict[str, Any]) -> Answer:
-        where = instruction_of(request)
-        tries[where] += 1
-        if where == "Say two." or (where == "Say one." and tries[where] == 1):
+    def reply(request: dict[str, Any]) -> Answer:
+        instruction = instruction_of(request)
+        tries[instruction] += 1
+        if instruction == "Say two." or (instruction == "Say one." and tries[instruction] == 1):
             return "Neither."
         return prefers(request)
 
-    with serving(says) as server:
+    with serving(reply) as server:
         metrics = run(step(server.url, alpaca_eval=ALPACA_EVAL, options={"attempts": 2}))
     assert (tries["Say one."], tries["Say two."], tries["Say three."]) == (2, 2, 1)
     read = [share for word, share in LIKES.items() if word != "Say two."]
-    assert by_metric(metrics)["win_rate"]["value"] == pytest.approx(statistics.fmean(read))
-    assert metrics["notes"] == ["alpaca_eval: 1 of 7 judgements could not be read after 2 attempts; they count nowhere"]
+    assert by_metric(metrics)["win_rate"].value == pytest.approx(statistics.fmean(read))
+    assert metrics.notes == ["alpaca_eval: 1 of 7 judgements could not be read after 2 attempts; they count nowhere"]
     with serving(lambda _: "no") as server, pytest.raises(UserError, match="none of the 7 judgements of gpt-judge"):
         run(step(server.url, alpaca_eval=ALPACA_EVAL, options={"attempts": 1}))
 
@@ -156,23 +157,23 @@ def test_a_preference_that_cannot_be_read_is_asked_for_again_then_counted(step: 
 def test_an_interrupted_step_pays_for_nothing_twice(step: Step) -> None:
     refused = True
 
-    def says(request: dict[str, Any]) -> Answer:
+    def reply(request: dict[str, Any]) -> Answer:
         return 400 if refused and instruction_of(request) == "Say six." else prefers(request)
 
-    with serving(says) as server:
+    with serving(reply) as server:
         context = step(server.url, alpaca_eval=ALPACA_EVAL, options={"concurrency": 1})
         with pytest.raises(UserError, match="answers 400"):
             run(context)
-        first, refused = [instruction_of(request) for request in server.asked], False
-        server.asked.clear()
+        first, refused = [instruction_of(request) for request in server.requests], False
+        server.requests.clear()
         again = by_metric(run(replace(context, scratch=context.scratch)))
     assert len(first) > 1
-    asked = [instruction_of(request) for request in server.asked]
-    assert not {*asked} & ({*first} - {"Say six."})
-    assert len(asked) + len(first) == 8, "the one that was refused comes twice"
-    assert again["win_rate"]["value"] == pytest.approx(statistics.fmean(LIKES.values()))
+    second = [instruction_of(request) for request in server.requests]
+    assert not {*second} & ({*first} - {"Say six."})
+    assert len(second) + len(first) == 8, "the refused request comes twice"
+    assert again["win_rate"].value == pytest.approx(statistics.fmean(LIKES.values()))
 
 
-def test_an_annotator_that_is_not_there(step: Step) -> None:
+def test_an_unknown_annotator(step: Step) -> None:
     with serving(prefers) as server, pytest.raises(UserError, match=r"alpaca_eval\.annotator: 'gone' cannot be loaded"):
         run(step(server.url, alpaca_eval=ALPACA_EVAL | {"annotator": "gone"}))

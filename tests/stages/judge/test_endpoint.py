@@ -1,4 +1,4 @@
-"""What is wrong with the endpoint, said before anything runs; and a real server in the place of the scripted one."""
+"""Checks of a judge stage before anything runs, and a judgement by a real server."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def closed_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_an_endpoint_that_is_down(monkeypatch: pytest.MonkeyPatch, closed_port: int) -> None:
+def test_an_unreachable_endpoint(monkeypatch: pytest.MonkeyPatch, closed_port: int) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{closed_port}/v1")
     with pytest.raises(UserError, match=rf"http://127\.0\.0\.1:{closed_port}/v1 \(OPENAI_BASE_URL\) cannot be reached"):
         require_model("gpt-judge")
 
 
-def test_a_wrong_key_no_key_and_a_model_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_key_no_key_and_an_unknown_model(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(lambda _: "", models=("gpt-judge", "gpt-judge-mini", "other")) as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
         monkeypatch.delenv("OPENAI_API_KEY", raising=False)
@@ -76,11 +76,11 @@ def test_a_wrong_key_no_key_and_a_model_that_is_not_there(monkeypatch: pytest.Mo
             require_model("gpt-jugde")
         require_model("gpt-judge")
     monkeypatch.setenv("OPENAI_BASE_URL", "file:///etc")
-    with pytest.raises(UserError, match="no http or https address"):
+    with pytest.raises(UserError, match="not an http or https address"):
         require_model("gpt-judge")
 
 
-def test_the_command_says_so_before_a_model_is_trained(
+def test_the_command_checks_the_endpoint_before_training(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, closed_port: int
 ) -> None:
     write_files(tmp_path)
@@ -89,27 +89,27 @@ def test_the_command_says_so_before_a_model_is_trained(
     (tmp_path / "r.yaml").write_text(RECIPE)
     monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{closed_port}/v1")
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    done = command(tmp_path)
-    assert done.returncode == 2
-    assert "r.yaml:12:12: stages.judged.judge: http://127.0.0.1" in done.stderr, done.stderr
-    assert "cannot be reached" in done.stderr
-    assert "Traceback" not in done.stderr
+    process = command(tmp_path)
+    assert process.returncode == 2
+    assert "r.yaml:12:12: stages.judged.judge: http://127.0.0.1" in process.stderr, process.stderr
+    assert "cannot be reached" in process.stderr
+    assert "Traceback" not in process.stderr
     assert not (tmp_path / "runs" / "small").exists()
     planned = command(tmp_path, "--plan")
-    assert planned.returncode == 0, "which asks nobody"
+    assert planned.returncode == 0, "--plan sends no request"
     assert "asks judged[wit]: gpt-judge: MT-Bench, 10 calls, at most about" in planned.stdout
 
 
-def test_calls_are_counted_once_the_files_were_fetched(tmp_path: Path, model_folder: Path) -> None:
+def test_calls_are_estimated_once_the_files_are_fetched(tmp_path: Path, model_folder: Path) -> None:
     write_files(tmp_path)
     (tmp_path / "model").symlink_to(model_folder)
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
     content = (tmp_path / "questions.jsonl").read_bytes()
     sha = hashlib.sha256(content).hexdigest()
-    of_package = f"questions: 'pypi:asked==1.0#asked/questions.jsonl@sha256:{sha}'"
-    (tmp_path / "r.yaml").write_text(RECIPE.replace("questions: ./questions.jsonl", of_package))
+    reference = f"questions: 'pypi:asked==1.0#asked/questions.jsonl@sha256:{sha}'"
+    (tmp_path / "r.yaml").write_text(RECIPE.replace("questions: ./questions.jsonl", reference))
     planned = command(tmp_path, "--plan")
-    assert "asks judged[wit]: gpt-judge: how many calls is known once its files are here" in planned.stdout
+    assert "asks judged[wit]: gpt-judge: the number of calls is known once its files are here" in planned.stdout
     fetched = tmp_path / "runs" / "cache" / "pypi" / sha
     fetched.mkdir(parents=True)
     (fetched / "questions.jsonl").write_bytes(content)
@@ -117,8 +117,8 @@ def test_calls_are_counted_once_the_files_were_fetched(tmp_path: Path, model_fol
     assert "asks judged[wit]: gpt-judge: MT-Bench, 10 calls, at most about" in planned.stdout
 
 
-def test_how_much_will_be_asked(tmp_path: Path) -> None:
-    """Tokens in: the judge's prompts, questions, right answers, and answers as long as they may be; by hand."""
+def test_request_estimates(tmp_path: Path) -> None:
+    """Input tokens, by hand: the judge's prompts, questions, reference answers, and answers of full length."""
     write_files(tmp_path)
     stage = JudgeStage(
         models=["wit"],
@@ -129,34 +129,35 @@ def test_how_much_will_be_asked(tmp_path: Path) -> None:
     )
     files = {f"mt_bench.{name}": tmp_path / file for name, file in MT_BENCH.items()}
     files |= {"alpaca_eval.instructions": tmp_path / "instructions.jsonl"}
-    first, second = stage.estimates(files)
+    first, second = stage.request_estimates(files)
 
     def tokens(text: str) -> int:
         return -(-len(text) // CHARACTERS_PER_TOKEN)
 
-    one, two = (each for each in PROMPTS if each["name"] in ("single-v1", "single-v1-multi-turn"))
-    told = tokens(one["system_prompt"] + one["prompt_template"]) + tokens(two["system_prompt"] + two["prompt_template"])
-    asked = 2 * tokens(QUESTIONS[0]["turns"][0]) + tokens(QUESTIONS[0]["turns"][1])  # type: ignore[index]
-    assert (first.calls, first.tokens_in) == (2, told + asked + 300)
+    one, two = (prompt for prompt in PROMPTS if prompt["name"] in ("single-v1", "single-v1-multi-turn"))
+    prompts = tokens(one["system_prompt"] + one["prompt_template"])
+    prompts += tokens(two["system_prompt"] + two["prompt_template"])
+    turns = 2 * tokens(QUESTIONS[0]["turns"][0]) + tokens(QUESTIONS[0]["turns"][1])  # type: ignore[index]
+    assert (first.calls, first.tokens_in) == (2, prompts + turns + 300)
     assert (second.calls, second.tokens_out) == (1, 1)
-    words = tokens(str(INSTRUCTIONS[0]["instruction"])) + tokens(str(INSTRUCTIONS[0]["output"]))
-    assert second.tokens_in == words + 350 + 100
+    comparison = tokens(str(INSTRUCTIONS[0]["instruction"])) + tokens(str(INSTRUCTIONS[0]["output"]))
+    assert second.tokens_in == comparison + 350 + 100
 
 
 @pytest.mark.parametrize(
-    ("section", "says"),
+    ("section", "message"),
     [
         ({}, "needs mt_bench, alpaca_eval or both"),
         ({"alpaca_eval": ALPACA_EVAL, "judge": ""}, "at least 1 character"),
         ({"alpaca_eval": ALPACA_EVAL, "options": {"concurrency": 0}}, "greater than or equal to 1"),
     ],
 )
-def test_what_is_wrong_with_a_section(section: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValidationError, match=says):
+def test_invalid_sections_are_rejected(section: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         JudgeStage(**({"models": ["wit"], "judge": "j"} | section))
 
 
-def test_answers_longer_than_the_model_takes(tmp_path: Path, model_folder: Path) -> None:
+def test_answers_must_fit_the_models_context(tmp_path: Path, model_folder: Path) -> None:
     stage = JudgeStage(models=["wit"], judge="j", alpaca_eval=ALPACA_EVAL)
     with pytest.raises(UserError, match="1024 tokens are more than the 256") as error:
         stage.check({"model": model_folder})
@@ -164,7 +165,7 @@ def test_answers_longer_than_the_model_takes(tmp_path: Path, model_folder: Path)
 
 
 @pytest.mark.parametrize(
-    ("name", "row", "says"),
+    ("name", "row", "message"),
     [
         (
             "questions",
@@ -185,13 +186,13 @@ def test_answers_longer_than_the_model_takes(tmp_path: Path, model_folder: Path)
         ("instructions", {"instruction": "a", "generator": "x"}, "column 'output' is missing"),
     ],
 )
-def test_what_is_wrong_with_a_file(tmp_path: Path, name: str, row: dict[str, Any], says: str) -> None:
+def test_invalid_files_are_rejected(tmp_path: Path, name: str, row: dict[str, Any], message: str) -> None:
     write_files(tmp_path)
     (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
     stage = JudgeStage(models=["wit"], judge="j", mt_bench=MT_BENCH, alpaca_eval=ALPACA_EVAL)
     files = {f"mt_bench.{part}": tmp_path / file for part, file in MT_BENCH.items()}
-    with pytest.raises(UserError, match=rf"{name}\.jsonl.*{says}"):
-        stage.estimates(files | {"alpaca_eval.instructions": tmp_path / "instructions.jsonl"})
+    with pytest.raises(UserError, match=rf"{name}\.jsonl.*{message}"):
+        stage.request_estimates(files | {"alpaca_eval.instructions": tmp_path / "instructions.jsonl"})
 
 
 # ------------------------------------------------------------------------------------------------------ a real server
@@ -199,14 +200,14 @@ def test_what_is_wrong_with_a_file(tmp_path: Path, name: str, row: dict[str, Any
 
 @pytest.fixture(scope="module")
 def lenient(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model that has learnt to say [[7]], whatever it is asked."""
+    """A tiny model trained to answer [[7]] to everything."""
     tokenizer, model = byte_tokenizer(), tiny_model(3)
     torch.manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     verdict = tokenizer("[[7]]<end>")["input_ids"]
     for _ in range(150):
-        prompt = torch.randint(32, 120, (8, int(torch.randint(20, 60, ())))).tolist()
-        ids = torch.tensor([[*row, *tokenizer("\nassistant:")["input_ids"], *verdict] for row in prompt])
+        prompts = torch.randint(32, 120, (8, int(torch.randint(20, 60, ())))).tolist()
+        ids = torch.tensor([[*row, *tokenizer("\nassistant:")["input_ids"], *verdict] for row in prompts])
         labels = ids.clone()
         labels[:, : -len(verdict)] = -100
         model(input_ids=ids, labels=labels).loss.backward()
@@ -247,6 +248,6 @@ def test_a_real_server_judges(step: Step, served: str, lenient: Path) -> None:
     context = step(served, judge=str(lenient), mt_bench=MT_BENCH, options={"concurrency": 2, "retries": 1})
     assert os.environ["OPENAI_BASE_URL"] == served
     metrics = run(context)
-    found = {(row["task"], row["metric"]): row["value"] for row in metrics["results"]}
-    assert found["mt_bench", "score"] == 7
-    assert metrics["notes"] == []
+    scores = {(row.task, row.metric): row.value for row in metrics.results or []}
+    assert scores["mt_bench", "score"] == 7
+    assert metrics.notes == []

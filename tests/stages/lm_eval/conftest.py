@@ -1,4 +1,4 @@
-"""A tiny random Llama with a chat template, and two tasks of one's own: all that an evaluation needs."""
+"""Fixtures for evaluations: a tiny random Llama with a chat template, and two tasks with their data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import yaml
 from stages.base import Context, Input
 from stages.lm_eval.config import LMEvalStage
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before datasets is imported: no test asks the network
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # set before datasets is imported: tests use no network
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</s>{% endfor %}"
@@ -96,7 +96,7 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """tasks/ holds the two tasks and a group of them, test.jsonl and dev.jsonl their items."""
+    """A folder with the two tasks in tasks/ and their items in test.jsonl and dev.jsonl."""
     path = tmp_path_factory.mktemp("world")
     items = [
         {
@@ -116,38 +116,38 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def step(tmp_path: Path, model_path: Path, world: Path) -> Callable[..., Context]:
-    """Makes the context that the pipeline would: step(tasks=[...], options={...}, seed=...)."""
-    made = 0
+    """A function that builds a step's context as the pipeline does: step(tasks=[...], options={...}, seed=...)."""
+    count = 0
 
-    def make(progress: Callable[[int, int, str], None] = lambda *_: None, **section: Any) -> Context:
-        nonlocal made
-        made += 1
+    def build(progress: Callable[[int, int, str], None] = lambda *_: None, **section: Any) -> Context:
+        nonlocal count
+        count += 1
         config = LMEvalStage(**({"models": ["wit"], "include_path": "./tasks"} | section))
         inputs = {
             key: Input(model_path, step="wit", kind="sft") if key == "model" else Input(world / need.value)
             for key, need in config.needs().items()
         }
         out, scratch, checkpoints, cache = (
-            tmp_path / f"{made}-{name}" for name in ("out", "scratch", "checkpoints", "cache")
+            tmp_path / f"{count}-{name}" for name in ("out", "scratch", "checkpoints", "cache")
         )
         for folder in (out, scratch, checkpoints, cache):
             folder.mkdir()
         return Context("tiny", "bench[wit]", config, inputs, out, scratch, checkpoints, cache, progress)
 
-    return make
+    return build
 
 
 @pytest.fixture
 def own_tasks_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out lm-eval's own 14,000 task files, which take seconds to read, where a test needs none."""
+    """Skip lm-eval's own 14,000 task files, which take seconds to read."""
     from lm_eval.tasks import TaskManager
 
-    made = TaskManager.__init__
+    init = TaskManager.__init__
     monkeypatch.setattr(
-        TaskManager, "__init__", lambda self, *a, **k: made(self, *a, **(k | {"include_defaults": False}))
+        TaskManager, "__init__", lambda self, *a, **k: init(self, *a, **(k | {"include_defaults": False}))
     )
 
 
-def own_data(name: str, **more: Any) -> dict[str, Any]:
+def own_data(name: str, **settings: Any) -> dict[str, Any]:
     """A task entry that reads the items of `world`."""
-    return {"task": name, "data": {"test": "test.jsonl", "dev": "dev.jsonl"}, **more}
+    return {"task": name, "data": {"test": "test.jsonl", "dev": "dev.jsonl"}, **settings}

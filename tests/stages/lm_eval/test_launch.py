@@ -1,4 +1,4 @@
-"""An evaluation in two processes: each has a part of the items, and the scores are those of one."""
+"""An evaluation in two processes has the scores of an evaluation in one."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ stages:
 
 
 def test_two_processes_give_the_scores_of_one(world: Path, model_path: Path) -> None:
-    """Also where the items cannot be shared evenly."""
+    """The number of items is odd, so that the processes have different numbers of them."""
     (world / "r.yaml").write_text(RECIPE.format(model=model_path))
-    done = command(world)
-    assert done.returncode == 0, done.stdout + done.stderr
+    process = command(world)
+    assert process.returncode == 0, process.stdout + process.stderr
     metrics: list[dict[str, Any]] = []
     for name in ("one", "two"):
         manifest = json.loads((world / "runs" / "small" / f"{name}[base]" / "stage.json").read_text())
         metrics.append(manifest["metrics"])
-    assert [each["environment"]["processes"] for each in metrics] == [1, 2]
+    assert [step["environment"]["processes"] for step in metrics] == [1, 2]
     assert len(metrics[0]["results"]) > 2
-    assert len(metrics[0]["notes"]) == 2  # of each task some items do not fit
+    assert len(metrics[0]["notes"]) == 2  # both tasks have truncated items
     assert metrics[1]["notes"] == metrics[0]["notes"]
     for one, two in zip(metrics[0]["results"], metrics[1]["results"], strict=True):
-        tolerance = 0.1 if one["metric"] == "chrf" else 1e-9  # a bootstrap goes by the order of the items, a sum hardly
+        tolerance = 0.1 if one["metric"] == "chrf" else 1e-9  # a bootstrap depends on the order of the items
         assert two == one | {"stderr": pytest.approx(one["stderr"], rel=tolerance)}
     samples = [world / "runs" / "small" / f"{name}[base]" / "samples_tiny_choice.jsonl" for name in ("one", "two")]
     documents = [sorted(json.loads(line)["doc_id"] for line in file.open()) for file in samples]

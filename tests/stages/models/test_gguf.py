@@ -1,4 +1,4 @@
-"""A .gguf file as a model folder: same logits and tokens, its chat template, padding that ends no turn."""
+"""A .gguf file converted to a model folder: same logits, tokens and chat template; padding does not end a turn."""
 
 import os
 from pathlib import Path
@@ -84,7 +84,7 @@ def folder(file, tmp_path_factory) -> Path:
     return to_safetensors(file, tmp_path_factory.mktemp("cache"))
 
 
-def test_the_folder_computes_what_the_file_does(file, folder):
+def test_the_folder_computes_the_same_as_the_file(file, folder):
     plain = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
     quantised = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     assert plain.dtype == torch.float32
@@ -113,7 +113,7 @@ def test_padding_is_not_the_token_that_ends_a_turn(folder):
     assert model.config.pad_token_id == model.generation_config.pad_token_id == 0
 
 
-def test_a_file_is_converted_once_and_known_by_its_content(file, folder, tmp_path, monkeypatch):
+def test_a_file_is_converted_once_and_cached_by_its_content(file, folder, tmp_path, monkeypatch):
     def never(*_):
         raise AssertionError("converted again")
 

@@ -1,4 +1,4 @@
-"""What may be loaded from a model's folder, apart from what the command checks (pipeline/store/test_security.py)."""
+"""Loading from a model folder; tests/pipeline/store/test_security.py has the checks of the command."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EVALUATION = LMEvalStage(models=["it"], tasks=[Task(task="any")])
 
 @pytest.fixture
 def folder(tmp_path: Path, model_folder: Path) -> Path:
-    """The tiny model, to be changed."""
+    """A copy of the tiny model."""
     return shutil.copytree(model_folder, tmp_path / "model")
 
 
@@ -30,7 +30,7 @@ def change(folder: Path, file: str, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-class Marks:
+class Touch:
     def __init__(self, file: Path) -> None:
         self.file = file
 
@@ -39,29 +39,29 @@ class Marks:
 
 
 def test_no_loader_reads_a_pickle(folder: Path, tmp_path: Path) -> None:
-    """Also where nobody looked at the folder before."""
+    """Even if check_model did not run."""
     (folder / "model.safetensors").unlink()
     for name in ("pytorch_model.bin", "tokenizer.pkl", "vocab.pkl"):
-        (folder / name).write_bytes(pickle.dumps(Marks(tmp_path / "unpickled")))
+        (folder / name).write_bytes(pickle.dumps(Touch(tmp_path / "unpickled")))
     load_tokenizer(folder, [])
     with pytest.raises(UserError, match="holds no model that can be loaded"):
         load_model(folder, 0, None)
     with pytest.raises(OSError, match=r"model\.safetensors"):
-        load_evaluated(folder, EVALUATION)
+        load_evaluated(folder, EVALUATION, folder, print)
     check_model(folder, trusted=False, key="model", weights=False)
     load_model(folder, 0, None, random_init=True)
     assert not (tmp_path / "unpickled").exists()
 
 
 def test_a_known_type_with_code_for_the_model_alone(folder: Path) -> None:
-    """transformers has its config but no causal model of it, which only loading tells."""
+    """transformers has the config but no causal model, which shows only when it is loaded."""
     change(folder, "config.json", model_type="vit", auto_map={"AutoModelForCausalLM": "own.Own"})
     (folder / "own.py").write_text("raise SystemExit('imported')")
     check_model(folder, trusted=False, key="model")
     with pytest.raises(UserError, match="its own Python files; if you trust them, set trust_remote_code: true"):
         load_model(folder, 0, None)
     with pytest.raises(UserError, match="it comes with its own Python files; if you trust them, set trust_remote_code"):
-        load_evaluated(folder, EVALUATION)
+        load_evaluated(folder, EVALUATION, folder, print)
 
 
 def test_a_tokenizers_own_code(folder: Path) -> None:
@@ -75,8 +75,8 @@ def test_a_tokenizers_own_code(folder: Path) -> None:
         check_model(folder, trusted=True, key="model")
 
 
-def test_files_that_are_no_json(folder: Path) -> None:
+def test_files_that_are_not_json(folder: Path) -> None:
     for text in ("[]", "{", "\xff"):
         (folder / "config.json").write_text(text, encoding="latin-1")
-        with pytest.raises(UserError, match=r"config\.json: (cannot be read as JSON|holds no JSON object)"):
+        with pytest.raises(UserError, match=r"config\.json: (cannot be read as JSON|is not a JSON object)"):
             check_model(folder, trusted=False, key="model")

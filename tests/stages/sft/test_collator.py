@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stages.data.segments import weight_table
+from stages.data.segments import weights_by_segment
 from stages.sft.collator import WeightedCollator
 
 ROWS = [
@@ -24,7 +24,7 @@ ROWS = [
 )
 def test_labels_and_weights(weights: tuple[float, float], labels: list, expected: list) -> None:
     """No label at the first token, at padding or at weight 0; padding is told by length, never by the id."""
-    batch = WeightedCollator(pad_token_id=6, table=weight_table(*weights))(ROWS)
+    batch = WeightedCollator(pad_token_id=6, table=weights_by_segment(*weights))(ROWS)
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8], [5, 6, 6, 6]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
     assert batch["labels"].tolist() == labels
@@ -35,17 +35,17 @@ def test_labels_and_weights(weights: tuple[float, float], labels: list, expected
 
 def test_system_and_template_weigh_as_the_prompt_unless_told() -> None:
     row = {"input_ids": [1] * 6, "segments": [0, 0, 1, 2, 3, 4]}  # prompt, prompt, completion, system, template, text
-    assert WeightedCollator(0, weight_table(0.25, 0.75))([row])["loss_weights"].tolist() == [
+    assert WeightedCollator(0, weights_by_segment(0.25, 0.75))([row])["loss_weights"].tolist() == [
         [0, 0.25, 0.75, 0.25, 0.25, 0.75]
     ]
-    assert WeightedCollator(0, weight_table(0.25, 0.75, 0.5, 0.0))([row])["loss_weights"].tolist() == [
+    assert WeightedCollator(0, weights_by_segment(0.25, 0.75, 0.5, 0.0))([row])["loss_weights"].tolist() == [
         [0, 0.25, 0.75, 0.5, 0, 0.75]
     ]
 
 
 def test_factors_multiply_and_a_factor_of_zero_leaves_the_denominator() -> None:
     row = {"input_ids": [1, 2, 3, 4], "segments": [0, 0, 1, 1], "factors": [1.0, 2.0, 0.0, 0.5]}
-    batch = WeightedCollator(0, weight_table(0.25, 1))([row])
+    batch = WeightedCollator(0, weights_by_segment(0.25, 1))([row])
     assert batch["loss_weights"].tolist() == [[0, 0.5, 0, 0.5]]
     assert batch["labels"].tolist() == [[-100, 2, -100, 4]]
 
@@ -55,7 +55,7 @@ def test_packs_begin_anew_with_each_example() -> None:
         {"input_ids": [1, 2, 3, 4, 5], "segments": [0, 1, 1, 1, 1], "seq_lengths": [3, 2], "row": [7, 7, 7, 2, 2]},
         {"input_ids": [6, 7], "segments": [1, 1], "seq_lengths": [1, 1], "row": [4, 5]},
     ]
-    batch = WeightedCollator(0, weight_table(1, 1))(packs)
+    batch = WeightedCollator(0, weights_by_segment(1, 1))(packs)
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1], [0, 0, 0, 1, 2]]
     assert batch["labels"].tolist() == [[-100, 2, 3, -100, 5], [-100] * 5]
     assert batch["attention_mask"].tolist() == [[1] * 5, [1, 1, 0, 0, 0]]
@@ -63,7 +63,7 @@ def test_packs_begin_anew_with_each_example() -> None:
 
 
 def test_without_padding_all_rows_are_one() -> None:
-    batch = WeightedCollator(0, weight_table(1, 1), flatten=True)(ROWS)
+    batch = WeightedCollator(0, weights_by_segment(1, 1), flatten=True)(ROWS)
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 5, 6]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 0, 1]]
     assert batch["labels"].tolist() == [[-100, 6, 7, 8, -100, 6]]
@@ -71,5 +71,5 @@ def test_without_padding_all_rows_are_one() -> None:
 
 
 def test_padding_to_a_multiple() -> None:
-    collator = WeightedCollator(0, weight_table(0, 1), pad_to_multiple_of=4)
+    collator = WeightedCollator(0, weights_by_segment(0, 1), pad_to_multiple_of=4)
     assert collator([{"input_ids": [1] * 5, "segments": [1] * 5}])["input_ids"].shape == (1, 8)

@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, GPT2Config, MambaConfig, MistralConfig, Qwen2Config
 
 from stages.base import UserError
-from stages.data.segments import weight_table
+from stages.data.segments import weights_by_segment
 from stages.sft import WITConfig, WITTrainer
 from stages.sft.collator import WeightedCollator
 from stages.sft.packing import keeps_apart
@@ -71,11 +71,11 @@ def test_packed_log_likelihoods_are_those_of_examples_alone(
     model = AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation=attention).eval()
     packs = list(trainer(tmp_path, packing=True, max_length=90).train_dataset)
     assert max(len(pack["seq_lengths"]) for pack in packs) > 1
-    packed = by_example(model, WeightedCollator(257, weight_table(1, 1), flatten=flatten)(packs))
+    packed = by_example(model, WeightedCollator(257, weights_by_segment(1, 1), flatten=flatten)(packs))
     rows = list(trainer(tmp_path).train_dataset)
     alone: dict[tuple[int, ...], torch.Tensor] = {}
     for row in rows:
-        alone |= by_example(model, WeightedCollator(257, weight_table(1, 1))([row]))
+        alone |= by_example(model, WeightedCollator(257, weights_by_segment(1, 1))([row]))
     assert packed.keys() == alone.keys()
     assert len(alone) == 8
     for ids, expected in alone.items():

@@ -11,7 +11,7 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.data.segments import Segment, weight_table
+from stages.data.segments import Segment, weights_by_segment
 from stages.data.tokenization import Preparer, prepare
 from stages.sft.collator import WeightedCollator
 from stages.sft.packing import pack
@@ -106,7 +106,7 @@ def test_every_layout_weighs_the_same_tokens(rows: list[dict[str, Any]], width: 
         for token, weight in list(zip(row["input_ids"], row["loss_weights"], strict=True))[1:]
         if weight
     )
-    table = weight_table(0.3, 0.7)
+    table = weights_by_segment(0.3, 0.7)
     for flatten, data in ((False, made), (True, made), (False, pack(made, width)), (True, pack(made, width))):
         batch = WeightedCollator(0, table, multiple, flatten)(list(data))
         weighs = batch["loss_weights"] != 0

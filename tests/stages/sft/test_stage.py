@@ -70,7 +70,7 @@ def test_bad_rows_are_dropped_counted_and_listed(tmp_path: Path, model_folder: P
     assert "train data: 1 rows lost their whole completion at max_length" in done.stdout
     listed = (tmp_path / "runs/small/wit/dropped_rows.txt").read_text().splitlines()
     assert [line.split(": ")[0] for line in listed] == ["rows.jsonl:1", "rows.jsonl:12"] * 2  # train and eval
-    assert "holds no assistant message" in listed[1]
+    assert "has no assistant message" in listed[1]
 
 
 def test_text_that_reads_as_json_is_text(tmp_path: Path, model_folder: Path) -> None:
@@ -90,7 +90,7 @@ def test_text_that_reads_as_json_is_text(tmp_path: Path, model_folder: Path) -> 
 def test_bad_rows_are_errors_before_anything_runs(tmp_path: Path, model_folder: Path) -> None:
     done = run(tmp_path, model_folder, [*ROWS, {"messages": [{"role": "user", "content": "alone"}]}])
     assert done.returncode == 2
-    assert f"{tmp_path / 'rows.jsonl'}:11: column 'messages' holds no assistant message" in done.stderr
+    assert f"{tmp_path / 'rows.jsonl'}:11: column 'messages' has no assistant message" in done.stderr
     assert not (tmp_path / "runs" / "small").exists()
 
 

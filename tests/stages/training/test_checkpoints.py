@@ -83,7 +83,7 @@ def test_killed_and_run_again(tmp_path: Path, model_folder: Path, kind: str) -> 
         process.kill()
         process.wait()
     planned = command(tmp_path, "--runs", "killed", "--plan")
-    assert "goes on from where it was interrupted" in planned.stdout
+    assert "continues from its checkpoint" in planned.stdout
     done = command(tmp_path, "--runs", "killed")
     assert done.returncode == 0, done.stdout
     step = re.search(r"went on from step (\d+)", done.stdout)

@@ -1,0 +1,65 @@
+"""The options of `run-recipe`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+EXAMPLES = """\
+examples:
+  run-recipe recipes/wit_dpo.yaml                           run all steps without a result
+  run-recipe recipes/wit_dpo.yaml --preview 3 --stage wit   show the weights of tokens
+  run-recipe recipes/pocket_grid.yaml --cells prompt=0.2    run a part of a grid
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line. Its help fits a screen of 24 lines."""
+    parser = argparse.ArgumentParser(
+        "run-recipe",
+        usage="%(prog)s [RECIPE] [options]",
+        epilog=EXAMPLES,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=20),
+        allow_abbrev=False,
+        add_help=False,
+    )
+    group = parser.add_argument_group()  # a single group without a title saves lines of help
+    add = group.add_argument
+    add("recipe", type=Path, nargs="?", metavar="RECIPE", help="a YAML file; without it, recipes are listed")
+    add("--stage", action="append", default=[], metavar="NAME", help="rerun only this stage, from cached inputs")
+    add("--from", action="append", default=[], metavar="NAME", dest="from_", help="rerun this stage and all after it")
+    add("--force", action="append", default=[], metavar="NAME", help="run this stage even if it has a result")
+    add(
+        "--cells",
+        action="append",
+        default=[],
+        metavar="AXIS=V",
+        help="only these cells of a grid; AXIS=V,AXIS=V: both hold",
+    )
+    add("--set", action="append", default=[], metavar="KEY=V", help="override a value of the recipe")
+    modes = group.add_mutually_exclusive_group()
+    modes.add_argument("--plan", action="store_true", help="show what would run, and why, without running")
+    modes.add_argument("--status", action="store_true", help="show the progress of a run, or how the last one ended")
+    modes.add_argument("--preview", type=_positive, metavar="N", help="show N training rows of sft stages, by token")
+    modes.add_argument("--estimate", action="store_true", help="show memory, disk and time before anything runs")
+    modes.add_argument("--prefetch", action="store_true", help="download all that a run without a network needs")
+    modes.add_argument("--verify", type=Path, metavar="RUNS", help="check every hash in a runs folder; needs no RECIPE")
+    add("--json", action="store_true", help="print only JSON: what is shown, or else the record of the run")
+    add("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of results (default: runs)")
+    add(
+        "--executor",
+        choices=["local", "ray"],
+        default="local",
+        metavar="E",
+        help="local, or ray: at RAY_ADDRESS or here",
+    )
+    add("--jobs", type=_positive, metavar="N", help="steps at once (default: one per GPU; else per core, <= 4)")
+    add("-h", "--help", action="help", help=argparse.SUPPRESS)
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return value

@@ -1,0 +1,123 @@
+"""References of a plan -> content hashes, commits and local paths, each looked up once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from pipeline.plan.step import Step
+from pipeline.recipe.loader import RecipeError
+from pipeline.store import references
+from pipeline.store.hash_cache import Hashes
+from pipeline.store.references import Artifact, ArtifactError, Hub, Local, RunFolder
+from pipeline.store.store import Published
+
+
+class Resolver:
+    """Looks up references for one command.
+
+    Args:
+        runs: the folder given by --runs.
+        say: shows a line to the user.
+    """
+
+    def __init__(self, runs: Path, say: Callable[[str], None]) -> None:
+        self.runs = runs
+        self.hashes = Hashes(runs / "cache" / "hashes.json")
+        self.paths: dict[Artifact, Path] = {}
+        """References that were fetched -> local path."""
+        self._cache = runs / "cache"
+        self._say = say
+        self._contents: dict[Artifact, str | None] = {}
+        self._pins: dict[Artifact, Artifact] = {}
+        """Hub references to a branch -> the same at the commit of this moment."""
+        self._keys: dict[Artifact, str] = {}
+        """Reference -> file, line and key that name it first, for errors."""
+
+    def register(self, source: Artifact, key: str) -> None:
+        """Compute the content hash of a reference that `key` of the recipe names. Raises ArtifactError or OSError."""
+        self._keys.setdefault(source, key)
+        self.content(source)
+
+    def run_folder(self, recipe: str) -> RunFolder:
+        """The reference to the last run of another recipe."""
+        return RunFolder((self.runs / recipe).absolute())
+
+    def content(self, source: Artifact) -> str | None:
+        """The content hash; None for a branch of the hub whose commit is not known yet. Raises ArtifactError."""
+        pinned = self.pinned(source)
+        if pinned not in self._contents:
+            self._contents[pinned] = references.identity(pinned, self.hashes.of)
+        return self._contents[pinned]
+
+    def pinned(self, source: Artifact) -> Artifact:
+        """The reference at the commit that `pin` found for it."""
+        return self._pins.get(source, source)
+
+    def path(self, source: Artifact) -> Path:
+        """The local path of a reference that was fetched."""
+        return self.paths[self.pinned(source)]
+
+    def pin(self, steps: Iterable[Step]) -> None:
+        """Ask the hub for the commits of all branches that the steps refer to. Raises RecipeError."""
+        for source in (source for step in steps for source in step.references.values()):
+            if isinstance(source, Hub) and not source.commit and source not in self._pins:
+                try:
+                    self._pins[source] = references.resolve(source)
+                except ArtifactError as error:
+                    raise self._error(source, error) from None
+
+    def fetch(self, steps: Iterable[Step]) -> None:
+        """Make all references of the steps available on this machine. Raises RecipeError."""
+        steps = list(steps)
+        with_code = {source for step in steps for source in step.models_with_code}
+        for source in dict.fromkeys(source for step in steps for source in step.references.values()):
+            pinned = self.pinned(source)
+            if pinned not in self.paths:
+                if not isinstance(pinned, Local):
+                    self._say(f"fetching {pinned}")
+                try:
+                    self.paths[pinned] = references.fetch(pinned, self._cache, source in with_code)
+                except ArtifactError as error:
+                    raise self._error(source, error) from None
+            references.remember(source, pinned)
+
+    def local_files(self, step: Step) -> dict[str, Path]:
+        """Input name -> path, for references of the step that are on this machine already. Asks no network."""
+        paths = {name: references.here(source, self._cache) for name, source in step.references.items()}
+        return {name: path for name, path in paths.items() if path}
+
+    def changed_file(self, step: Step) -> str | None:
+        """An error if a local file that the step read changed since its content hash was computed."""
+        for source in step.references.values():
+            if isinstance(source, Local):
+                try:
+                    if references.identity(source, self.hashes.of) == self.content(source):
+                        continue
+                except ArtifactError:
+                    pass
+                return f"{source.path} was changed while the step ran; run it again"
+        return None
+
+    def _error(self, source: Artifact, error: ArtifactError) -> RecipeError:
+        return RecipeError([f"{self._keys[source]}: {error}"])
+
+
+def start_model_path(source: Step | Artifact, results: Mapping[str, Published], resolver: Resolver) -> Path | None:
+    """Return the local path of the model in `source`.
+
+    If it is not trained yet, walk back to the nearest published ancestor, else to the base model. None if the step
+    publishes no model.
+
+    Args:
+        source: a step or a fetched reference.
+        results: published results by the name of their step.
+        resolver: knows the paths of references.
+    """
+    while isinstance(source, Step):
+        if source.config.output_kind != "model":
+            return None
+        if source.name in results:
+            return results[source.name].path
+        source = source.inputs["model"]
+    return resolver.path(source)

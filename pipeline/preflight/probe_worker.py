@@ -1,0 +1,85 @@
+"""The process behind --preview, --estimate and --prefetch: `python -m pipeline.preflight.probe_worker ABILITY`.
+
+Reads a job from standard input and writes one answer for each of its steps to standard output, both as JSON. The output
+of libraries goes to standard error.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from pipeline.run.worker import loadable
+from stages import KINDS
+from stages.base import StageConfig, UserError
+from stages.estimate.result import EstimateInputs
+
+Answer = Callable[[StageConfig, dict[str, Path], dict[str, Any]], dict[str, Any]]
+
+
+def main(ability: str) -> None:
+    """Answer for each step of the job."""
+    output = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    job = json.load(sys.stdin.buffer)
+    with output:
+        json.dump([_answer(ABILITIES[ability], step, job) for step in job["steps"]], output)
+
+
+def _answer(function: Answer, step: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
+    cache = Path(job["cache"])
+    try:
+        config = KINDS[step["kind"]].model_validate(step["config"])
+        paths = {name: loadable(Path(path), cache) for name, path in step["paths"].items()}
+        return function(config, paths, {"step": step["step"], **job["arguments"], **step["arguments"]})
+    except UserError as error:
+        return {"error": str(error), "key": error.key}
+
+
+def preview(config: StageConfig, paths: dict[str, Path], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Show `count` rows: for programs, as a page, and as text for a terminal with `colors` and `width`."""
+    screen = Console(
+        file=io.StringIO(),
+        force_terminal=arguments["colors"] is not None,
+        color_system=arguments["colors"],
+        width=arguments["width"],
+        highlight=False,
+        legacy_windows=False,
+    )
+    values, html, renderable = config.load("preview")(arguments["step"], config, paths, arguments["count"])
+    screen.print(renderable)
+    assert isinstance(screen.file, io.StringIO)
+    return {"values": values, "html": html, "text": screen.file.getvalue()}
+
+
+def fetch(config: StageConfig, paths: dict[str, Path], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Download what no key of the section names."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return {"fetched": config.load("fetch")(config, paths, Path(scratch))}
+
+
+def estimate(config: StageConfig, paths: dict[str, Path], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Estimate the cost of a step."""
+    import torch
+
+    device = {}
+    if torch.cuda.is_available():
+        gpu = torch.cuda.get_device_properties(0)
+        device = {"device": "cuda", "room": gpu.total_memory, "room_of": f"each {gpu.name}"}
+    with tempfile.TemporaryDirectory() as scratch:
+        inputs = EstimateInputs(paths=paths, scratch=Path(scratch), **arguments | device)
+        return dict(config.load("estimate")(config, inputs).model_dump())
+
+
+ABILITIES: dict[str, Answer] = {"preview": preview, "fetch": fetch, "estimate": estimate}
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,59 @@
+"""The protocol of executors, which run steps on this machine or on a cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from pipeline.run.job import Job, Progress, StepResult
+from stages.base import Resources, StageConfig
+
+WORKER_ENVIRONMENT = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "PYTHONHASHSEED": "0",
+    "TQDM_MININTERVAL": "10",
+}
+"""Environment variables of every worker. Progress bars, which nobody sees, write to the log every 10 s."""
+DEFAULT_RESOURCES = Resources()
+"""The resources of a step that asks for none."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """News of a running step: progress, or its result."""
+
+    job: Job
+    message: Progress | StepResult
+
+
+class Executor(Protocol):
+    """Runs steps. Only the thread that created it calls it."""
+
+    def unmet_requirement(self, config: StageConfig) -> tuple[str, str] | None:
+        """Why a step of this stage can never run here: the key to blame, and the reason; None if it can."""
+
+    def has_room(self, resources: Resources = ..., processes: int = ...) -> bool:
+        """Whether another step with these resources can start now."""
+
+    def start(self, job: Job) -> None:
+        """Start a step for which there is room. `wait` returns its events."""
+
+    def wait(self, seconds: float | None = None) -> Event | None:
+        """Return the next event of any running step; None if there is none within `seconds`."""
+
+    def stop(self) -> None:
+        """End all running steps and the processes they started."""
+
+    @property
+    def width(self) -> int:
+        """Number of ordinary steps that run at once, for estimates of time."""
+
+
+def checked_result(result: StepResult | None, status: int) -> StepResult:
+    """The result of a worker that ended with exit status `status`; an error if either is one."""
+    if result is None:
+        return StepResult(error=f"its process ended with status {status} before it had a result (out of memory?)")
+    if status != 0 and result.error is None:
+        return StepResult(error=f"its process ended with status {status} after it had a result")
+    return result

@@ -1,0 +1,61 @@
+"""Keep third-party code from running in an evaluation unless the recipe allows it. Only this module patches evaluate.
+
+evaluate loads a metric by running a Python script from the hub and has no setting that forbids it: without the patch, a
+task file can run an untrusted script. tests/stages/lm_eval/test_lm_eval_internals.py fails if it has no effect.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import evaluate
+
+from stages.base import UserError
+from stages.lm_eval.config import LMEvalStage
+from stages.system.library_versions import require_version
+
+require_version("evaluate", "0.4")
+
+_ALLOW_CODE = "HF_ALLOW_CODE_EVAL"
+"""Environment variable that evaluate's code_eval checks before it runs code that a model wrote."""
+
+
+@contextmanager
+def only_trusted_code(config: LMEvalStage) -> Iterator[None]:
+    """Run only code that the stage trusts in the block. Raises UserError for a metric from the hub."""
+    unsafe = config.options.confirm_run_unsafe_code
+    before = os.environ.get(_ALLOW_CODE)
+    os.environ[_ALLOW_CODE] = "1" if unsafe else "0"
+    try:
+        with nullcontext() if unsafe or config.trust_remote_code else _no_hub_metrics():
+            yield
+    finally:
+        os.environ.pop(_ALLOW_CODE, None)
+        if before is not None:
+            os.environ[_ALLOW_CODE] = before
+
+
+@contextmanager
+def _no_hub_metrics() -> Iterator[None]:
+    """Replace `evaluate.load`. lm-eval catches its errors and fails later, so the block's end raises the refusal."""
+    refusals: list[UserError] = []
+
+    def refuse(path: str, *_: Any, **__: Any) -> None:
+        message = f"tasks: {path!r} is a metric that evaluate loads from the hub, as Python code"
+        refusals.append(UserError(f"{message}; if you trust it, set trust_remote_code: true on the stage"))
+        raise refusals[-1]
+
+    load = evaluate.load
+    evaluate.load = refuse
+    try:
+        yield
+    except Exception:
+        if not refusals:
+            raise
+    finally:
+        evaluate.load = load
+    if refusals:
+        raise refusals[0] from None

@@ -1,0 +1,88 @@
+"""run.json: the state of every step of a run, while it runs and afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from stages.system.integrity import write_json
+
+RUN_RECORD = "run.json"
+STATES = ("done", "cached", "failed", "skipped", "interrupted", "running", "waiting", "not asked for")
+"""States of a step, in the order in which summaries list them."""
+WITHOUT_RESULT = ("failed", "skipped", "interrupted", "waiting")
+"""States of steps that were selected and have no result."""
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """The state of one step."""
+
+    step: str
+    kind: str
+    labels: Mapping[str, str]
+    """The axes of the matrix on which the step depends -> the values of its cell."""
+    state: str
+    """One of STATES."""
+    fingerprint: str | None
+    path: str | None
+    """Folder of the result, relative to the runs folder."""
+    seconds: float | None = None
+    error: str | None = None
+    progress: tuple[int, int, str] | None = None
+    """Units done, units in total, a note such as `loss 1.234`."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The content of run.json."""
+
+    recipe: str
+    status: str
+    """`running`, `done`, `failed` or `interrupted`."""
+    host: str
+    process: int
+    written: str
+    """Time of day, ISO 8601, UTC."""
+    side_by_side: int
+    """How many steps run at once."""
+    steps: list[StepRecord]
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether the file says that the run goes on, but its process on this machine has ended."""
+        if self.status != "running" or self.host != socket.gethostname():
+            return False
+        try:
+            os.kill(self.process, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass  # a process of another user
+        return False
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of the file."""
+        return {**vars(self), "steps": [asdict(step) for step in self.steps]}
+
+
+def read_run_record(folder: Path) -> RunRecord:
+    """Read run.json in `folder`. Raises OSError or ValueError."""
+    body = json.loads((folder / RUN_RECORD).read_text(encoding="utf-8"))
+    try:
+        return RunRecord(**{**body, "steps": [StepRecord(**step) for step in body["steps"]]})
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"unknown form of a run record: {error}") from None
+
+
+def write_run_record(folder: Path, recipe: str, status: str, side_by_side: int, steps: list[StepRecord]) -> None:
+    """Write run.json into `folder`, in this process's name. Raises OSError."""
+    written = datetime.now(UTC).isoformat(timespec="seconds")
+    record = RunRecord(recipe, status, socket.gethostname(), os.getpid(), written, side_by_side, steps)
+    write_json(folder / RUN_RECORD, record.to_json())

@@ -68,14 +68,8 @@ def fetch(config: StageConfig, paths: dict[str, Path], arguments: dict[str, Any]
 
 def estimate(config: StageConfig, paths: dict[str, Path], arguments: dict[str, Any]) -> dict[str, Any]:
     """Estimate the cost of a step."""
-    import torch
-
-    device = {}
-    if torch.cuda.is_available():
-        gpu = torch.cuda.get_device_properties(0)
-        device = {"device": "cuda", "room": gpu.total_memory, "room_of": f"each {gpu.name}"}
     with tempfile.TemporaryDirectory() as scratch:
-        inputs = EstimateInputs(paths=paths, scratch=Path(scratch), **arguments | device)
+        inputs = EstimateInputs(paths=paths, scratch=Path(scratch), **arguments).on_this_device()
         return dict(config.load("estimate")(config, inputs).model_dump())
 
 

@@ -1,8 +1,8 @@
-"""Inputs and result of an estimate. Imports no torch, so the command can read a result quickly."""
+"""Inputs and result of an estimate. Importing it imports no torch, so the command can read a result quickly."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel
 
@@ -10,7 +10,7 @@ from stages.base import UserError
 from stages.models.model_folder import why_not_loaded
 
 STARTUP = 10.0  # seconds to import libraries, read data and load a model, measured with recipes/wit_dpo.yaml
-SPEED = {"cpu": 2.5e10, "cuda": 1e14}  # FLOPs per second of one CPU thread, measured likewise, and of one GPU, a guess
+SPEED = {"cpu": 2.5e10, "cuda": 1e14}  # FLOPs per second of a CPU thread, measured with it too, and of a GPU, a guess
 
 
 class Memory(BaseModel, frozen=True):
@@ -82,6 +82,15 @@ class EstimateInputs(BaseModel, frozen=True):
     room_of: str = "this machine"
     threads: int
     scratch: Path  # an empty folder
+
+    def on_this_device(self) -> Self:
+        """Return the same inputs with this machine's GPU, if it has one."""
+        import torch
+
+        if not torch.cuda.is_available():
+            return self
+        gpu = torch.cuda.get_device_properties(0)
+        return self.model_copy(update={"device": "cuda", "room": gpu.total_memory, "room_of": f"each {gpu.name}"})
 
     def values(self) -> dict[str, Any]:
         """Return the values of an estimate that need no model."""

@@ -1,7 +1,7 @@
-"""How far `--estimate` is from what a training really holds: python -m benchmarks.estimate [CASE]...
+"""Memory that `--estimate` predicts against measured peaks: python -m benchmarks.estimate [CASE]...
 
-Makes Llamas with random weights, runs one stage of each by the command, a training for two steps, and compares the
-largest process with the estimate made before. 1 where one is more than 25 % off.
+Builds Llamas with random weights, runs one stage of each with run-recipe, a training for two steps, and compares the
+largest process with the estimate. Exits with 1 if an estimate is more than 25 % off.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from benchmarks.data import machine
 from stages.system.memory import BYTES
 
 MOST = 0.25
-"""How far off an estimate may be."""
+"""Largest relative error of an estimate."""
 SIZES = {
     "1M": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "vocab_size": 1024},
     "30M": {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 12, "vocab_size": 16384},
     "135M": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "vocab_size": 49152},
 }
-"""Name -> fields of a LlamaConfig; the last is SmolLM2-135M's shape."""
+"""Name -> fields of a LlamaConfig; the last has the shape of SmolLM2-135M."""
 LORA = {"lora": {"r": 16, "target_modules": "all-linear"}}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "full 1M": ("1M", "sft", {}),
@@ -36,7 +36,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "lm_eval 30M": ("30M", "lm_eval", {}),
     "lm_eval 135M": ("135M", "lm_eval", {}),
 }
-"""Name -> size, kind of stage, further keys of its section."""
+"""Name -> model size, kind of stage, further keys of its section."""
 TASK = """\
 task: ends
 dataset_path: json
@@ -55,8 +55,8 @@ status = subprocess.run(sys.argv[1:], stdout=sys.stderr).returncode
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 sys.exit(status)
 """
-"""Tells of the largest process among what a command starts. Linux counts what a process's parent held when it was
-started as held by itself: so this small one starts it, for a program that runs these measurements may be large."""
+"""Prints the peak of the largest process that a command starts. A small process starts it, because Linux counts the
+memory of the parent at the fork as the child's."""
 
 
 def make_world(folder: Path, size: str, kind: str, more: dict[str, Any]) -> None:
@@ -93,7 +93,7 @@ def make_world(folder: Path, size: str, kind: str, more: dict[str, Any]) -> None
 
 
 def estimated(folder: Path) -> dict[str, Any]:
-    """What `--estimate --json` says of the one stage."""
+    """Return the entry of the one stage in `--estimate --json`."""
     call = [sys.executable, "-m", "pipeline.cli", str(folder / "r.yaml"), "--runs", str(folder / "runs")]
     done = subprocess.run([*call, "--estimate", "--json"], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -102,19 +102,19 @@ def estimated(folder: Path) -> dict[str, Any]:
 
 
 def peak(folder: Path) -> int:
-    """The most bytes that the largest process of a run of the recipe held."""
+    """Run the recipe and return the peak of its largest process, in bytes."""
     call = [sys.executable, "-m", "pipeline.cli", str(folder / "r.yaml"), "--runs", str(folder / "runs"), "--jobs", "1"]
-    with (folder / "said.txt").open("w") as said:
+    with (folder / "log.txt").open("w") as log:
         measured = subprocess.run(
-            [sys.executable, "-c", LARGEST, *call], stdout=subprocess.PIPE, stderr=said, check=False
+            [sys.executable, "-c", LARGEST, *call], stdout=subprocess.PIPE, stderr=log, check=False
         )
     if measured.returncode:
-        sys.exit((folder / "said.txt").read_text())
+        sys.exit((folder / "log.txt").read_text())
     return int(measured.stdout) * BYTES
 
 
 def main(names: list[str]) -> int:
-    """Measure and print; 1 where an estimate is too far off."""
+    """Measure and print; return 1 if an estimate is too far off."""
     print(machine())
     print(f"{'case':<16} {'parameters':>12} {'estimate':>10} {'measured':>10} {'estimate / measured':>20}", flush=True)
     missed = False
@@ -122,12 +122,12 @@ def main(names: list[str]) -> int:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             make_world(folder, *CASES[name])
-            told, real = estimated(folder), peak(folder)
-        ratio = told["memory_total"] / real
+            estimate, measured = estimated(folder), peak(folder)
+        ratio = estimate["memory_total"] / measured
         missed |= abs(ratio - 1) > MOST
-        figures = f"{told['memory_total'] / 2**30:>7.2f} GiB {real / 2**30:>7.2f} GiB {ratio:>20.2f}"
-        print(f"{name:<16} {told['parameters']:>12,} {figures}", flush=True)
-        print("  " + ", ".join(f"{part} {size / 2**20:.0f} MiB" for part, size in told["memory"].items() if size))
+        figures = f"{estimate['memory_total'] / 2**30:>7.2f} GiB {measured / 2**30:>7.2f} GiB {ratio:>20.2f}"
+        print(f"{name:<16} {estimate['parameters']:>12,} {figures}", flush=True)
+        print("  " + ", ".join(f"{part} {size / 2**20:.0f} MiB" for part, size in estimate["memory"].items() if size))
     print("aim: within 25 %:", "MISSED" if missed else "reached")
     return int(missed)
 

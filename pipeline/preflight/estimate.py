@@ -1,14 +1,9 @@
-"""`--estimate`: what the steps that would run take, said by the stages themselves in a process of its own.
-
-Steps that are alike are told once. Nothing runs, and no weights are fetched.
-"""
-
-from __future__ import annotations
+"""`--estimate`: the cost of the steps that would run, estimated in a subprocess that imports their libraries."""
 
 import json
 import shutil
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,215 +13,134 @@ from pipeline.plan.selection import Selection, steps_to_run
 from pipeline.plan.step import Plan, Step, remove_key, start_reference
 from pipeline.preflight.probe import ProbeStep, run_probe
 from pipeline.run.local_executor import LocalExecutor, machine_memory
-from pipeline.store import references as artifacts
-from pipeline.store.references import Artifact, ArtifactError
+from pipeline.store.references import Artifact, ArtifactError, described
 from pipeline.store.store import Published, Store
 from stages.estimate.result import Estimate
 
-LENGTHS = ("max_steps", "num_train_epochs", "learning_rate", "warmup_steps", "save_steps", "logging_steps")
-"""Fields of a training that leave its tokens a second as they are."""
+# Fields of `train` that do not change the tokens per second.
+SPEED_INVARIANT = ("max_steps", "num_train_epochs", "learning_rate", "warmup_steps", "save_steps", "logging_steps")
 
 
 @dataclass(frozen=True)
-class Estimated:
-    """Steps that are alike, and what each of them takes."""
+class StepGroup:
+    """Steps with the same cost, and the cost of each."""
 
     steps: list[Step]
-    each: Estimate
+    estimate: Estimate
 
     @property
     def name(self) -> str:
-        """`wit`, `wit (35 steps)` or `it, wit (2 steps)`."""
+        """Return `wit`, `wit (35 steps)` or `it, wit (2 steps)`."""
         stages = ", ".join(dict.fromkeys(step.stage for step in self.steps))
         return self.steps[0].name if len(self.steps) == 1 else f"{stages} ({len(self.steps)} steps)"
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, for programs."""
-        memory = self.each.memory
-        return {
-            "steps": [step.name for step in self.steps],
-            "kind": self.steps[0].kind,
-            **self.each.model_dump(),
-            "memory_total": memory.total if memory else None,
-            "fits": self.each.fits,
-        }
+        """Return the entry of `--estimate --json`."""
+        total, fits = self.estimate.memory and self.estimate.memory.total, self.estimate.fits
+        names = {"steps": [step.name for step in self.steps], "kind": self.steps[0].kind}
+        return names | self.estimate.model_dump() | {"memory_total": total, "fits": fits}
 
 
 @dataclass(frozen=True)
-class Whole:
-    """A recipe's steps that would run."""
+class RecipeEstimate:
+    """Cost of the steps of a recipe that would run."""
 
     recipe: str
-    parts: list[Estimated]
-    side_by_side: int
-    """How many steps run at once."""
-    room: int
-    """Bytes of main memory."""
-    free: int
-    """Bytes of the disk of the folder of runs."""
+    groups: list[StepGroup]
+    width: int  # steps that run at once
+    disk_free: int
 
     @property
-    def seconds(self) -> float:
-        """Of all steps whose time is known, one after the other."""
-        return sum(len(part.steps) * (part.each.seconds or 0) for part in self.parts)
-
-    @property
-    def flops(self) -> float:
-        """Likewise."""
-        return sum(len(part.steps) * (part.each.flops or 0) for part in self.parts)
-
-    @property
-    def tokens(self) -> int:
-        """Likewise."""
-        return sum(len(part.steps) * (part.each.tokens or 0) for part in self.parts)
-
-    @property
-    def disk(self) -> int:
-        """All that is published, and the largest checkpoints of as many steps as run at once."""
-        checkpoints = self._largest(lambda each: each.disk.checkpoints)
-        return sum(len(part.steps) * part.each.disk.published for part in self.parts) + checkpoints
-
-    @property
-    def memory(self) -> int:
-        """Of the largest steps that may run at once, on CPUs."""
-        return self._largest(lambda each: each.memory.total if each.memory and each.memory.libraries else 0)
-
-    def _largest(self, size: Any) -> int:
-        every = sorted((size(part.each) for part in self.parts for _ in part.steps), reverse=True)
-        return sum(every[: self.side_by_side])
+    def total(self) -> dict[str, Any]:
+        """Return sums of known values; those of memory and checkpoints are over the largest steps that run at once."""
+        every = [group.estimate for group in self.groups for _ in group.steps]
+        on_cpu = [each.memory.total for each in every if each.memory and each.memory.libraries]
+        checkpoints = [each.disk.checkpoints for each in every]
+        return {
+            "seconds_of_work": sum(each.seconds or 0 for each in every),
+            "side_by_side": self.width,
+            "tokens": sum(each.tokens or 0 for each in every),
+            "flops": sum(each.flops or 0 for each in every),
+            "disk": sum(each.disk.published for each in every) + sum(sorted(checkpoints)[-self.width :]),
+            "disk_free": self.disk_free,
+            "memory_side_by_side": sum(sorted(on_cpu)[-self.width :]),
+            "memory_of_machine": machine_memory(),
+        }
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, for programs."""
-        return {
-            "recipe": self.recipe,
-            "steps": [part.to_json() for part in self.parts],
-            "total": {
-                "seconds_of_work": self.seconds,
-                "side_by_side": self.side_by_side,
-                "tokens": self.tokens,
-                "flops": self.flops,
-                "disk": self.disk,
-                "disk_free": self.free,
-                "memory_side_by_side": self.memory,
-                "memory_of_machine": self.room,
-            },
-        }
+        """Return the output of `--estimate --json`."""
+        return {"recipe": self.recipe, "steps": [group.to_json() for group in self.groups], "total": self.total}
 
 
 def estimate(
-    plan: Plan,
-    store: Store,
-    resolver: Resolver,
-    say: Callable[[str], None],
-    selection: Selection,
-    jobs: int | None,
-) -> Whole:
-    """Estimate the cost of the selected steps that would run. What is missing on this machine is unknown in the result.
-
-    Raises:
-        RecipeError: if a stage blames the recipe.
-        ProbeError: if the process that estimates fails for another reason.
-    """
-    runs = resolver.runs
+    plan: Plan, store: Store, resolver: Resolver, say: Callable[[str], None], selection: Selection, jobs: int | None
+) -> RecipeEstimate:
+    """Estimate the selected steps that would run. Raises RecipeError, or ProbeError if the subprocess fails."""
     decisions = decide(plan, store, resolver, selection.forced)
-    results = cached_results(decisions)
-    executor, look = LocalExecutor(jobs), _Look(plan, runs, results)
-    todo = [step for step in steps_to_run(plan, selection, decisions) if step.config.has("estimate")]
+    executor, cache = LocalExecutor(jobs), resolver.runs / "cache"
+    steps = [step for step in steps_to_run(plan, selection, decisions) if step.config.has("estimate")]
     groups: dict[str, list[Step]] = {}
-    for step in todo:
-        groups.setdefault(_alike(step), []).append(step)
-    say(f"{plan.recipe.name}: estimating {len(todo)} steps; nothing runs, and no weights are fetched")
-    first = [steps[0] for steps in groups.values()]
+    for step in steps:
+        key = [step.kind, _model_dtype(step), _settings(step), _sources(step)]
+        groups.setdefault(json.dumps(key, sort_keys=True, default=str), []).append(step)
+    say(f"{plan.recipe.name}: estimating {len(steps)} steps; nothing runs, and no weights are fetched")
+    first = [group[0] for group in groups.values()]
+    requests, arguments = [_request(step, cache) for step in first], {"threads": executor.threads}
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    requests, arguments = [look.job(step) for step in first], {"threads": executor.threads}
-    answers = run_probe("estimate", "--estimate", runs / "cache", first, requests, arguments, **offline)
-    parts = [
-        Estimated(steps, Estimate.model_validate(answer))
-        for steps, answer in zip(groups.values(), answers, strict=True)
+    answers = run_probe("estimate", "--estimate", cache, first, requests, arguments, **offline)
+    published = cached_results(decisions)
+    results = {step: published[step.name] for step in plan.steps if step.name in published}
+    estimated = [
+        StepGroup(group, _with_measured_time(Estimate(**answer), group[0], results))
+        for group, answer in zip(groups.values(), answers, strict=True)
     ]
-    there = next(folder for folder in (runs.absolute(), *runs.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(there).free
-    return Whole(plan.recipe.name, parts, executor.width, machine_memory(), free)
+    runs = resolver.runs.absolute()
+    existing = next(folder for folder in (runs, *runs.parents) if folder.exists())
+    return RecipeEstimate(plan.recipe.name, estimated, executor.width, shutil.disk_usage(existing).free)
 
 
-def _alike(step: Step) -> str:
-    """The same for steps that take the same."""
-    settings = step.settings()
-    for key in step.config.cost_invariant:
-        remove_key(settings, key.split("."))
-    settings.pop("models", None)
-    sources = {name: str(start_reference(source)) for name, source in step.inputs.items()}
-    return json.dumps([step.kind, settings, sources, _dtype(step)], sort_keys=True)
-
-
-def _dtype(step: Step) -> str | None:
-    """Of the weights of the step's model, where a training of the recipe makes it."""
-    source = step.inputs.get("model")
-    return source.config.published_dtype if isinstance(source, Step) else None
-
-
-@dataclass
-class _Look:
-    """What of the inputs is here."""
-
-    plan: Plan
-    runs: Path
-    results: dict[str, Published]
-    found: dict[tuple[Artifact, bool], Path | str] = field(default_factory=dict)
-    """A path, with a model's own code or without, or why there is none."""
-
-    def job(self, step: Step) -> ProbeStep:
-        """What the worker is told of the step."""
-        with_code = [start_reference(source) for source in step.models_with_code]
-        sources = {
-            name: self._have(source := start_reference(given), source in with_code)
-            for name, given in step.inputs.items()
-        }
-        takes = step.config.resources
-        whole = machine_memory()
-        limited = 0 < takes.bytes < whole
-        return ProbeStep(
-            step=step.name,
-            kind=step.kind,
-            config=step.config.model_dump(),
-            paths={name: str(found.resolve()) for name, found in sources.items() if isinstance(found, Path)},
-            arguments={
-                "missing": {name: found for name, found in sources.items() if isinstance(found, str)},
-                "dtype": _dtype(step),
-                "finished": _finished(step, self.plan.steps, self.results),
-                "room": takes.bytes if limited else whole,
-                "room_of": "resources.memory" if limited else "this machine",
-            },
-        )
-
-    def _have(self, source: Artifact, code: bool) -> Path | str:
-        if (source, code) not in self.found:
-            try:
-                self.found[source, code] = artifacts.described(source, self.runs / "cache", code)
-            except ArtifactError as error:
-                self.found[source, code] = str(error)
-        return self.found[source, code]
-
-
-def _paced(step: Step) -> dict[str, Any]:
-    """The step's settings, but for those that change how long it takes in proportion, or not at all."""
-    settings = step.settings() | {"models": 0}
-    for key in (*step.config.cost_invariant, *(f"train.{name}" for name in LENGTHS)):
+def _settings(step: Step, *excluded: str) -> dict[str, Any]:
+    """Return the step's settings without its model and dotted keys."""
+    settings = step.settings() | {"models": None}
+    for key in (*step.config.cost_invariant, *excluded):
         remove_key(settings, key.split("."))
     return settings
 
 
-def _finished(step: Step, steps: Iterable[Step], results: dict[str, Published]) -> dict[str, Any] | None:
-    """A step of the recipe that has its result, of the same kind, chain and settings; of a training, those that decide
-    how fast it is."""
-    for other in steps:
-        if other.name not in results or other.kind != step.kind or "model" not in step.inputs:
-            continue
-        if start_reference(other.inputs["model"]) != start_reference(step.inputs["model"]):
-            continue
-        metrics = results[other.name].manifest.metrics
-        trains = step.config.output_kind == "model"
-        same = _paced(other) == _paced(step) and (trains or other.stage == step.stage)
-        if metrics.seconds and same and (not trains or metrics.tokens):
-            return {"step": other.name, "seconds": metrics.seconds, "tokens": metrics.tokens if trains else None}
-    return None
+def _sources(step: Step) -> dict[str, Artifact]:
+    """Return the file or folder of each input; of a model, that which its chain of trainings starts from."""
+    return {name: start_reference(source) for name, source in step.inputs.items()}
+
+
+def _model_dtype(step: Step) -> str:
+    """Return the dtype in which a training of the recipe publishes the step's model, else `auto`."""
+    source = step.inputs.get("model")
+    return (source.config.published_dtype if isinstance(source, Step) else None) or "auto"
+
+
+def _request(step: Step, cache: Path) -> ProbeStep:
+    """Return what the subprocess needs to estimate the step."""
+    with_code = [start_reference(source) for source in step.models_with_code]
+    paths, missing = {}, {}
+    for name, source in _sources(step).items():
+        try:
+            paths[name] = str(described(source, cache, source in with_code).resolve())
+        except ArtifactError as error:
+            missing[name] = str(error)
+    machine, limit = machine_memory(), step.config.resources.bytes
+    room = {"room": limit, "room_of": "resources.memory"} if 0 < limit < machine else {"room": machine}
+    arguments = {"missing": missing, "dtype": _model_dtype(step)} | room
+    return ProbeStep(step.name, step.kind, step.config.model_dump(), paths, arguments)
+
+
+def _with_measured_time(estimate: Estimate, step: Step, results: Mapping[Step, Published]) -> Estimate:
+    """Replace the time by that of a finished step with the same inputs and settings, a training's in proportion."""
+    excluded = [f"train.{name}" for name in SPEED_INVARIANT]
+    for other, result in results.items():
+        if other.kind == step.kind and _sources(other) == _sources(step):
+            metrics, total = result.manifest.metrics, result.manifest.seconds
+            if metrics.seconds and _settings(other, *excluded) == _settings(step, *excluded):
+                share = estimate.tokens / metrics.tokens if estimate.tokens and metrics.tokens else 1
+                time = total + metrics.seconds * (share - 1)  # start-up does not grow
+                return estimate.model_copy(update={"seconds": time, "speed": f"as {other.name}, which is finished"})
+    return estimate

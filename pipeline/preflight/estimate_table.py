@@ -1,128 +1,76 @@
-"""What `--estimate` prints for people: a table of memory, one of work, and what is not known or does not fit."""
-
-from __future__ import annotations
+"""Tables and lines that `--estimate` prints."""
 
 from collections.abc import Iterator
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from pipeline.console.console import escape
 from pipeline.console.progress_summary import format_duration
-from pipeline.preflight.estimate import Estimated, Whole
-from stages.estimate.result import Estimate, Memory
-
-UNKNOWN = "?"
-PARTS = tuple(Memory.model_fields)
+from pipeline.preflight.estimate import RecipeEstimate, StepGroup
+from stages.estimate.result import Memory
 
 
-def tables(whole: Whole) -> Iterator[Table]:
-    """Memory of each device, and work."""
-    shown = [name for name in PARTS if any(_part(p.each, name) for p in whole.parts)]
-    memory = _table("step", "parameters", "trainable", *shown, "memory", "of")
-    work = _table("step", "optimiser steps", "requests", "tokens", "FLOPs", "time", "published", "checkpoints")
-    for part in whole.parts:
-        each = part.each
-        bytes_of = ["" if _part(each, name) == 0 else size(_part(each, name)) for name in shown]
-        trainable = counted(each.trainable) if part.steps[0].config.output_kind == "model" else ""
-        total = size(each.memory.total if each.memory else None)
-        room = size(each.room) if each.room else UNKNOWN
-        memory.add_row(escape(part.name), counted(each.parameters), trainable, *bytes_of, total, room)
-        work.add_row(
-            escape(part.name),
-            number(each.optimiser_steps),
-            number(each.requests),
-            number(each.tokens),
-            counted(each.flops),
-            UNKNOWN if each.seconds is None else format_duration(each.seconds),
-            size(each.disk.published) if each.disk.published else "",
-            size(each.disk.checkpoints) if each.disk.checkpoints else "",
-        )
-    yield memory
-    yield work
+def tables(recipe: RecipeEstimate) -> Iterator[Table]:
+    """Yield a table of memory on each device, and one of work."""
+    memories = [group.estimate.memory.model_dump() if group.estimate.memory else {} for group in recipe.groups]
+    parts = [part for part in Memory.model_fields if any(memory.get(part) for memory in memories)]
+    memory_table = _table("parameters", "trainable", *parts, "memory", "of")
+    work_table = _table("optimiser steps", "requests", "tokens", "FLOPs", "time", "published", "checkpoints")
+    for group, memory in zip(recipe.groups, memories, strict=True):
+        cost, name = group.estimate, escape(group.name)
+        sizes = [_size(memory[part]) if memory.get(part) else "" for part in parts]
+        sizes += [_size(sum(memory.values()) or None), _size(cost.room or None)]
+        memory_table.add_row(name, _number(cost.parameters), _number(cost.trainable, ""), *sizes)
+        numbers = [_number(n, "") for n in (cost.optimiser_steps, cost.requests, cost.tokens)]
+        disk = [_size(n) if n else "" for n in (cost.disk.published, cost.disk.checkpoints)]
+        time = "?" if cost.seconds is None else format_duration(cost.seconds)
+        work_table.add_row(name, *numbers, _number(cost.flops), time, *disk)
+    yield from (memory_table, work_table)
 
 
-def lines(whole: Whole) -> Iterator[str]:
-    """What is to be said beside the tables: the same line of several steps once."""
-    told: dict[str, list[str]] = {}
-    for part in whole.parts:
-        for line in _of(part):
-            told.setdefault(line, []).append(part.name)
-    for line, names in told.items():
-        yield f"{', '.join(names)}: {line}"
-    yield _total(whole)
-    if whole.memory > whole.room:
-        yield (
-            f"memory: {whole.side_by_side} steps side by side take up to {size(whole.memory)}, and this machine has"
-            f" {size(whole.room)}; --jobs 1 runs one at a time"
-        )
-    if whole.disk > whole.free:
-        yield f"disk: {size(whole.disk)} do not fit; free some space, or name another folder by --runs"
-
-
-def _of(part: Estimated) -> Iterator[str]:
-    each = part.each
-    if each.fits is False:
-        assert each.memory
-        yield f"does not fit: {size(each.memory.total)}, and {each.room_of} has {size(each.room)}"
-        for remedy in each.remedies:
-            aside = "" if remedy.same_result else "; this changes the result"
-            yield f"would fit, with {size(remedy.memory)}, by {', '.join(remedy.changes)}{aside}"
-        if not each.remedies:
-            more = ", or raise resources.memory" if each.room_of == "resources.memory" else ""
-            yield f"no change of the recipe that was tried makes it fit; take a smaller model or a larger machine{more}"
-    for unknown in each.unknown:
-        yield f"not known: {unknown}"
-    if each.formula:
-        yield f"FLOPs: {each.formula}"
-    if each.speed:
-        yield f"time: {each.speed}"
-    yield from each.notes
-
-
-def _total(whole: Whole) -> str:
-    count = sum(len(part.steps) for part in whole.parts)
-    lacks = any(part.each.seconds is None for part in whole.parts)
-    at_least = "at least " if lacks else ""
-    return (
-        f"all {count} steps: {at_least}{whole.tokens:,} tokens, {counted(whole.flops)} FLOPs,"
-        f" {format_duration(whole.seconds)} of work, of which {whole.side_by_side} steps run side by side;"
-        f" disk: {size(whole.disk)}, and {size(whole.free)} are free"
+def lines(recipe: RecipeEstimate) -> Iterator[str]:
+    """Yield each remark once, with the steps that it applies to, and the total."""
+    names: dict[str, list[str]] = {}
+    for group in recipe.groups:
+        for remark in _remarks(group):
+            names.setdefault(remark, []).append(group.name)
+    yield from (f"{', '.join(groups)}: {remark}" for remark, groups in names.items())
+    total, count = recipe.total, sum(len(group.steps) for group in recipe.groups)
+    at_least = "at least " if any(group.estimate.seconds is None for group in recipe.groups) else ""
+    yield (
+        f"all {count} steps: {at_least}{total['tokens']:,} tokens, {_number(total['flops'])} FLOPs,"
+        f" {format_duration(total['seconds_of_work'])} of work, {recipe.width} steps side by side;"
+        f" disk: {_size(total['disk'])} of {_size(recipe.disk_free)} free"
     )
+    if (memory := total["memory_side_by_side"]) > (machine := total["memory_of_machine"]):
+        yield f"memory: steps side by side need up to {_size(memory)} of {_size(machine)}; --jobs 1 runs one at a time"
 
 
-def _part(each: Estimate, name: str) -> int | None:
-    return getattr(each.memory, name) if each.memory else None
+def _remarks(group: StepGroup) -> Iterator[str]:
+    cost = group.estimate
+    if cost.memory and cost.fits is False:
+        yield f"does not fit: needs {_size(cost.memory.total)}, and {cost.room_of} has {_size(cost.room)}"
+        for remedy in cost.remedies:
+            yield f"fits, with {_size(remedy.memory)} and the same result, after {', '.join(remedy.changes)}"
+        if not cost.remedies:
+            yield "smaller batches do not make it fit; try bfloat16 weights, lora, a smaller model or more memory"
+    yield from (f"unknown: {reason}" for reason in cost.unknown)
+    yield from (f"{name}: {source}" for name, source in (("FLOPs", cost.formula), ("time", cost.speed)) if source)
+    yield from cost.notes
 
 
-def size(count: float | None) -> str:
-    """Bytes in words."""
+def _size(count: float | None) -> str:
+    """Return bytes in words."""
     if count is None:
-        return UNKNOWN
-    for unit, bytes_ in (("GiB", 2**30), ("MiB", 2**20)):
-        if count >= bytes_ or unit == "MiB":
-            return f"{count / bytes_:.{0 if count >= 100 * bytes_ else 1}f} {unit}"
-    raise AssertionError
+        return "?"
+    value, unit = (count / 2**30, "GiB") if count >= 2**30 else (count / 2**20, "MiB")
+    return f"{value:.{0 if value >= 100 else 1}f} {unit}"
 
 
-def counted(count: float | None) -> str:
-    """`134.5M`, `1.2e+15`."""
-    if count is None:
-        return UNKNOWN
-    if count >= 1e13:
-        return f"{count:.2g}"
-    for unit, of in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= of:
-            return f"{count / of:.1f}{unit}"
-    return f"{count:.0f}"
-
-
-def number(count: int | None) -> str:
-    """With its thousands apart; empty where there is none."""
-    return "" if count is None else f"{count:,}"
+def _number(count: float | None, unknown: str = "?") -> str:
+    """Return `134,515,008` or `1.2e+15`."""
+    return unknown if count is None else f"{count:,}" if isinstance(count, int) else f"{count:.2g}"
 
 
 def _table(*columns: str) -> Table:
-    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    return table
+    return Table("step", *(Column(n, justify="right") for n in columns), box=None, header_style="bold", pad_edge=False)

@@ -20,6 +20,7 @@ from rich.console import Console
 from pipeline.run.worker import loadable
 from stages import KINDS
 from stages.base import StageConfig, UserError
+from stages.estimate.result import EstimateInputs
 
 Answer = Callable[[StageConfig, dict[str, Path], dict[str, Any]], dict[str, Any]]
 
@@ -67,9 +68,9 @@ def fetch(config: StageConfig, paths: dict[str, Path], arguments: dict[str, Any]
 
 def estimate(config: StageConfig, paths: dict[str, Path], arguments: dict[str, Any]) -> dict[str, Any]:
     """Estimate the cost of a step."""
-    from pipeline.preflight.estimate_worker import estimated
-
-    return estimated(config, paths, arguments)
+    with tempfile.TemporaryDirectory() as scratch:
+        inputs = EstimateInputs(paths=paths, scratch=Path(scratch), **arguments).on_this_device()
+        return dict(config.load("estimate")(config, inputs).model_dump())
 
 
 ABILITIES: dict[str, Answer] = {"preview": preview, "fetch": fetch, "estimate": estimate}

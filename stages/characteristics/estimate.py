@@ -1,5 +1,15 @@
-"""Estimate the cost of a `characteristics` stage."""
+"""Cost of a `characteristics` stage."""
 
-from stages.estimate.evaluation import estimate
+from stages.characteristics.config import CharacteristicsStage
+from stages.estimate.evaluation import Request, estimate_evaluation
+from stages.estimate.result import Estimate, EstimateInputs
 
-__all__ = ["estimate"]
+
+def estimate(stage: CharacteristicsStage, inputs: EstimateInputs) -> Estimate:
+    """Estimate the cost of a stage, which reads every row once."""
+
+    def read_requests() -> list[Request]:
+        rows = (row for entry in stage.sets for row in stage.rows(entry, inputs.paths[f"data.{entry.name}"]))
+        return [Request(" ".join(map(str, row.columns().values()))) for row in rows]
+
+    return estimate_evaluation(stage, inputs, read_requests)

@@ -1,1 +1,1 @@
-"""What a stage will take before it runs: parameters, memory by part, disk, tokens, FLOPs and time."""
+"""Cost of a step before it runs. A kind's estimate.py lists its rows or requests; this package computes the cost."""

@@ -1,124 +1,114 @@
-"""What an estimator is given and what it answers. Light by intent: the command reads the answers without torch.
+"""Inputs and result of an estimate. Importing it imports no torch, so the command can read a result quickly."""
 
-What is not known is None, and `unknown` says why.
-"""
-
-from __future__ import annotations
-
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
+
+from stages.base import UserError
+from stages.models.model_folder import why_not_loaded
+
+STARTUP = 10.0  # seconds to import libraries, read data and load a model, measured with recipes/wit_dpo.yaml
+SPEED = {"cpu": 2.5e10, "cuda": 1e14}  # FLOPs per second of a CPU thread, measured with it too, and of a GPU, a guess
 
 
-class Answer(BaseModel):
-    """A part of an answer; an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class Memory(Answer):
-    """Bytes that each device holds at the moment when it holds most, by part."""
+class Memory(BaseModel, frozen=True):
+    """Bytes on each device at the peak, by part; `loading` is what loading needs beyond the other parts."""
 
     weights: int
-    """Of all models that are held, a reference and an adapter among them."""
     gradients: int = 0
     optimiser: int = 0
     activations: int = 0
-    """What the backbone holds beside those: kept for the backward pass, temporary, or keys and values of a
-    generation."""
     logits: int = 0
-    """What the head adds at its peak: logits, their gradients, that of the head's own weights while it is made."""
     loading: int = 0
-    """What loading or merging holds for a moment beyond all of that."""
     libraries: int = 0
-    """Python, torch and what the stage imports; none of a GPU's memory."""
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Return the sum of the parts."""
         return sum(self.model_dump().values())
 
 
-class Disk(Answer):
-    """Bytes."""
+class Disk(BaseModel, frozen=True):
+    """Bytes that stay in the store, and bytes of checkpoints while the step runs."""
 
     published: int = 0
-    """What stays in the store."""
     checkpoints: int = 0
-    """At most, while the step runs."""
 
 
-class Remedy(Answer):
-    """Changes of a recipe that make a stage fit."""
+class Remedy(BaseModel, frozen=True):
+    """Changes of the recipe with which a step fits, its bytes then, and whether they keep its result."""
 
     changes: list[str]
     memory: int
-    """Of each device, in bytes, with them."""
     same_result: bool
-    """Whether the stage's result stays what it would be, up to rounding."""
 
 
-class Estimate(Answer):
-    """What one step takes."""
+class Estimate(BaseModel, frozen=True):
+    """Cost of one step. An unknown value is None, and `unknown` gives the reason."""
 
     parameters: int | None = None
     trainable: int | None = None
-    """None for a step that trains nothing, too."""
     memory: Memory | None = None
-    room: int = 0
-    """Bytes that there are on each device."""
+    room: int = 0  # bytes of `room_of`, a device; 0 if there is none to compare with
     room_of: str = ""
-    """What has them."""
     remedies: list[Remedy] = []
-    """Where it does not fit: the first few that do."""
     disk: Disk = Disk()
     optimiser_steps: int | None = None
     requests: int | None = None
-    tokens: int | None = None
-    """Without padding, over all devices; of an evaluation, of all that is read and at most generated."""
+    tokens: int | None = None  # over all devices, without padding; generated tokens at their maximum
     flops: float | None = None
     formula: str = ""
-    """How `flops` was computed."""
     seconds: float | None = None
     speed: str = ""
-    """Where `seconds` come from."""
     unknown: list[str] = []
     notes: list[str] = []
 
     @property
     def fits(self) -> bool | None:
-        """Whether the memory is there; None where that is not known."""
-        return None if self.memory is None or not self.room else self.memory.total <= self.room
+        """Return whether the memory suffices, None if that is unknown."""
+        return self.memory.total <= self.room if self.memory and self.room else None
 
 
-@dataclass(frozen=True)
-class Finished:
-    """A step that this folder of runs has, of the same kind, from the same model."""
-
-    step: str
-    seconds: float
-    tokens: int | None
-    """None for an evaluation, which then is of the same tasks and settings."""
-
-
-@dataclass(frozen=True)
-class Given:
-    """All that an estimator sees beside the stage's section of the recipe."""
+class EstimateInputs(BaseModel, frozen=True):
+    """All that a kind's `estimate` reads besides the stage's config; `missing` gives reasons for missing inputs."""
 
     paths: dict[str, Path]
-    """Inputs that are here; the model is the one that the chain of trainings begins with, perhaps without weights."""
     missing: dict[str, str]
-    """The others, and why they are not here."""
-    dtype: str | None
-    """Of the model's weights, where a training makes it."""
-    device: Literal["cpu", "cuda"]
+    dtype: str  # of the model's weights; `auto` is the checkpoint's
+    device: Literal["cpu", "cuda"] = "cpu"
     room: int
-    room_of: str
-    libraries: int
+    room_of: str = "this machine"
     threads: int
-    """How many threads a step has on a CPU."""
-    finished: Finished | None
-    scratch: Path
-    """An empty folder."""
+    scratch: Path  # an empty folder
+
+    def on_this_device(self) -> Self:
+        """Return the same inputs with this machine's GPU, if it has one."""
+        import torch
+
+        if not torch.cuda.is_available():
+            return self
+        gpu = torch.cuda.get_device_properties(0)
+        return self.model_copy(update={"device": "cuda", "room": gpu.total_memory, "room_of": f"each {gpu.name}"})
+
+    def values(self) -> dict[str, Any]:
+        """Return the values of an estimate that need no model."""
+        unknown = [f"all that depends on {name}: {reason}" for name, reason in self.missing.items()]
+        return {"room": self.room, "room_of": self.room_of, "unknown": unknown}
+
+    def duration(self, flops: float, processes: int) -> dict[str, Any]:
+        """Return seconds at a usual speed, and how they are computed."""
+        speed = SPEED[self.device] * (self.threads if self.device == "cpu" else processes)
+        source = f"a rough guess: {STARTUP:.0f} s to start, {speed / 1e9:,.0f} GFLOP/s"
+        return {"seconds": STARTUP + flops / speed, "speed": source}
+
+
+def attempt(unknown: list[str], values: str, compute: Callable[[], Any]) -> Any:
+    """Return what `compute` returns, or None after adding its error to `unknown`; raise an error at a recipe key."""
+    try:
+        return compute()
+    except Exception as error:  # models, tokenizers and tasks raise anything
+        if isinstance(error, UserError) and error.key:
+            raise
+        unknown.append(f"{values}: {why_not_loaded(error)}")

@@ -1,5 +1,25 @@
-"""Estimate the cost of a `lm_eval` stage."""
+"""Cost of an `lm_eval` stage."""
 
-from stages.estimate.evaluation import estimate
+from stages.estimate.evaluation import Request, estimate_evaluation
+from stages.estimate.result import Estimate, EstimateInputs
+from stages.lm_eval.config import LMEvalStage
+from stages.lm_eval.tasks import load_benchmarks
+from stages.lm_eval.trusted_code import only_trusted_code
 
-__all__ = ["estimate"]
+
+def estimate(stage: LMEvalStage, inputs: EstimateInputs) -> Estimate:
+    """Estimate the cost of a stage: lm-eval builds its requests, without a chat template."""
+
+    def read_requests() -> list[Request]:
+        requests = []
+        with only_trusted_code(stage):
+            benchmarks = load_benchmarks(stage, inputs.paths, inputs.scratch)
+            for task in (task for benchmark in benchmarks for task in benchmark.tasks.values()):
+                task.build_all_requests(limit=stage.options.limit)
+                options = (task.config.generation_kwargs or {}) | stage.options.gen_kwargs.model_dump()
+                for instance in task.instances:
+                    generated = options.get("max_gen_toks", 256) if instance.request_type == "generate_until" else 0
+                    requests.append(Request("".join(arg for arg in instance.args if isinstance(arg, str)), generated))
+        return requests
+
+    return estimate_evaluation(stage, inputs, read_requests)

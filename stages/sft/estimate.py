@@ -1,5 +1,10 @@
-"""Estimate the cost of an `sft` stage."""
+"""Cost of an `sft` stage."""
 
-from stages.estimate.training import estimate
+from stages.estimate.result import Estimate, EstimateInputs
+from stages.estimate.training import estimate_training
+from stages.sft.config import SFTStage
 
-__all__ = ["estimate"]
+
+def estimate(stage: SFTStage, inputs: EstimateInputs) -> Estimate:
+    """Estimate the cost of a stage."""
+    return estimate_training(stage, inputs)

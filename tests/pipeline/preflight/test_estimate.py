@@ -1,5 +1,5 @@
-"""`run-recipe --estimate` as a user calls it: counts against hand formulas and real models, memory against what a
-training really held."""
+"""`run-recipe --estimate` as a user calls it: counts against hand formulas and real models, memory against the measured
+peak of a training."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from peft import LoraConfig, get_peft_model
 from transformers.training_args import OptimizerNames
 
 from benchmarks.estimate import CASES, MOST, TASK, estimated, make_world, peak
-from stages.estimate.optimisers import optimiser_bytes
-from stages.estimate.sharding import Shards, shards
-from stages.estimate.sizes import sizes
+from stages.estimate.model_size import ModelSize, build, model_size
+from stages.estimate.training import CHECKPOINTS, optimiser_bytes, shards
+from stages.training.checkpoints import CHECKPOINTS_KEPT
 from stages.training.config import LoraOptions
 from stages.training.launch import Launch
 from tests.pipeline.run.test_command import command
@@ -75,15 +74,15 @@ stages:
     weights: {prompt: 0, completion: 1}
 """
 TINY = 258 * 32 + 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48 + 2 * 32) + 32
-"""tests.tiny's Llama, by hand: embeddings that are the head's too; each layer's query and output, key and value of half
-as many heads, the three of its feed-forward part and two norms; the last norm."""
+"""Parameters of tests.tiny's Llama, by hand: embeddings shared with the head; in each layer the query and output, key
+and value of half as many heads, three matrices of the MLP and two norms; the last norm."""
 ROWS, LENGTH = 600, 256
-"""Each row is cut to so many of its 5 + 494 + 1 tokens, which are bytes and the EOS token."""
+"""Each row of 5 + 494 + 1 tokens, bytes and EOS, is truncated to LENGTH."""
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> dict[str, Any]:
-    """Stage -> what is told of it."""
+def estimates(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> dict[str, Any]:
+    """Stage -> its entry in `--estimate --json`."""
     folder = tmp_path_factory.mktemp("estimated")
     (folder / "model").symlink_to(model_folder)
     (folder / "r.yaml").write_text(RECIPE)
@@ -97,9 +96,9 @@ def told(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> dict[s
     return {each["steps"][0].partition("[")[0]: each for each in json.loads(done.stdout)["steps"]}
 
 
-def test_counts_of_parameters_rows_and_steps(told: dict[str, Any]) -> None:
+def test_counts_of_parameters_rows_and_steps(estimates: dict[str, Any]) -> None:
     """600 rows in micro-batches of 2 are 300, of which 2 make a step: 150 steps an epoch, over 2 epochs."""
-    wit = told["wit"]
+    wit = estimates["wit"]
     assert wit["parameters"] == wit["trainable"] == TINY
     assert wit["tokens"] == 2 * ROWS * LENGTH
     assert wit["steps"] == ["wit[prompt=0]", "wit[prompt=0.2]", "wit[prompt=0.4]"]
@@ -111,9 +110,9 @@ def test_counts_of_parameters_rows_and_steps(told: dict[str, Any]) -> None:
     assert wit["fits"]
 
 
-def test_what_does_not_fit_says_what_would(told: dict[str, Any]) -> None:
-    """Under 1 GiB: with checkpointing or smaller batches, the same rows a step."""
-    large = told["large"]
+def test_a_training_that_does_not_fit_names_changes_that_fit(estimates: dict[str, Any]) -> None:
+    """1 GiB suffices with checkpointing or smaller batches of the same rows per step."""
+    large = estimates["large"]
     assert not large["fits"]
     assert large["memory_total"] > 2**30 == large["room"]
     assert large["remedies"]
@@ -123,12 +122,12 @@ def test_what_does_not_fit_says_what_would(told: dict[str, Any]) -> None:
     assert large["remedies"][0]["same_result"]
     size = int(first.get("train.per_device_train_batch_size", 512))
     assert size * int(first.get("train.gradient_accumulation_steps", 1)) == 512
-    assert not told["hopeless"]["fits"]
-    assert told["hopeless"]["remedies"] == []
+    assert not estimates["hopeless"]["fits"]
+    assert estimates["hopeless"]["remedies"] == []
 
 
-def test_an_evaluation_that_does_not_fit_takes_smaller_batches(told: dict[str, Any]) -> None:
-    bench = told["bench"]
+def test_an_evaluation_that_does_not_fit_names_a_smaller_batch(estimates: dict[str, Any]) -> None:
+    bench = estimates["bench"]
     assert not bench["fits"]
     assert bench["requests"] == 2 * ROWS
     assert bench["memory"]["activations"] + bench["memory"]["logits"] > 4 * 512 * 499 * 258, "at least the logits"
@@ -140,41 +139,45 @@ def test_an_evaluation_that_does_not_fit_takes_smaller_batches(told: dict[str, A
     assert bench["remedies"][0]["memory"] <= 700 * 2**20
 
 
-def test_options_that_decide_memory(told: dict[str, Any]) -> None:
-    """transformers' own name of checkpointing, TRL's reference that is not kept, GPUs that are not here."""
-    assert told["plain"]["flops"] == 6 * TINY * told["plain"]["tokens"]
-    assert told["dpo"]["memory"]["weights"] == 8 * TINY
-    assert told["ahead"]["memory"]["weights"] == 4 * TINY
-    assert told["sharded"]["fits"] is None
-    assert told["sharded"]["memory"]["weights"] == 2 * TINY
-    assert any("it runs on GPUs, and there is none here" in line for line in told["sharded"]["unknown"])
+def test_options_that_decide_memory(estimates: dict[str, Any]) -> None:
+    """transformers' name of checkpointing, DPO's reference with and without precomputing, shards without GPUs."""
+    assert estimates["plain"]["flops"] == 6 * TINY * estimates["plain"]["tokens"]
+    assert estimates["dpo"]["memory"]["weights"] == 8 * TINY
+    assert estimates["ahead"]["memory"]["weights"] == 4 * TINY
+    assert estimates["sharded"]["fits"] is None
+    assert estimates["sharded"]["memory"]["weights"] == 2 * TINY
+    assert any("it runs on GPUs, and there is none here" in line for line in estimates["sharded"]["unknown"])
 
 
-def test_what_is_not_here_is_not_known(told: dict[str, Any]) -> None:
-    far = told["far"]
+def test_a_missing_model_leaves_values_unknown(estimates: dict[str, Any]) -> None:
+    far = estimates["far"]
     assert [far[name] for name in ("parameters", "memory", "flops", "seconds", "fits")] == [None] * 5
     assert any("org/nowhere: cannot be had from the hub" in line for line in far["unknown"])
 
 
-def test_counts_are_those_of_the_real_model_and_of_peft() -> None:
+def size_of(folder: Path, dtype: str, lora: Any = None, quantization: dict[str, Any] | None = None) -> ModelSize:
+    return model_size(build(folder, dtype, False, lora), quantization)
+
+
+def test_counts_equal_those_of_the_real_model_and_of_peft(model_folder: Path) -> None:
     model = tiny_model()
-    assert sizes(model.config, torch.float32).parameters == sum(p.numel() for p in model.parameters()) == TINY
-    asked = {"r": 4, "target_modules": "all-linear"}
+    assert size_of(model_folder, "float32").parameters == sum(p.numel() for p in model.parameters()) == TINY
+    options = {"r": 4, "target_modules": "all-linear"}
     trainable, everything = get_peft_model(
-        model, LoraConfig(task_type="CAUSAL_LM", **asked)
+        model, LoraConfig(task_type="CAUSAL_LM", **options)
     ).get_nb_trainable_parameters()
-    found = sizes(tiny_model().config, torch.bfloat16, LoraOptions(**asked))
-    assert (found.trainable, found.parameters, found.base) == (trainable, everything, TINY)
-    assert found.weights == 2 * TINY + 4 * trainable  # PEFT keeps an adapter in float32
+    size = size_of(model_folder, "bfloat16", LoraOptions(**options))
+    assert (size.trainable, size.parameters, size.base) == (trainable, everything, TINY)
+    assert size.weights == 2 * TINY + 4 * trainable  # PEFT keeps an adapter in float32
     linear = TINY - 258 * 32 - 5 * 32
-    four = sizes(tiny_model().config, torch.float32, LoraOptions(**asked), {"load_in_4bit": True})
-    assert four.weights == 4 * (TINY - linear) + linear // 2 + linear // 64 * 4 + 4 * trainable
+    four_bits = size_of(model_folder, "float32", LoraOptions(**options), {"load_in_4bit": True})
+    assert four_bits.weights == 4 * (TINY - linear) + linear // 2 + linear // 64 * 4 + 4 * trainable
 
 
-def test_what_optimisers_and_shards_keep() -> None:
-    found = sizes(tiny_model().config, torch.float32)
-    kept = {name.value: optimiser_bytes(name.value, found) for name in OptimizerNames}  # each that a recipe may name
-    some = {name: kept[name] for name in ("adamw_torch_fused", "adamw_bnb_8bit", "lion_32bit", "sgd", "lomo")}
+def test_optimiser_states_and_shards(model_folder: Path) -> None:
+    size = size_of(model_folder, "float32")
+    states = {name.value: optimiser_bytes(name.value, size) for name in OptimizerNames}  # all that a recipe may name
+    some = {name: states[name] for name in ("adamw_torch_fused", "adamw_bnb_8bit", "lion_32bit", "sgd", "lomo")}
     assert some == {
         "adamw_torch_fused": 8 * TINY,
         "adamw_bnb_8bit": 2 * TINY,
@@ -182,15 +185,16 @@ def test_what_optimisers_and_shards_keep() -> None:
         "sgd": 0,
         "lomo": 0,
     }
-    assert 0 < kept["adafactor"] < TINY
-    assert shards(Launch(num_processes=4)) == Shards(1, 1, 1)
-    assert shards(Launch(num_processes=4, use_fsdp=True)) == Shards(4, 4, 4)
-    assert shards(Launch(num_processes=4, use_fsdp=True, fsdp_sharding_strategy="SHARD_GRAD_OP")) == Shards(1, 4, 4)
-    assert shards(Launch(num_processes=4, use_deepspeed=True, zero_stage=1)) == Shards(1, 1, 4)
-    assert shards(Launch(num_processes=4, use_deepspeed=True, zero_stage=3)) == Shards(4, 4, 4)
+    assert 0 < states["adafactor"] < TINY
+    assert CHECKPOINTS == CHECKPOINTS_KEPT + 1
+    assert shards(Launch(num_processes=4)) == (1, 1, 1)
+    assert shards(Launch(num_processes=4, use_fsdp=True)) == (4, 4, 4)
+    assert shards(Launch(num_processes=4, use_fsdp=True, fsdp_sharding_strategy="SHARD_GRAD_OP")) == (1, 4, 4)
+    assert shards(Launch(num_processes=4, use_deepspeed=True, zero_stage=1)) == (1, 1, 4)
+    assert shards(Launch(num_processes=4, use_deepspeed=True, zero_stage=3)) == (4, 4, 4)
 
 
 @pytest.mark.parametrize("case", ["full 1M", "full 30M"])
-def test_memory_is_within_a_quarter_of_what_training_held(tmp_path: Path, case: str) -> None:
+def test_memory_is_within_a_quarter_of_the_measured_peak(tmp_path: Path, case: str) -> None:
     make_world(tmp_path, *CASES[case])
     assert estimated(tmp_path)["memory_total"] / peak(tmp_path) == pytest.approx(1, abs=MOST)

@@ -1,0 +1,84 @@
+"""Parameters, bytes and activations of a model, from its config alone: the model is built on the meta device."""
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from stages.base import UserError
+from stages.library_options.option_models import Options
+from stages.models.model_folder import why_not_loaded
+
+
+def build(path: Path, dtype: str, trusted: bool, lora: Options | None = None) -> Any:
+    """Build the model in `path`, with its adapter, on the meta device, where it needs no memory. Raises UserError."""
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trusted)
+        dtype = (config.dtype or "float32") if dtype == "auto" else dtype
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trusted).train()
+            if lora is not None:
+                from peft import LoraConfig, get_peft_model
+
+                adapter = LoraConfig(task_type="CAUSAL_LM", **lora.model_dump())
+                get_peft_model(model, adapter, low_cpu_mem_usage=True)  # changes `model` itself
+            return model
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        raise UserError(f"{path}: the model cannot be built from its config: {why_not_loaded(error)}") from None
+
+
+class ModelSize(NamedTuple):
+    """Counts of parameters: all, without the adapter's, those that multiply every token, the trainable ones; and bytes
+    of the trainable ones and of all, quantised ones as bitsandbytes stores them."""
+
+    parameters: int
+    base: int
+    multiplied: int
+    trainable: int
+    trainable_bytes: int
+    weights: int
+
+
+def model_size(model: Any, quantization: dict[str, Any] | None = None) -> ModelSize:
+    """Count the parameters of a model from `build`."""
+    parameters = dict(model.named_parameters())  # a tied tensor occurs once
+    count = sum(p.numel() for p in parameters.values())
+    trainable = [p for p in parameters.values() if p.requires_grad]
+    adapter = sum(p.numel() for name, p in parameters.items() if "lora_" in name or "modules_to_save" in name)
+    weights = sum(p.nbytes for p in parameters.values())
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    lookup = 0 if head is None or head.weight is embedding.weight else embedding.weight.numel()
+    if quantization:  # of the linear layers but the head; a float32 scale for 64 weights of 4 bits
+        linear = [m for name, m in model.named_modules() if isinstance(m, nn.Linear) and "lora_" not in name]
+        per_weight = 1 if quantization.get("load_in_8bit") else 0.5 + 4 / 64
+        weights -= sum(round(m.weight.nbytes - per_weight * m.weight.numel()) for m in linear if m is not head)
+    trained = sum(p.numel() for p in trainable), sum(p.nbytes for p in trainable)
+    return ModelSize(count, count - adapter, count - lookup, *trained, weights)
+
+
+def saved_activations(model: Any, rows: int, length: int) -> int:
+    """Return the bytes that the backbone's forward pass saves for the backward pass.
+
+    The meta device saves attention probabilities; fused kernels save each layer's mask instead, which a single row does
+    not need.
+    """
+    attention = (rows, model.config.get_text_config().num_attention_heads, length, length)
+    parameters = {StorageWeakRef(p.untyped_storage()) for p in model.parameters()}
+    saved: dict[StorageWeakRef, int] = {}
+
+    def save(tensor: Tensor) -> Tensor:
+        key, size = StorageWeakRef(tensor.untyped_storage()), tensor.untyped_storage().nbytes()
+        if key not in parameters:
+            is_attention = tensor.shape[-2:] == attention[-2:] and tensor.numel() == math.prod(attention)
+            saved[key] = size if not is_attention else size // attention[1] if rows > 1 else 0
+        return tensor
+
+    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+        mask = torch.ones(rows, 1, length, length, dtype=torch.bool)
+        ids = torch.zeros(rows, length, dtype=torch.long)
+        _output = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)  # keeps what it saved alive
+        return sum(saved.values())

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from pipeline.store import references as artifacts
+from pipeline.store import references
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,7 +29,7 @@ CACHE = RECIPE.parent.parent / "runs" / "cache"
 def rows_file(cache: Path) -> Path:
     """503 questions and answers in alpaca's columns, JSONL."""
     reference = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["stages"]["it"]["data"]["train"]
-    return artifacts.fetch(artifacts.parse(reference, RECIPE.parent, "data"), cache)
+    return references.fetch(references.parse(reference, RECIPE.parent, "data"), cache)
 
 
 def load_tokenizer(cache: Path) -> PreTrainedTokenizerBase:
@@ -53,7 +53,7 @@ def smollm2(cache: Path) -> Path:
 
 def _model_file(cache: Path) -> Path:
     reference = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["model"]
-    return artifacts.fetch(artifacts.parse(reference, RECIPE.parent, "model"), cache)
+    return references.fetch(references.parse(reference, RECIPE.parent, "model"), cache)
 
 
 def in_own_process(module: str, *arguments: object) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.recipe import loader as recipes
-from pipeline.recipe.matrix import described
+from pipeline.recipe.matrix import join_labels
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("recipe", nargs="?", default=str(ROOT / "recipes" / "pocket_grid.yaml"))
     parser.add_argument("--cells", action="append", default=[])
     options = parser.parse_args(arguments)
-    cells = [described(recipe.labels) for recipe in recipes.load(Path(options.recipe), cells=options.cells)]
+    cells = [join_labels(recipe.labels) for recipe in recipes.load(Path(options.recipe), cells=options.cells)]
     print(f"machine: {os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -28,7 +28,7 @@ from pipeline.plan.cache import inputs_of, refresh
 from pipeline.plan.planner import Plan, Step, make_plan
 from pipeline.recipe import loader as recipes
 from pipeline.run.local_executor import Job, LocalExecutor
-from pipeline.store.hash_cache import Hashes
+from pipeline.store.hash_cache import HashCache
 from pipeline.store.references import fetch
 from pipeline.store.store import Store
 from stages import KINDS
@@ -72,7 +72,7 @@ def timed(call: list[str]) -> float:
 
 def bare(recipe: str, folder: Path) -> float:
     """Seconds that the stages of `recipe` take by themselves."""
-    plan = make_plan(recipes.load(Path(recipe)), Hashes(folder / "none"))
+    plan = make_plan(recipes.load(Path(recipe)), HashCache(folder / "none"))
     executor = LocalExecutor()
     waiting, running, made = list(plan.steps), {}, set()
     slots = list(range(executor.jobs))
@@ -186,7 +186,7 @@ def write_grid(folder: Path) -> Path:
 
 def fill_store(recipe: Path, runs: Path) -> Plan:
     """Publish something for every step: eight files of 4 KiB, and a manifest as long as real ones."""
-    plan, store = make_plan(recipes.load(recipe), Hashes(runs / "none")), Store(runs / "store")
+    plan, store = make_plan(recipes.load(recipe), HashCache(runs / "none")), Store(runs / "store")
     refresh(plan, store)
     packages = {f"package-{i}": "1.2.3" for i in range(120)}
     for step in plan.steps:

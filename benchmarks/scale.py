@@ -31,7 +31,7 @@ from pipeline.recipe import loader as recipes
 from pipeline.run.job import write_job
 from pipeline.run.local_executor import ORDINARY, Event, Job, LocalExecutor
 from pipeline.run.loop import Run
-from pipeline.store.hash_cache import Hashes
+from pipeline.store.hash_cache import HashCache
 from pipeline.store.store import Store
 from stages.base import Resources, StageConfig
 
@@ -99,7 +99,7 @@ class Instant:
 
 
 def _run_of(recipe: Path, runs: Path) -> Run:
-    plan = make_plan(recipes.load(recipe), Hashes(runs / "none"))
+    plan = make_plan(recipes.load(recipe), HashCache(runs / "none"))
     return Run(plan, Store(runs / "store"), runs, Console(quiet_stdout=True), {step.name for step in plan.steps}, set())
 
 

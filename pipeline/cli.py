@@ -31,7 +31,7 @@ from pipeline.run import run_record as record
 from pipeline.run.local_executor import Executor, LocalExecutor
 from pipeline.run.loop import Run
 from pipeline.run.os_errors import explain_os_error
-from pipeline.store.hash_cache import Hashes
+from pipeline.store.hash_cache import HashCache
 from pipeline.store.store import Store
 from pipeline.store.verify import verify
 from stages.system.terminal_text import safe
@@ -87,7 +87,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         return _status(options, cells[0].name, console)
     store = Store(options.runs / "store")
     cells[0].problems.extend(search.problems_of(cells))
-    whole = make_plan(cells, Hashes(options.runs / "cache" / "hashes.json"), options.runs)
+    whole = make_plan(cells, HashCache(options.runs / "cache" / "hashes.json"), options.runs)
     if options.preview:
         return _preview(options, whole, store, console, _chosen(options, whole)[0])
     if options.estimate:

@@ -16,8 +16,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.console.live_view import View
-from pipeline.console.recipe_list import Found
+from pipeline.console.live_view import LiveView
+from pipeline.console.recipe_list import RecipeEntry
 from pipeline.plan.planner import Plan, Step
 from pipeline.run import run_record as record
 from stages.system.terminal_text import safe
@@ -65,7 +65,7 @@ class Console:
             self.rich = Rich(stderr=quiet_stdout, highlight=False, soft_wrap=True, force_terminal=False)
         elif not on_terminal:
             self.rich.width = max(self.rich.width, PLAIN_WIDTH)
-        self._view = View(self.rich) if on_terminal and self.rich.is_terminal else None
+        self._view = LiveView(self.rich) if on_terminal and self.rich.is_terminal else None
         self._failures: list[Failure] = []
         self._told_at: dict[str, float] = {}
         """Step -> when a line last said how far it is."""
@@ -74,7 +74,7 @@ class Console:
         """One line."""
         self._print(escape(text))
 
-    def recipes(self, found: list[Found]) -> None:
+    def recipes(self, found: list[RecipeEntry]) -> None:
         """The recipes near by, each on a line of its own."""
         if found:
             width = max(len(str(each.path)) for each in found)
@@ -156,7 +156,7 @@ class Console:
     def how_far(self, text: Callable[[], str]) -> None:
         """How far the whole run is; found out and shown on a terminal only."""
         if self._view:
-            self._view.how_far = text()
+            self._view.status = text()
 
     def progress(self, step: str, done: int, total: int, note: str) -> None:
         """A running step got on; where there is no terminal, a line says so every now and then."""

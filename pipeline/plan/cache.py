@@ -11,8 +11,8 @@ from typing import Any
 
 from pipeline.plan.cache_reason import Earlier, why_missing
 from pipeline.plan.planner import Plan, Step, ancestors
-from pipeline.store import references as artifacts
-from pipeline.store.provenance import installed
+from pipeline.store import references
+from pipeline.store.provenance import installed_version
 from pipeline.store.store import BadManifest, Store, read
 from stages.system.integrity import content_hash
 
@@ -28,7 +28,7 @@ def refresh(plan: Plan, store: Store, forced: Iterable[str] = (), damaged: Mappi
     earlier = Earlier(store)
     for source in (source for step in plan.steps for source in step.inputs.values()):
         if not isinstance(source, Step) and source not in plan.contents:
-            plan.contents[source] = artifacts.identity(source, plan.hashes.of)
+            plan.contents[source] = references.content_hash(source, plan.hashes.hash_file)
     for step in plan.steps:
         step.fingerprint, step.published = _fingerprint(step, plan), None
         step.why = _why_run(step, plan, store, earlier, set(forced), damaged or {})
@@ -45,7 +45,7 @@ def inputs_of(step: Step, plan: Plan) -> dict[str, dict[str, str | None]]:
             digest = source.published.digest if source.published else None
             found[name] = {"step": source.name, "fingerprint": source.fingerprint, "digest": digest}
         else:
-            found[name] = {"reference": artifacts.name_of(source), "content": plan.contents[source]}
+            found[name] = {"reference": references.display_name(source), "content": plan.contents[source]}
     return found
 
 
@@ -87,7 +87,7 @@ def _why_run(
         return f"its result is damaged: {error}"
     if changed := changed_input(step):
         return f"{changed} was made again and came out differently"
-    if damage := damaged.get(step.name) or step.published.damage(plan.hashes.of):
+    if damage := damaged.get(step.name) or step.published.damage(plan.hashes.hash_file):
         return f"its result is damaged: {damage}"
     return ""
 
@@ -100,7 +100,7 @@ def _fingerprint(step: Step, plan: Plan) -> str | None:
         return None
     what = {"kind": step.kind, "version": step.config.version, "settings": step.settings(), "inputs": contents}
     if step.config.versioned_packages:
-        what["packages"] = {name: installed(name) for name in step.config.versioned_packages}
+        what["packages"] = {name: installed_version(name) for name in step.config.versioned_packages}
     if step.config.output_kind == "report":
         what["names"] = [plan.recipe.name, *sorted(ancestors(step))]  # a report shows them
     return content_hash(what)[:FINGERPRINT_LENGTH]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.store.provenance import installed
+from pipeline.store.provenance import installed_version
 from pipeline.store.store import CHECKPOINTS, BadManifest, Published, Store, read
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _settings(step: Step, manifest: Mapping[str, Any]) -> Iterator[str]:
         yield f"stages of kind {step.kind} work otherwise now (version {manifest['version']} -> {step.config.version})"
     packages = manifest["environment"].get("packages", {})
     for name in step.config.versioned_packages:
-        if packages.get(name) != (version := installed(name)):
+        if packages.get(name) != (version := installed_version(name)):
             yield f"{name} {packages.get(name)} -> {version}"
     before = dict(_flat(step.without_references(manifest["config"])))
     now = dict(_flat(step.settings()))

@@ -14,11 +14,11 @@ from typing import Any, Literal
 from pipeline.plan.stage_order import in_order, key_of, stages_of
 from pipeline.recipe.did_you_mean import did_you_mean
 from pipeline.recipe.loader import Recipe, RecipeError
-from pipeline.recipe.matrix import described
+from pipeline.recipe.matrix import join_labels
 from pipeline.recipe.nodes import Key, Problem, dotted
-from pipeline.store import references as artifacts
-from pipeline.store.hash_cache import Hashes
-from pipeline.store.references import Artifact, ArtifactError, Local, RunFolder
+from pipeline.store import references
+from pipeline.store.hash_cache import HashCache
+from pipeline.store.references import BadReferenceError, Local, Reference, RunFolder
 from pipeline.store.store import Published
 from stages.base import BASE, Need, StageConfig, UserError
 
@@ -30,7 +30,7 @@ class Step:
     name: str
     stage: str
     config: StageConfig
-    inputs: dict[str, Step | Artifact]
+    inputs: dict[str, Step | Reference]
     recipe: Recipe
     """The cell that it is of, or the first of those that share it."""
     cache: Path
@@ -55,7 +55,7 @@ class Step:
         return list({step.name: step for step in self.inputs.values() if isinstance(step, Step)}.values())
 
     @property
-    def with_code(self) -> list[Step | Artifact]:
+    def with_code(self) -> list[Step | Reference]:
         """The models that it reads with their own Python files."""
         return [self.inputs[name] for name, need in self.config.needs().items() if need.code]
 
@@ -75,7 +75,7 @@ class Step:
     @property
     def _files(self) -> dict[str, Path]:
         sources = {name: source for name, source in self.inputs.items() if not isinstance(source, Step)}
-        found = {name: artifacts.here(source, self.cache) for name, source in sources.items()}
+        found = {name: references.find_local(source, self.cache) for name, source in sources.items()}
         return {name: path for name, path in found.items() if path}
 
     def settings(self) -> dict[str, Any]:
@@ -100,13 +100,13 @@ class Plan:
 
     recipe: Recipe
     """Its first cell."""
-    hashes: Hashes
+    hashes: HashCache
     runs: Path
     """The folder given by --runs, where other recipes' runs lie, too."""
     steps: list[Step] = field(default_factory=list)
-    contents: dict[Artifact, str | None] = field(default_factory=dict)
+    contents: dict[Reference, str | None] = field(default_factory=dict)
     """The content hash of everything found by reference, taken once; None where it is not known yet."""
-    where: dict[Artifact, str] = field(default_factory=dict)
+    where: dict[Reference, str] = field(default_factory=dict)
     """The place and key of the recipe that name it, for errors."""
     later: set[str] = field(default_factory=set)
     """The stages of which a search plans steps only when it has chosen their cells."""
@@ -172,7 +172,7 @@ class Plan:
         }
 
 
-def make_plan(recipes: Sequence[Recipe], hashes: Hashes, runs: Path = Path("runs")) -> Plan:
+def make_plan(recipes: Sequence[Recipe], hashes: HashCache, runs: Path = Path("runs")) -> Plan:
     """The steps of a recipe's cells, not looked up in the store yet. Raises RecipeError for all that is wrong."""
     planner = _Planner(Plan(recipes[0], hashes, runs))
     for recipe in recipes:
@@ -196,14 +196,14 @@ def ancestors(step: Step) -> set[str]:
     return found
 
 
-def reference_of(source: Step | Artifact) -> Artifact:
+def reference_of(source: Step | Reference) -> Reference:
     """What was found by reference: `source`, or the model that the chain of trainings up to it begins with."""
     while isinstance(source, Step):
         source = source.inputs["model"]
     return source
 
 
-def start_model_path(source: Step | Artifact, paths: dict[Artifact, Path]) -> Path | None:
+def start_model_path(source: Step | Reference, paths: dict[Reference, Path]) -> Path | None:
     """Where a source found by reference lies; for a model to be made, the one its chain of trainings begins with, be
     that published or found by reference. None for a step that makes no model."""
     while isinstance(source, Step):
@@ -218,7 +218,7 @@ def start_model_path(source: Step | Artifact, paths: dict[Artifact, Path]) -> Pa
 def step_name(stage: str, suffix: str, labels: Mapping[str, str]) -> str:
     """`bench[wit,prompt=0.2]`: the stage, and in brackets the part of it and the cell."""
     inner = [suffix[1:-1]] if suffix else []
-    inner += [described(labels)] if labels else []
+    inner += [join_labels(labels)] if labels else []
     return f"{stage}[{','.join(inner)}]" if inner else stage
 
 
@@ -257,12 +257,22 @@ class _Planner:
         if id(recipe) not in self.order:
             self.order[id(recipe)], problems = in_order(recipe)
             self.problems += recipe.problems + problems
+            self._check_broken(recipe)
         made: dict[str, Step] = {}
         axes: dict[str, frozenset[str]] = {}
         for stage in self.order[id(recipe)]:
             if (recipe.stages[stage].output_kind == "report") == reports:
                 for part in self._split(recipe, stage):
                     made |= self._step(recipe, stage, part, made, axes)
+
+    def _check_broken(self, recipe: Recipe) -> None:
+        """Report wrong references of stages that have other errors."""
+        for stage, needs in recipe.broken.items():
+            for need in needs:
+                try:
+                    self._find(recipe, stage, "", need, {}, {}, None)
+                except RecipeError as error:
+                    self.problems += error.problems
 
     def _split(self, recipe: Recipe, stage: str) -> list[_Part]:
         config = recipe.stages[stage]
@@ -290,7 +300,7 @@ class _Planner:
         labels = {axis: value for axis, value in recipe.labels.items() if axis in own}
         name = step_name(stage, part.suffix, labels)
         if name not in self.steps:
-            inputs: dict[str, Step | Artifact] = {}
+            inputs: dict[str, Step | Reference] = {}
             for input_name, need in part.needs.items():
                 try:
                     inputs |= self._find(recipe, stage, input_name, need, labels, made, inputs.get(need.of))
@@ -310,7 +320,7 @@ class _Planner:
             if (first := self.claimed.setdefault(there, step.name)) != step.name:
                 at: Key = ("stages", step.stage, key)
                 text = f"{there[1]} is where {first} writes; give each its own, in a matrix by ${{matrix.AXIS}}"
-                self.problems.append(Problem(step.recipe.places.at(at), at, text))
+                self.problems.append(Problem(step.recipe.source_map.locate_value(at), at, text))
 
     def _find(
         self,
@@ -320,8 +330,8 @@ class _Planner:
         need: Need,
         labels: Mapping[str, str],
         made: dict[str, Step],
-        scored: Step | Artifact | None,
-    ) -> dict[str, Step | Artifact]:
+        scored: Step | Reference | None,
+    ) -> dict[str, Step | Reference]:
         """The inputs that `need` stands for: one, or for `steps` as many as the named stages have steps in all cells
         that agree with `labels`, and that scored the model `scored` if there is one.
 
@@ -335,7 +345,7 @@ class _Planner:
             for other in stages:
                 if (config := recipe.stages.get(other)) and config.output_kind != "scores":
                     raise recipe.error(key_of(stage, need), f"{other!r} is of kind {config.kind} and scores no model")
-            found: dict[str, Step | Artifact] = {
+            found: dict[str, Step | Reference] = {
                 step.name: step
                 for step in self.plan.steps
                 if step.stage in stages
@@ -363,24 +373,24 @@ class _Planner:
             key, value = ("model",), recipe.model
         return {name: self._artifact(recipe, key, value, need)}
 
-    def _artifact(self, recipe: Recipe, key: Key, value: str, need: Need) -> Artifact:
+    def _artifact(self, recipe: Recipe, key: Key, value: str, need: Need) -> Reference:
         """What the reference `value` names. Raises RecipeError."""
         try:
             if need.kind == "run":
                 if value == recipe.name:
                     raise recipe.error(key, f"{value!r} is this recipe itself, whose stages the report shows anyway")
-                artifact: Artifact = RunFolder((self.plan.runs / value).absolute())
+                artifact: Reference = RunFolder((self.plan.runs / value).absolute())
             else:
                 kind: Literal["model", "data"] = "model" if need.kind == "model" else "data"
-                artifact = artifacts.parse(value, recipe.places.at(key).folder, kind)
+                artifact = references.parse(value, recipe.source_map.locate_value(key).folder, kind)
             if artifact not in self.plan.contents:
-                self.plan.contents[artifact] = artifacts.identity(artifact, self.plan.hashes.of)
+                self.plan.contents[artifact] = references.content_hash(artifact, self.plan.hashes.hash_file)
             _check_model(artifact, need)
-        except (ArtifactError, UserError) as error:
+        except (BadReferenceError, UserError) as error:
             raise recipe.error(key, str(error)) from None
         except OSError as error:  # a name that no file can have
             raise recipe.error(key, f"cannot be looked up: {error.strerror}") from None
-        self.plan.where.setdefault(artifact, f"{recipe.places.at(key)}: {dotted(key)}")
+        self.plan.where.setdefault(artifact, f"{recipe.source_map.locate_value(key)}: {dotted(key)}")
         return artifact
 
 
@@ -394,13 +404,15 @@ class _Part:
     """With their keys as the whole stage states them, for the place in the recipe."""
 
 
-def _check_model(artifact: Artifact, need: Need) -> None:
+def _check_model(artifact: Reference, need: Need) -> None:
     if need.kind != "model" or not isinstance(artifact, Local):
         return
     path: Path = artifact.path
     if path.is_dir() and (path / "adapter_config.json").is_file():
-        raise ArtifactError(f"{path} holds an adapter; merge it into its model (merge_and_unload) and name that")
+        raise BadReferenceError(f"{path} holds an adapter; merge it into its model (merge_and_unload) and name that")
     if path.is_dir() and not (path / "config.json").is_file():
-        raise ArtifactError(f"{path} holds no config.json, so it is no model; name the folder save_pretrained wrote")
+        raise BadReferenceError(
+            f"{path} holds no config.json, so it is no model; name the folder save_pretrained wrote"
+        )
     if path.is_file() and path.suffix != ".gguf":
-        raise ArtifactError(f"{path} is a file; a model is a folder written by save_pretrained, or a .gguf file")
+        raise BadReferenceError(f"{path} is a file; a model is a folder written by save_pretrained, or a .gguf file")

@@ -17,11 +17,11 @@ from pathlib import Path
 from pipeline.console.console import Console
 from pipeline.plan.planner import Plan, make_plan, step_name
 from pipeline.plan.stage_order import stages_of
-from pipeline.recipe.did_you_mean import did_you_mean, listed
+from pipeline.recipe.did_you_mean import did_you_mean, list_choices
 from pipeline.recipe.loader import Recipe
-from pipeline.recipe.matrix import described
+from pipeline.recipe.matrix import join_labels
 from pipeline.recipe.nodes import Problem
-from pipeline.recipe.search_config import Halving, ranked, trainings
+from pipeline.recipe.search_config import Halving, rank, search_cost
 
 LABEL = "search"
 """The axis that a shortened step has beside those of the matrix: the part of its training, `search=1/16`."""
@@ -48,9 +48,8 @@ def problems_of(cells: Sequence[Recipe]) -> list[Problem]:
         found.append(recipe.problem(("matrix", LABEL), "has the name of what a search adds; call the axis otherwise"))
     for index, axis in enumerate(search.over):
         if axis not in recipe.labels:
-            text = (
-                f"{axis!r} is no axis of the matrix{did_you_mean(axis, recipe.labels)}{listed('it has', recipe.labels)}"
-            )
+            hint = did_you_mean(axis, recipe.labels) + list_choices("it has", recipe.labels)
+            text = f"{axis!r} is no axis of the matrix{hint}"
             found.append(recipe.problem(("search", "over", index), text))
     stage = recipe.stages.get(search.stage)
     if stage is None:
@@ -61,7 +60,7 @@ def problems_of(cells: Sequence[Recipe]) -> list[Problem]:
         found.append(recipe.problem(("search", "stage"), text))
     elif search.metric is not None and search.metric not in stage.search_metrics:
         known = stage.search_metrics
-        hint = did_you_mean(search.metric, known) + listed("name one of", known)
+        hint = did_you_mean(search.metric, known) + list_choices("name one of", known)
         text = f"{search.metric!r} is nothing to compare cells by{hint}"
         found.append(recipe.problem(("search", "metric"), text))
     elif "eval" not in stage.needs():
@@ -89,7 +88,7 @@ def say_share(whole: Plan, console: Console) -> None:
     """Tell, of a recipe with a `search`, how much of `whole`, the plan of all cells, that runs."""
     if halving := whole.recipe.search:
         count = len([step for step in whole.steps if step.stage == halving.stage])
-        share = f"about {float(trainings(count, halving)):.1f} of {count} trainings of {halving.stage}"
+        share = f"about {float(search_cost(count, halving)):.1f} of {count} trainings of {halving.stage}"
         console.say(f"search: {share}, and what follows for the best alone; what is told is of all cells")
 
 
@@ -152,7 +151,7 @@ class _Search:
         over = self.halving.over or list(axes)
         for cell in self.cells:
             labels = {axis: cell.labels[axis] for axis in axes}
-            group = described({axis: value for axis, value in labels.items() if axis not in over})
+            group = join_labels({axis: value for axis, value in labels.items() if axis not in over})
             found.setdefault(group, {}).setdefault(step_name(self.stage, "", labels), []).append(cell)
         return found
 
@@ -190,8 +189,8 @@ class _Search:
                 values[candidate] = step.published.manifest["metrics"][metric]
             else:  # it is not tried again before the command is
                 del self.made[step.name]
-        order = ranked(values, goal)
-        kept = order[: 1 if length == 1 else self.halving.kept(len(group))]
+        order = rank(values, goal)
+        kept = order[: 1 if length == 1 else self.halving.survivors(len(group))]
         for candidate in [*order, *(each for each in group if each not in values)]:
             value = repr(values[candidate]) if candidate in values else "failed"
             row = {"search": name, "length": str(length), "step": self.at(candidate, length), metric: value}

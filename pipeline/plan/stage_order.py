@@ -29,9 +29,10 @@ def in_order(recipe: Recipe) -> tuple[list[str], list[Problem]]:
     """The stages, each after those it needs as far as that can be, and a problem for each unknown one and cycle."""
     below: dict[str, list[str]] = {}
     problems: list[Problem] = []
-    for name, config in recipe.stages.items():
+    needs = [(name, list(config.needs().values())) for name, config in recipe.stages.items()]
+    for name, needed in [*needs, *recipe.broken.items()]:
         below[name] = []
-        for need in config.needs().values():
+        for need in needed:
             for other in stages_of(recipe, need):
                 if other in recipe.stages:
                     below[name].append(other)
@@ -41,7 +42,7 @@ def in_order(recipe: Recipe) -> tuple[list[str], list[Problem]]:
     for name in below:
         if name not in done:
             problems += [_cycle(recipe, stages) for stages in _visit(name, below, done)]
-    return list(done), problems
+    return [name for name in done if name in recipe.stages], problems
 
 
 def _visit(first: str, below: dict[str, list[str]], done: dict[str, None]) -> list[list[str]]:

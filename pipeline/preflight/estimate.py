@@ -17,8 +17,8 @@ from pipeline.plan.cache import refresh
 from pipeline.plan.planner import Plan, Step, drop, reference_of
 from pipeline.preflight.probe import run_probe
 from pipeline.run.local_executor import LocalExecutor, memory_of_machine
-from pipeline.store import references as artifacts
-from pipeline.store.references import Artifact, ArtifactError
+from pipeline.store import references
+from pipeline.store.references import BadReferenceError, Reference
 from pipeline.store.store import Store
 from stages.estimate.result import Estimate
 
@@ -163,7 +163,7 @@ class _Look:
 
     plan: Plan
     runs: Path
-    found: dict[tuple[Artifact, bool], Path | str] = field(default_factory=dict)
+    found: dict[tuple[Reference, bool], Path | str] = field(default_factory=dict)
     """A path, with a model's own code or without, or why there is none."""
 
     def job(self, step: Step) -> dict[str, Any]:
@@ -187,11 +187,11 @@ class _Look:
             "room_of": "resources.memory" if limited else "this machine",
         }
 
-    def _have(self, source: Artifact, code: bool) -> Path | str:
+    def _have(self, source: Reference, code: bool) -> Path | str:
         if (source, code) not in self.found:
             try:
-                self.found[source, code] = artifacts.described(source, self.runs / "cache", code)
-            except ArtifactError as error:
+                self.found[source, code] = references.fetch_description(source, self.runs / "cache", code)
+            except BadReferenceError as error:
                 self.found[source, code] = str(error)
         return self.found[source, code]
 

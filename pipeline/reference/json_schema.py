@@ -21,8 +21,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
-from pipeline.recipe.interpolation import STILL_TO_GIVE
-from pipeline.recipe.loader import NAME, TAKEN, TAKEN_STAGES, RecipeHead
+from pipeline.recipe.interpolation import PLACEHOLDER
+from pipeline.recipe.loader import NAME, RESERVED_NAMES, RESERVED_STAGE_NAMES, RecipeHead
 from pipeline.recipe.matrix import MATRIX
 from stages import KINDS
 from stages.base import StageConfig
@@ -40,9 +40,9 @@ _EXTENDS = "Another recipe, relative to this one: this one is laid over it, sect
 _SEED = "Absent: the recipe's own."
 _REFERENCE = {
     "type": "string",
-    "pattern": rf"\$\{{|^{STILL_TO_GIVE.replace('?', '[?]')}$",
+    "pattern": rf"\$\{{|^{PLACEHOLDER.replace('?', '[?]')}$",
     "description": "${stages.NAME.KEY}, the value under that key; ${matrix.AXIS}, the cell's value;"
-    f" {STILL_TO_GIVE}, a value still to be given.",
+    f" {PLACEHOLDER}, a value still to be given.",
 }
 _NAMED = f"^{NAME.pattern}$"
 _PARTIAL = {"type": "object", "minProperties": 1, "description": "Axis -> value."}
@@ -112,8 +112,8 @@ def _at_the_top(properties: Schema) -> Schema:
         | {"include": _CELLS | {"description": "Further cells; each names every axis."}},
         "additionalProperties": _AXIS,
     }
-    stages = {"type": "object", "propertyNames": {"pattern": _NAMED, "not": {"enum": list(TAKEN_STAGES)}}}
-    name = {"pattern": f"{_NAMED}|{_REFERENCE['pattern']}", "not": {"enum": list(TAKEN)}}
+    stages = {"type": "object", "propertyNames": {"pattern": _NAMED, "not": {"enum": list(RESERVED_STAGE_NAMES)}}}
+    name = {"pattern": f"{_NAMED}|{_REFERENCE['pattern']}", "not": {"enum": list(RESERVED_NAMES)}}
     said = {key: {"description": properties[key]["description"]} for key in (MATRIX, "stages")}
     return {
         "extends": {"type": "string", "description": _EXTENDS},

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.plan.planner import Plan, Step
 from pipeline.run.local_executor import Job
-from pipeline.store.references import Artifact, name_of
+from pipeline.store.references import Reference, display_name
 from pipeline.store.store import Store
 from stages.system.file_names import file_name
 from stages.system.integrity import write_json
@@ -17,7 +17,7 @@ LOGS = "logs"
 """The folder, beside the links to the results of a run, of what its steps print."""
 
 
-def write_job(step: Step, plan: Plan, paths: Mapping[Artifact, Path], store: Store, runs: Path) -> Job:
+def write_job(step: Step, plan: Plan, paths: Mapping[Reference, Path], store: Store, runs: Path) -> Job:
     """Make the folder of an unfinished step ready for its worker. Raises OSError.
 
     Args:
@@ -45,12 +45,12 @@ def write_job(step: Step, plan: Plan, paths: Mapping[Artifact, Path], store: Sto
     return Job(step.name, folder.resolve(), log.resolve(), step.config.resources, step.config.processes)
 
 
-def _input(source: Step | Artifact, plan: Plan, paths: Mapping[Artifact, Path]) -> dict[str, Any]:
+def _input(source: Step | Reference, plan: Plan, paths: Mapping[Reference, Path]) -> dict[str, Any]:
     """What a worker is told of an input, with all it was made from."""
     if not isinstance(source, Step):
         path = str(paths[source].resolve()) if source in paths else str(source)
         content = plan.contents.get(source) or ""
-        return {"path": path, "fingerprint": content, "inputs": {}, "reference": name_of(source)}
+        return {"path": path, "fingerprint": content, "inputs": {}, "reference": display_name(source)}
     assert source.published is not None
     return {
         "path": str(source.published.path.resolve()),

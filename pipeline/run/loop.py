@@ -23,10 +23,10 @@ from pipeline.run.local_executor import Executor, Job
 from pipeline.run.os_errors import explain_os_error
 from pipeline.run.run_record import Record, counted, in_words, seconds_left
 from pipeline.run.schedule import Schedule
-from pipeline.store import references as artifacts
+from pipeline.store import references
 from pipeline.store.provenance import environment
-from pipeline.store.references import Artifact, ArtifactError, Hub, Local
-from pipeline.store.secrets import mask_file, masked
+from pipeline.store.references import BadReferenceError, Hub, Local, Reference
+from pipeline.store.secrets import mask_file, mask_secrets
 from pipeline.store.store import Published, Store
 from stages.base import UserError
 from stages.records.past_runs import FILE
@@ -66,11 +66,11 @@ class Run:
     """The names of the steps that may run; the others must be cached where they are needed."""
     forced: set[str]
     """The names of the steps that run although they are cached."""
-    paths: dict[Artifact, Path] = field(default_factory=dict)
+    paths: dict[Reference, Path] = field(default_factory=dict)
     paid_requests: list[tuple[Step, str]] = field(default_factory=list)
     """What steps will ask of a service that may charge for it, once prepared."""
     record: Record = field(init=False)
-    _commits: dict[Artifact, Artifact] = field(default_factory=dict)
+    _commits: dict[Reference, Reference] = field(default_factory=dict)
     """A reference to a branch on the hub -> the same at its commit."""
     _whole: set[str] = field(default_factory=set)
     """Steps whose results were read in full, or made, by this run."""
@@ -183,7 +183,7 @@ class Run:
             for name, source in step.inputs.items():
                 if isinstance(source, Hub) and not source.commit:
                     if source not in commits:
-                        commits[source] = self._have(artifacts.resolve, source)
+                        commits[source] = self._have(references.resolve, source, self.console.say)
                         self.plan.where[commits[source]] = self.plan.where[source]
                     step.inputs[name] = commits[source]
 
@@ -193,15 +193,15 @@ class Run:
             if not isinstance(source, Step) and source not in self.paths:
                 if not isinstance(source, Local):
                     self.console.say(f"fetching {source}")
-                self.paths[source] = self._have(artifacts.fetch, source, self.runs / "cache", source in code)
+                self.paths[source] = self._have(references.fetch, source, self.runs / "cache", source in code)
                 for named in (named for named, pinned in self._commits.items() if pinned == source):
-                    artifacts.remember(named, source)
+                    references.cache_commit(named, source)
 
-    def _have(self, function: Callable[..., Any], source: Artifact, *arguments: Any) -> Any:
+    def _have(self, function: Callable[..., Any], source: Reference, *arguments: Any) -> Any:
         """What `function` makes of `source`; where it cannot be had, an error at its place in the recipe."""
         try:
             return function(source, *arguments)
-        except ArtifactError as error:
+        except BadReferenceError as error:
             raise RecipeError([f"{self.plan.where[source]}: {error}"]) from None
 
     def _reach(self, schedule: Schedule) -> bool:
@@ -303,7 +303,7 @@ class Run:
             return
         del running[step.name]
         mask_file(event.job.log)
-        error = masked(event.result.get("error") or "") or self._changed_file(step)
+        error = mask_secrets(event.result.get("error") or "") or self._changed_file(step)
         if error is None:
             try:
                 self._publish(work, event.result, seconds)
@@ -335,9 +335,9 @@ class Run:
         for source in step.inputs.values():
             if isinstance(source, Local):
                 try:
-                    if artifacts.identity(source, self.plan.hashes.of) == self.plan.contents[source]:
+                    if references.content_hash(source, self.plan.hashes.hash_file) == self.plan.contents[source]:
                         continue
-                except ArtifactError:
+                except BadReferenceError:
                     pass
                 return f"{source.path} was changed while the step ran; run it again"
         return None

@@ -153,7 +153,7 @@ def test_options_that_decide_memory(told: dict[str, Any]) -> None:
 def test_what_is_not_here_is_not_known(told: dict[str, Any]) -> None:
     far = told["far"]
     assert [far[name] for name in ("parameters", "memory", "flops", "seconds", "fits")] == [None] * 5
-    assert any("org/nowhere: cannot be had from the hub" in line for line in far["unknown"])
+    assert any("org/nowhere: cannot be fetched from the hub" in line for line in far["unknown"])
 
 
 def test_counts_are_those_of_the_real_model_and_of_peft() -> None:

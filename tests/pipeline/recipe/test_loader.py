@@ -42,14 +42,14 @@ def read(folder: Path, text: str, *overrides: str) -> Recipe:
 
 
 def place(recipe: Recipe, *key: str | int) -> tuple[int | None, int | None]:
-    found = recipe.places.at(key)
+    found = recipe.source_map.locate_value(key)
     return found.line, found.column
 
 
 def value(recipe: Recipe, *key: str | int) -> object:
-    node = recipe.places.tree.find(key)
+    node = recipe.source_map.tree.find(key)
     assert node is not None
-    return node.plain()
+    return node.to_plain()
 
 
 PLACES: dict[Key, tuple[int, int]] = {
@@ -81,9 +81,9 @@ def test_an_override_changes_one_value_and_not_those_that_share_it(tmp_path: Pat
     assert value(recipe, "stages", "it", "data", "train") == "./rows.jsonl"
     assert value(recipe, "stages", "bench", "models") == ["base", "it"]
     assert (recipe.seed, recipe.stages["wit"].model_dump()["seed"]) == (8, 8)
-    assert str(recipe.places.at(("seed",))) == "--set seed=8"
-    assert recipe.places.at(("stages", "wit", "data", "train")).folder == Path.cwd()
-    assert recipe.places.at(("stages", "it", "data", "train")).folder == tmp_path
+    assert str(recipe.source_map.locate_value(("seed",))) == "--set seed=8"
+    assert recipe.source_map.locate_value(("stages", "wit", "data", "train")).folder == Path.cwd()
+    assert recipe.source_map.locate_value(("stages", "it", "data", "train")).folder == tmp_path
 
 
 def test_an_override_by_a_section_is_merged(tmp_path: Path) -> None:
@@ -98,8 +98,8 @@ def test_a_recipe_lies_over_the_one_it_extends(tmp_path: Path) -> None:
     recipe = read(tmp_path, "extends: below/base.yaml\nname: other\nstages:\n  wit: {weights: {prompt: 1}}\n")
     assert (recipe.name, recipe.seed, list(recipe.stages)) == ("other", 7, ["wit", "it", "bench"])
     assert value(recipe, "stages", "wit", "weights") == {"prompt": 1, "completion": 0.8}
-    assert str(recipe.places.at(("stages", "wit", "weights", "prompt"))) == f"{tmp_path}/r.yaml:4:27"
-    assert recipe.places.at(("model",)).folder == tmp_path / "below"
+    assert str(recipe.source_map.locate_value(("stages", "wit", "weights", "prompt"))) == f"{tmp_path}/r.yaml:4:27"
+    assert recipe.source_map.locate_value(("model",)).folder == tmp_path / "below"
 
 
 REFERENCES = {

@@ -14,7 +14,7 @@ from pipeline.plan.cache import refresh
 from pipeline.plan.cache_reason import changes
 from pipeline.plan.planner import Plan, make_plan
 from pipeline.recipe.loader import load
-from pipeline.store.hash_cache import Hashes
+from pipeline.store.hash_cache import HashCache
 from pipeline.store.store import Published, Store
 
 GRID = """\
@@ -63,7 +63,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def plan(*overrides: str, cells: tuple[str, ...] = ()) -> Plan:
     """The plan of the grid, with every step's fingerprint."""
-    made = make_plan(load(Path("r.yaml"), overrides, cells), Hashes(Path("none")))
+    made = make_plan(load(Path("r.yaml"), overrides, cells), HashCache(Path("none")))
     refresh(made, Store(Path("store")))
     return made
 
@@ -162,19 +162,22 @@ def test_cells_on_the_command_line(folder: Path) -> None:
 
 
 WRONG = {
-    "no mapping": (["matrix=3"], "matrix: is a mapping of axes to their values"),
-    "no list": (["matrix.prompt=3"], "matrix.prompt: is a list of values"),
-    "no value": (["matrix.prompt=[]"], "matrix.prompt: is a list of values, or a mapping of names to values, with at"),
-    "twice": (["matrix.prompt=[0.2, 0.20]"], "matrix.prompt.1: stands twice: 0.2"),
-    "bad axis": (["matrix.a-b=[1]"], "matrix.a-b: is no name of an axis"),
-    "unnamed section": (["matrix.prompt=[{a: 1}]"], "matrix.prompt.0: needs a name"),
-    "bad name": (["matrix.prompt={'a,b': 1}"], "matrix.prompt.a,b: 'a,b' names no value"),
+    "no mapping": (["matrix=3"], "matrix: must be a mapping of axes to their values"),
+    "no list": (["matrix.prompt=3"], "matrix.prompt: must be a list of values"),
+    "no value": (
+        ["matrix.prompt=[]"],
+        "matrix.prompt: must be a list of values, or a mapping of names to values, with at",
+    ),
+    "twice": (["matrix.prompt=[0.2, 0.20]"], "matrix.prompt.1: is listed twice: 0.2"),
+    "bad axis": (["matrix.a-b=[1]"], "matrix.a-b: is not a valid name of an axis"),
+    "unnamed section": (["matrix.prompt=[{a: 1}]"], "matrix.prompt.0: needs a short name"),
+    "bad name": (["matrix.prompt={'a,b': 1}"], "matrix.prompt.a,b: 'a,b' is not a valid name"),
     "unknown axis": (["matrix.exclude=[{promt: 0}]"], "matrix.exclude.0.promt: is no axis; did you mean 'prompt'?"),
-    "no partial": (["matrix.exclude=[0]"], "matrix.exclude.0: is a mapping of axes to values"),
-    "no list of partials": (["matrix.exclude=3"], "matrix.exclude: is a list of mappings"),
+    "no partial": (["matrix.exclude=[0]"], "matrix.exclude.0: must be a mapping of axes to values"),
+    "no list of partials": (["matrix.exclude=3"], "matrix.exclude: must be a list of mappings"),
     "all excluded": (["matrix.exclude=[{prompt: 0}, {prompt: 0.2}]"], "matrix.exclude: leaves no cell"),
-    "half a cell": (["matrix.include=[{prompt: 0.5}]"], "matrix.include.0: lacks completion"),
-    "too many": ([f"matrix.a{n}=[0,1,2,3,4,5,6,7,8,9]" for n in range(6)], "matrix: makes 4,000,000 cells"),
+    "half a cell": (["matrix.include=[{prompt: 0.5}]"], "matrix.include.0: does not set completion"),
+    "too many": ([f"matrix.a{n}=[0,1,2,3,4,5,6,7,8,9]" for n in range(6)], "matrix: has 4,000,000 cells"),
     "unknown reference": (
         ["stages.wit.weights.prompt=${matrix.promt}"],
         "stages.wit.weights.prompt: '${matrix.promt}' names no axis of the matrix; did you mean 'prompt'?",
@@ -183,7 +186,7 @@ WRONG = {
         ["stages.wit.weights=${matrix}"],
         "'${matrix}' names no axis of the matrix; it has prompt, completion",
     ),
-    "in itself": (["matrix.prompt=['${matrix.completion}']"], "'${matrix.completion}' stands in the matrix itself"),
+    "in itself": (["matrix.prompt=['${matrix.completion}']"], "'${matrix.completion}' is inside the matrix"),
     "name by cell": (["name=a${matrix.prompt}"], "name: is not the same for all cells"),
     "bad value": (["matrix.prompt=[-7]"], "stages.wit.weights.prompt: should be greater than or equal to 0, found -7"),
 }
@@ -209,7 +212,7 @@ def test_other_mistakes_are_told_beside_those_of_the_matrix(folder: Path, capsys
 def test_a_matrix_without_an_axis(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     head, stages = GRID[: GRID.index("  prompt:")], GRID[GRID.index("stages:") :]
     (folder / "r.yaml").write_text(head + "  exclude: []\n" + stages)
-    assert "r.yaml:3:1: matrix: names no axis" in refused(capsys)
+    assert "r.yaml:3:1: matrix: has no axis" in refused(capsys)
 
 
 def test_a_mistake_that_all_cells_share_is_told_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -253,7 +256,7 @@ def test_a_benchmark_goes_by_the_version_of_the_harness(folder: Path, monkeypatc
     packages = {"lm_eval": "0.4.1", "torch": "1"}
     manifest = {"version": old.config.version, "environment": {"packages": packages}, "config": old.config.model_dump()}
     assert "lm_eval 0.4.1 -> 0.4.13" in changes(old, Published(Path(), manifest | {"inputs": {}}), before)
-    monkeypatch.setattr("pipeline.plan.cache.installed", lambda name: "9.9" if name == "lm_eval" else "1")
+    monkeypatch.setattr("pipeline.plan.cache.installed_version", lambda name: "9.9" if name == "lm_eval" else "1")
     changed = {
         was.stage for was, now in zip(before.steps, plan().steps, strict=True) if was.fingerprint != now.fingerprint
     }

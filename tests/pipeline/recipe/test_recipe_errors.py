@@ -307,6 +307,73 @@ def test_what_refers_to_a_broken_stage_or_model_is_not_blamed(folder: Path, caps
     assert [line.split(": ")[1:3] for line in said] == [["r.yaml:2:8", "model"], ["r.yaml:5:11", "stages.wit.kind"]]
 
 
+LIKE_TYPES = (
+    "int",
+    "str",
+    "bool",
+    "list",
+    "dict",
+    "constrained-str",
+    "function-after[f(), str]",
+    "a[b]",
+    "[key]",
+    "x.y",
+)
+"""Keys that look like the names of types in pydantic's locations, or that contain the separators of dotted keys."""
+
+
+@pytest.mark.parametrize("key", LIKE_TYPES)
+def test_a_key_named_like_a_type_is_reported_at_its_own_place(
+    folder: Path, capsys: pytest.CaptureFixture[str], key: str
+) -> None:
+    columns = GOOD.replace("{train: ./rows.jsonl}", f"{{train: ./rows.jsonl, columns: {{'{key}': 5}}}}")
+    Path("r.yaml").write_text(columns)
+    place, name = f"r.yaml:6:{columns.splitlines()[5].index(' 5}') + 2}: ", f"stages.wit.data.columns.{key}: "
+    assert complain(capsys) == f"run-recipe: {place}{name}should be a valid string, found 5\n"
+    Path("r.yaml").write_text(columns.replace(": 5}", ": answer}"))
+    assert f"{place}{name}'{key}' is no column" in complain(capsys)
+    tasks = f"tasks: [{{task: arc_easy, data: {{'{key}': 5}}}}]"
+    Path("r.yaml").write_text(GOOD.replace("tasks: [{task: arc_easy}]", tasks))
+    assert f"stages.bench.tasks.0.data.{key}: should be a valid string, found 5" in complain(capsys)
+    Path("r.yaml").write_text(GOOD.replace("{num_train_epochs: 1}", f"{{'{key}': 5}}"))
+    assert f"r.yaml:8:13: stages.wit.train.{key}: unknown key" in complain(capsys)
+    Path("r.yaml").write_text(GOOD.replace("{kind: report}", f"{{kind: report, runs: [{{run: x, '{key}': 5}}]}}"))
+    assert f"stages.report.runs.0.{key}: unknown key" in complain(capsys)
+
+
+def test_branches_of_unions_are_no_keys(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a value that fits none of several types there is one error, with the value's own key."""
+    Path("r.yaml").write_text(GOOD.replace("{num_train_epochs: 1}", "{lr_scheduler_kwargs: 5, report_to: {int: 1}}"))
+    said = complain(capsys).splitlines()
+    assert [line.split(": ")[2] for line in said] == [
+        "stages.wit.train.lr_scheduler_kwargs",
+        "stages.wit.train.report_to",
+    ]
+
+
+BROKEN = {
+    "a required section": ("    weights: {prompt: 0.2, completion: 0.8}\n", ""),
+    "a required value": ("{prompt: 0.2, completion: 0.8}", "{}"),
+    "a wrong value": ("num_train_epochs: 1", "optim: 3"),
+    "a wrong section": ("{num_train_epochs: 1}", "[1]"),
+    "both weights 0": ("{prompt: 0.2, completion: 0.8}", "{prompt: 0, completion: 0}"),
+    "options that do not go together": ("{num_train_epochs: 1}", "{bf16: true, fp16: true}"),
+    "a wrong neighbour": ("train: ./rows.jsonl", "train: ./rows.jsonl, subset: 3, qqq: 4"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_references_of_a_stage_with_errors_are_checked(
+    folder: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    before, after = BROKEN[case]
+    bad = GOOD.replace(before, after, 1).replace("kind: sft", "kind: sft\n    model: wot").replace("./rows", "./row")
+    Path("r.yaml").write_text(bad)
+    keys = [line.split(": ")[2] for line in complain(capsys).splitlines()]
+    assert {"stages.wit.model", "stages.wit.data.train"} < set(keys)
+    assert len(keys) == len(set(keys))
+
+
 def test_a_wrong_section_that_stages_share_is_told_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shared = GOOD.replace("{train: ./rows.jsonl}", "&d {train: ./rows.jsonl, subset: 3}")
     Path("r.yaml").write_text(shared.replace("{train: ./pairs.jsonl}", "*d"))

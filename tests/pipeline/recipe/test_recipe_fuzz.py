@@ -178,7 +178,7 @@ def repeated_keys(text: str) -> Iterator[Mutant]:
         if "&" not in line:
             changed = replaced(text, (entry.key[0], 0), (entry.key[0], 0), line + "\n")
             place = (entry.key[0] + 1, entry.key[1])
-            yield Mutant(f"repeated {entry.path}", changed, at(place, entry.path) + "stands here a second time")
+            yield Mutant(f"repeated {entry.path}", changed, at(place, entry.path) + "is a duplicate key")
 
 
 def references_to_nothing(text: str) -> Iterator[Mutant]:

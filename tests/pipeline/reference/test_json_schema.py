@@ -37,7 +37,7 @@ def values(recipe: str) -> Any:
     """What a recipe's text says."""
     node, problems = parse(recipe, "r.yaml", Path())
     assert problems == []
-    return node.plain()
+    return node.to_plain()
 
 
 def errors(recipe: str) -> list[str]:

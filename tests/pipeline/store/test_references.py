@@ -16,7 +16,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from pipeline.store.references import ArtifactError, Hub, Local, Pypi, fetch, identity, parse, resolve
+from pipeline.store.references import BadReferenceError, Hub, Local, Pypi, content_hash, fetch, parse, resolve
 from stages.data.files import read_folder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -73,12 +73,12 @@ def test_remote_forms(tmp_path, text, kind, expected):
     ],
 )
 def test_what_cannot_be_read_says_what_would_be_right(tmp_path, text, kind, says):
-    with pytest.raises(ArtifactError) as error:
+    with pytest.raises(BadReferenceError) as error:
         parse(text, tmp_path, kind)
     assert says in str(error.value)
 
 
-# --------------------------------------------------------------------------------------------------- identity
+# --------------------------------------------------------------------------------------------------- content_hash
 
 
 def folder_with(path: Path, **files: str) -> Path:
@@ -88,57 +88,57 @@ def folder_with(path: Path, **files: str) -> Path:
     return path
 
 
-def test_a_files_identity_is_the_sha256_of_its_bytes(tmp_path):
+def test_a_files_content_hash_is_the_sha256_of_its_bytes(tmp_path):
     file = tmp_path / "x"
     file.write_bytes(DATA)
-    assert identity(Local(file)) == SHA == identity(Pypi("a", "1", "x", SHA))
+    assert content_hash(Local(file)) == SHA == content_hash(Pypi("a", "1", "x", SHA))
     file.write_bytes(DATA[:-1] + b" ")
-    assert identity(Local(file)) != SHA
+    assert content_hash(Local(file)) != SHA
 
 
-def test_a_folders_identity_follows_names_and_contents_only(tmp_path):
+def test_a_folders_content_hash_follows_names_and_contents_only(tmp_path):
     one = folder_with(tmp_path / "one", a="1", b="2")
-    before = identity(Local(one))
+    before = content_hash(Local(one))
     os.utime(one / "a", (0, 0))
     (one / ".hidden").write_text("x")
     folder_with(one / "__pycache__", x="1")
     (one / "y.pyc").write_text("x")
     moved = Path(shutil.move(one, tmp_path / "two"))
-    assert identity(Local(moved)) == before
+    assert content_hash(Local(moved)) == before
     (moved / "a").write_text("3")
-    changed = identity(Local(moved))
+    changed = content_hash(Local(moved))
     (moved / "a").write_text("1")
     (moved / "a").rename(moved / "c")
-    renamed = identity(Local(moved))
+    renamed = content_hash(Local(moved))
     assert len({before, changed, renamed}) == 3
 
 
-def test_a_folders_identity_follows_links_and_ends_at_a_circle(tmp_path):
+def test_a_folders_content_hash_follows_links_and_ends_at_a_circle(tmp_path):
     plain = folder_with(tmp_path / "plain", a="1")
     linked = folder_with(tmp_path / "linked")
     (linked / "a").symlink_to(plain / "a")
     (linked / "self").symlink_to(linked)
-    assert identity(Local(linked)) == identity(Local(plain))
+    assert content_hash(Local(linked)) == content_hash(Local(plain))
 
 
 def test_a_missing_file_names_the_nearest_there_is(tmp_path):
     folder_with(tmp_path / "data", **{"train.jsonl": "1"})
-    with pytest.raises(ArtifactError, match=r"trian\.jsonl: no such file.*has train\.jsonl"):
-        identity(parse("./data/trian.jsonl", tmp_path, "data"))
-    with pytest.raises(ArtifactError, match=r"no such file or folder; .* has data"):
+    with pytest.raises(BadReferenceError, match=r"trian\.jsonl: no such file.*has train\.jsonl"):
+        content_hash(parse("./data/trian.jsonl", tmp_path, "data"))
+    with pytest.raises(BadReferenceError, match=r"no such file or folder; .* has data"):
         fetch(parse("./dat/train.jsonl", tmp_path, "data"), tmp_path / "cache")
-    with pytest.raises(ArtifactError, match="empty"):
-        identity(Local(folder_with(tmp_path / "none")))
+    with pytest.raises(BadReferenceError, match="empty"):
+        content_hash(Local(folder_with(tmp_path / "none")))
 
 
 def test_a_hub_reference_is_known_by_its_commit(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert identity(Hub("org/name", COMMIT, "model", None)) == f"hub:org/name@{COMMIT}"
-    assert identity(Hub("org/name", "main", "model", None)) is None
+    assert content_hash(Hub("org/name", COMMIT, "model", None)) == f"hub:org/name@{COMMIT}"
+    assert content_hash(Hub("org/name", "main", "model", None)) is None
     refs = folder_with(tmp_path / "datasets--org--name" / "refs", main=COMMIT)
-    assert identity(Hub("org/name", None, "dataset", "x.json")) == f"hub:org/name@{COMMIT}#x.json"
+    assert content_hash(Hub("org/name", None, "dataset", "x.json")) == f"hub:org/name@{COMMIT}#x.json"
     (refs / "main").write_text("not a commit")
-    assert identity(Hub("org/name", None, "dataset", "x.json")) is None
+    assert content_hash(Hub("org/name", None, "dataset", "x.json")) is None
 
 
 def test_resolving_without_a_hub_takes_the_known_commit_or_says_what_to_do(tmp_path, monkeypatch):
@@ -149,10 +149,13 @@ def test_resolving_without_a_hub_takes_the_known_commit_or_says_what_to_do(tmp_p
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     pinned = Hub("org/name", COMMIT, "model", None)
     assert resolve(pinned) == pinned
-    with pytest.raises(ArtifactError, match=r"org/name: .*\(ConnectionError\); offline, name a local path"):
+    with pytest.raises(BadReferenceError, match=r"org/name: .*\(ConnectionError\); offline, name a local path"):
         resolve(Hub("org/name", None, "model", None))
     folder_with(tmp_path / "models--org--name" / "refs", main=COMMIT)
-    assert resolve(Hub("org/name", None, "model", None)) == pinned
+    notices: list[str] = []
+    assert resolve(Hub("org/name", None, "model", None), notices.append) == pinned
+    reason = "the hub does not answer (ConnectionError)"
+    assert notices == [f"org/name: {reason}; using the commit {COMMIT} of its cache"]
 
 
 # -------------------------------------------------------------------------------------------------------- hub
@@ -230,7 +233,7 @@ def test_a_whole_data_set_is_its_data_files_and_its_card(hub, tmp_path):
     names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
     assert names == ["README.md", "data/test-00000-of-00001.jsonl", "data/train-00000-of-00001.jsonl"]
     assert list(read_folder(folder, None, "test")) == [(1, json.loads(DATA))]
-    assert identity(pinned) == f"hub:org/set@{COMMIT}"
+    assert content_hash(pinned) == f"hub:org/set@{COMMIT}"
 
 
 def test_a_part_of_a_data_set_is_not_taken_for_the_whole(hub, tmp_path, monkeypatch):
@@ -240,32 +243,35 @@ def test_a_part_of_a_data_set_is_not_taken_for_the_whole(hub, tmp_path, monkeypa
     assert fetch(one, tmp_path / "cache").read_bytes() == DATA
     with monkeypatch.context() as offline:
         offline.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        with pytest.raises(ArtifactError, match="cannot be had from the hub"):
+        with pytest.raises(BadReferenceError, match="cannot be fetched from the hub"):
             fetch(whole, tmp_path / "cache")
     folder = fetch(whole, tmp_path / "cache")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert fetch(whole, tmp_path / "cache") == folder
     (folder / "data" / "test-00000-of-00001.jsonl").unlink()
-    with pytest.raises(ArtifactError, match=r"lacks data/test-00000-of-00001\.jsonl|cannot be had from the hub"):
+    with pytest.raises(
+        BadReferenceError,
+        match=r"data/test-00000-of-00001\.jsonl is missing in its cache|cannot be fetched from the hub",
+    ):
         fetch(whole, tmp_path / "cache")
 
 
 def test_a_data_set_without_data_files_is_refused(hub, tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "FILES", {"README.md": b"", "rows.arrow": b""})
-    with pytest.raises(ArtifactError, match=r"org/set@\w+: has no \*\.jsonl, .*, and nothing else is read as data"):
+    with pytest.raises(BadReferenceError, match=r"org/set@\w+: has no \*\.jsonl, .*, the only data formats"):
         fetch(Hub("org/set", COMMIT, "dataset", None), tmp_path / "cache")
-    with pytest.raises(ArtifactError, match="no such dataset on the hub"):
+    with pytest.raises(BadReferenceError, match="no such dataset on the hub"):
         fetch(Hub("org/sett", None, "dataset", None), tmp_path / "cache")
 
 
 def test_a_models_code_is_fetched_only_where_it_is_trusted(hub, tmp_path):
-    """The identity is the commit either way, and pickles never come."""
+    """The content_hash is the commit either way, and pickles never come."""
     model = Hub("org/own", COMMIT, "model", None)
     folder = fetch(model, tmp_path / "cache")
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
     trusted = fetch(model, tmp_path / "cache", code=True)
     assert sorted(path.name for path in trusted.iterdir()) == ["config.json", "model.safetensors", "modeling_own.py"]
-    assert identity(model) == f"hub:org/own@{COMMIT}"
+    assert content_hash(model) == f"hub:org/own@{COMMIT}"
 
 
 # ------------------------------------------------------------------------------------------------------- pypi
@@ -323,7 +329,7 @@ def test_what_was_fetched_is_reused_until_it_is_damaged(index, tmp_path):
     ],
 )
 def test_what_is_not_as_pinned_is_refused(index, tmp_path, pypi, says):
-    with pytest.raises(ArtifactError) as error:
+    with pytest.raises(BadReferenceError) as error:
         fetch(pypi, tmp_path / "cache")
     assert says in str(error.value)
     assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file() and p.suffix != ".lock"]
@@ -336,7 +342,7 @@ def test_a_member_whose_name_leaves_the_folder_stays_inside_the_cache(index, tmp
 
 def test_a_member_too_large_is_refused(index, tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.store.wheels.MAX_MEMBER_BYTES", 10)
-    with pytest.raises(ArtifactError, match="larger than 10 bytes"):
+    with pytest.raises(BadReferenceError, match="larger than 10 bytes"):
         fetch(tiny(), tmp_path / "cache")
 
 
@@ -358,7 +364,7 @@ def test_an_archive_that_lies_or_bursts_is_refused(index, tmp_path, monkeypatch,
                 file.write(bytes(2**20))
         for name, value in lie.items():
             setattr(wheel.getinfo("tiny_data/bomb.jsonl"), name, value)
-    with pytest.raises(ArtifactError, match=says):
+    with pytest.raises(BadReferenceError, match=says):
         fetch(tiny("tiny_data/bomb.jsonl"), tmp_path / "cache")
     assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file() and p.suffix != ".lock"]
 
@@ -368,7 +374,7 @@ def test_a_source_distribution_is_never_run(index, tmp_path):
         wheel.unlink()
     with zipfile.ZipFile(index / "tiny-data-1.0.zip", "w") as source:
         source.writestr("tiny-data-1.0/setup.py", f"open({str(tmp_path / 'ran')!r}, 'w')")
-    with pytest.raises(ArtifactError, match="versions with a wheel: none"):
+    with pytest.raises(BadReferenceError, match="versions with a wheel: none"):
         fetch(tiny(), tmp_path / "cache")
     assert not (tmp_path / "ran").exists()
 

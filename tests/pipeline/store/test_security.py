@@ -270,7 +270,7 @@ def test_no_secret_is_written_anywhere(ran: Path, planted: dict[str, str]) -> No
 def test_a_secret_in_a_recipe_is_refused(world: Path, planted: dict[str, str], refused: Callable[..., str]) -> None:
     """As a shell puts it there: --set stages.bench.options.system_instruction=$HF_TOKEN."""
     said = refused("--set", f"stages.bench.options.system_instruction=x {planted['HF_TOKEN']}")
-    assert "stages.bench.options.system_instruction: holds the secret of the environment variable HF_TOKEN" in said
+    assert "stages.bench.options.system_instruction: contains the secret of the environment variable HF_TOKEN" in said
     assert planted["HF_TOKEN"] not in said
 
 

@@ -1,4 +1,4 @@
-"""The matrix of a recipe: which cells it makes, which steps they share, how they are named, and what is refused."""
+"""The matrix of a recipe: cells, shared steps, names, and errors."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ CELLS = ["prompt=0,completion=1", "prompt=0.2,completion=0", "prompt=0.2,complet
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the grid and what it refers to."""
+    """A folder with the grid and the files it refers to."""
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a ", "completion": "b"}\n')
@@ -62,10 +62,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def plan(*overrides: str, cells: tuple[str, ...] = ()) -> Plan:
-    """The plan of the grid, with every step's fingerprint."""
-    made = make_plan(load(Path("r.yaml"), overrides, cells), HashCache(Path("none")))
-    refresh(made, Store(Path("store")))
-    return made
+    """Plan the grid, with every step's fingerprint."""
+    grid_plan = make_plan(load(Path("r.yaml"), overrides, cells), HashCache(Path("none")))
+    refresh(grid_plan, Store(Path("store")))
+    return grid_plan
 
 
 def fingerprints(*overrides: str) -> dict[str, str]:
@@ -73,16 +73,16 @@ def fingerprints(*overrides: str) -> dict[str, str]:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What the command says of a plan that it refuses."""
+    """Return the error message of a plan."""
     assert main(["r.yaml", "--plan", *arguments]) == 2
     return capsys.readouterr().err
 
 
-def test_cells_share_what_they_do_not_differ_in(folder: Path) -> None:
-    own = [f"{name}{cell}]" for cell in CELLS for name in ("wit[", "dpo[", "bench[dpo,")]
+def test_cells_share_equal_steps(folder: Path) -> None:
+    cell_steps = [f"{name}{cell}]" for cell in CELLS for name in ("wit[", "dpo[", "bench[dpo,")]
     shared = ["it", "bench[base]", "bench[it]", "report"]
     steps = {step.name: step for step in plan().steps}
-    assert sorted(steps) == sorted(own + shared)
+    assert sorted(steps) == sorted(cell_steps + shared)
     for cell in CELLS:
         assert [need.name for need in steps[f"dpo[{cell}]"].needs] == [f"wit[{cell}]"]
         assert [need.name for need in steps[f"bench[dpo,{cell}]"].needs] == [f"dpo[{cell}]"]
@@ -92,14 +92,14 @@ def test_cells_share_what_they_do_not_differ_in(folder: Path) -> None:
     assert {need.name for need in steps["report"].needs} == benches
 
 
-def test_every_step_comes_after_what_it_needs(folder: Path) -> None:
-    made = plan()
-    for index, step in enumerate(made.steps):
-        assert all(need in made.steps[:index] for need in step.needs)
+def test_every_step_comes_after_its_needs(folder: Path) -> None:
+    grid_plan = plan()
+    for index, step in enumerate(grid_plan.steps):
+        assert all(need in grid_plan.steps[:index] for need in step.needs)
 
 
 def test_a_cell_is_its_content(folder: Path) -> None:
-    """The same weights written out have the same fingerprint; cells that come or go change no other."""
+    """The same weights have the same fingerprint without a matrix; adding or removing cells changes no other cell."""
     before = fingerprints()
     assert before["it"] == before["wit[prompt=0,completion=1]"]
     wider = fingerprints("matrix.prompt=[0.6,0,0.2]")
@@ -123,10 +123,10 @@ def test_include_exclude_and_names(folder: Path) -> None:
 
 
 def test_a_seed_of_the_recipe_on_an_axis(folder: Path) -> None:
-    """What takes the recipe's seed depends on it; what has one of its own, and what draws nothing, does not."""
+    """Stages that use the recipe's seed depend on it; stages with a seed of their own, or without one, do not."""
     (folder / "r.yaml").write_text(GRID.replace("matrix:\n", "seed: ${matrix.seed}\nmatrix:\n  seed: [1, 2]\n"))
-    own = ("stages.it.seed=7", "stages.bench.seed=7", "stages.wit.weights={prompt: 0, completion: 1}")
-    steps = {step.name: step for step in plan(*own).steps}
+    overrides = ("stages.it.seed=7", "stages.bench.seed=7", "stages.wit.weights={prompt: 0, completion: 1}")
+    steps = {step.name: step for step in plan(*overrides).steps}
     assert sorted(steps) == sorted(
         ["it", "bench[base]", "bench[it]", "report"]
         + [f"{name}seed={seed}]" for name in ("wit[", "dpo[", "bench[dpo,") for seed in (1, 2)]
@@ -143,7 +143,7 @@ def test_a_model_on_an_axis(folder: Path) -> None:
 
 
 def test_reports_by_an_axis(folder: Path) -> None:
-    """One that names an axis is made for each of its values, of the steps that agree with it."""
+    """A report that uses an axis has one step per value, over the matching steps."""
     (folder / "r.yaml").write_text(GRID.replace("{kind: report}", "{kind: report, title: 'p${matrix.prompt}'}"))
     reports = {step.name: [need.name for need in step.needs] for step in plan().steps if step.stage == "report"}
     assert reports == {
@@ -195,14 +195,14 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_a_wrong_matrix_is_refused(folder: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
     overrides, expected = WRONG[case]
-    said = refused(capsys, *itertools.chain(*(("--set", override) for override in overrides)))
-    assert expected in said
+    output = refused(capsys, *itertools.chain(*(("--set", override) for override in overrides)))
+    assert expected in output
     assert not (folder / "runs").exists()
 
 
-def test_other_mistakes_are_told_beside_those_of_the_matrix(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = refused(capsys, "--set", "matrix.prompt=3", "--set", "stages.wit.kid=x", "--set", "stages.dpo.model=wot")
-    assert {line.split(": ")[2] for line in said.splitlines()} == {
+def test_other_errors_are_reported_with_those_of_the_matrix(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = refused(capsys, "--set", "matrix.prompt=3", "--set", "stages.wit.kid=x", "--set", "stages.dpo.model=wot")
+    assert {line.split(": ")[2] for line in output.splitlines()} == {
         "matrix.prompt",
         "stages.wit.kid",
         "stages.dpo.model",
@@ -215,10 +215,10 @@ def test_a_matrix_without_an_axis(folder: Path, capsys: pytest.CaptureFixture[st
     assert "r.yaml:3:1: matrix: has no axis" in refused(capsys)
 
 
-def test_a_mistake_that_all_cells_share_is_told_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_in_all_cells_is_reported_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "r.yaml").write_text(GRID.replace("max_steps", "maxsteps").replace("./pairs", "./pears"))
-    said = refused(capsys).splitlines()
-    assert [line.split(": ")[2] for line in said] == ["stages.wit.train.maxsteps", "stages.dpo.data.train"]
+    output = refused(capsys).splitlines()
+    assert [line.split(": ")[2] for line in output] == ["stages.wit.train.maxsteps", "stages.dpo.data.train"]
 
 
 CELLS_WRONG = {
@@ -229,9 +229,9 @@ CELLS_WRONG = {
 }
 
 
-@pytest.mark.parametrize("asked", CELLS_WRONG)
-def test_cells_that_are_not_there(folder: Path, capsys: pytest.CaptureFixture[str], asked: str) -> None:
-    assert CELLS_WRONG[asked] in refused(capsys, "--cells", asked)
+@pytest.mark.parametrize("cells", CELLS_WRONG)
+def test_unknown_cells(folder: Path, capsys: pytest.CaptureFixture[str], cells: str) -> None:
+    assert CELLS_WRONG[cells] in refused(capsys, "--cells", cells)
 
 
 def test_cells_of_a_recipe_without_a_matrix(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -249,8 +249,8 @@ def test_the_plan_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     ]
 
 
-def test_a_benchmark_goes_by_the_version_of_the_harness(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A task's name means what lm-eval's version says; nothing else depends on it."""
+def test_a_benchmark_depends_on_the_version_of_the_harness(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm-eval's version defines a task; no other stage depends on it."""
     before = plan()
     old = next(step for step in before.steps if step.stage == "bench")
     packages = {"lm_eval": "0.4.1", "torch": "1"}

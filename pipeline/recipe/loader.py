@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +18,10 @@ from pipeline.recipe.broken_stage import references_of
 from pipeline.recipe.did_you_mean import did_you_mean
 from pipeline.recipe.interpolation import Resolver
 from pipeline.recipe.matrix import Cell, read_matrix, select_cells
-from pipeline.recipe.nodes import (
-    BROKEN,
-    Key,
-    Location,
-    Node,
-    Problem,
-    SourceMap,
-    TooLargeError,
-    dotted,
-    format_problems,
-    split_key,
-)
+from pipeline.recipe.nodes import BROKEN, Key, Node, Problem, RecipeError, SourceMap, dotted
+from pipeline.recipe.recipe_files import apply_override, read_file
 from pipeline.recipe.search_config import Halving
 from pipeline.recipe.validation_messages import explain
-from pipeline.recipe.yaml_reader import NotYAMLError, parse
 from pipeline.store.secrets import mask_secrets, secret_variables
 from stages import KINDS
 from stages.base import BASE, Config, Need, StageConfig
@@ -45,15 +34,6 @@ RESERVED_NAMES = ("store", "cache")
 """Folders next to those of the recipes."""
 RESERVED_STAGE_NAMES = (BASE, "logs", "preview", "run.json")
 """The recipe's own model, and files next to the links to the stages' results."""
-
-
-class RecipeError(Exception):
-    """One or more errors in a recipe or the command line; `str` gives one line per error."""
-
-    def __init__(self, errors: Sequence[str], problems: Sequence[Problem] = ()) -> None:
-        super().__init__("\n".join([*format_problems(problems), *errors]))
-        self.problems = list(problems)
-        """The errors that have a location in the recipe."""
 
 
 class RecipeHead(Config):
@@ -115,9 +95,9 @@ def load(path: Path, overrides: Sequence[str] = (), cells: Sequence[str] = ()) -
     Raises:
         RecipeError: the recipe cannot be read at all. Errors in single keys are in `problems` of the first Recipe.
     """
-    tree, problems = _read_file(path, seen=())
+    tree, problems = read_file(path)
     for override in overrides:
-        tree = _apply_override(tree, override, problems)
+        tree = apply_override(tree, override, problems)
     resolver = Resolver(tree)
     selected, matrix_problems = _read_cells(resolver, cells)
     reader = _RecipeReader()
@@ -152,61 +132,6 @@ def _secret_errors(value: Any, key: Key, source_map: SourceMap) -> Iterator[str]
             if secret in value:
                 location = mask_secrets(str(source_map.locate_value(key)))
                 yield f"{location}: {dotted(key)}: contains the secret of the environment variable {name}; remove it"
-
-
-def _read_file(path: Path, seen: tuple[Path, ...]) -> tuple[Node, list[Problem]]:
-    """Read the values at `path`, merged over those that it extends."""
-    try:
-        if path.resolve() in seen:
-            raise RecipeError([f"{path}: extends itself by way of {', '.join(map(str, seen))}"])
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        hint = _similar_file(path) if isinstance(error, FileNotFoundError) else ""
-        raise RecipeError([f"{path}: cannot be read: {_reason(error)}{hint}"]) from None
-    try:
-        tree, problems = parse(text, str(path), path.parent)
-    except NotYAMLError as error:
-        raise RecipeError([str(error)]) from None
-    if not isinstance(tree.content, dict):
-        raise RecipeError([f"{path}:1:1: a recipe is a mapping with the keys name, model and stages"], problems)
-    parent = tree.content.pop("extends", None)
-    if parent is None:
-        return tree, problems
-    if isinstance(parent.content, str):
-        extended = path.parent / parent.content
-        try:
-            exists, reason = extended.is_file(), "there is no such file"
-        except OSError as error:  # a name that no file can have
-            exists, reason = False, f"cannot be read: {error.strerror}"
-        if exists:
-            base, base_problems = _read_file(extended, (*seen, path.resolve()))
-            return tree.merged_over(base), base_problems + problems
-        files = [
-            str(file.relative_to(path.parent)) for part in ("*", "*/*") for file in path.parent.glob(f"{part}.yaml")
-        ]
-        text = f"{extended}: {reason}{did_you_mean(parent.content, files)}"
-    else:
-        text = "must be the path of one recipe file, relative to this one"
-    return tree, [*problems, Problem(parent.error_location, ("extends",), text)]
-
-
-def _apply_override(tree: Node, override: str, problems: list[Problem]) -> Node:
-    """Merge one `--set KEY=VALUE` over the recipe."""
-    name, equals, text = override.partition("=")
-    key, location = split_key(name.strip()), Location(f"--set {override}", None, None, Path.cwd())
-    if not equals or not key:
-        example = "write --set KEY=VALUE, for example --set stages.wit.weights.prompt=0.4"
-        problems.append(Problem(location, (), example))
-        return tree
-    try:
-        value, value_problems = parse(text, location.file, location.folder, lines=False)
-        problems += [replace(problem, key=key + problem.key) for problem in value_problems]
-        return tree.with_value(key, value)
-    except NotYAMLError as error:
-        problems.append(Problem(location, (), str(error).removeprefix(f"{location}: ")))
-    except (ValueError, TooLargeError) as error:
-        problems.append(Problem(location, key, str(error)))
-    return tree
 
 
 class _RecipeReader:
@@ -323,16 +248,3 @@ def _missing_kind(key: Key, section: dict[str, Any], source_map: SourceMap) -> P
     for name in difflib.get_close_matches("kind", section, n=1):
         return Problem(source_map.locate_key((*key, name)), (*key, name), "unknown key; did you mean 'kind'?")
     return Problem(source_map.locate_key(key), key, f"needs 'kind', one of {', '.join(KINDS)}")
-
-
-def _similar_file(path: Path) -> str:
-    """Suggest a recipe file for a mistyped path."""
-    folder = path.parent if path.parent.is_dir() else Path("recipes")
-    names = sorted(str(file) for file in folder.glob("*.yaml")) if folder.is_dir() else []
-    return did_you_mean(str(path), names)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    return "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)

@@ -74,15 +74,17 @@ class Problem:
         return f"{self.location}: {name}{self.text}"
 
 
-def format_problems(problems: Sequence[Problem]) -> list[str]:
-    """Write problems as lines of text, sorted by location.
+class RecipeError(Exception):
+    """One or more errors in a recipe or the command line; `str` gives one line per error."""
 
-    A problem in a section that several stages share by an alias is listed once.
-    """
-    unique: dict[tuple[Location, Key, str], Problem] = {}
-    for problem in problems:
-        unique.setdefault((problem.location, problem.key[-1:], problem.text), problem)
-    return [str(problem) for problem in sorted(unique.values(), key=lambda problem: problem.location.order)]
+    def __init__(self, errors: Sequence[str], problems: Sequence[Problem] = ()) -> None:
+        unique: dict[tuple[Location, Key, str], Problem] = {}
+        for problem in problems:  # stages that share a section by an alias share its problems
+            unique.setdefault((problem.location, problem.key[-1:], problem.text), problem)
+        lines = [str(problem) for problem in sorted(unique.values(), key=lambda problem: problem.location.order)]
+        super().__init__("\n".join([*lines, *errors]))
+        self.problems = list(problems)
+        """The errors that have a location in the recipe."""
 
 
 class Broken:

@@ -47,9 +47,7 @@ class Config(BaseModel):
     """A part of a recipe: unknown keys are errors, nothing is converted (a string is no number), nothing changes
     after it was read."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)

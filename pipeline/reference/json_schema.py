@@ -7,8 +7,13 @@ and on the files they name.
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import inspect
+import itertools
 import json
 import re
+import textwrap
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -194,12 +199,10 @@ class _Generator(GenerateJsonSchema):
     def model_schema(self, schema: Any) -> Schema:
         section = super().model_schema(schema)
         model, properties = schema["cls"], section.setdefault("properties", {})
-        description = _one_line(section.get("description"))
-        for name, value in properties.items():
-            parents = (base.model_fields.get(name) for base in model.__mro__ if issubclass(base, BaseModel))
-            texts = (field.description for field in parents if field and field.description)
-            if text := next(texts, None):  # a field that only changes its type keeps its description
-                value["description"] = re.sub(r"\bNone\b", "null", _one_line(text))
+        description = _one_line((model.__doc__ or "").partition("\n\n")[0])
+        for name, text in _docstrings(model).items():
+            if name in properties:
+                properties[name]["description"] = re.sub(r"\bNone\b", "null", _one_line(text))
         if library := library_of(model):
             _add_help(properties, library, model)
         if issubclass(model, StageConfig):
@@ -228,8 +231,24 @@ class _Generator(GenerateJsonSchema):
         return value
 
 
-def _one_line(docstring: str | None) -> str:
-    return " ".join((docstring or "").partition("\n\n")[0].split())
+def _docstrings(model: type[BaseModel]) -> dict[str, str]:
+    """Return field -> the docstring under it.
+
+    pydantic's use_attribute_docstrings reads them whenever the models are imported, which adds a third to the start-up
+    time of the command.
+    """
+    texts: dict[str, str] = {}
+    for cls in reversed(model.__mro__[: model.__mro__.index(BaseModel)]):
+        with contextlib.suppress(OSError):  # classes of create_model have no source
+            definition = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+            for field, text in itertools.pairwise(ast.iter_child_nodes(definition)):
+                if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+                    texts[ast.unparse(field.target)] = ast.literal_eval(text.value)
+    return texts
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _add_help(properties: Schema, library: str, model: Any) -> None:

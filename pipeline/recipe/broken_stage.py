@@ -26,8 +26,10 @@ def references_of(kind: type[StageConfig], section: dict[str, Any], error: Valid
     """
     section = copy.deepcopy(section)
     stand_ins: dict[Key, Iterator[Any]] = {}
+    wrong: set[Key] = set()
     for _ in range(_ROUNDS):
         errors = errors_by_key(error, section)
+        wrong |= errors.keys()
         for key in sorted(errors, key=len, reverse=True):  # inner keys first
             parent: Any = reduce(item_of, key[:-1], section)
             if not key or parent is None:
@@ -42,5 +44,5 @@ def references_of(kind: type[StageConfig], section: dict[str, Any], error: Valid
             error = next_error
         else:
             keys = {need: split_key_within(section, need.key) for need in needs}
-            return [need for need in needs if not any(keys[need][: len(key)] == key for key in stand_ins)]
+            return [need for need in needs if not any(keys[need][: len(key)] == key for key in wrong)]
     return []

@@ -376,6 +376,13 @@ def test_references_of_a_stage_with_errors_are_checked(
     assert len(keys) == len(set(keys))
 
 
+def test_a_wrong_reference_is_no_reference_to_the_default(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Here to `base`, which this recipe does not have."""
+    bad = GOOD.replace("model: ./model\n", "").replace("kind: sft", "kind: sft\n    model: 5").replace("[base, ", "[")
+    Path("r.yaml").write_text(bad)
+    assert [line.split(": ")[2] for line in complain(capsys).splitlines()] == ["stages.wit.model"]
+
+
 def test_a_wrong_section_that_stages_share_is_reported_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shared = GOOD.replace("{train: ./rows.jsonl}", "&d {train: ./rows.jsonl, subset: 3}")
     Path("r.yaml").write_text(shared.replace("{train: ./pairs.jsonl}", "*d"))

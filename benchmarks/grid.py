@@ -22,7 +22,7 @@ from pathlib import Path
 
 from benchmarks.data import ROOT, machine, run_recipe
 from pipeline.recipe.loader import load
-from pipeline.recipe.matrix import described
+from pipeline.recipe.matrix import join_labels
 
 
 def run(recipe: str, runs: Path, cells: Sequence[str]) -> tuple[float, float]:
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("recipe", nargs="?", default=str(ROOT / "recipes" / "pocket_grid.yaml"))
     parser.add_argument("--cells", action="append", default=[])
     options = parser.parse_args(arguments)
-    cells = [described(recipe.labels) for recipe in load(Path(options.recipe), cells=options.cells)]
+    cells = [join_labels(recipe.labels) for recipe in load(Path(options.recipe), cells=options.cells)]
     print(machine())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

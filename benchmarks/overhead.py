@@ -31,7 +31,7 @@ from pipeline.plan.step import Plan, Step
 from pipeline.recipe.loader import load
 from pipeline.run.job import Job, read_job
 from pipeline.run.local_executor import LocalExecutor
-from pipeline.store.references import Artifact, fetch
+from pipeline.store.references import Reference, fetch
 from pipeline.store.store import Published, Store
 from stages import KINDS
 from stages.base import Context, Input
@@ -112,7 +112,7 @@ def _start(step: Step, folder: Path, executor: LocalExecutor, slot: int) -> subp
         return subprocess.Popen(call, env=environment, stdout=log, stderr=log)
 
 
-def _input(source: Step | Artifact, folder: Path) -> Input:
+def _input(source: Step | Reference, folder: Path) -> Input:
     if not isinstance(source, Step):
         return Input(fetch(source, folder / "cache"), fingerprint=str(source))
     return Input(

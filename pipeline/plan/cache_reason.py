@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.plan.resolver import Resolver
 from pipeline.plan.step import Step
-from pipeline.store.provenance import installed
+from pipeline.store.provenance import installed_version
 from pipeline.store.store import Store
 from stages.records.manifest import InputRecord, Manifest, ManifestError, read_manifest
 
@@ -74,7 +74,7 @@ def _settings(step: Step, manifest: Manifest) -> Iterator[str]:
         yield f"stages of kind {step.kind} have a new version ({manifest.version} -> {version})"
     packages = manifest.environment.get("packages", {})
     for name in step.config.versioned_packages:
-        if packages.get(name) != (now := installed(name)):
+        if packages.get(name) != (now := installed_version(name)):
             yield f"{name} {packages.get(name)} -> {now}"
     before, after = dict(_flat(step.settings(manifest.config))), dict(_flat(step.settings()))
     for key in sorted(before.keys() | after.keys()):

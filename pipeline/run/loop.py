@@ -26,8 +26,8 @@ from pipeline.run.job import Job, Progress, StepResult
 from pipeline.run.os_errors import explain_os_error
 from pipeline.run.record_writer import RecordWriter
 from pipeline.store.provenance import environment
-from pipeline.store.references import Artifact, name_of
-from pipeline.store.secrets import mask_file, masked
+from pipeline.store.references import Reference, display_name
+from pipeline.store.secrets import mask_file, mask_secrets
 from pipeline.store.store import Published, Store
 from stages.base import Input
 from stages.records.manifest import Manifest
@@ -285,13 +285,15 @@ class Run:
             processes=step.config.processes,
         )
 
-    def _input(self, source: Step | Artifact) -> Input:
+    def _input(self, source: Step | Reference) -> Input:
         """An input of a worker, with its origin."""
         if not isinstance(source, Step):
             pinned = self.resolver.pinned(source)
             path = self.resolver.paths.get(pinned)  # None for inputs of inputs that are cached
             content = self.resolver.content(source) or ""
-            return Input(path.resolve() if path else Path(str(pinned)), fingerprint=content, reference=name_of(pinned))
+            return Input(
+                path.resolve() if path else Path(str(pinned)), fingerprint=content, reference=display_name(pinned)
+            )
         result = self.results[source.name]
         return Input(
             path=result.path.resolve(),
@@ -313,7 +315,7 @@ class Run:
         del self._running[running.step.name]
         mask_file(running.job.log)
         result, step = event.message, running.step
-        error = masked(result.error or "") or self.resolver.changed_file(step)
+        error = mask_secrets(result.error or "") or self.resolver.changed_file(step)
         if error is None:
             try:
                 self._publish(running, result)

@@ -23,7 +23,7 @@ from rich.console import Console as RichConsole
 from rich.table import Table
 
 from pipeline.console.console import Console
-from pipeline.console.live_view import View
+from pipeline.console.live_view import LiveView
 from pipeline.run.job import Progress
 from stages.records.run_record import StepRecord
 from tests.pipeline.run.test_command import command, environment, write_world
@@ -212,7 +212,7 @@ def test_plain_lines_say_how_far_a_long_step_is(
 
 def test_rich_draws_with_the_lock_that_lines_take() -> None:
     """`live._lock` is private to rich: without it, or if drawing went on without it, lines would be erased."""
-    view = View(RichConsole(file=io.StringIO(), force_terminal=True))
+    view = LiveView(RichConsole(file=io.StringIO(), force_terminal=True))
     with view, view.live._lock:
         drawing = threading.Thread(target=view.live.refresh)
         drawing.start()

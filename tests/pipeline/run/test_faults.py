@@ -58,7 +58,7 @@ def verify(folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def digests(folder: Path) -> dict[str, dict[str, str]]:
-    """Step -> its files with their hashes, as published; of the report, which tells how long things took, the CSV."""
+    """Step -> its files with their hashes, as published; of the report, which shows times, the CSV."""
     outputs = {name: json.loads((folder / "runs/small" / name / "stage.json").read_text())["outputs"] for name in STEPS}
     return outputs | {"report": {"results.csv": outputs["report"]["results.csv"]}}
 

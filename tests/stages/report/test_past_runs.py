@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from stages.evaluation.past_runs import read_past_run
 from stages.records.manifest import Manifest, write_manifest
 from stages.records.metrics import Metrics
-from stages.records.past_runs import read_past_run
 from stages.records.run_record import StepRecord, write_run_record
 
 

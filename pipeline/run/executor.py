@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from pipeline.run.job import Job, Progress, StepResult
+from pipeline.run.job import Job, StepResult
 from stages.base import Resources, StageConfig
+from stages.records.run_record import Progress
 
 WORKER_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",

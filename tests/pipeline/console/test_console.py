@@ -24,8 +24,7 @@ from rich.table import Table
 
 from pipeline.console.console import Console
 from pipeline.console.live_view import LiveView
-from pipeline.run.job import Progress
-from stages.records.run_record import StepRecord
+from stages.records.run_record import Progress, StepRecord
 from tests.pipeline.run.test_command import command, environment, write_world
 
 pytestmark = pytest.mark.long

@@ -164,15 +164,15 @@ def test_plain_lines_on_a_terminal(world: Path, seen: Seen, variables: dict[str,
     assert b"\r" not in screen.written.replace(b"\r\n", b"\n")
     text = "\n".join(screen.lines)
     assert re.search(
-        r"6 steps, 5 cached\nlogs: runs/small/logs/\n  run    report \(asked for\)\n  done   report ", text
+        r"6 steps, 5 cached\nlogs: runs/small/logs/\n  run    report \(forced\)\n  done   report ", text
     )
 
 
 def test_plain_lines_where_there_is_no_terminal(world: Path, seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even where colour is asked for, as CI services do, there is no view."""
+    """Even if colour is requested, as CI services do, there is no view."""
     done = command(world, "--stage", "report")
     assert "\x1b" not in done.stdout
-    assert re.search(r"^  run    report \(asked for\)\n  done   report ", done.stdout, re.MULTILINE)
+    assert re.search(r"^  run    report \(forced\)\n  done   report ", done.stdout, re.MULTILINE)
     monkeypatch.setenv("FORCE_COLOR", "1")
     done = command(world, "--stage", "report")
     assert "\x1b[32mdone" in done.stdout

@@ -48,7 +48,7 @@ class Executor(Protocol):
 
     @property
     def width(self) -> int:
-        """Number of ordinary steps that run at once, for estimates of time."""
+        """Number of steps of one process that run at once, for estimates of time."""
 
 
 def checked_result(result: StepResult | None, status: int) -> StepResult:

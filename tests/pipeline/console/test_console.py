@@ -163,9 +163,7 @@ def test_plain_lines_on_a_terminal(world: Path, seen: Seen, variables: dict[str,
     assert b"\x1b" not in screen.written
     assert b"\r" not in screen.written.replace(b"\r\n", b"\n")
     text = "\n".join(screen.lines)
-    assert re.search(
-        r"6 steps, 5 cached\nlogs: runs/small/logs/\n  run    report \(forced\)\n  done   report ", text
-    )
+    assert re.search(r"6 steps, 5 cached\nlogs: runs/small/logs/\n  run    report \(forced\)\n  done   report ", text)
 
 
 def test_plain_lines_where_there_is_no_terminal(world: Path, seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,7 @@ def train(folder: Path, kind: str, *callbacks: TrainerCallback, **fields: Any) -
     trainer_class, config = (SFTTrainer, SFTConfig) if kind == "sft" else (DPOTrainer, DPOConfig)
     common = {"max_steps": 3, "per_device_train_batch_size": 2, "logging_steps": 2, "learning_rate": 0.5}
     common |= {"report_to": "none", "save_strategy": "no", "bf16": False, "use_cpu": True, "disable_tqdm": True}
+    common["activation_checkpointing"] = False
     columns = ("prompt", "completion") if kind == "sft" else ("prompt", "chosen", "rejected")
     trainer = trainer_class(
         model=tiny_model(),

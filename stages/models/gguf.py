@@ -5,14 +5,12 @@ The weights become plain float32 tensors, which compute the same and which train
 
 from __future__ import annotations
 
-import shutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock
-
 from stages.base import UserError
-from stages.system.integrity import broken_seal, content_hash, file_hash, seal
+from stages.system.integrity import build_once, content_hash, file_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,22 +30,9 @@ def to_safetensors(path: Path, cache: Path) -> Path:
     Raises:
         UserError: if transformers cannot read the file.
     """
-    key = content_hash([file_hash(path), VERSION])
-    store = cache / "gguf"
-    store.mkdir(parents=True, exist_ok=True)
-    target, work = store / key, store / f".{key}"
-    with FileLock(f"{work}.lock"):
-        if broken_seal(target) is None:
-            return target
-        for leftover in (work, target):  # of a killed run, or damaged since
-            shutil.rmtree(leftover, ignore_errors=True)
-        try:
-            _convert(path, work)
-            seal(work)
-            work.replace(target)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    return target
+    folder = cache / "gguf" / content_hash([file_hash(path), VERSION])
+    build_once(folder, partial(_convert, path))
+    return folder
 
 
 def _convert(path: Path, folder: Path) -> None:

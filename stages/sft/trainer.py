@@ -25,7 +25,7 @@ from trl import SFTConfig, SFTTrainer
 from stages.base import UserError
 from stages.data.segments import TARGET_SEGMENTS, weights_by_segment
 from stages.data.tokenization import prepare
-from stages.library_options.option_models import RESERVED_SFT
+from stages.library_options.option_constraints import RESERVED
 from stages.sft.collator import WeightedCollator
 from stages.sft.head import add_weighted_head
 from stages.sft.loss_metrics import LossMetrics
@@ -72,7 +72,7 @@ class WITConfig(SFTConfig):
         }
         for name, conflict in conflicts.items():
             if conflict:
-                raise ValueError(f"leave {name} out: {RESERVED_SFT[name]}")
+                raise ValueError(f"leave {name} out: {RESERVED['SFTConfig'][name]}")
 
     @property
     def segment_weights(self) -> list[float]:

@@ -5,6 +5,7 @@ Only `run_ranks`, which a worker calls, imports torch and accelerate; reading a 
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import Field, model_validator
 
 from stages.base import UserError
-from stages.library_options.option_models import Options, launch_actions, options
+from stages.library_options.option_models import Options, options
 
 if TYPE_CHECKING:
     LaunchOptions = Options
@@ -124,3 +125,15 @@ def _flags(launch: Launch, configuration: Path) -> list[str]:
         else:
             flags.append(f"--{name}={str(value).lower() if isinstance(value, bool) else value}")
     return flags
+
+
+def launch_actions() -> dict[str, argparse.Action]:
+    """Return the options of `accelerate launch` by name, such as `num_processes`. argparse has no public list."""
+    from accelerate.commands.launch import launch_command_parser
+
+    actions: dict[str, argparse.Action] = {}
+    for action in launch_command_parser()._actions:
+        long_names = [name for name in action.option_strings if name.startswith("--")]
+        if long_names and action.dest != "help":
+            actions[long_names[0][2:].replace("-", "_")] = action
+    return actions

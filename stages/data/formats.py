@@ -257,7 +257,6 @@ FORMATS = {
 """The values of `data.format` except `auto`."""
 
 PAIR_COLUMNS = ("prompt", "chosen", "rejected", "tools")
-"""The columns of preference rows."""
 
 FORMAT_BY_COLUMNS = (
     (("prompt", "completion"), "prompt_completion"),

@@ -139,7 +139,6 @@ def _convert_rows(
 
 
 def _rename(record: Record | Unreadable, columns: dict[str, str]) -> Record:
-    """Give the record's columns our names."""
     if isinstance(record, Unreadable):
         raise BadRow(None, record.reason)
     for ours, theirs in columns.items():

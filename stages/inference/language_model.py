@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -29,22 +29,15 @@ class LanguageModel:
         path: a folder that from_pretrained loads. Weights are read from safetensors only.
         name: the model's name in messages.
         dtype: dtype of the weights: auto, float32, bfloat16 or float16.
-        trust_remote_code: whether the folder's own Python files may run.
-
-    Raises:
-        UserError: the model cannot be loaded.
     """
 
     def __init__(self, path: Path, name: str, dtype: str, trust_remote_code: bool) -> None:
         try:
-            self.tokenizer = cast(
-                PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+            self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                path, trust_remote_code=trust_remote_code
             )
-            self.model = cast(
-                PreTrainedModel,
-                AutoModelForCausalLM.from_pretrained(
-                    path, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
-                ),
+            self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                path, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
             )
         except (OSError, ValueError) as error:
             raise UserError(f"{name} cannot be loaded: {why_not_loaded(error)}") from None
@@ -73,11 +66,7 @@ class LanguageModel:
         }
 
     def encode(self, messages: Sequence[dict[str, str]] | str) -> Tokens:
-        """Tokenize plain text, or messages in the chat template with its generation prompt.
-
-        Raises:
-            UserError: the tokenizer has no chat template, or its template rejects the messages.
-        """
+        """Tokenize plain text, or messages in the chat template with its generation prompt."""
         if isinstance(messages, str):
             return list(self.tokenizer(messages)["input_ids"])
         if not self.tokenizer.chat_template:
@@ -89,11 +78,11 @@ class LanguageModel:
             text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
         except Exception as error:  # templates raise errors of any type
             raise UserError(f"the chat template of {self.name} rejects the prompt: {error}") from None
-        return list(self.tokenizer(cast(str, text), add_special_tokens=False)["input_ids"])
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def decode(self, tokens: Tokens) -> str:
         """Return the text of an answer without special tokens."""
-        return cast(str, self.tokenizer.decode(tokens, skip_special_tokens=True))
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
     def check_length(self, prompt: Tokens, max_new_tokens: int, place: str) -> None:
         """Raise UserError, which names `place`, if `prompt` and its answer exceed the model's context."""

@@ -15,7 +15,7 @@ RESERVED: dict[str, dict[str, str]] = _RULES["reserved"]
 """Class or command in options.json, or `train` for both configs of TRL -> an option that a recipe cannot set, where `*`
 matches any ending -> reason or remedy."""
 
-RANGES: dict[str, dict[str, float]] = _RULES["ranges"]
+RANGES: dict[str, dict[str, Any]] = _RULES["ranges"]
 """Option -> range of its number, as arguments of pydantic's Field."""
 
 EXCLUSIVE: list[tuple[str, str]] = _RULES["exclusive"]

@@ -26,9 +26,7 @@ def to_safetensors(path: Path, cache: Path) -> Path:
     """Return a folder with the file's model: model.safetensors (float32), configs, tokenizer and chat template.
 
     The folder is in `cache/gguf/` under the hash of the file and VERSION. If several processes ask, one converts.
-
-    Raises:
-        UserError: if transformers cannot read the file.
+    Raises UserError if transformers cannot read the file.
     """
     folder = cache / "gguf" / content_hash([file_hash(path), VERSION])
     build_once(folder, partial(_convert, path))

@@ -21,8 +21,7 @@ OUTPUT = "lm_head"
 def check_targets(model: Path, lora: dict[str, Any]) -> None:
     """Check that the names in `lora` match modules. Does nothing if `model` is not a folder of safetensors.
 
-    Raises:
-        UserError: no module of `model` matches lora.target_modules, or none matches lora.modules_to_save.
+    Raises UserError if no module matches lora.target_modules, or none matches lora.modules_to_save.
     """
     modules = module_names(model)
     if not modules:

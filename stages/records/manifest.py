@@ -74,8 +74,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def read_manifest(folder: Path, fingerprint: str | None = None) -> Manifest:
     """Read stage.json in `folder`, which is named by its fingerprint unless `fingerprint` is set.
 
-    Raises:
-        ManifestError: if the file is missing, unreadable, changed, or belongs to another fingerprint.
+    Raises ManifestError if the file is missing, unreadable, changed, or belongs to another fingerprint.
     """
     try:
         body = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))

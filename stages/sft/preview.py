@@ -24,11 +24,7 @@ def preview(
 ) -> tuple[dict[str, Any], str, TerminalPreview]:
     """Return `count` evenly spaced rows of the training file as JSON, as an HTML page and as a rich renderable.
 
-    Args:
-        paths: the training file as `train`, and as `model` a folder with the tokenizer.
-
-    Raises:
-        UserError: a row cannot be used.
+    `paths` has the training file as `train`, and a folder with the tokenizer as `model`.
     """
     from datasets import Dataset
     from trl import SFTConfig

@@ -76,7 +76,6 @@ class WITConfig(SFTConfig):
 
     @property
     def segment_weights(self) -> list[float]:
-        """The weight of each Segment, indexed by its value."""
         return weights_by_segment(
             self.prompt_loss_weight, self.completion_loss_weight, self.system_loss_weight, self.template_loss_weight
         )
@@ -161,8 +160,6 @@ class WITTrainer(SFTTrainer):
         Replaces SFTTrainer.compute_loss and keeps its metrics.
 
         Args:
-            model: the model, perhaps wrapped by DDP or FSDP.
-            inputs: a batch of WeightedCollator.
             return_outputs: also return the model's own outputs, with logits, from a second forward pass.
             num_items_in_batch: the denominator: labels other than -100 in the optimiser step, over all micro-batches
                 and ranks. None in evaluation, where the denominator is the micro-batch's own count.

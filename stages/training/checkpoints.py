@@ -74,7 +74,6 @@ class Checkpoints(TrainerCallback):
         return None, notes
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Restore the sums."""
         self._started = self._last_save = time.monotonic()
         if self.resume_from is None:
             return

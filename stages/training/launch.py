@@ -67,9 +67,7 @@ class RankFailed(Exception):
 def run_ranks(launch: Launch, module: str, arguments: list[str], folder: Path) -> None:
     """Run `python -m module arguments` in every process of `launch`, and wait until all have ended.
 
-    Args:
-        module: Each process finds its rank in the environment variable RANK.
-        folder: Where accelerate's configuration is written.
+    Each process finds its rank in the environment variable RANK; accelerate's configuration is written to `folder`.
 
     Raises:
         UserError: This machine cannot run `launch`.

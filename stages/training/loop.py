@@ -25,11 +25,7 @@ for Python's lock."""
 def arguments(context: Context, fields: dict[str, Any]) -> dict[str, Any]:
     """Return the keyword arguments of a TRL config with TrackedFields: the recipe's fields over our defaults.
 
-    Args:
-        fields: The recipe's `train` section.
-
-    Raises:
-        UserError: This machine has no kernels for an option.
+    `fields` is the recipe's `train` section. Raises UserError if this machine has no kernels for an option.
     """
     gpu = torch.cuda.is_available()
     if fields.get("use_liger_kernel") and not gpu:

@@ -158,7 +158,6 @@ def _prompt(folder: Path) -> str:
 
 
 def _eval_result(row: ScoreRow) -> EvalResult:
-    """Convert a score to an entry of the hub's model-index."""
     return EvalResult(
         task_type="text-generation",
         dataset_type=row.task,

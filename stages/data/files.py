@@ -20,8 +20,7 @@ from stages.base import UserError
 Record = dict[str, Any]
 """One row of a file: column -> value."""
 
-PARQUET_BATCH = 256
-"""Rows of a Parquet file in memory at a time."""
+PARQUET_BATCH = 256  # rows in memory at a time
 
 
 @dataclass(frozen=True)

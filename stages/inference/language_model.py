@@ -27,7 +27,6 @@ class LanguageModel:
 
     Args:
         path: a folder that from_pretrained loads. Weights are read from safetensors only.
-        name: the model's name in messages.
         dtype: dtype of the weights: auto, float32, bfloat16 or float16.
     """
 
@@ -116,12 +115,10 @@ class LanguageModel:
                 eos_token_id=sorted(self.eos_ids) or None,
             )
             for row, i in enumerate(batch):
-                answers[i] = self._until_eos(output[row, ids.shape[1] :].tolist())
+                tokens = output[row, ids.shape[1] :].tolist()
+                end = next((n for n, token in enumerate(tokens) if token in self.eos_ids), len(tokens) - 1)
+                answers[i] = tokens[: end + 1]
         return answers
-
-    def _until_eos(self, tokens: Tokens) -> Tokens:
-        end = next((i for i, token in enumerate(tokens) if token in self.eos_ids), len(tokens) - 1)
-        return tokens[: end + 1]
 
     @torch.inference_mode()
     def log_probs(
@@ -185,11 +182,8 @@ class LanguageModel:
 
 
 def _batches(prompts: Sequence[Tokens], sizes: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Group the indices of `prompts`, longest first: little padding, and memory that runs out does so at once.
-
-    The `sizes` in a batch sum to at most `batch_size`, unless it holds a single prompt.
-    """
-    batch: list[int] = []
+    """Group indices, longest prompts first; the `sizes` in a batch of several sum to at most `batch_size`."""
+    batch: list[int] = []  # the longest first: memory that runs out does so at once
     for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True):
         if batch and sum(sizes[k] for k in batch) + sizes[i] > batch_size:
             yield batch

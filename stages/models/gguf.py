@@ -15,8 +15,7 @@ from stages.system.integrity import build_once, content_hash, file_hash
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-VERSION = 1
-"""Part of the cache key; increase it when the same file would give another folder."""
+VERSION = 1  # part of the cache key; increase it when the same file would give another folder
 
 PAD_TOKENS = ("<|endoftext|>", "<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<unk>")
 """Special tokens that can serve as padding, in order of preference; none of them ends a turn."""
@@ -65,10 +64,7 @@ def _unquantised(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _set_padding(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
-    """Set a padding token other than the one that ends a turn, if the vocabulary has one.
-
-    Otherwise, code that masks padding by its id also masks the ends of turns, which should be learnt.
-    """
+    """Set a padding token that ends no turn, if there is one: code that masks padding by id would mask the ends too."""
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         vocabulary = tokenizer.get_vocab()
         ends = {tokenizer.eos_token, tokenizer.bos_token}

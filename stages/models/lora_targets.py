@@ -12,10 +12,8 @@ from typing import Any
 
 from stages.base import UserError
 
-MAX_HEADER = 100_000_000
-"""Bytes; the limit of safetensors itself."""
-OUTPUT = "lm_head"
-"""If its weights are tied to the embeddings, this module has no tensor in the file."""
+MAX_HEADER = 100_000_000  # bytes; the limit of safetensors itself
+OUTPUT = "lm_head"  # this module has no tensor in the file if its weights are tied to the embeddings
 
 
 def check_targets(model: Path, lora: dict[str, Any]) -> None:

@@ -9,11 +9,8 @@ from typing import Any
 from stages.base import UserError
 
 TRUST = "set trust_remote_code: true on the stage; they can then do on this machine whatever you can do"
-REMOTE_CODE = "trust_remote_code: the model's own Python files run"
-"""The line of --plan for a stage that sets it."""
-
-_AUTO_CLASSES = ("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer")
-"""The classes that load models here; code that a folder registers for others never runs."""
+REMOTE_CODE = "trust_remote_code: the model's own Python files run"  # the line of --plan for a stage that sets it
+_AUTO_CLASSES = ("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer")  # code that a folder has for others never runs
 
 
 def check_model(path: Path, trusted: bool, key: str, weights: bool = True) -> None:

@@ -12,8 +12,7 @@ from stages.records.metrics import Metrics, Record
 from stages.system.integrity import content_hash, write_json
 
 MANIFEST = "stage.json"
-SCHEMA = 2
-"""Version of the file's form. Raise it if an older reader would misread the new form."""
+SCHEMA = 2  # version of the file's form; raise it if an older reader would misread the new form
 
 
 class ManifestError(Exception):

@@ -86,7 +86,6 @@ def html_page(preview: Preview) -> str:
 
 
 def _label(segment: str, weight: float, multiplier: float) -> str:
-    """Return the segment with its weight and the multiplier, leaving out factors of 1."""
     numbers = [0.0] if weight * multiplier == 0 else [n for n in (weight, multiplier) if n != 1] or [1.0]
     return segment + " " + "".join(f"{TIMES}{number:g}" for number in numbers)
 

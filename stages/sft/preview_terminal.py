@@ -31,8 +31,7 @@ FOREGROUNDS = {
 }
 """Of tokens with weight 0, which have no background."""
 MAX_WIDTH = 120
-SEPARATOR = "¦"
-"""Between tokens if there are no colours."""
+SEPARATOR = "¦"  # between tokens if there are no colours
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 SEGMENT_NAMES = [segment.name.lower() for segment in Segment]
 WHITE_SPACE_SYMBOLS = {" ": "·", "\n": "↵", "\t": "→", "\r": "␍"}
-TIMES = "\u00d7"
-"""Precedes a weight."""
+TIMES = "\u00d7"  # precedes a weight
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 

@@ -288,7 +288,6 @@ def _check_arguments(model: Any, args: WITConfig, options: dict[str, Any]) -> No
 
 
 def _check_token_ids(stats_by_name: dict[str, DatasetStats], vocabulary: int) -> None:
-    """Raise UserError if pre-tokenised rows contain an id outside the model's vocabulary."""
     for name, stats in stats_by_name.items():
         if stats.largest_id >= vocabulary:
             raise UserError(

@@ -37,8 +37,7 @@ _TRACKER_OPTIONS = (
     "trackio_static_space_id",
 )
 
-DEFAULT_EPOCHS = 3.0
-"""transformers' default of num_train_epochs."""
+DEFAULT_EPOCHS = 3.0  # transformers' default of num_train_epochs
 
 _CHECKED_ROWS: set[tuple[str, str, str, Path]] = set()
 """Kind, data section, split and file of rows that this process has checked: the cells of a matrix share them."""

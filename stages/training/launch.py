@@ -88,7 +88,10 @@ def run_ranks(launch: Launch, module: str, arguments: list[str], folder: Path) -
     options = launch.model_dump()
     if options.get("num_machines", 1) == 1 and "main_process_port" not in options:
         os.environ["PET_STANDALONE"] = "1"  # torch's launcher picks a free port, so concurrent steps never collide
-    command = [*_flags(launch, _write_configuration(folder)), "--module", module, *arguments]
+    configuration = folder / "accelerate.json"  # instead of the one that `accelerate config` left on this machine
+    empty = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "NO", "num_processes": 1, "num_machines": 1}
+    configuration.write_text(json.dumps(empty | {"debug": False, "use_cpu": False}))
+    command = [*_flags(launch, configuration), "--module", module, *arguments]
     try:
         launch_command(launch_command_parser().parse_args(command))
     except ChildFailedError as error:
@@ -98,16 +101,7 @@ def run_ranks(launch: Launch, module: str, arguments: list[str], folder: Path) -
         raise RankFailed(f"its process {_EXIT_MESSAGE.format(error.returncode)}") from None
 
 
-def _write_configuration(folder: Path) -> Path:
-    """Write a configuration that replaces the one `accelerate config` left on this machine, which no recipe names."""
-    file = folder / "accelerate.json"
-    empty = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "NO", "num_processes": 1, "num_machines": 1}
-    file.write_text(json.dumps(empty | {"debug": False, "use_cpu": False}))
-    return file
-
-
 def _flags(launch: Launch, configuration: Path) -> list[str]:
-    """Return the arguments of `accelerate launch` for `launch`."""
     options: dict[str, Any] = {"config_file": str(configuration), "num_machines": 1, "main_process_port": 0}
     if launch.sharding is None and launch.num_processes > 1:
         options["multi_gpu"] = True  # selects the launcher for several processes, on CPUs as well

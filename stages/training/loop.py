@@ -43,10 +43,7 @@ def arguments(context: Context, fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _current_names(fields: dict[str, Any]) -> dict[str, Any]:
-    """Replace the option names that transformers 5 has deprecated; as there, a new name that is set wins.
-
-    Recipes may use either name, and fingerprints contain the one that they use.
-    """
+    """Replace option names that transformers 5 deprecates; a new name that is set wins. Fingerprints keep either."""
     fields = dict(fields)
     checkpointing = fields.pop("gradient_checkpointing", True)  # TRL's default, which it still has under the old name
     kwargs = fields.pop("gradient_checkpointing_kwargs", None)

@@ -20,10 +20,8 @@ from stages.training.config import TrainingStage
 
 CARD = "README.md"
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
-PLACEHOLDER = "path/to/this/folder"
-"""Name in the card of a model that is not on the hub."""
+PLACEHOLDER = "path/to/this/folder"  # the name of a model that is not on the hub
 _RESULTS = ("train_loss", "eval_loss", "reward_margin", "reward_accuracy", "steps", "tokens")
-"""Metrics of a training that the card shows."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,6 @@ class Training:
 
     @property
     def results(self) -> dict[str, str]:
-        """Metric -> value."""
         values = self.metrics.to_json()
         return {name: _cell(values[name]) for name in _RESULTS if values.get(name) is not None}
 

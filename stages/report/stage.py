@@ -15,9 +15,10 @@ from stages.report.correlations import correlation_table
 from stages.report.figures import bars, heatmaps, training_curves
 from stages.report.grid import Grid, grid_table, read_published_grids
 from stages.report.improvements import benchmark_table, best_table, improvements_table, shares_table
-from stages.report.page import Page, Picture, Section, html, latex, markdown
+from stages.report.page import Page, Picture, Section, render
 from stages.report.preference_tables import preference_table, robustness_table
 from stages.report.runs import Run, read_joined_runs, read_own_run
+from stages.report.sentences import NOTES
 from stages.report.tables import best_first, further_table, main_table, settings_table, training_table
 
 MOST_BARS = 12
@@ -42,15 +43,13 @@ def run(context: Context) -> Metrics:
     correlation_note = sentences.correlation_note([int(row[2].text) for row in correlations.rows])
     sections = [
         Section(
-            "Best weights against conventional tuning",
-            [("", improvements), *tables],
-            [sentences.HOW_IMPROVEMENTS, *missing],
+            "Best weights against conventional tuning", [("", improvements), *tables], [NOTES["improvements"], *missing]
         ),
         *_grid_sections(runs, grids, compared),
         _best_weights(runs, grids, with_paper=bool(published)),
         Section("Best prompt weight and characteristics", [("", correlations)], [correlation_note]),
-        Section("Preference tuning", [("", preference_table(runs))], [sentences.HOW_PREFERENCE]),
-        Section("Sensitivity to wording", [("", robustness_table(runs))], [sentences.HOW_ROBUSTNESS]),
+        Section("Preference tuning", [("", preference_table(runs))], [NOTES["preference"]]),
+        Section("Sensitivity to wording", [("", robustness_table(runs))], [NOTES["robustness"]]),
         *(_score_sections(own) if own.results.models else []),
     ]
     page = Page(config.title or context.recipe, sentences.summary(own, joined, grids), list(filter(None, sections)))
@@ -70,19 +69,19 @@ def _grid_sections(runs: Sequence[Run], grids: Sequence[Grid], published: Sequen
         shown += [replace(grid, title=label) for run in runs if run.grids for label, grid in run.benchmark_grids]
     picture = Picture("heatmap", "The tables below as heatmaps, laid out alike", heatmaps(shown))
     sections = [
-        Section("Grid of weights", [(grid.title, grid_table(grid)) for grid in shown], [sentences.HOW_GRIDS], [picture])
+        Section("Grid of weights", [(grid.title, grid_table(grid)) for grid in shown], [NOTES["grids"]], [picture])
     ]
     compared = [grid for grid in published if grid.names in {other.names for other in grids}]
     if compared:
         tables = [(grid.title, grid_table(grid)) for grid in compared]
         picture = Picture("published", "The published grids below as heatmaps, laid out alike", heatmaps(compared))
-        sections.append(Section("Published grids", tables, [sentences.HOW_PUBLISHED], [picture]))
+        sections.append(Section("Published grids", tables, [NOTES["published"]], [picture]))
     pictures = []
     for i, grid in enumerate(grids, 1):
         if forms := training_curves(grid):
             name = f"curves-{i}" if len(grids) > 1 else "curves"
             pictures.append(Picture(name, f"Training curves of {grid.title}, a line for each pair", forms))
-    return [*sections, Section("Training curves", notes=[sentences.HOW_CURVES], pictures=pictures)]
+    return [*sections, Section("Training curves", notes=[NOTES["curves"]], pictures=pictures)]
 
 
 def _best_weights(runs: Sequence[Run], grids: Sequence[Grid], with_paper: bool) -> Section:
@@ -92,7 +91,7 @@ def _best_weights(runs: Sequence[Run], grids: Sequence[Grid], with_paper: bool) 
     with_grids = [run for run in runs if run.grids]
     benchmark_grids = [grid for run in with_grids for _, grid in run.benchmark_grids]
     counts = shares_table(grids, benchmark_grids, with_paper)
-    return Section(title, [("", best_table(with_grids)), ("Counted", counts)], [sentences.HOW_BEST])
+    return Section(title, [("", best_table(with_grids)), ("Counted", counts)], [NOTES["best"]])
 
 
 def _score_sections(own: Run) -> list[Section]:
@@ -109,8 +108,8 @@ def _score_sections(own: Run) -> list[Section]:
 
 
 def _write_page(page: Page, folder: Path) -> None:
-    for name, text in {"report.md": markdown(page), "report.html": html(page), "tables.tex": latex(page)}.items():
-        (folder / name).write_text(text, encoding="utf-8")
+    for name in ("report.md", "report.html", "tables.tex"):
+        (folder / name).write_text(render(page, f"{name}.jinja"), encoding="utf-8")
     for picture in (picture for section in page.sections for picture in section.pictures):
         (folder / "figures").mkdir(exist_ok=True)
         for form, content in picture.forms.items():

@@ -50,7 +50,6 @@ class CharacteristicsStage(EvaluationStage):
     options: Options = Options()
 
     def needs(self) -> dict[str, Need]:
-        """Name the file of a set `data.NAME`."""
         files = {f"data.{s.name}": Need("data", s.data.train, f"sets.{i}.data.train") for i, s in enumerate(self.sets)}
         return super().needs() | files
 
@@ -63,7 +62,6 @@ class CharacteristicsStage(EvaluationStage):
             yield row
 
     def check(self, files: dict[str, Path]) -> None:
-        """Check that the model can be loaded, and read every row. Raises UserError."""
         check_model(files["model"], self.trust_remote_code, "models")
         for prompt_set in self.sets:
             path = files[f"data.{prompt_set.name}"]

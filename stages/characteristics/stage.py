@@ -82,7 +82,6 @@ def _row(task: str, metric: str, value: float) -> ScoreRow:
 
 
 def _mean_row(task: str, metric: str, values: list[float]) -> list[ScoreRow]:
-    """The mean over prompts. Empty if no prompt has a value."""
     return [score_row(task, metric, values, values, higher_is_better=None)] if values else []
 
 

@@ -43,18 +43,15 @@ class EvaluationStage(StageConfig):
     from the hub. They can do anything on this machine that you can do."""
 
     def needs(self) -> dict[str, Need]:
-        """Name the model `model`. Before the split, further models are `model.1` and so on."""
         return {
             "model" if i == 0 else f"model.{i}": Need("model", model, f"models.{i}", self.trust_remote_code)
             for i, model in enumerate(self.models)
         }
 
     def split(self) -> dict[str, Self]:
-        """Make one step per model."""
         return {f"[{model}]": self.model_copy(update={"models": [model]}) for model in self.models}
 
     def foreign_code(self, files: dict[str, Path]) -> list[str]:
-        """Announce the model's own code."""
         return [REMOTE_CODE] if self.trust_remote_code else []
 
 

@@ -50,7 +50,6 @@ def annotate(
 
 
 def _completions(single: Any, judge: Judge) -> Callable[..., dict[str, list[Any]]]:
-    """A function for completions for one of the package's annotators."""
     from alpaca_eval.utils import prompt_to_chatml
 
     parameters = {key: value for key, value in single.completions_kwargs.items() if key != "model_name"}

@@ -94,7 +94,6 @@ class JudgeStage(EvaluationStage):
         return ("alpaca_eval",) if self.alpaca_eval else ()
 
     def needs(self) -> dict[str, Need]:
-        """The models and the benchmarks' files."""
         references: dict[str, str] = {}
         if self.mt_bench is not None:
             references |= {f"mt_bench.{field}": reference for field, reference in self.mt_bench}
@@ -105,7 +104,6 @@ class JudgeStage(EvaluationStage):
         return super().needs() | {key: Need("data", reference, key) for key, reference in references.items()}
 
     def check(self, files: dict[str, Path]) -> None:
-        """Check that every file is readable, that packages are installed and that the endpoint has the judge."""
         check_model(files["model"], self.trust_remote_code, "models")
         check_context(files["model"], self.options.max_new_tokens, "options.max_new_tokens")
         self.request_estimates(files)
@@ -123,7 +121,6 @@ class JudgeStage(EvaluationStage):
         return [_estimate(name, data, self.options.limit, self.options.max_new_tokens) for name in benchmarks]
 
     def paid_requests(self, files: dict[str, Path]) -> list[str]:
-        """Calls and tokens of the judge, if all files are on this machine."""
         if all(name in files for name, need in self.needs().items() if need.kind == "data"):
             return [f"{self.judge}: {estimate}" for estimate in self.request_estimates(files)]
         return [f"{self.judge}: the number of calls is known once its files are here; --prefetch fetches them"]
@@ -137,14 +134,12 @@ class JudgeStage(EvaluationStage):
 def _estimate(
     benchmark: str, files: tuple[tuple[str, Path], ...], limit: int | None, max_new_tokens: int
 ) -> RequestEstimate:
-    """Read the files once for all models of the stage."""
     estimate = {"mt_bench": estimate_mt_bench, "alpaca_eval": estimate_alpaca_eval}[benchmark]
     return estimate(dict(files), limit, max_new_tokens)
 
 
 @cache
 def _require_judge(judge: str) -> None:
-    """Ask the endpoint once for all models of the stage."""
     from stages.judge.endpoint import require_model  # HTTP and TLS are slow to import
 
     require_model(judge)

@@ -20,7 +20,6 @@ LIST_TIMEOUT = 20.0
 
 
 def base_url() -> str:
-    """Return the endpoint's address."""
     return os.environ.get("OPENAI_BASE_URL", OPENAI).rstrip("/")
 
 

@@ -19,14 +19,11 @@ UNREADABLE = {"message": {"content": ""}}
 
 @dataclass(frozen=True)
 class Reply:
-    """The judge's reply to one request."""
-
     choice: dict[str, Any]
     """First choice of the API's response, and under `model` the model that responded."""
 
     @property
     def text(self) -> str:
-        """Its message, or an empty string."""
         return self.choice["message"].get("content") or ""
 
 

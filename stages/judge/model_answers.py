@@ -49,8 +49,6 @@ class AnswerGenerator:
 
 
 class _VLLM:
-    """vLLM on as many GPUs as the stage's resources name."""
-
     def __init__(self, path: Path, config: JudgeStage) -> None:
         try:
             from vllm import LLM

@@ -32,7 +32,6 @@ _GRADE = re.compile(r"\[\[(\d+(?:\.\d+)?)\]\]")
 def generate_answers(
     questions: list[Question], generator: AnswerGenerator, on_answers: Callable[[int], None]
 ) -> Answers:
-    """Let the model answer both turns of every question."""
     answers: dict[str, list[str]] = {question.id: [] for question in questions}
     for turn in (1, 2):
         for temperature in sorted({question.temperature for question in questions}):
@@ -97,7 +96,6 @@ def score_rows(questions: list[Question], grades: Grades) -> list[ScoreRow]:
 
 
 def samples(questions: list[Question], answers: Answers, grades: Grades) -> list[dict[str, Any]]:
-    """One sample per question."""
     means = {name: statistics.fmean(read) if (read := _read(both)) else None for name, both in grades.items()}
     return [
         {

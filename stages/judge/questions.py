@@ -35,14 +35,11 @@ class Question:
 
     @property
     def temperature(self) -> float:
-        """Sampling temperature of the answers."""
         return TEMPERATURES.get(self.category, 0.0)
 
 
 @dataclass(frozen=True)
 class Template:
-    """A prompt for the judge."""
-
     system: str
     prompt: str
 
@@ -119,7 +116,6 @@ def _turns(row: Record) -> tuple[str, str]:
 
 
 def read_templates(files: Mapping[str, Path]) -> dict[str, Template]:
-    """Read the judge's prompts for MT-Bench. Raises UserError."""
     path = files["mt_bench.prompts"]
     templates = dict(read_as(path, _template))
     if missing := [name for name in TEMPLATES if name not in templates]:

@@ -19,7 +19,6 @@ from stages.judge.questions import read_instructions, read_questions, read_templ
 from stages.records.metrics import Metrics, ScoreRow
 
 BenchmarkResult = tuple[list[ScoreRow], list[str]]
-"""Rows and notes of one benchmark."""
 
 
 def run(context: Context) -> Metrics:
@@ -46,8 +45,6 @@ def run(context: Context) -> Metrics:
 
 
 class _Evaluation:
-    """The loaded model, the judge and the benchmarks' files."""
-
     def __init__(self, context: Context) -> None:
         config: JudgeStage = context.config
         self.context, self.config = context, config
@@ -104,7 +101,6 @@ class _Evaluation:
 
 
 def _counter(progress: Callable[[int, int, str], None], total: int, note: str) -> Callable[[int], None]:
-    """Return a function that adds to a count and reports it."""
     done = 0
 
     def add(count: int) -> None:

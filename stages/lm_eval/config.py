@@ -27,14 +27,12 @@ else:
     GenerationOptions = library_options("gen_kwargs")
 
 LOADERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
-"""File suffix -> the `datasets` loader that reads it."""
 
 _PYTHON_IN_YAML = re.compile(r"!function|__")
 """Text in a task file that calls Python: a function, or an object's dunder attribute in a template."""
 
 
 def dataset_loader(reference: str) -> str | None:
-    """The `datasets` loader for a file reference. None if the suffix is not supported."""
     name = reference.partition("@sha256:")[0]
     return LOADERS.get(PurePosixPath(name).suffix.lower())
 
@@ -111,7 +109,6 @@ class Options(Config):
 
     @property
     def multiturn(self) -> bool:
-        """`fewshot_as_multiturn` with its default filled in."""
         return self.apply_chat_template if self.fewshot_as_multiturn is None else self.fewshot_as_multiturn
 
 
@@ -154,11 +151,9 @@ class LMEvalStage(EvaluationStage):
 
     @property
     def processes(self) -> int:
-        """Number of processes that a step starts on this machine."""
         return 1 if self.launch is None else self.launch.processes_per_machine
 
     def needs(self) -> dict[str, Need]:
-        """The models, task folder, data sets and data files."""
         needs = super().needs()
         if self.include_path is not None:
             needs["include_path"] = Need("data", self.include_path, "include_path")
@@ -170,7 +165,6 @@ class LMEvalStage(EvaluationStage):
         return needs
 
     def check(self, files: dict[str, Path]) -> None:
-        """Check that lm-eval can run every task, that every file is readable and that the model can be loaded."""
         for name, path in files.items():
             if name.startswith("data."):
                 _require_rows(path)
@@ -194,7 +188,6 @@ class LMEvalStage(EvaluationStage):
         return _lm_eval_refusals(names, include, allowed) if names else {}
 
     def foreign_code(self, files: dict[str, Path]) -> list[str]:
-        """Python of the model's folder, code that the model writes, and Python of the user's tasks."""
         sources = [REMOTE_CODE] if self.trust_remote_code else []
         if self.options.confirm_run_unsafe_code:
             sources.append("options.confirm_run_unsafe_code: code that the model writes runs")
@@ -206,7 +199,6 @@ class LMEvalStage(EvaluationStage):
 
 @cache
 def _require_rows(path: Path) -> None:
-    """Read a data file to its end, once for all models of the stage. Raises UserError."""
     for _ in read_rows(path):
         pass
 

@@ -27,14 +27,11 @@ require_version("lm_eval", "0.4")
 
 
 class AnswerLogHook(CacheHook):
-    """Adds every answer to the log; lm-eval calls it once per request."""
-
     def __init__(self, answer_log: AnswerLog, on_answers: Callable[[int], None]) -> None:
         super().__init__(None)
         self.answer_log, self.on_answers = answer_log, on_answers
 
     def add_partial(self, attr: str, req: Any, res: Any) -> None:
-        """Log the answer `res`."""
         self.answer_log.add(hash_args(attr, req), res)
         self.on_answers(1)
 
@@ -57,15 +54,12 @@ class ResumableModel(TemplateLM):
         self.set_cache_hook(AnswerLogHook(self.answer_log, on_answers))
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """Score continuations."""
         return self._resume("loglikelihood", requests, super().loglikelihood)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
-        """Score texts."""
         return self._resume("loglikelihood_rolling", requests, super().loglikelihood_rolling)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        """Generate answers."""
         return self._resume("generate_until", requests, super().generate_until)
 
     def _model_generate(self, *arguments: Any, **settings: Any) -> Any:

@@ -86,7 +86,6 @@ def without_paths(text: str, names: Mapping[str, str]) -> str:
 
 
 def dump(value: Any, indent: int | None = None) -> str:
-    """Format JSON as lm-eval's command does."""
     return json.dumps(value, indent=indent, default=handle_non_serializable, ensure_ascii=False)
 
 

@@ -121,7 +121,6 @@ def _evaluate(
 
 
 def _truncated_counts(model: ResumableModel) -> Counter[str]:
-    """Task -> number of items that are longer than the model's context, over all processes."""
     by_process: list[Any] = [model.truncated]
     if model.world_size > 1:
         by_process = [None] * model.world_size
@@ -146,7 +145,6 @@ def _request_counter(benchmarks: list[Benchmark], progress: Callable[[int, int, 
 
 
 def _portable_names(config: LMEvalStage, context: Context) -> dict[str, str]:
-    """Path on this machine -> its replacement in results.json."""
     needs = config.needs()
     pairs = [(item.path, needs[key].value) for key, item in context.inputs.items() if key in needs]
     names = {str(path): name for path, name in pairs} | {str(path.resolve()): name for path, name in pairs}

@@ -43,7 +43,6 @@ class Benchmark:
         return scored or list(self.tasks)
 
     def metrics_of(self, name: str) -> list[str]:
-        """Metrics that a task or group of this benchmark reports, in lm-eval's order."""
         if name in self.groups:
             return list(dict.fromkeys(m.metric for m in self.groups[name].aggregate_metric_list or []))
         return list(self.tasks[name].aggregation())
@@ -185,7 +184,6 @@ def _write_task_file(override: dict[str, Any], scratch: Path, name: str) -> str:
 
 
 def _splits(cfg: Mapping[str, Any], task: Task) -> tuple[str | None, str | None]:
-    """The split that is scored, and the split of the few-shot examples if it has any."""
     scored = cfg.get("test_split") or cfg.get("validation_split")
     if not _num_fewshot(cfg, task) or (cfg.get("fewshot_config") or {}).get("samples"):
         return scored, None

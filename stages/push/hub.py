@@ -63,7 +63,6 @@ def upload(repo: str, private: bool, files: dict[str, Path | bytes], message: st
 
 @contextmanager
 def _explained_errors(api: HfApi, repo: str) -> Iterator[None]:
-    """Turn the client's errors into a UserError with a remedy."""
     try:
         yield
     except OfflineModeIsEnabled:

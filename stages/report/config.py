@@ -70,7 +70,6 @@ class ReportStage(StageConfig):
         return runs
 
     def needs(self) -> dict[str, Need]:
-        """The steps of the benchmarks (`*` is every stage that scores models), other recipes' runs and the CSV file."""
         others = {
             f"{RUN_PREFIX}{entry.run}": Need("run", entry.run, f"runs.{i}.run") for i, entry in enumerate(self.runs)
         }
@@ -81,7 +80,6 @@ class ReportStage(StageConfig):
         return {name: Need("steps", name, f"benchmarks.{i}") for i, name in enumerate(self.benchmarks)} | others
 
     def check(self, files: dict[str, Path]) -> None:
-        """Read the published grids. Raises UserError."""
         from stages.report.grid import read_published_grids
 
         if PUBLISHED in files:

@@ -14,7 +14,6 @@ from stages.report.runs import Run
 from stages.report.tables import NO_VALUE, Cell, Table
 
 FEWEST_POINTS = 3
-"""A rank correlation needs at least so many points."""
 PAPER_CORRELATIONS = Path(__file__).with_name("paper_correlations.csv")
 """Spearman's and Kendall's coefficients of the paper (arXiv 2507.07817, its table of correlations)."""
 
@@ -70,7 +69,6 @@ def rank_correlations(points: Sequence[tuple[float, float]]) -> tuple[float | No
 
 
 def _observations(run: Run) -> Iterator[Observation]:
-    """The characteristics in one run, of its data, its benchmarks and its model."""
     grids = run.benchmark_grids
     if not grids:
         return

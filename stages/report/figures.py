@@ -66,7 +66,6 @@ def bars(results: Results) -> dict[str, bytes] | None:
 
 
 def _draw_bars(axes: mpl.axes.Axes, results: Results) -> None:
-    """One colour per model; a missing score leaves a space."""
     width = 0.84 / len(results.models)
     for i, model in enumerate(results.models):
         places, heights, errors = [], [], []
@@ -134,7 +133,6 @@ def _draw_heatmap(figure: Figure, axes: mpl.axes.Axes, grid: Grid) -> None:
 
 
 def _heatmap_text(grid: Grid, pair: Pair, cell: GridCell) -> str:
-    """A cell's label, mean and spread."""
     label = {CONVENTIONAL: "IT", UNTRAINED: "Base"}.get(pair) if cell in (grid.baseline, grid.base) else None
     spread = f"±{100 * cell.spread:.1f}" if cell.spread is not None else None
     return "\n".join(filter(None, [label, f"{100 * cell.mean:.1f}", spread]))

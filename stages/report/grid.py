@@ -20,7 +20,6 @@ CONVENTIONAL = (0.0, 1.0)
 UNTRAINED = (0.0, 0.0)
 """The pair that trains nothing: the base model in a file of published grids."""
 FEWEST_VALUES = 2
-"""A grid has at least so many values of either weight."""
 PUBLISHED_COLUMNS = ("model", "dataset", "prompt_weight", "response_weight", "average_score")
 
 Pair = tuple[float, float]
@@ -36,7 +35,6 @@ class GridCell:
 
     @property
     def mean(self) -> float:
-        """The mean over seeds."""
         return fmean(self.values)
 
     @property
@@ -68,12 +66,10 @@ class Grid:
 
     @property
     def prompts(self) -> list[float]:
-        """The prompt weights, ascending."""
         return sorted({prompt for prompt, _ in self.cells})
 
     @property
     def completions(self) -> list[float]:
-        """The completion weights, ascending."""
         return sorted({completion for _, completion in self.cells})
 
     @property
@@ -88,7 +84,6 @@ class Grid:
 
     @property
     def best_improvement(self) -> float | None:
-        """The relative improvement of the best pair."""
         return self.improvement(self.cells[self.best])
 
     def improvement(self, cell: GridCell | None) -> float | None:
@@ -223,7 +218,6 @@ def read_published_grids(file: Path) -> list[Grid]:
 
 
 def _published_row(row: dict[str, str], place: str) -> tuple[Names, Pair, float]:
-    """Model and data, weights, and the score as a share."""
     numbers = []
     for name in PUBLISHED_COLUMNS[2:]:
         try:

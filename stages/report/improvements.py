@@ -66,13 +66,11 @@ def improvements_table(grids: Sequence[Grid], published: Sequence[Grid], missing
 
 
 def _pair_cells(grid: Grid) -> list[Cell]:
-    """IT, the best pair, its weights and its improvement."""
     best = _mean_cell(grid, grid.cells[grid.best], grid.best)
     return [_mean_cell(grid, grid.baseline), best, Cell(pair_text(grid.best)), Cell(percent(grid.best_improvement))]
 
 
 def _published_cells(published: Grid | None, grid: Grid | None) -> list[Cell]:
-    """The cells of a published grid, and how much more the grid improves than it."""
     if published is None:
         return [Cell(NO_VALUE)] * 5
     ours, theirs = grid.best_improvement if grid else None, published.best_improvement

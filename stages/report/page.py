@@ -15,10 +15,7 @@ from stages.system.terminal_text import safe
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure."""
-
     name: str
-    """The name of its files."""
     alt: str
     forms: dict[str, bytes]
     """`svg` and `png`."""
@@ -45,8 +42,6 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """The content of a report."""
-
     title: str
     summary: str
     sections: list[Section]

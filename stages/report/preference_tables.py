@@ -32,7 +32,6 @@ def preference_table(runs: Sequence[Run]) -> Table:
 
 
 def _start(results: Results, model: Model) -> Model | None:
-    """The scored model that a preference-tuned one started from."""
     if model.stage != "dpo" or len(model.lineage) < 2:
         return None
     start = (model.lineage[1].step, model.lineage[1].fingerprint)

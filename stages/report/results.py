@@ -46,7 +46,6 @@ class Model:
 
     @property
     def seed(self) -> int | None:
-        """The seed of its training step."""
         return self.lineage[0].config.get("seed") if self.lineage else None
 
     @property
@@ -85,8 +84,6 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Score:
-    """One score of one model."""
-
     step: str
     model: Model
     column: Column
@@ -109,7 +106,6 @@ class Results:
         return {(s.model.name, s.column): s for s in reversed(self.scores) if s.row.value is not None}
 
     def score(self, model: Model, column: Column) -> Score | None:
-        """Return a model's score in a column, which has a value; None if it was not measured."""
         return self._measured.get((model.name, column))
 
     def link(self, step: str) -> str:

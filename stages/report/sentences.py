@@ -15,11 +15,9 @@ from stages.report.results import Model, Results
 from stages.report.runs import Run
 
 MOST_NAMES = 5
-"""How many names a sentence lists."""
 
 LUCK = "The best of many is above the rest by luck, too."
 NOTES: dict[str, str] = yaml.safe_load(Path(__file__).with_name("notes.yaml").read_text(encoding="utf-8"))
-"""How to read each section."""
 
 
 def score_notes(results: Results, baseline: Model | None) -> list[str]:

@@ -61,7 +61,6 @@ def run(context: Context) -> Metrics:
 
 
 def _grid_sections(runs: Sequence[Run], grids: Sequence[Grid], published: Sequence[Grid]) -> list[Section]:
-    """The grids as heatmaps and tables, a single one under each benchmark, too; and the training curves."""
     if not grids:
         return []
     shown = list(grids)
@@ -95,7 +94,6 @@ def _best_weights(runs: Sequence[Run], grids: Sequence[Grid], with_paper: bool) 
 
 
 def _score_sections(own: Run) -> list[Section]:
-    """All scores of the recipe's own models, how the models were trained, and the settings of the benchmarks."""
     results, baseline = own.results, own.baseline
     forms = bars(results) if len(results.models) <= MOST_BARS else None
     pictures = [Picture("scores", "The scores as bars, with standard errors", forms)] if forms else []

@@ -89,7 +89,6 @@ def best_first(results: Results, table: Table) -> Table:
 
 
 def _score_cells(results: Results, column: Column | None) -> list[Cell]:
-    """A cell for each model: its score in a column, or its average."""
     scores = [results.score(model, column) if column else None for model in results.models]
     estimates = [results.estimate(model, column) for model in results.models]
     values = [estimate.value for estimate in estimates if estimate]

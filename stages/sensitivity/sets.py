@@ -88,7 +88,6 @@ class FewShotPrompt:
     """(prompt, answer) of each."""
 
     def messages(self, system: str | None) -> list[dict[str, str]]:
-        """Return the prompt as a conversation."""
         turns = [("system", system)] if system else []
         for prompt, answer in self.examples:
             turns += [("user", prompt), ("assistant", answer)]
@@ -102,8 +101,6 @@ class FewShotPrompt:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts of one intent, over which one index is measured."""
-
     row: int
     """Number of the row in its file, from 1."""
     prompts: tuple[FewShotPrompt, ...]
@@ -175,7 +172,6 @@ def _check_templates(templates: list[str], has_choices: bool) -> None:
 
 
 def _shots(count: int, wordings: list[str], has_choices: bool, examples: tuple[_Example, ...]) -> list[_Example]:
-    """The first `count` examples that the row itself does not contain."""
     shots = [example for example in examples if example.prompt not in wordings][:count]
     if len(shots) < count:
         raise BadRow(None, f"has {len(shots)} examples with other prompts, fewer than num_fewshot ({count}); add some")
@@ -210,7 +206,6 @@ def _texts(row: Record, column: str) -> list[str]:
 
 @cache
 def read_examples(path: Path) -> tuple[_Example, ...]:
-    """Read a file of worked examples. Raises UserError."""
     return tuple(read_as(path, _example))
 
 

@@ -91,7 +91,6 @@ def psi(log_probs: Sequence[Sequence[float]], lengths: Sequence[int]) -> float:
 
 
 def _encode(model: LanguageModel, options: Options, entry: Prompts, sets: list[PromptSet]) -> list[list[Tokens]]:
-    """Tokenize every prompt. Raises UserError for one that is too long."""
     encoded = []
     for prompt_set in sets:
         place = f"prompts.{entry.name}: row {prompt_set.row} of {entry.data}"

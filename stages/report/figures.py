@@ -139,10 +139,7 @@ def _heatmap_text(grid: Grid, pair: Pair, cell: GridCell) -> str:
 
 
 def training_curves(grid: Grid) -> dict[str, bytes] | None:
-    """Draw both losses over the optimiser steps, a line per pair (its first seed); None if no training was logged.
-
-    The colour is the weight of the other side.
-    """
+    """Draw both losses over the optimiser steps, a line per pair (its first seed); None if no training was logged."""
     logs = {pair: rows for pair, models in grid.models.items() if (rows := _read_log(models[0].lineage[0].path))}
     if not logs:
         return None

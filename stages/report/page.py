@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
-from stages.report.tables import Cell, Table
+from stages.report.tables import Table
 from stages.system.terminal_text import safe
 
 
@@ -19,11 +19,6 @@ class Picture:
     alt: str
     forms: dict[str, bytes]
     """`svg` and `png`."""
-
-    @property
-    def embedded(self) -> str:
-        """The SVG in base64: scripts do not run in an embedded image."""
-        return base64.b64encode(self.forms["svg"]).decode("ascii")
 
 
 @dataclass(frozen=True)
@@ -38,13 +33,6 @@ class Section:
 
     def __bool__(self) -> bool:
         return bool(self.pictures or any(table.rows for _, table in self.tables))
-
-
-@dataclass(frozen=True)
-class Page:
-    title: str
-    summary: str
-    sections: list[Section]
 
 
 def escape(text: str) -> str:
@@ -72,29 +60,14 @@ def latex_text(text: str) -> str:
     return "".join(LATEX_ESCAPES.get(character, character) for character in " ".join(safe(text).split()))
 
 
-def _markdown_cell(cell: Cell) -> str:
-    text = escape(cell.text)
-    return (f"**{text}**" if cell.best else text) + (" ≈" if cell.tie else "")
-
-
-def _latex_cell(cell: Cell) -> str:
-    text = latex_text(cell.text)
-    return (rf"\textbf{{{text}}}" if cell.best else text) + (r" $\approx$" if cell.tie else "")
-
-
 _TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
     autoescape=select_autoescape(["html.jinja"]),
     undefined=StrictUndefined,
 )
-_TEMPLATES.filters |= {
-    "markdown": escape,
-    "markdown_cell": _markdown_cell,
-    "latex": latex_text,
-    "latex_cell": _latex_cell,
-}
+_TEMPLATES.filters.update(markdown=escape, latex=latex_text, base64=lambda data: base64.b64encode(data).decode())
 
 
-def render(page: Page, template: str) -> str:
-    """Write the page with one of the templates in this folder: report.html.jinja, report.md.jinja, tables.tex.jinja."""
-    return _TEMPLATES.get_template(template).render(vars(page))
+def render(template: str, title: str, summary: str, sections: list[Section]) -> str:
+    """Write the report with one of the templates in this folder, such as report.html.jinja."""
+    return _TEMPLATES.get_template(template).render(title=title, summary=summary, sections=sections)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from urllib.parse import quote
 
 from stages.base import BASE, Input, UserError
@@ -154,9 +154,7 @@ class Results:
         a, b = self.items(model, column), self.items(other, column)
         if a and a.keys() == b.keys() and len(a) > 1:
             deltas = [a[key] - b[key] for key in sorted(a)]
-            mean = fmean(deltas)
-            variance = math.fsum((delta - mean) ** 2 for delta in deltas) / (len(deltas) - 1)
-            return Estimate(value, math.sqrt(variance / len(deltas)))
+            return Estimate(value, stdev(deltas) / math.sqrt(len(deltas)))
         if mine.stderr is None or theirs.stderr is None:
             return Estimate(value, None)
         return Estimate(value, math.hypot(mine.stderr, theirs.stderr))
@@ -229,9 +227,6 @@ def find_baseline(models: list[Model], name: str | None) -> Model | None:
     """Return the model `name`, or else the conventionally tuned one: an SFT with prompt weight 0 and completion not 0.
 
     Of several such, completion weight 1 comes first, then the order of the recipe.
-
-    Raises:
-        UserError: no benchmark scored the model `name`.
     """
     if name is not None:
         for model in models:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from stages.base import Input
-from stages.records.metrics import ResultTable
 from stages.report.results import Column, Estimate, Model, Results, Score
 
 NO_VALUE = "\u2013"
@@ -33,10 +32,6 @@ class Table:
 
     columns: list[str]
     rows: list[list[Cell]]
-
-    def plain(self) -> ResultTable:
-        """Return the table as text, for the console."""
-        return ResultTable(columns=self.columns, rows=[[str(cell) for cell in row] for row in self.rows])
 
 
 def number(estimate: Estimate | None, points: bool = True, sign: bool = False, decimals: int = 1) -> str:
@@ -79,11 +74,9 @@ def main_table(results: Results, baseline: Model | None) -> Table:
 
 
 def best_first(results: Results, table: Table) -> Table:
-    """Sort the rows of the main table by average, highest first, those without one last; equal ones keep their order.
-
-    Averages are rounded to 12 digits, since equal sums differ in floating point.
-    """
+    """Sort the rows of the main table by average, highest first, those without one last."""
     means = [results.estimate(model) for model in results.models]
+    # rounded, since equal sums differ in floating point
     order = sorted(range(len(means)), key=lambda i: -round(mean.value, 12) if (mean := means[i]) else math.inf)
     return Table(table.columns, [table.rows[i] for i in order])
 

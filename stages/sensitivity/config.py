@@ -6,10 +6,10 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from stages.base import Config, Need
-from stages.evaluation.config import EvaluationStage, unique_names
+from stages.evaluation.config import EvaluationStage, unique_by
 from stages.models.model_folder import check_context, check_model
 from stages.sensitivity.sets import Prompts, read_sets
 
@@ -37,7 +37,7 @@ class SensitivityStage(EvaluationStage):
     kind: ClassVar[str] = "sensitivity"
     version: ClassVar[int] = 1
 
-    prompts: Annotated[list[Prompts], Field(min_length=1), AfterValidator(unique_names)]
+    prompts: Annotated[list[Prompts], Field(min_length=1), unique_by("name")]
     """Files of prompts with the same intent."""
     options: Options = Options()
     seed: int = 23

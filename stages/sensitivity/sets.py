@@ -51,7 +51,7 @@ class Vary(Config):
 class Prompts(Config):
     """A file of sets of prompts with the same intent."""
 
-    name: str
+    name: str = Field(pattern=r"^\w[\w.-]{0,99}$")
     """The name in the report."""
     data: str
     """A file. Rows are {"prompts": [wording, ...]} or {"prompt": wording, "paraphrases": [...]}; multiple-choice rows
@@ -64,13 +64,6 @@ class Prompts(Config):
     index of a choice, from 0."""
     max_new_tokens: int = Field(default=30, ge=1)
     """The longest answer, in tokens."""
-
-    @field_validator("name")
-    @classmethod
-    def _is_a_name(cls, name: str) -> str:
-        if not re.fullmatch(r"\w[\w.-]{0,99}", name):
-            raise ValueError(f"{name!r} is no name; use up to 100 letters, digits, '_', '-' and '.'")
-        return name
 
     @model_validator(mode="after")
     def _few_shots_have_examples(self) -> Self:
@@ -115,15 +108,7 @@ class _Example:
 
 
 def read_sets(entry: Prompts, files: Mapping[str, Path], seed: int) -> list[PromptSet]:
-    """Read the sets of one entry of a recipe's `prompts`.
-
-    Args:
-        files: paths under the names of SensitivityStage.needs.
-        seed: seed of the spelling errors.
-
-    Raises:
-        UserError: a row is unusable; names file and line.
-    """
+    """Read the sets of one entry of a recipe's `prompts`; `files` are named as in SensitivityStage.needs."""
     examples = read_examples(files[f"examples.{entry.name}"]) if entry.examples is not None else ()
     kinds: set[bool] = set()
 
@@ -219,10 +204,7 @@ def _example(row: Record, _: int) -> _Example:
 
 
 def misspelt(words: str, seed: str) -> str:
-    """Add an error to every tenth word of three letters or more, and to one such word at least.
-
-    An error swaps two letters, or drops, doubles or replaces one. Numbers and punctuation stay.
-    """
+    """Add an error to every tenth word of three letters or more, and to one such word at least."""
     rng = random.Random(seed)  # a str is seeded by its SHA-512, the same on every machine
     spans = [match.span() for match in _WORD.finditer(words)]
     chosen = rng.sample(spans, min(len(spans), max(1, len(spans) // WORDS_PER_ERROR)))
@@ -234,13 +216,9 @@ def misspelt(words: str, seed: str) -> str:
 def _one_error(word: str, rng: random.Random) -> str:
     while True:
         i = rng.randrange(len(word) - 1)
-        changed = rng.choice(
-            (
-                word[:i] + word[i + 1] + word[i] + word[i + 2 :],
-                word[:i] + word[i + 1 :],
-                word[: i + 1] + word[i:],
-                word[:i] + rng.choice(ascii_lowercase) + word[i + 1 :],
-            )
-        )
+        swapped = word[:i] + word[i + 1] + word[i] + word[i + 2 :]
+        dropped, doubled = word[:i] + word[i + 1 :], word[: i + 1] + word[i:]
+        replaced = word[:i] + rng.choice(ascii_lowercase) + word[i + 1 :]
+        changed = rng.choice((swapped, dropped, doubled, replaced))
         if changed != word:
             return changed

@@ -30,7 +30,6 @@ from stages.inference.language_model import LanguageModel, Tokens
 from stages.records.metrics import Metrics, ScoreRow
 
 PARSER = "en_core_web_sm"
-LONGEST_NGRAM = 4
 CHUNK = 512
 """Prompts scored between two reports of progress."""
 
@@ -98,7 +97,7 @@ def ngram_diversity(texts: Sequence[str]) -> float:
     """Sum over n = 1..4 of distinct n-grams / all n-grams (Shaib et al., arXiv 2403.00553), within texts."""
     words = [text.split() for text in texts]
     total = 0.0
-    for n in range(1, LONGEST_NGRAM + 1):
+    for n in range(1, 5):
         ngrams = [tuple(text[i : i + n]) for text in words for i in range(len(text) - n + 1)]
         total += len(set(ngrams)) / len(ngrams) if ngrams else 0.0
     return total

@@ -99,7 +99,8 @@ def score(
         columns = {"model": "none", "index": range(frame["index"].max() + 1), "instruction_difficulty": 0.0}
         pd.DataFrame(columns).to_csv(difficulties, index=False)
     # the package would download its own table, which is wrong for other instructions
-    download, glm_winrate.hf_hub_download = glm_winrate.hf_hub_download, lambda **_: str(difficulties)
+    download = glm_winrate.hf_hub_download
+    glm_winrate.hf_hub_download = lambda **_: str(difficulties)
     try:
         percent = get_length_controlled_winrate(frame, glm_name=model, save_weights_dir=None)
         length_controlled = list(map(float, frame["glm_preference"]))

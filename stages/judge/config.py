@@ -89,7 +89,6 @@ class JudgeStage(EvaluationStage):
 
     @property
     def versioned_packages(self) -> tuple[str, ...]:
-        """alpaca_eval, which defines prompts, parsers and metrics."""
         return ("alpaca_eval",) if self.alpaca_eval else ()
 
     def needs(self) -> dict[str, Need]:
@@ -103,6 +102,8 @@ class JudgeStage(EvaluationStage):
         return super().needs() | {key: Need("data", reference, key) for key, reference in references.items()}
 
     def check(self, files: dict[str, Path]) -> None:
+        from stages.judge.endpoint import require_model  # HTTP and TLS are slow to import
+
         check_model(files["model"], self.trust_remote_code, "models")
         check_context(files["model"], self.options.max_new_tokens, "options.max_new_tokens")
         self.request_estimates(files)
@@ -110,8 +111,6 @@ class JudgeStage(EvaluationStage):
             if find_spec(package) is None:
                 raise UserError(f"needs the package {package}; pip install -e '.[judge]'", "judge")
         require_vllm(self.options.backend)
-        from stages.judge.endpoint import require_model  # HTTP and TLS are slow to import
-
         require_model(self.judge)
 
     def request_estimates(self, files: dict[str, Path]) -> list[RequestEstimate]:

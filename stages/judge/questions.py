@@ -17,12 +17,9 @@ WITH_REFERENCE = ("math", "reasoning", "coding")
 TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
 """Sampling temperature by category; the others are greedy."""
 TEMPLATES = ("single-v1", "single-math-v1", "single-v1-multi-turn", "single-math-v1-multi-turn")
-CHARACTERS_PER_TOKEN = 4
-"""Rough average for English."""
-TYPICAL_VERDICT_TOKENS = 250
-"""Rough length of an MT-Bench judgement with its explanation."""
-ALPACA_EVAL_PROMPT_TOKENS = 350
-"""Rough length of the package's own prompt."""
+CHARACTERS_PER_TOKEN = 4  # rough average for English
+TYPICAL_VERDICT_TOKENS = 250  # rough length of an MT-Bench judgement with its explanation
+ALPACA_EVAL_PROMPT_TOKENS = 350  # rough length of the package's own prompt
 
 Files = tuple[tuple[str, Path], ...]
 """Pairs of name and path. Estimates are cached, so that all models of a stage share one."""

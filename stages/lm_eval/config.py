@@ -109,6 +109,10 @@ class Options(Config):
             raise ValueError("fewshot_as_multiturn: true needs apply_chat_template: true, which defines the turns")
         return self
 
+    @property
+    def multiturn(self) -> bool:
+        return self.apply_chat_template if self.fewshot_as_multiturn is None else self.fewshot_as_multiturn
+
 
 class LMEvalStage(EvaluationStage):
     """Benchmarks through lm-evaluation-harness."""
@@ -137,7 +141,6 @@ class LMEvalStage(EvaluationStage):
 
     @property
     def versioned_packages(self) -> tuple[str, ...]:
-        """lm_eval, which defines the tasks."""
         return ("lm_eval",)
 
     @property

@@ -89,7 +89,6 @@ def _evaluate(
     """Results as lm-eval's command would save them, and samples by task; None in every process except the first."""
     options = config.options
     other_seed = DEFAULT_OTHER_SEED if config.seed is None else config.seed
-    multiturn = options.apply_chat_template if options.fewshot_as_multiturn is None else options.fewshot_as_multiturn
     tracker = EvaluationTracker()
     results: Any = lm_eval.simple_evaluate(
         model=model,
@@ -105,7 +104,7 @@ def _evaluate(
         evaluation_tracker=tracker,
         system_instruction=options.system_instruction,
         apply_chat_template=options.apply_chat_template,
-        fewshot_as_multiturn=multiturn,
+        fewshot_as_multiturn=options.multiturn,
         gen_kwargs=options.gen_kwargs.model_dump() or None,
         random_seed=DEFAULT_RANDOM_SEED if config.seed is None else config.seed,
         numpy_random_seed=other_seed,

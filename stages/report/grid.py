@@ -89,11 +89,6 @@ class Grid:
         it = self.baseline
         return (cell.mean - it.mean) / it.mean if cell and it and it.mean else None
 
-    def under(self, column: Column | None) -> Grid | None:
-        """Return the same grid under another benchmark; None if it has too few cells there."""
-        grids = find_grids(self.results, self.names, column) if self.results else []
-        return next((grid for grid in grids if grid.title == self.title), None)
-
     def difference_from_baseline(self, pair: Pair) -> Estimate | None:
         """Return the pair minus IT; None if either was not measured.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from stages.report.grid import CONVENTIONAL, Grid, GridCell, Names, Pair
+from stages.report.grid import CONVENTIONAL, Grid, GridCell, Names, Pair, find_grids
 from stages.report.results import Column, Estimate, Model, Results
 from stages.report.runs import Run
 from stages.report.tables import NO_VALUE, Cell, Table, column_labels, number
@@ -101,7 +101,8 @@ def benchmark_table(grid: Grid, results: Results) -> Table:
     rows = [[Cell(k), *(_seeds_cell(results, seeds, column) for column in columns)] for k, seeds in models.items()]
     differences, p_values, improvements = [Cell("best - IT")], [Cell("p")], [Cell("gain over IT")]
     for column in columns:
-        other = grid.under(column)
+        others = find_grids(results, grid.names, column)
+        other = next((other for other in others if other.title == grid.title), None)
         differences.append(Cell(number(other.difference_from_baseline(grid.best) if other else None, sign=True)))
         p_values.append(Cell(p_text(other.p_value(grid.best) if other else None)))
         improvements.append(Cell(percent(other.improvement(other.cells.get(grid.best)) if other else None)))

@@ -60,8 +60,7 @@ def run(context: Context) -> Metrics:
         (context.out / "figures").mkdir(exist_ok=True)
         for form, content in picture.forms.items():
             (context.out / "figures" / f"{picture.name}.{form}").write_bytes(content)
-    own_table = best_first(own.results, main_table(own.results, own.baseline))
-    table = own_table if own.results.models else improvements
+    table = best_first(own.results, main_table(own.results, own.baseline)) if own.results.models else improvements
     text_table = ResultTable(columns=table.columns, rows=[[str(cell) for cell in row] for row in table.rows])
     return Metrics(table=text_table, summary=summary, notes=missing)
 

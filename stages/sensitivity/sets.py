@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,10 +21,8 @@ from stages.data.columns import BadRow, filled_list, read_as, text
 from stages.data.files import Record
 from stages.evaluation.config import unique
 
-CASES: dict[str, Callable[[str], str]] = {"lower": str.lower, "upper": str.upper, "title": str.title}
 OPEN, CHOICES = "{prompt}", "{prompt}\n{choices}\nAnswer:"
 """The default templates of prompts without and with choices."""
-WORDS_PER_ERROR = 10
 _WORD = re.compile(r"[A-Za-z]{3,}")
 
 
@@ -138,7 +136,7 @@ def _prompts(
         return FewShotPrompt(_render(template, wording, choices), turns)
 
     first = wordings[0]
-    variants = [*wordings, *(CASES[case](first) for case in entry.vary.case)]
+    variants = [*wordings, *(getattr(first, case)() for case in entry.vary.case)]
     variants += [misspelt(first, f"{seed} {copy}") for copy in range(entry.vary.spelling)]
     prompts = [prompt(variant, first_template) for variant in variants]
     prompts += [prompt(first, template) for template in other_templates]
@@ -207,7 +205,7 @@ def misspelt(words: str, seed: str) -> str:
     """Add an error to every tenth word of three letters or more, and to one such word at least."""
     rng = random.Random(seed)  # a str is seeded by its SHA-512, the same on every machine
     spans = [match.span() for match in _WORD.finditer(words)]
-    chosen = rng.sample(spans, min(len(spans), max(1, len(spans) // WORDS_PER_ERROR)))
+    chosen = rng.sample(spans, min(len(spans), max(1, len(spans) // 10)))
     for start, end in sorted(chosen, reverse=True):
         words = words[:start] + _one_error(words[start:end], rng) + words[end:]
     return words

@@ -21,7 +21,7 @@ PLACEHOLDER = "???"
 
 
 class _InterpolationError(Exception):
-    """An interpolation is wrong; the message quotes it and says why."""
+    """The message quotes a wrong interpolation and says why."""
 
 
 class Resolver:
@@ -43,12 +43,11 @@ class Resolver:
         """id -> key of the nodes that are being resolved, outermost first."""
 
     def resolve_matrix(self) -> Node | None:
-        """Resolve the section `matrix`. None if the recipe has none."""
         node = self.tree.child(MATRIX)
         return None if node is None else self._resolve(node, (MATRIX,))
 
     def resolve_cell(self, cell: Cell) -> Node:
-        """Resolve the recipe for one cell; the result has no matrix."""
+        """Resolve the recipe without its matrix for one cell."""
         self._cell = cell
         sections = {name: node for name, node in self.tree.content.items() if name != MATRIX}
         resolved = {name: self._resolve(node, (name,)) for name, node in sections.items()}
@@ -113,7 +112,6 @@ class Resolver:
         return replace(node, content="".join(parts) + text[end:], axes=axes)
 
     def _look_up(self, match: re.Match[str]) -> Node:
-        """Return the resolved value of an interpolation."""
         if not match["end"]:
             raise _InterpolationError("'${' is not closed by '}'; write \\${ for the two characters themselves")
         key = split_key(match["key"])

@@ -31,16 +31,16 @@ _LABEL = re.compile(r"[^\s\[\],=\x00-\x1f]{1,60}")
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination of values."""
+    """One combination of values: axis -> its label, as a person writes it, and axis -> its value."""
 
     labels: Mapping[str, str] = field(default_factory=dict)
-    """Axis -> label of its value, as a person writes it."""
     values: Mapping[str, Node] = field(default_factory=dict)
-    """Axis -> value; the node's `axes` contain the axis."""
 
 
 def label_value(value: Any) -> str:
-    """Return the label of a plain value in step names and `--cells`; 0.20 and 0.2 have the same."""
+    """Return the label of a value in step names and `--cells`; 0.20 and 0.2 have the same, sections and lists none."""
+    if isinstance(value, dict | list):
+        return ""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, float):
@@ -60,11 +60,7 @@ def read_matrix(matrix: Node) -> tuple[list[Cell], list[Problem]]:
 
 
 def select_cells(cells: Sequence[Cell], filters: Sequence[str]) -> list[Cell]:
-    """Return the cells that match one of the `--cells` filters, AXIS=VALUE[,AXIS=VALUE].
-
-    Raises:
-        ValueError: a filter matches no cell; the message lists the valid names.
-    """
+    """Return the cells that match one of the `--cells` filters, AXIS=VALUE[,AXIS=VALUE]. Raises ValueError."""
     matches: set[int] = set()
     for text in filters:
         labels = dict(_parse_condition(part, cells, text) for part in text.split(","))
@@ -138,21 +134,15 @@ class _MatrixReader:
         for part, value in items:
             if value.content is BROKEN:
                 return {}
-            label = part if isinstance(part, str) else self.read_label(name, part, value)
+            label = part if isinstance(part, str) else label_value(value.content)
             if not _LABEL.fullmatch(label):
                 text = f"{label!r} is not a valid name; use 1 to 60 characters, none of [ ] , = or space"
-                self.report(value, (name, part), text)
+                unnamed = "needs a short name: make the axis a mapping, {NAME: value, ...}"
+                self.report(value, (name, part), text if isinstance(part, str) else unnamed)
             elif label in values:
                 self.report(value, (name, part), f"is listed twice: {label}; remove one")
             values[label] = value.with_axis(name)
         return values
-
-    def read_label(self, axis: str, part: int, value: Node) -> str:
-        label = "" if isinstance(value.content, dict | list) else label_value(value.content)
-        if not _LABEL.fullmatch(label):
-            self.report(value, (axis, part), "needs a short name: make the axis a mapping, {NAME: value, ...}")
-            return f"item{part}"
-        return label
 
     def read_cell_list(self, matrix: Node, name: str, axes: dict[str, dict[str, Node]]) -> Iterator[dict[str, str]]:
         """Yield the items of `exclude` or `include` as axis -> label. Values new to `include` are added to `axes`."""
@@ -180,12 +170,10 @@ class _MatrixReader:
                 yield labels
 
     def find_label(self, value: Node, key: Key, values: dict[str, Node], axis: Node) -> str:
-        """Return the label of a value in `exclude` or `include`."""
-        if isinstance(value.content, dict | list) or not _LABEL.fullmatch(label_value(value.content)):
-            self.report(value, key, "must be one value of the axis: a plain value or its name")
-            return ""
         label = label_value(value.content)
-        if label not in values and isinstance(axis.content, dict):
+        if not _LABEL.fullmatch(label):
+            self.report(value, key, "must be one value of the axis: a plain value or its name")
+        elif label not in values and isinstance(axis.content, dict):
             hint = did_you_mean(label, values) + list_choices("it has", values)
             self.report(value, key, f"{label!r} is no value of the axis{hint}")
         elif label not in values and key[0] == "include":

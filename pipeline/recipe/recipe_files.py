@@ -41,9 +41,8 @@ def read_file(path: Path, seen: tuple[Path, ...] = ()) -> tuple[Node, list[Probl
         if exists:
             base, base_problems = read_file(extended, (*seen, path.resolve()))
             return tree.merged_over(base), base_problems + problems
-        files = [
-            str(file.relative_to(path.parent)) for part in ("*", "*/*") for file in path.parent.glob(f"{part}.yaml")
-        ]
+        nearby = (file for pattern in ("*.yaml", "*/*.yaml") for file in path.parent.glob(pattern))
+        files = [str(file.relative_to(path.parent)) for file in nearby]
         text = f"{extended}: {reason}{did_you_mean(parent.content, files)}"
     else:
         text = "must be the path of one recipe file, relative to this one"
@@ -55,8 +54,8 @@ def apply_override(tree: Node, override: str, problems: list[Problem]) -> Node:
     name, equals, text = override.partition("=")
     key, location = split_key(name.strip()), Location(f"--set {override}", None, None, Path.cwd())
     if not equals or not key:
-        example = "write --set KEY=VALUE, for example --set stages.wit.weights.prompt=0.4"
-        problems.append(Problem(location, (), example))
+        text = "write --set KEY=VALUE, for example --set stages.wit.weights.prompt=0.4"
+        problems.append(Problem(location, (), text))
         return tree
     try:
         value, value_problems = parse(text, location.file, location.folder, lines=False)
@@ -70,7 +69,6 @@ def apply_override(tree: Node, override: str, problems: list[Problem]) -> Node:
 
 
 def _similar_file(path: Path) -> str:
-    """Suggest a recipe file for a mistyped path."""
     folder = path.parent if path.parent.is_dir() else Path("recipes")
     names = sorted(str(file) for file in folder.glob("*.yaml")) if folder.is_dir() else []
     return did_you_mean(str(path), names)

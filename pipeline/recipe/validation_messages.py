@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from pipeline.recipe.did_you_mean import did_you_mean, list_choices
-from pipeline.recipe.nodes import BROKEN, Key, Problem, SourceMap, item_of, split_key_within
+from pipeline.recipe.nodes import BROKEN, Key, Node, Problem, item_of, split_key_within
 from stages.base import AT_KEY, StageConfig
 from stages.library_options.option_models import Options
 
@@ -17,14 +17,14 @@ _ANY = object()
 
 
 def explain(
-    error: ValidationError, model: type[BaseModel], section: dict[str, Any], key: Key, source_map: SourceMap
+    error: ValidationError, model: type[BaseModel], section: dict[str, Any], key: Key, tree: Node
 ) -> Iterator[Problem]:
-    """Yield the problems of `section`, which has the key `key`, except for values that are already BROKEN."""
+    """Yield the problems of `section`, at `key` in `tree`, except for values that are already BROKEN."""
     for inner_key, details in errors_by_key(error, section).items():
         full_key, kind, value = key + inner_key, details[0]["type"], details[0]["input"]
-        location = source_map.locate_value(full_key)
+        location = tree.locate_value(full_key)
         if kind == "extra_forbidden":
-            yield Problem(source_map.locate_key(full_key), full_key, _explain_unknown_key(model, inner_key))
+            yield Problem(tree.locate_key(full_key), full_key, _explain_unknown_key(model, inner_key))
         elif value is BROKEN:
             continue
         elif kind == "missing":

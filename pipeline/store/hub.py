@@ -45,7 +45,7 @@ class Hub:
 
     @property
     def commit(self) -> str | None:
-        """The revision if it is a full commit hash, else None."""
+        """The revision if it is a full commit hash."""
         return self.revision if self.revision and _COMMIT.fullmatch(self.revision) else None
 
     def __str__(self) -> str:
@@ -64,8 +64,11 @@ def parse_hub(text: str, kind: Literal["model", "dataset"]) -> Hub | None:
     return Hub(match["repo"], match["revision"], kind, member)
 
 
-def resolve_hub(hub: Hub, notice: Notice | None = None) -> Hub:
-    """Replace the branch or tag by its current commit. See pipeline.store.references.resolve."""
+def resolve(hub: Hub, notice: Notice | None = None) -> Hub:
+    """Replace the branch or tag by its current commit. Raises BadReferenceError.
+
+    `notice` receives a message if the hub does not answer and the commit comes from the local cache.
+    """
     if hub.commit:
         return hub
     from huggingface_hub import HfApi
@@ -77,9 +80,8 @@ def resolve_hub(hub: Hub, notice: Notice | None = None) -> Hub:
         commit = cached_commit(hub)
         if commit and not isinstance(error, HfHubHTTPError):  # no answer, rather than a refusal
             if notice:
-                notice(
-                    f"{hub}: the hub does not answer ({type(error).__name__}); using the commit {commit} of its cache"
-                )
+                reason = f"the hub does not answer ({type(error).__name__})"
+                notice(f"{hub}: {reason}; using the commit {commit} of its cache")
             return replace(hub, revision=commit)
         raise _hub_error(hub, error) from error
     return replace(hub, revision=info.sha)
@@ -101,7 +103,7 @@ def fetch_hub_description(hub: Hub, code: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     missing = f"{hub}: is not fetched yet; use --prefetch"
-    commit = resolve_hub(hub).commit
+    commit = resolve(hub).commit
     try:
         if hub.kind == "model" and not hub.member:
             patterns = [*MODEL_DESCRIPTION, *([MODEL_CODE] if code else [])]
@@ -131,7 +133,7 @@ def cached_commit(hub: Hub) -> str | None:
 
 def fetch_hub(hub: Hub, cache: Path, code: bool) -> Path:
     """Fetch the repository's files. Raises BadReferenceError."""
-    pinned = resolve_hub(hub)
+    pinned = resolve(hub)
     from huggingface_hub import hf_hub_download, snapshot_download
 
     try:
@@ -140,17 +142,15 @@ def fetch_hub(hub: Hub, cache: Path, code: bool) -> Path:
         if hub.kind == "dataset":
             return _fetch_data_set(pinned, cache)
         patterns = [*MODEL_FILES, *([MODEL_CODE] if code else [])]
-        subfolders = ["*/*"]  # exports for other runtimes
-        folder = Path(
-            snapshot_download(hub.repo, revision=pinned.commit, allow_patterns=patterns, ignore_patterns=subfolders)
-        )
+        exports = ["*/*"]  # for other runtimes
+        snapshot = snapshot_download(hub.repo, revision=pinned.commit, allow_patterns=patterns, ignore_patterns=exports)
     except BadReferenceError:
         raise
     except Exception as error:
         raise _hub_error(hub, error) from error
-    if not any(folder.glob("*.safetensors")):
+    if not any(Path(snapshot).glob("*.safetensors")):
         raise BadReferenceError(f"{hub}: has no *.safetensors, and pickles are not read; name a revision that has them")
-    return folder
+    return Path(snapshot)
 
 
 def _fetch_data_set(hub: Hub, cache: Path) -> Path:
@@ -173,9 +173,8 @@ def _fetch_data_set(hub: Hub, cache: Path) -> Path:
     folder = Path(snapshot_download(hub.repo, repo_type="dataset", revision=hub.commit, allow_patterns=patterns))
     for name in names:
         if not (folder / name).is_file():
-            raise BadReferenceError(
-                f"{hub}: the hub does not answer, and {name} is missing in its cache (HF_HOME); go online once"
-            )
+            reason = f"the hub does not answer, and {name} is missing in its cache (HF_HOME); go online once"
+            raise BadReferenceError(f"{hub}: {reason}")
     return folder
 
 

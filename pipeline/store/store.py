@@ -35,7 +35,6 @@ class Published:
 
     @property
     def digest(self) -> str:
-        """Hash of the result's files: two results of one fingerprint are equal if their digests are."""
         return self.manifest.digest
 
     def damage(self, hash_of: Callable[[Path], str] = file_hash) -> str | None:
@@ -44,8 +43,6 @@ class Published:
 
 
 class Store:
-    """The published results below one folder."""
-
     def __init__(self, root: Path) -> None:
         self.root = root
 

@@ -15,10 +15,9 @@ from stages.system.integrity import SEAL, broken_seal, damage, file_hash
 
 @dataclass(frozen=True)
 class Finding:
-    """One file or folder that is missing or changed."""
+    """One file or folder that is missing or changed; `path` is relative to the runs folder."""
 
     path: str
-    """Relative to the runs folder."""
     text: str
 
     def __str__(self) -> str:
@@ -27,15 +26,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was read, and all findings."""
-
     runs: str
     steps: int
     files: int
     problems: list[Finding]
 
     def to_json(self) -> dict[str, Any]:
-        """For --json."""
         return asdict(self)
 
 
@@ -74,8 +70,7 @@ def _wrong_inputs(manifest: Manifest, results: Mapping[str, Published]) -> Itera
     """The results of other steps that this one was computed from, and that are missing or different now."""
     for record in manifest.inputs.values():
         if record.step and record.fingerprint:
-            source = results.get(record.fingerprint)
-            if source is None:
+            if (source := results.get(record.fingerprint)) is None:
                 yield f"was computed from {record.step} ({record.fingerprint}), which is missing"
             elif source.digest != record.digest:
                 yield f"was computed from {record.step}, which was computed again since, with a different result"

@@ -16,9 +16,6 @@ from stages.system.terminal_text import safe
 
 MAX_LISTED = 16
 """Plans with more steps list no queued steps."""
-SPEED_SECONDS = 300.0
-"""Window for a step's speed, from which the remaining time is estimated."""
-REFRESH_PER_SECOND = 4
 BAR_WIDTH, MIN_BAR_WIDTH = 24, 5
 """Columns of a bar; a narrower bar is left out."""
 MIN_NAME_WIDTH = 12
@@ -27,26 +24,19 @@ STATE_WIDTH = 8
 
 
 class LiveView(Progress):
-    """rich's Progress with a note under each bar and the queued steps below, cut to the size of the terminal.
-
-    Args:
-        console: a terminal.
-    """
+    """rich's Progress with a note under each bar and the queued steps below, cut to the size of the terminal."""
 
     def __init__(self, console: Console) -> None:
         self._terminal = console
         self.steps: Mapping[str, StepRecord] = {}
-        """Step -> its record in run.json."""
         self.logs = Path()
-        """Folder of the steps' logs."""
         self.status = ""
-        """Progress of the run as a whole."""
         self._task_ids: dict[str, TaskID] = {}
         super().__init__(  # draws the view, so all other attributes are set above
             console=console,
             transient=True,
-            refresh_per_second=REFRESH_PER_SECOND,
-            speed_estimate_period=SPEED_SECONDS,
+            refresh_per_second=4,
+            speed_estimate_period=300,  # seconds that the remaining time is estimated from
         )
 
     def begin_step(self, step: str) -> None:
@@ -58,7 +48,6 @@ class LiveView(Progress):
         self.update(self._task_ids[step], completed=done, total=total if total > 1 else None, note=safe(note))
 
     def end_step(self, step: str) -> None:
-        """Remove the step's bar, if any, after drawing its last state."""
         if step in self._task_ids:
             self.refresh()
             self.remove_task(self._task_ids.pop(step))
@@ -94,7 +83,6 @@ def _widths(tasks: list[Task], width: int) -> tuple[int, int, int]:
 
 
 def _bar(task: Task, name: int, bar: int, count: int) -> Table:
-    """Draw one step on one line."""
     grid = Table.grid(padding=(0, 1))
     cells: list[tuple[int, RenderableType]] = [
         (STATE_WIDTH, Text("  run", "cyan")),
@@ -119,5 +107,4 @@ def _clock(seconds: float | None) -> str:
 
 
 def _line(text: str, style: str) -> Text:
-    """Return one line, cut at the width of the terminal."""
     return Text(text, style, no_wrap=True, overflow="ellipsis")

@@ -14,11 +14,8 @@ PATTERNS = ("*.y*ml", "recipes/*.y*ml", "recipes/*/*.y*ml")
 
 @dataclass(frozen=True)
 class RecipeEntry:
-    """One line of the list."""
-
     path: Path
     about: str
-    """A description in one line."""
 
 
 def list_recipes(folder: Path) -> list[RecipeEntry]:

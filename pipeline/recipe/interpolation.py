@@ -122,7 +122,6 @@ class Resolver:
         return self._descend(self.tree, (), key, match)
 
     def _look_up_axis(self, match: re.Match[str], key: Key) -> Node:
-        """Return the cell's value of `${matrix.AXIS}`, or of a key within that value."""
         if id(self.tree.content[MATRIX]) in self._in_progress:
             raise _InterpolationError(f"{match[0]!r} is inside the matrix; write the value there")
         if not self._cell.values:  # the matrix itself is wrong

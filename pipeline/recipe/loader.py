@@ -63,20 +63,17 @@ class Recipe:
     model: str | None
     stages: dict[str, StageConfig]
     source_map: Node
-    """The values with their locations."""
     problems: list[Problem] = field(default_factory=list)
     """Errors so far; planning adds its own and raises all together."""
     broken: Mapping[str, Sequence[Need]] = field(default_factory=dict)
     """Stages with errors, and `base` if the model is wrong -> the references that their sections still have. Stages
     that refer to them are not wrong for that."""
     labels: Mapping[str, str] = field(default_factory=dict)
-    """Axis of the matrix -> label of the cell's value."""
     search: Halving | None = None
     axes: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Stage, or `base` for the model -> the axes that its own section depends on."""
 
     def problem(self, key: Key, text: str) -> Problem:
-        """Build a problem at the location of the value under `key`."""
         return Problem(self.source_map.locate_value(key), key, text)
 
     def error(self, key: Key, text: str) -> RecipeError:
@@ -145,7 +142,6 @@ class _RecipeReader:
         """Stage, its section's id, seed -> the section, to keep its id in use, and its config or remaining needs."""
 
     def read(self, tree: Node, cell: Cell) -> Recipe:
-        """Validate the recipe of one cell."""
         if tree.content is BROKEN:
             return Recipe("", 23, None, {}, tree, labels=cell.labels)
         sections, model = tree.child("stages"), tree.child("model")

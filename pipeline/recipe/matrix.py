@@ -120,7 +120,6 @@ class _MatrixReader:
         return [Cell(labels, {axis: axes[axis][label] for axis, label in labels.items()}) for labels in cells]
 
     def read_axis(self, name: str, node: Node) -> dict[str, Node]:
-        """Return label -> value."""
         if not _AXIS.fullmatch(name):
             text = "is not a valid name of an axis; use letters, digits and _"
             self.problems.append(Problem(node.key_location, (MATRIX, name), text))

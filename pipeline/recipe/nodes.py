@@ -13,7 +13,6 @@ Key = tuple[str | int, ...]
 MAX_VALUES = 500_000
 """Limit for one recipe with all aliases and `${...}` expanded: more than any grid has, less than fills the memory."""
 MAX_DEPTH = 40
-"""Limit for sections within sections."""
 
 
 def split_key(key: str) -> Key:
@@ -38,7 +37,6 @@ def item_of(value: Any, part: str | int) -> Any:
 
 
 def dotted(key: Key) -> str:
-    """Join the parts of a key with dots."""
     return ".".join(map(str, key))
 
 
@@ -129,7 +127,6 @@ class Node:
         return self.content
 
     def child(self, part: str | int) -> Node | None:
-        """Return the value under one part of a key."""
         return item_of(self.content, part)
 
     def nearest(self, key: Key) -> Node:
@@ -146,7 +143,6 @@ class Node:
         return self.nearest(key).error_location
 
     def locate_key(self, key: Key) -> Location:
-        """Return the location of `key` itself."""
         return self.nearest(key).key_location
 
     def with_axis(self, axis: str) -> Node:

@@ -94,7 +94,6 @@ def _plain(value: object) -> str:
 
 
 def _refused(section: Schema) -> dict[str, list[str]]:
-    """Return reason -> refused keys."""
     reasons: dict[str, list[str]] = {}
     for name, value in section.get("properties", {}).items():
         if value.get("not") == {}:

@@ -22,13 +22,9 @@ MODEL_CODE = "*.py"
 DATA_FILES = ["*.jsonl", "*.json", "*.csv", "*.parquet"]
 """Files fetched for a data set. Scripts are never fetched."""
 DATA_CARD = "README.md"
-"""Maps the data files to splits and subsets."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(#(?P<member>.+))?", re.ASCII)
-
-Notice = Callable[[str], None]
-"""Shows a message to the user."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,6 @@ class Hub:
     """A repository of the hub, or one file in it."""
 
     repo: str
-    """`org/name`."""
     revision: str | None
     """A branch, tag or commit; None for the default branch."""
     kind: Literal["model", "dataset"]
@@ -64,7 +59,7 @@ def parse_hub(text: str, kind: Literal["model", "dataset"]) -> Hub | None:
     return Hub(match["repo"], match["revision"], kind, member)
 
 
-def resolve(hub: Hub, notice: Notice | None = None) -> Hub:
+def resolve(hub: Hub, notice: Callable[[str], None] | None = None) -> Hub:
     """Replace the branch or tag by its current commit. Raises BadReferenceError.
 
     `notice` receives a message if the hub does not answer and the commit comes from the local cache.
@@ -88,7 +83,6 @@ def resolve(hub: Hub, notice: Notice | None = None) -> Hub:
 
 
 def cached_hub_file(hub: Hub) -> Path | None:
-    """Return the path of a single file in the hub's cache."""
     from huggingface_hub import try_to_load_from_cache
 
     if hub.member is None:
@@ -125,7 +119,6 @@ def ref_file(hub: Hub) -> Path:
 
 
 def cached_commit(hub: Hub) -> str | None:
-    """Return the commit of the revision in the hub's cache."""
     ref = ref_file(hub)
     commit = ref.read_text().strip() if ref.is_file() else ""
     return commit if _COMMIT.fullmatch(commit) else None

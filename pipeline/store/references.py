@@ -25,10 +25,9 @@ FORMS = "./a/local/path, org/name[@revision][#file] or pypi:PACKAGE==VERSION#MEM
 
 @dataclass(frozen=True)
 class Local:
-    """A file or folder on this machine."""
+    """A file or folder on this machine; `path` is absolute."""
 
     path: Path
-    """Absolute."""
 
 
 @dataclass(frozen=True)

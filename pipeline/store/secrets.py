@@ -24,7 +24,6 @@ def mask_secrets(text: str) -> str:
 
 
 def mask_file(path: Path) -> None:
-    """Replace every secret in a text file by `***`."""
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     if (masked := mask_secrets(text)) != text:
         path.write_text(masked, encoding="utf-8")

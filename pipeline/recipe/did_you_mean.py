@@ -5,9 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-MAX_LISTED = 20
-"""Longer lists of valid names are left out of a message."""
-
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """Return `; did you mean ...?`, or an empty text if no choice is similar. `lr` also matches learning_rate."""
@@ -18,6 +15,6 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
 
 
 def list_choices(introduction: str, choices: Iterable[str]) -> str:
-    """Return `; allowed are a, b`, or an empty text if there are no choices or more than MAX_LISTED."""
+    """Return `; allowed are a, b`, or an empty text if there are no choices or more than 20."""
     names = list(choices)
-    return f"; {introduction} {', '.join(names)}" if 0 < len(names) <= MAX_LISTED else ""
+    return f"; {introduction} {', '.join(names)}" if 0 < len(names) <= 20 else ""

@@ -32,6 +32,7 @@ class Resolver:
 
     def __init__(self, tree: Node) -> None:
         self.tree = tree
+        self._body = replace(tree, content={name: node for name, node in tree.content.items() if name != MATRIX})
         self.problems: list[Problem] = []
         """Errors so far; the values they concern are BROKEN."""
         self._cell = Cell()
@@ -49,13 +50,7 @@ class Resolver:
     def resolve_cell(self, cell: Cell) -> Node:
         """Resolve the recipe without its matrix for one cell."""
         self._cell = cell
-        sections = {name: node for name, node in self.tree.content.items() if name != MATRIX}
-        resolved = {name: self._resolve(node, (name,)) for name, node in sections.items()}
-        try:
-            return make_node(resolved, self.tree.location, self.tree.key_location)
-        except TooLargeError as error:
-            self.problems.append(Problem(self.tree.location, (), str(error)))
-            return replace(self.tree, content=BROKEN)
+        return self._resolve(self._body, ())
 
     def _resolve(self, node: Node, key: Key) -> Node:
         if not isinstance(node.content, dict | list | str):

@@ -96,27 +96,15 @@ def load(path: Path, overrides: Sequence[str] = (), cells: Sequence[str] = ()) -
     for override in overrides:
         tree = apply_override(tree, override, problems)
     resolver = Resolver(tree)
-    selected, matrix_problems = _read_cells(resolver, cells)
+    matrix = resolver.resolve_matrix()
+    all_cells, matrix_problems = read_matrix(matrix) if matrix else ([], [])
+    selected = select_cells(all_cells, cells) if cells and not matrix_problems else all_cells
     reader = _RecipeReader()
-    recipes = [reader.read(resolver.resolve_cell(cell), cell) for cell in selected]
+    recipes = [reader.read(resolver.resolve_cell(cell), cell) for cell in selected or [Cell()]]
     if reader.secret_errors:
         raise RecipeError(reader.secret_errors)
     recipes[0].problems.extend([*problems, *matrix_problems, *resolver.problems, *reader.problems])
     return recipes
-
-
-def _read_cells(resolver: Resolver, filters: Sequence[str]) -> tuple[list[Cell], list[Problem]]:
-    """Return the cells and the matrix's errors; one cell without values if there is no matrix."""
-    matrix = resolver.resolve_matrix()
-    cells, problems = read_matrix(matrix) if matrix else ([], [])
-    if filters and not problems:
-        if not cells:
-            raise RecipeError([f"--cells {filters[0]}: the recipe has no matrix"])
-        try:
-            cells = select_cells(cells, filters)
-        except ValueError as error:
-            raise RecipeError([str(error)]) from None
-    return cells or [Cell()], problems
 
 
 def _secret_errors(value: Any, key: Key, tree: Node) -> Iterator[str]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.recipe.did_you_mean import did_you_mean, list_choices
-from pipeline.recipe.nodes import BROKEN, Key, Node, Problem
+from pipeline.recipe.nodes import BROKEN, Key, Node, Problem, RecipeError
 
 MATRIX = "matrix"
 MAX_CELLS = 100_000
@@ -60,13 +60,15 @@ def read_matrix(matrix: Node) -> tuple[list[Cell], list[Problem]]:
 
 
 def select_cells(cells: Sequence[Cell], filters: Sequence[str]) -> list[Cell]:
-    """Return the cells that match one of the `--cells` filters, AXIS=VALUE[,AXIS=VALUE]. Raises ValueError."""
+    """Return the cells that match one of the `--cells` filters, AXIS=VALUE[,AXIS=VALUE]. Raises RecipeError."""
+    if not cells:
+        raise RecipeError([f"--cells {filters[0]}: the recipe has no matrix"])
     matches: set[int] = set()
     for text in filters:
         labels = dict(_parse_condition(part, cells, text) for part in text.split(","))
         indices = [i for i, cell in enumerate(cells) if labels.items() <= cell.labels.items()]
         if not indices:
-            raise ValueError(f"--cells {text}: the matrix has no such cell")
+            raise RecipeError([f"--cells {text}: the matrix has no such cell"])
         matches |= set(indices)
     return [cells[i] for i in sorted(matches)]
 
@@ -76,14 +78,14 @@ def _parse_condition(part: str, cells: Sequence[Cell], text: str) -> tuple[str, 
     axes = list(cells[0].labels)
     if not equals or axis not in axes:
         hint = did_you_mean(axis, axes) if equals else "; write AXIS=VALUE"
-        raise ValueError(f"--cells {text}: {axis!r} is no axis of the matrix{hint}; it has {', '.join(axes) or 'none'}")
+        raise RecipeError([f"--cells {text}: {axis!r} is no axis of the matrix{hint}; it has {', '.join(axes)}"])
     labels = list(dict.fromkeys(cell.labels[axis] for cell in cells))
     if value not in labels:
         with contextlib.suppress(ValueError):
             value = label_value(float(value))
     if value not in labels:
         hint = did_you_mean(value, labels) + list_choices("it is", labels)
-        raise ValueError(f"--cells {text}: {axis} is never {value!r}{hint}")
+        raise RecipeError([f"--cells {text}: {axis} is never {value!r}{hint}"])
     return axis, value
 
 

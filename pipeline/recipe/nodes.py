@@ -164,11 +164,7 @@ class Node:
         return make_node(merged, self.location, self.key_location)
 
     def with_value(self, key: Key, value: Node) -> Node:
-        """Merge `value` over the value under `key`; missing sections are created.
-
-        Raises:
-            ValueError: a part of the key is not an item of a list.
-        """
+        """Merge `value` over the value under `key`; missing sections are created. Raises ValueError."""
         if not key:
             return value.merged_over(self)
         part, *rest = key

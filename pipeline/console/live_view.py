@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, Task, TaskID
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from stages.records.run_record import StepRecord
@@ -16,9 +16,8 @@ from stages.system.terminal_text import safe
 
 MAX_LISTED = 16
 """Plans with more steps list no queued steps."""
-BAR_WIDTH, MIN_BAR_WIDTH = 24, 5
-"""Columns of a bar; a narrower bar is left out."""
-MIN_NAME_WIDTH = 12
+BAR_WIDTH, MIN_BAR_WIDTH, MIN_NAME_WIDTH = 24, 5, 12
+"""In columns; a narrower bar is left out."""
 STATE_WIDTH = 8
 """Columns of a step's state, as in the console's other lines."""
 
@@ -83,7 +82,6 @@ def _widths(tasks: list[Task], width: int) -> tuple[int, int, int]:
 
 
 def _bar(task: Task, name: int, bar: int, count: int) -> Table:
-    grid = Table.grid(padding=(0, 1))
     cells: list[tuple[int, RenderableType]] = [
         (STATE_WIDTH, Text("  run", "cyan")),
         (name, Text(task.description)),
@@ -92,8 +90,8 @@ def _bar(task: Task, name: int, bar: int, count: int) -> Table:
         (7, Text(_clock(task.elapsed))),
         (12, Text(f"{_clock(task.time_remaining)} left" if task.time_remaining is not None else "")),
     ]
-    for columns, _ in cells:
-        grid.add_column(width=columns, no_wrap=True, overflow="ellipsis")
+    columns = [Column(width=width, no_wrap=True, overflow="ellipsis") for width, _ in cells]
+    grid = Table.grid(*columns, padding=(0, 1))
     grid.add_row(*(cell for _, cell in cells))
     return grid
 

@@ -20,8 +20,7 @@ _STAND_INS: tuple[Any, ...] = (1, "-", {}, [])
 def references_of(kind: type[StageConfig], section: dict[str, Any], error: ValidationError) -> list[Need]:
     """Return the references in the valid values of `section`, which has the validation errors `error`.
 
-    Wrong values are removed and required ones replaced by stand-ins until the section is valid. If that fails, the
-    result is empty.
+    Wrong values are removed and required ones replaced by stand-ins until the section is valid, or for 12 rounds.
     """
     section = copy.deepcopy(section)
     stand_ins: dict[Key, Iterator[Any]] = {}

@@ -121,12 +121,11 @@ class Resolver:
             raise _InterpolationError(f"{match[0]!r} is inside the matrix; write the value there")
         if not self._cell.values:  # the matrix itself is wrong
             return replace(self.tree.content[MATRIX], content=BROKEN)
-        value = self._cell.values.get(str(key[1])) if len(key) > 1 else None
-        if value is None:
-            axes = self._cell.values
-            hint = did_you_mean(str(key[1]), axes) if len(key) > 1 else ""
+        axis, axes = str(key[1]) if len(key) > 1 else "", self._cell.values
+        if axis not in axes:
+            hint = did_you_mean(axis, axes)
             raise _InterpolationError(f"{match[0]!r} names no axis of the matrix{hint}; it has {', '.join(axes)}")
-        return self._descend(value, key[:2], key[2:], match, resolved=True)
+        return self._descend(axes[axis], key[:2], key[2:], match, resolved=True)
 
     def _descend(self, node: Node, prefix: Key, key: Key, match: re.Match[str], resolved: bool = False) -> Node:
         """Return the resolved value under `key` within `node`, whose own key is `prefix`."""

@@ -198,7 +198,7 @@ class _RecipeReader:
             return ()
         if not NAME.fullmatch(name) or name in RESERVED_STAGE_NAMES:
             text = f"is no stage name; {_NAME_RULE}; {', '.join(RESERVED_STAGE_NAMES)} are reserved"
-            self.problems.append(Problem(tree.locate_key(key), key, text))
+            self.problems.append(Problem(tree.nearest(key).key_location, key, text))
         if not isinstance(section, dict):
             self._report(tree, key, "a stage is a mapping with the key 'kind' and the keys of that kind")
             return ()
@@ -225,5 +225,5 @@ class _RecipeReader:
 
 def _missing_kind(key: Key, section: dict[str, Any], tree: Node) -> Problem:
     for name in difflib.get_close_matches("kind", section, n=1):
-        return Problem(tree.locate_key((*key, name)), (*key, name), "unknown key; did you mean 'kind'?")
-    return Problem(tree.locate_key(key), key, f"needs 'kind', one of {', '.join(KINDS)}")
+        return Problem(tree.nearest((*key, name)).key_location, (*key, name), "unknown key; did you mean 'kind'?")
+    return Problem(tree.nearest(key).key_location, key, f"needs 'kind', one of {', '.join(KINDS)}")

@@ -142,9 +142,6 @@ class Node:
         """Return the location to report for a wrong value under `key`."""
         return self.nearest(key).error_location
 
-    def locate_key(self, key: Key) -> Location:
-        return self.nearest(key).key_location
-
     def with_axis(self, axis: str) -> Node:
         """Mark this value and everything in it as depending on `axis`."""
         content = self.content

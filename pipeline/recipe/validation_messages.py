@@ -25,7 +25,7 @@ def explain(
         full_key, kind, value = key + inner_key, details[0]["type"], details[0]["input"]
         location = tree.locate_value(full_key)
         if kind == "extra_forbidden":
-            yield Problem(tree.locate_key(full_key), full_key, _explain_unknown_key(model, inner_key))
+            yield Problem(tree.nearest(full_key).key_location, full_key, _explain_unknown_key(model, inner_key))
         elif value is BROKEN:
             continue
         elif kind == "missing":

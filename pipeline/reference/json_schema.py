@@ -99,17 +99,15 @@ def _ref(name: str) -> Schema:
 
 def _recipe(head: Schema) -> Schema:
     properties = head["properties"]
-    stages = {
+    pattern = f"{_NAME}|{_PARTS['interpolation']['pattern']}"
+    properties["name"] |= {"pattern": pattern, "not": {"enum": list(RESERVED_NAMES)}}
+    properties[MATRIX] = _PARTS[MATRIX] | {"description": properties[MATRIX]["description"]}
+    properties["stages"] = {
         "type": "object",
         "minProperties": 1,
         "propertyNames": {"pattern": _NAME, "not": {"enum": list(RESERVED_STAGE_NAMES)}},
         "additionalProperties": _ref("stage"),
-    }
-    name = {"pattern": f"{_NAME}|{_PARTS['interpolation']['pattern']}", "not": {"enum": list(RESERVED_NAMES)}}
-    properties |= {
-        "name": properties["name"] | name,
-        MATRIX: _PARTS[MATRIX] | {"description": properties[MATRIX]["description"]},
-        "stages": stages | {"description": properties["stages"]["description"]},
+        "description": properties["stages"]["description"],
     }
     return head | {"properties": {"extends": _PARTS["extends"], **properties}}
 

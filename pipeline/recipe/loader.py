@@ -77,20 +77,18 @@ class Recipe:
         return Problem(self.source_map.locate_value(key), key, text)
 
     def error(self, key: Key, text: str) -> RecipeError:
-        """Build an error at the location of the value under `key`."""
         return RecipeError([], [self.problem(key, text)])
 
 
 def load(path: Path, overrides: Sequence[str] = (), cells: Sequence[str] = ()) -> list[Recipe]:
     """Read the recipe at `path` and return one Recipe per cell; one if it has no matrix.
 
+    Errors in single keys are in `problems` of the first Recipe. Raises RecipeError if it cannot be read at all.
+
     Args:
         path: a YAML file.
         overrides: `KEY=VALUE`, as after `--set`.
         cells: filters of the matrix, as after `--cells`; empty for all cells.
-
-    Raises:
-        RecipeError: the recipe cannot be read at all. Errors in single keys are in `problems` of the first Recipe.
     """
     tree, problems = read_file(path)
     for override in overrides:
@@ -132,14 +130,15 @@ class _RecipeReader:
     def read(self, tree: Node, cell: Cell) -> Recipe:
         if tree.content is BROKEN:
             return Recipe("", 23, None, {}, tree, labels=cell.labels)
-        sections, model = tree.child("stages"), tree.child("model")
+        top = {name: node.content for name, node in tree.content.items()}
+        sections, model = top.get("stages"), top.get("model")
         head = self._read_head(tree)
         seed = head.seed if head else 23  # so that not every stage reports a wrong one
         stages: dict[str, StageConfig] = {}
         broken: dict[str, Sequence[Need]] = {}
-        axes = {BASE: model.axes if model else frozenset()}
-        seed_axes = seed_node.axes if (seed_node := tree.child("seed")) else frozenset()
-        for name, section in sections.content.items() if sections and isinstance(sections.content, dict) else ():
+        top_axes = {name: node.axes for name, node in tree.content.items()}
+        axes = {BASE: top_axes.get("model", frozenset())}
+        for name, section in sections.items() if isinstance(sections, dict) else ():
             key = (name, id(section), seed)
             if key not in self._stages:
                 self._stages[key] = section, self._read_stage(name, section.to_plain(), seed, tree)
@@ -148,16 +147,15 @@ class _RecipeReader:
             if isinstance(config, StageConfig):
                 stages[name] = config
                 if "seed" in type(config).model_fields and section.child("seed") is None:
-                    axes[name] |= seed_axes
+                    axes[name] |= top_axes.get("seed", frozenset())
             else:
                 broken[name] = config
-        if model and model.content is not None and not isinstance(model.content, str):
+        if not isinstance(model, str | None):
             broken[BASE] = ()
-        recipe_name = tree.child("name")
         return Recipe(
-            name=str(recipe_name.content if recipe_name else None),
+            name=str(top.get("name")),
             seed=seed,
-            model=str(model.content) if model and model.content is not None else None,
+            model=None if model is None else str(model),
             stages=stages,
             source_map=tree,
             broken=broken,
@@ -205,7 +203,10 @@ class _RecipeReader:
         kind = section.get("kind")
         if not isinstance(kind, str) or kind not in KINDS:
             if "kind" not in section:
-                self.problems.append(_missing_kind(key, section, tree))
+                typo = difflib.get_close_matches("kind", section, n=1)
+                text = "unknown key; did you mean 'kind'?" if typo else f"needs 'kind', one of {', '.join(KINDS)}"
+                key = (*key, *typo)
+                self.problems.append(Problem(tree.nearest(key).key_location, key, text))
             elif kind is not BROKEN:
                 text = f"{kind!r} is unknown{did_you_mean(str(kind), KINDS)}; the kinds are {', '.join(KINDS)}"
                 self._report(tree, (*key, "kind"), text)
@@ -221,9 +222,3 @@ class _RecipeReader:
 
     def _report(self, tree: Node, key: Key, text: str) -> None:
         self.problems.append(Problem(tree.locate_value(key), key, text))
-
-
-def _missing_kind(key: Key, section: dict[str, Any], tree: Node) -> Problem:
-    for name in difflib.get_close_matches("kind", section, n=1):
-        return Problem(tree.nearest((*key, name)).key_location, (*key, name), "unknown key; did you mean 'kind'?")
-    return Problem(tree.nearest(key).key_location, key, f"needs 'kind', one of {', '.join(KINDS)}")

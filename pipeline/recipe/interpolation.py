@@ -119,12 +119,13 @@ class Resolver:
     def _look_up_axis(self, match: re.Match[str], key: Key) -> Node:
         if id(self.tree.content[MATRIX]) in self._in_progress:
             raise _InterpolationError(f"{match[0]!r} is inside the matrix; write the value there")
-        if not self._cell.values:  # the matrix itself is wrong
+        axes = self._cell.values
+        if not axes:  # the matrix itself is wrong
             return replace(self.tree.content[MATRIX], content=BROKEN)
-        axis, axes = str(key[1]) if len(key) > 1 else "", self._cell.values
+        axis = str(key[1]) if len(key) > 1 else ""
         if axis not in axes:
-            hint = did_you_mean(axis, axes)
-            raise _InterpolationError(f"{match[0]!r} names no axis of the matrix{hint}; it has {', '.join(axes)}")
+            text = f"{match[0]!r} names no axis of the matrix{did_you_mean(axis, axes)}; it has {', '.join(axes)}"
+            raise _InterpolationError(text)
         return self._descend(axes[axis], key[:2], key[2:], match, resolved=True)
 
     def _descend(self, node: Node, prefix: Key, key: Key, match: re.Match[str], resolved: bool = False) -> Node:

@@ -10,8 +10,7 @@ _NAME = re.compile(r"(^|_)(TOKEN|SECRETS?|PASS|PASSWORD|PASSWD|PASSPHRASE|KEY|AP
 
 
 def secret_variables() -> dict[str, str]:
-    """Return variable -> value for variables whose names mark a secret: HF_TOKEN, OPENAI_API_KEY, ..."""
-    # a value of less than 8 characters could be any word
+    """Return variable -> value where the name marks a secret, as HF_TOKEN does; a short value could be any word."""
     return {name: value for name, value in os.environ.items() if _NAME.search(name) and len(value) >= 8}
 
 

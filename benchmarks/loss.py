@@ -3,13 +3,13 @@
 One training step (forward and backward, float32) of a Llama of 6 layers, width 576, vocabulary 49,152, tied, on 4 x 512
 tokens of which the first half is prompt, at weights (1, 1) and (0, 1), four ways:
 
-    backbone   the model without its head: what no loss can be faster than
-    full       float32 logits and log-probabilities of every position, as the paper's scripts compute the loss
-    trl        TRL's fused head, whose log-probabilities are multiplied by the weights
+    backbone   the model without its head: a lower bound for any loss
+    full       float32 logits and log-probabilities of every position, as in the paper's scripts
+    trl        log-probabilities of TRL's fused head, multiplied by the weights
     ours       stages.sft.head, as WITTrainer uses it on a CPU
 
-Each runs in a process of its own, the four in turn, for several rounds. Times are medians over all rounds;
-memory is the largest a process ever held.
+Each way runs in its own process, the four in turn, for several rounds. Times are medians over all rounds; memory is the
+largest peak of a process.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TARGETS = {(1.0, 1.0): 1.35, (0.0, 1.0): 1.8}
 
 
 def measure(way: str, prompt: float, completion: float) -> dict[str, float]:
-    """Seconds of each step after a first one, peak bytes, and the loss; in this process."""
+    """Measure in this process: seconds of each step after the first, peak bytes, and the loss."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -73,19 +73,19 @@ def measure(way: str, prompt: float, completion: float) -> dict[str, float]:
             return -(chosen * weights[:, 1:]).sum() / count
         return model(input_ids=input_ids, labels=labels, loss_weights=weights).weighted_nll / count
 
-    seconds, value = [], 0.0
+    seconds, loss_value = [], 0.0
     for _ in range(STEPS + 1):
-        began = time.perf_counter()
+        start = time.perf_counter()
         step = loss()
         step.backward()
-        seconds.append(time.perf_counter() - began)
-        value = step.item()
+        seconds.append(time.perf_counter() - start)
+        loss_value = step.item()
         model.zero_grad()
-    return {"seconds": seconds[1:], "peak": peak_bytes(), "loss": value}  # type: ignore[dict-item]
+    return {"seconds": seconds[1:], "peak": peak_bytes(), "loss": loss_value}  # type: ignore[dict-item]
 
 
 def main() -> int:
-    """Run every way in its own process and print the table; 1 where a target is missed."""
+    """Run every way in its own process and print the table; return 1 if a target is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
@@ -98,17 +98,17 @@ def main() -> int:
     print(f"{ROWS} x {LENGTH} tokens, half of them prompt; median of {STEPS * options.rounds} steps\n")
     missed = False
     for weights in WEIGHTS:
-        found: dict[str, list[dict]] = {way: [] for way in WAYS}
+        results: dict[str, list[dict]] = {way: [] for way in WAYS}
         for _ in range(options.rounds):
             for way in WAYS:
-                found[way].append(in_own_process("loss", way, *weights))
-        seconds = {way: statistics.median(s for run in runs for s in run["seconds"]) for way, runs in found.items()}
-        peak = {way: max(run["peak"] for run in runs) for way, runs in found.items()}
+                results[way].append(in_own_process("loss", way, *weights))
+        seconds = {way: statistics.median(s for run in runs for s in run["seconds"]) for way, runs in results.items()}
+        peak = {way: max(run["peak"] for run in runs) for way, runs in results.items()}
         print(f"weights {weights}   seconds/step   faster than full   peak GiB   of the backbone's       loss")
         for way in WAYS:
             print(
                 f"  {way:<16} {seconds[way]:>12.2f} {seconds['full'] / seconds[way]:>15.2f} x"
-                f" {peak[way] / 2**30:>13.2f} {peak[way] / peak['backbone']:>15.2f} x {found[way][0]['loss']:>14.6f}"
+                f" {peak[way] / 2**30:>13.2f} {peak[way] / peak['backbone']:>15.2f} x {results[way][0]['loss']:>14.6f}"
             )
         faster, larger = seconds["full"] / seconds["ours"], peak["ours"] / peak["backbone"]
         reached = faster >= TARGETS[weights] and larger <= 1.15

@@ -1,7 +1,9 @@
-"""Time and memory of a whole recipe, from nothing: python benchmarks/main_job.py [RECIPE]
+"""Measure time and memory of a recipe from an empty folder.
 
-Runs the recipe (recipes/wit_dpo.yaml unless another is named) into an empty folder as a user would, and prints the
-machine, the wall time, the seconds of each step and the peak memory of the largest process.
+    python benchmarks/main_job.py [RECIPE]
+
+Runs the recipe (by default recipes/wit_dpo.yaml) as a user does. Prints the machine, the wall time, the seconds of each
+step and the peak memory of the largest process.
 """
 
 from __future__ import annotations
@@ -18,11 +20,11 @@ from pathlib import Path
 
 
 def main(recipe: str) -> int:
-    """Run and measure; the command's own exit code."""
+    """Run and measure. Returns the exit code of the command."""
     with tempfile.TemporaryDirectory() as folder:
-        began = time.monotonic()
-        done = subprocess.run([sys.executable, "-m", "pipeline.cli", recipe, "--runs", folder], check=False)
-        seconds = time.monotonic() - began
+        start_time = time.monotonic()
+        process = subprocess.run([sys.executable, "-m", "pipeline.cli", recipe, "--runs", folder], check=False)
+        seconds = time.monotonic() - start_time
         records = [json.loads(path.read_text()) for path in Path(folder).glob("*/run.json")]
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     peak_bytes = peak if sys.platform == "darwin" else peak * 1024
@@ -30,7 +32,7 @@ def main(recipe: str) -> int:
     print(f"wall time: {seconds:.0f} s; largest process: {peak_bytes / 2**30:.2f} GiB")
     for step in (step for record in records for step in record["steps"]):
         print(f"  {step['step']:<16} {step['state']:<8} {step['seconds'] or 0:7.1f} s")
-    return done.returncode
+    return process.returncode
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""What the pipeline costs beside the work: python -m benchmarks.overhead [RECIPE] [--pairs 2]
+"""Measure what the pipeline costs in addition to the stages.
 
-1. Runs the recipe (recipes/wit_dpo.yaml unless another is named) with the command, and its stages bare: the same
-   functions on the same inputs, a process each, as many side by side, in the same order of need; no store, no hashes,
-   no checkpoints, no locks. In turn, so that a slow minute of the machine hits both. Prints both and the ratio.
-2. `--plan` and a second run of the recipe when everything is there: seconds, and whether torch was imported.
-3. The same for a recipe of 525 trainings, each with its evaluation, and a report, in a store made up for it.
+    python -m benchmarks.overhead [RECIPE] [--pairs 2]
+
+1. Runs the recipe (by default recipes/wit_dpo.yaml) with the command, and its bare stages: the same functions on the
+   same inputs, one process each, with the same parallelism and dependencies, but no store, hashes, checkpoints or
+   locks. The two alternate, so that a slow minute of the machine affects both. Prints both times and the ratio.
+2. `--plan`, and a run in which everything is cached: seconds, and whether torch was imported.
+3. The same for a recipe of 525 trainings with their evaluations and a report, in a store filled with dummy results.
 """
 
 from __future__ import annotations
@@ -13,29 +15,30 @@ import argparse
 import importlib
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from pipeline.plan.cache import inputs_of, refresh
-from pipeline.plan.planner import Plan, Step, make_plan
-from pipeline.recipe import loader as recipes
-from pipeline.run.local_executor import Job, LocalExecutor
-from pipeline.store.hash_cache import Hashes
-from pipeline.store.references import fetch
-from pipeline.store.store import Store
+from benchmarks.data import ROOT, machine, run_recipe
+from pipeline.plan.cache import decide, input_records
+from pipeline.plan.planner import build_plan
+from pipeline.plan.resolver import Resolver
+from pipeline.plan.step import Plan, Step
+from pipeline.recipe.loader import load
+from pipeline.run.job import Job, read_job
+from pipeline.run.local_executor import LocalExecutor
+from pipeline.store.references import Reference, fetch
+from pipeline.store.store import Published, Store
 from stages import KINDS
 from stages.base import Context, Input
-from stages.records.metrics import Metrics
+from stages.records.manifest import Manifest
+from stages.records.metrics import Metrics, ResultTable
+from stages.system.integrity import files_in
 
-ROOT = Path(__file__).resolve().parent.parent
 CELLS = 525
 CELL = """\
   wit{number}:
@@ -54,126 +57,124 @@ TAIL = """\
 """
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-P", "-m", "pipeline.cli", *arguments]
-
-
 def timed(call: list[str]) -> float:
-    began = time.perf_counter()
-    done = subprocess.run(
-        call, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return time.perf_counter() - began
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    start_time = time.perf_counter()
+    process = subprocess.run(call, capture_output=True, text=True, check=False, env=environment)
+    assert process.returncode == 0, process.stdout + process.stderr
+    return time.perf_counter() - start_time
 
 
 # ------------------------------------------------------------------------------------------------------ bare stages
 
 
 def bare(recipe: str, folder: Path) -> float:
-    """Seconds that the stages of `recipe` take by themselves."""
-    plan = make_plan(recipes.load(Path(recipe)), Hashes(folder / "none"))
+    """Run the stages of `recipe` without the pipeline, and return the seconds."""
+    plan = build_plan(load(Path(recipe)), Resolver(folder, print))
     executor = LocalExecutor()
-    waiting, running, made = list(plan.steps), {}, set()
+    waiting, running, finished = list(plan.steps), {}, set()
     slots = list(range(executor.jobs))
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     while waiting or running:
-        for step in [s for s in waiting if all(need.name in made for need in s.needs)]:
+        for step in [s for s in waiting if all(source.name in finished for source in s.dependencies)]:
             if slots:
                 waiting.remove(step)
                 slot = slots.pop(0)
-                running[step.name] = (
-                    slot,
-                    _start(step, folder, os.environ | executor._share([slot], Job(step.name, folder, folder))),
-                )
+                running[step.name] = slot, _start(step, folder, executor, slot)
         for name, (slot, process) in list(running.items()):
             if process.poll() is not None:
                 assert process.returncode == 0, (folder / f"{name}.log").read_text()
                 del running[name]
-                made.add(name)
+                finished.add(name)
                 slots.append(slot)
         time.sleep(0.005)
-    return time.perf_counter() - began
+    return time.perf_counter() - start_time
 
 
-def _start(step: Step, folder: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    job = folder / f"{step.name}.json"
-    job.write_text(json.dumps(_job(step, folder)))
-    log = (folder / f"{step.name}.log").open("wb")
-    call = [sys.executable, "-P", "-m", "benchmarks.overhead", "--bare-step", str(job)]
-    return subprocess.Popen(call, env={**environment, "PYTHONPATH": str(ROOT)}, stdout=log, stderr=log)
+def _start(step: Step, folder: Path, executor: LocalExecutor, slot: int) -> subprocess.Popen[bytes]:
+    job = Job(
+        recipe="bare",
+        step=step.name,
+        kind=step.kind,
+        config=step.config.model_dump(),
+        inputs={name: _input(source, folder) for name, source in step.inputs.items()},
+        folder=folder / step.name,
+        cache=folder / "cache",
+        log=folder / f"{step.name}.log",
+        lock=folder / f"{step.name}.lock",
+        resources=step.config.resources,
+        processes=step.config.processes,
+    )
+    job.write()
+    environment = os.environ | executor._worker_environment([slot], job) | {"PYTHONPATH": str(ROOT)}
+    call = [sys.executable, "-P", "-m", "benchmarks.overhead", "--bare-step", str(job.file)]
+    with job.log.open("wb") as log:
+        return subprocess.Popen(call, env=environment, stdout=log, stderr=log)
 
 
-def _job(step: Step, folder: Path) -> dict[str, Any]:
-    inputs = {name: asdict(_input(source, folder)) for name, source in step.inputs.items()}
-    return {"step": step.name, "kind": step.kind, "config": step.config.model_dump(), "inputs": inputs}
-
-
-def _input(source: Any, folder: Path) -> Input:
+def _input(source: Step | Reference, folder: Path) -> Input:
     if not isinstance(source, Step):
-        return Input(str(fetch(source, folder / "cache")), fingerprint=str(source))  # type: ignore[arg-type]
-    metrics = json.loads((folder / source.name / "metrics.json").read_text())
-    nested = {name: _input(inner, folder) for name, inner in source.inputs.items()}
-    config = source.config.model_dump()
-    out = str(folder / source.name / "out")
-    return Input(out, source.name, source.kind, source.name, config, metrics, nested)  # type: ignore[arg-type]
+        return Input(fetch(source, folder / "cache"), fingerprint=str(source))
+    return Input(
+        path=folder / source.name / "out",
+        step=source.name,
+        kind=source.kind,
+        fingerprint=source.name,
+        config=source.config.model_dump(),
+        metrics=Metrics.model_validate_json((folder / source.name / "metrics.json").read_text()),
+        inputs={name: _input(inner, folder) for name, inner in source.inputs.items()},
+    )
 
 
 def bare_step(job_file: Path) -> None:
-    """One stage, in the process that was started for it."""
-    job = json.loads(job_file.read_text())
-    stage = KINDS[job["kind"]]
-    own = job_file.parent / job["step"]
+    """Run one stage in this process."""
+    job = read_job(job_file)
+    stage = KINDS[job.kind]
     for name in ("out", "scratch", "checkpoints"):
-        (own / name).mkdir(parents=True)
+        (job.folder / name).mkdir()
     if "train" in stage.model_fields:
-        importlib.import_module("stages.training.checkpoints").FIRST_SECONDS = 1e9
-
-    def given(value: dict[str, Any]) -> Input:
-        inner = {name: given(nested) for name, nested in value["inputs"].items()}
-        metrics = Metrics.model_validate(value.get("metrics", {}))
-        return Input(**{**value, "path": Path(value["path"]), "inputs": inner, "metrics": metrics})
-
+        importlib.import_module("stages.training.checkpoints").MIN_INTERVAL = 1e9
     context = Context(
-        recipe="bare",
-        step=job["step"],
-        config=stage.model_validate(job["config"]),
-        inputs={name: given(value) for name, value in job["inputs"].items()},
-        out=own / "out",
-        scratch=own / "scratch",
-        checkpoints=own / "checkpoints",
-        cache=job_file.parent / "cache",
+        recipe=job.recipe,
+        step=job.step,
+        config=stage.model_validate(job.config),
+        inputs=dict(job.inputs),
+        out=job.folder / "out",
+        scratch=job.folder / "scratch",
+        checkpoints=job.folder / "checkpoints",
+        cache=job.cache,
         progress=lambda *_: None,
     )
     metrics = stage.load("run")(context).to_json()
-    (own / "metrics.json").write_text(json.dumps(metrics))
+    (job.folder / "metrics.json").write_text(json.dumps(metrics))
 
 
-# -------------------------------------------------------------------------------------------------- nothing to do
+# -------------------------------------------------------------------------------------------------- everything cached
 
 
-def nothing_to_do(recipe: str, runs: Path, times: int = 7) -> dict[str, float]:
-    """Median seconds of `--plan` and of a run in which all is cached, after one that warms up."""
+def seconds_when_cached(recipe: str, runs: Path, times: int = 7) -> dict[str, float]:
+    """Return the median seconds of `--plan` and of a run in which everything is cached, after a warm-up."""
     calls = {
-        "--plan": command(recipe, "--runs", str(runs), "--plan"),
-        "all cached": command(recipe, "--runs", str(runs)),
+        "--plan": run_recipe(recipe, "--runs", str(runs), "--plan"),
+        "all cached": run_recipe(recipe, "--runs", str(runs)),
     }
-    found = {}
+    medians = {}
     for name, call in calls.items():
         timed(call)
-        found[name] = statistics.median(timed(call) for _ in range(times))
-    return found
+        medians[name] = statistics.median(timed(call) for _ in range(times))
+    return medians
 
 
 def imports_torch(recipe: str, runs: Path) -> bool:
     code = "import sys; from pipeline.cli import main; main(sys.argv[1:]); print('torch' in sys.modules)"
     call = [sys.executable, "-P", "-c", code, recipe, "--runs", str(runs)]
-    done = subprocess.run(call, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    return done.stdout.splitlines()[-1] == "True"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.run(call, capture_output=True, text=True, check=True, env=environment)
+    return process.stdout.splitlines()[-1] == "True"
 
 
 def write_grid(folder: Path) -> Path:
-    """A recipe of CELLS trainings of the pocket model, their evaluations, and a report."""
+    """Write a recipe of CELLS trainings of the pocket model, their evaluations, and a report."""
     pocket = ROOT / "recipes" / "pocket"
     data, test = pocket / "data" / "instructions.train.jsonl", pocket / "data" / "knowledge.test.jsonl"
     cells = [CELL.format(number=i, data=data, prompt=round(i / CELLS, 6)) for i in range(CELLS)]
@@ -185,22 +186,33 @@ def write_grid(folder: Path) -> Path:
 
 
 def fill_store(recipe: Path, runs: Path) -> Plan:
-    """Publish something for every step: eight files of 4 KiB, and a manifest as long as real ones."""
-    plan, store = make_plan(recipes.load(recipe), Hashes(runs / "none")), Store(runs / "store")
-    refresh(plan, store)
+    """Publish a dummy result for every step: eight files of 4 KiB, and a manifest of realistic length."""
+    store, resolver = Store(runs / "store"), Resolver(runs, print)
+    plan = build_plan(load(recipe), resolver)
+    decisions = decide(plan, store, resolver)
     packages = {f"package-{i}": "1.2.3" for i in range(120)}
+    report = Metrics(table=ResultTable(columns=["model"], rows=[]), summary="none")
+    results: dict[str, Published] = {}
     for step in plan.steps:
-        out = store.unfinished(str(step.fingerprint)) / "out"
+        fingerprint = str(decisions[step.name].fingerprint)
+        out = store.unfinished(fingerprint) / "out"
         out.mkdir(parents=True)
         for i in range(8):
             (out / f"file-{i}.bin").write_bytes(step.name.encode() * (4096 // len(step.name)))
-        table = {"table": {"columns": ["model"], "rows": []}, "summary": "none"} if step.kind == "report" else {}
-        manifest = {
-            **{"step": step.name, "kind": step.kind, "version": step.config.version, "fingerprint": step.fingerprint},
-            **{"config": step.config.model_dump(), "inputs": inputs_of(step, plan), "metrics": table},
-            **{"environment": {"packages": packages}, "started": "2026-01-01T00:00:00+00:00", "seconds": 1.0},
-        }
-        step.published = store.publish(out, manifest)
+        manifest = Manifest(
+            step=step.name,
+            kind=step.kind,
+            version=step.config.version,
+            fingerprint=fingerprint,
+            config=step.config.model_dump(),
+            inputs=input_records(step, decisions, results, resolver),
+            metrics=report if step.kind == "report" else Metrics(),
+            environment={"packages": packages},
+            started="2026-01-01T00:00:00+00:00",
+            seconds=1.0,
+            outputs=files_in(out),
+        )
+        results[step.name] = store.publish(out, manifest)
     return plan
 
 
@@ -208,36 +220,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", nargs="?", default=str(ROOT / "recipes" / "wit_dpo.yaml"))
-    parser.add_argument("--pairs", type=int, default=2, help="runs of each kind; 0 leaves part 1 out")
+    parser.add_argument("--pairs", type=int, default=2, help="runs with and without the pipeline; 0 skips part 1")
     parser.add_argument("--bare-step", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.bare_step:
         bare_step(options.bare_step)
         return 0
-    print(f"machine: {os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}")
+    print(machine())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pairs = []
         for i in range(options.pairs):
             (folder / f"bare-{i}").mkdir()
-            alone = bare(options.recipe, folder / f"bare-{i}")
-            pairs.append((timed(command(options.recipe, "--runs", str(folder / f"runs-{i}"))), alone))
-            print(f"the command {pairs[-1][0]:.1f} s, bare stages {alone:.1f} s", flush=True)
+            bare_seconds = bare(options.recipe, folder / f"bare-{i}")
+            pairs.append((timed(run_recipe(options.recipe, "--runs", str(folder / f"runs-{i}"))), bare_seconds))
+            print(f"the command {pairs[-1][0]:.1f} s, bare stages {bare_seconds:.1f} s", flush=True)
         if pairs:
-            ratio = sum(with_all for with_all, _ in pairs) / sum(alone for _, alone in pairs)
+            ratio = sum(seconds for seconds, _ in pairs) / sum(bare_seconds for _, bare_seconds in pairs)
             print(f"orchestration adds {100 * (ratio - 1):+.1f} % (aim: at most 3 %)")
-            _tell_nothing("the recipe", options.recipe, folder / "runs-0", 0.7)
+            _print_cached("the recipe", options.recipe, folder / "runs-0", 0.7)
         grid = write_grid(folder)
         plan = fill_store(grid, folder / "grid")
-        time.sleep(3)  # files that were just written are read again, for they may still change
-        _tell_nothing(f"{CELLS} cells, {len(plan.steps)} steps", str(grid), folder / "grid", 3.0)
+        time.sleep(3)  # hashes of files written in the last seconds are not remembered
+        _print_cached(f"{CELLS} cells, {len(plan.steps)} steps", str(grid), folder / "grid", 3.0)
     return 0
 
 
-def _tell_nothing(what: str, recipe: str, runs: Path, aim: float) -> None:
-    for name, seconds in nothing_to_do(recipe, runs).items():
-        print(f"{what}, {name}: {seconds:.2f} s (aim: at most {aim} s)")
-    print(f"{what}: torch imported: {imports_torch(recipe, runs)}", flush=True)
+def _print_cached(subject: str, recipe: str, runs: Path, aim: float) -> None:
+    for name, seconds in seconds_when_cached(recipe, runs).items():
+        print(f"{subject}, {name}: {seconds:.2f} s (aim: at most {aim} s)")
+    print(f"{subject}: torch imported: {imports_torch(recipe, runs)}", flush=True)
 
 
 if __name__ == "__main__":

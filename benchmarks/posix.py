@@ -1,15 +1,15 @@
-"""The prompt sensitivity index beside the authors' package: python -m benchmarks.posix [--model FOLDER] [--sets 12]
+"""Compare the speed and the scores of the sensitivity stage with those of the authors' package.
 
-Both measure the same sets of prompts with the same model, float32, greedy, in batches of 64, of which the package
-fills no more than one set: prompt-sensitivity-index 0.0.1 prompt by prompt, as it does by default, and in batches, and
-the stage's own function in the package's convention. In turn, several rounds. Prints seconds (medians), how much faster
-than the package by default and than its faster way, and the largest difference of an index from the package's, prompt
-by prompt.
+    python -m benchmarks.posix [--model FOLDER] [--sets 12]
 
-A set is a question of the pocket world in its four held-out wordings, each once more with spelling errors. Open:
-answers of 20 tokens. Multiple choice: four choices below the question, answers of 5 tokens, as many as the package
-gives by default. Unless a model is named, two serve: the pocket world's, and SmolLM2-135M out of a package of a Python
-package index (98 MB, converted once).
+Measures the same sets of prompts with the same model in float32, greedily, in batches of 64: by
+prompt-sensitivity-index 0.0.1 prompt by prompt (its default) and batched (its batches hold one set at most), and by the
+stage's own function with the package's formula. The three run in turn for several rounds. Prints median seconds, the
+speed-up over both ways of the package, and the largest difference of an index from the package's default.
+
+A set is a question of the pocket world in its four held-out wordings, each also with spelling errors. Open questions
+are answered with 20 tokens, multiple-choice questions (four choices) with 5, the package's default. The default models
+are the pocket model and SmolLM2-135M from a Python package index (98 MB, converted once).
 """
 
 from __future__ import annotations
@@ -28,99 +28,98 @@ import torch
 from prompt_sensitivity_index.models import HFModel
 from prompt_sensitivity_index.posix import PosixConfig, get_prompt_sensitivity
 
-from benchmarks.data import CACHE, machine, smollm2
+from benchmarks.data import CACHE, ROOT, machine, smollm2
 from stages.inference.language_model import LanguageModel
-from stages.sensitivity.config import Options, Prompts
-from stages.sensitivity.sets import misspelt
+from stages.sensitivity.config import Options
+from stages.sensitivity.sets import Prompts, misspelt
 from stages.sensitivity.stage import measure
 
-ROOT = Path(__file__).resolve().parent.parent
 WORDINGS = ROOT / "recipes" / "pocket" / "data" / "wordings.test.jsonl"
 CHOICES = ROOT / "recipes" / "pocket" / "data" / "knowledge.test.jsonl"
 BATCH = 64
-AIM = 5.0
-KINDS = {"open": 20, "multiple choice": 5}
-"""What is asked, and the tokens of an answer."""
+TARGET = 5.0
+ANSWER_TOKENS = {"open": 20, "multiple choice": 5}
 
 
-def sets_of(count: int, kind: str) -> list[list[str]]:
-    """So many sets of up to eight prompts, their questions spread over the families."""
+def read_sets(count: int, kind: str) -> list[list[str]]:
+    """Read `count` sets of up to eight prompts, spread over the families of questions."""
     rows = [json.loads(line) for line in WORDINGS.open(encoding="utf-8")]
     items = [json.loads(line) for line in CHOICES.open(encoding="utf-8")]
     if kind == "multiple choice":
         rows = [row for row in rows if row["family"] in {item["family"] for item in items}]
     sets = []
     for row in rows[:: max(1, len(rows) // count)][:count]:
-        words = [*row["prompts"], *(misspelt(prompt, str(i)) for i, prompt in enumerate(row["prompts"]))]
-        listed = ""
+        wordings = [*row["prompts"], *(misspelt(prompt, str(i)) for i, prompt in enumerate(row["prompts"]))]
+        lines = ""
         if kind == "multiple choice":
             choices = next(item["choices"] for item in items if item["family"] == row["family"])
-            listed = "".join(f"\n{letter}.{choice}" for letter, choice in zip("ABCD", choices, strict=True))
-        sets.append(list(dict.fromkeys(f"Q: {prompt}{listed}\nA:" for prompt in words)))
+            lines = "".join(f"\n{letter}.{choice}" for letter, choice in zip("ABCD", choices, strict=True))
+        sets.append(list(dict.fromkeys(f"Q: {wording}{lines}\nA:" for wording in wordings)))
     return sets
 
 
-def compare(name: str, model: Path, kind: str, count: int, rounds: int) -> None:
-    """Print what each way takes, and how far their results are apart."""
-    sets, tokens = sets_of(count, kind), KINDS[kind]
-    theirs = _quietly(lambda: HFModel(str(model), dtype=torch.float32))
-    ours = _quietly(lambda: LanguageModel(model, name, "float32", False))
-    prompts = Prompts(name="bench", data="", max_new_tokens=tokens)
+def compare(name: str, path: Path, kind: str, count: int, rounds: int) -> None:
+    """Print the seconds of each method, and the difference between their indices."""
+    sets, tokens = read_sets(count, kind), ANSWER_TOKENS[kind]
+    package_model = _quietly(lambda: HFModel(str(path), dtype=torch.float32))
+    stage_model = _quietly(lambda: LanguageModel(path, name, "float32", False))
+    entry = Prompts(name="bench", data="", max_new_tokens=tokens)
     options = Options(batch_size=BATCH, convention="package")
 
     def package(batched: bool) -> list[float]:
         config = PosixConfig(max_new_tokens=tokens, batched=batched, batch_size=BATCH)
-        return _quietly(lambda: get_prompt_sensitivity(theirs, sets, config)[1].prompt_sensitivities)
+        return _quietly(lambda: get_prompt_sensitivity(package_model, sets, config)[1].prompt_sensitivities)
 
     def stage() -> list[float]:
-        encoded = [[ours.encode(prompt) for prompt in each] for each in sets]
-        return [index for *_, index in measure(ours, options, prompts, encoded)]
+        encoded = [[stage_model.encode(prompt) for prompt in prompts] for prompts in sets]
+        return [measurement.psi for measurement in measure(stage_model, options, entry, encoded)]
 
-    ways: dict[str, Callable[[], list[float]]] = {
+    methods: dict[str, Callable[[], list[float]]] = {
         "the package, prompt by prompt": lambda: package(False),
         "the package, batched": lambda: package(True),
         "the sensitivity stage": stage,
     }
-    found: dict[str, list[float]] = {}
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    indices: dict[str, list[float]] = {}
+    seconds: dict[str, list[float]] = {method: [] for method in methods}
     for _ in range(rounds):
-        for way, run in ways.items():
-            began = time.perf_counter()
-            found[way] = run()
-            seconds[way].append(time.perf_counter() - began)
-    alone, batched, mine = (statistics.median(seconds[way]) for way in ways)
-    indices = list(found.values())
-    apart = max(abs(a - b) for a, b in zip(indices[0], indices[2], strict=True))
+        for method, run in methods.items():
+            start_time = time.perf_counter()
+            indices[method] = run()
+            seconds[method].append(time.perf_counter() - start_time)
+    medians = [statistics.median(seconds[method]) for method in methods]
+    default, batched, ours = medians
+    expected, _, measured = indices.values()
+    difference = max(abs(a - b) for a, b in zip(expected, measured, strict=True))
     print(f"{name}, {kind}: {len(sets)} sets, {sum(map(len, sets))} prompts, answers of {tokens} tokens")
-    for way, each in zip(ways, (alone, batched, mine), strict=True):
-        print(f"  {way:31} {each:8.2f} s")
-    print(f"  faster than the package by default: {alone / mine:.1f} x (aim {AIM:g} x)")
-    print(f"  faster than the package's faster way: {min(alone, batched) / mine:.1f} x")
-    print(f"  largest difference of an index from the package's: {apart:.1e} (aim 1e-4)", flush=True)
+    for method, median in zip(methods, medians, strict=True):
+        print(f"  {method:31} {median:8.2f} s")
+    print(f"  faster than the package by default: {default / ours:.1f} x (aim {TARGET:g} x)")
+    print(f"  faster than the package's faster way: {min(default, batched) / ours:.1f} x")
+    print(f"  largest difference of an index from the package's: {difference:.1e} (aim 1e-4)", flush=True)
 
 
 def _quietly(call: Callable[[], Any]) -> Any:
-    """What `call` returns, without what it prints."""
+    """Call without console output."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         return call()
 
 
 def main() -> None:
-    """Read the command line, and compare."""
+    """Parse the command line and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="a folder that from_pretrained loads, in place of the two")
+    parser.add_argument("--model", type=Path, help="a folder that from_pretrained loads, in place of both models")
     parser.add_argument("--sets", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--cache", type=Path, default=CACHE, help="where what is fetched is kept")
-    given = parser.parse_args()
+    parser.add_argument("--cache", type=Path, default=CACHE, help="folder for downloads")
+    options = parser.parse_args()
     print(machine())
-    if given.model:
-        models = {given.model.name: given.model}
+    if options.model:
+        models = {options.model.name: options.model}
     else:
-        models = {"pocket": ROOT / "recipes" / "pocket" / "model", "SmolLM2-135M": smollm2(given.cache)}
-    for name, model in models.items():
-        for kind in KINDS:
-            compare(name, model, kind, given.sets, given.rounds)
+        models = {"pocket": ROOT / "recipes" / "pocket" / "model", "SmolLM2-135M": smollm2(options.cache)}
+    for name, path in models.items():
+        for kind in ANSWER_TOKENS:
+            compare(name, path, kind, options.sets, options.rounds)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
 """Preparing rows for training, rows -> tokens and labels: python -m benchmarks.prepare [--rounds N]
 
-Speed: examples per second of what SFTTrainer and WITTrainer each do before they train (`_prepare_dataset`: tokens, what
-is learnt, cutting, leaving out rows that teach nothing), on the same 20,000 rows with SmolLM2's tokenizer, as messages
-and as plain text of prompt and completion: each trainer as it is by default (ours takes as many processes as it has
-cores), and both with two processes. The rows are the real ones of benchmarks.data
-over and over, each with a number at its end, so that nothing is found in a cache.
+Speed: examples per second of `_prepare_dataset` in SFTTrainer and WITTrainer (tokenise, label, truncate, drop rows
+without labels) on the same 20,000 rows with SmolLM2's tokenizer, as messages and as text of prompt and completion. Each
+trainer runs with its default number of processes (WITTrainer's: the number of cores) and with two. The rows are those
+of benchmarks.data, repeated; a number at the end of each makes it unique, so no cache helps.
 
-Memory: the most that one process holds while an sft stage prepares 5,000 and 50,000 such rows from a JSONL file.
+Memory: the peak of one process while an sft stage prepares 5,000 and 50,000 such rows from a JSONL file.
 
-Each figure comes from a process of its own, those that are compared in turn; medians over the rounds.
+Each figure comes from its own process, those that are compared in turn; medians over the rounds.
 """
 
 from __future__ import annotations
@@ -26,22 +25,22 @@ from benchmarks.data import CACHE, in_own_process, load_tokenizer, machine, peak
 
 WAYS = ("trl", "ours")
 KINDS = {"messages": "alpaca", "text": "official"}
-"""What the rows are, and the `format` that makes them so."""
+"""Kind of rows -> the `format` that produces it."""
 ROWS, FEW_ROWS, MANY_ROWS, MAX_LENGTH = 20_000, 5_000, 50_000, 256
 TARGET, MEMORY_TARGET = 4.0, 1.2
 
 
 def write_rows(path: Path, count: int, cache: Path) -> None:
-    """`count` rows in alpaca's columns, no two alike."""
-    real = [json.loads(line) for line in rows_file(cache).read_text(encoding="utf-8").splitlines()]
+    """Write `count` distinct rows in alpaca's columns."""
+    source_rows = [json.loads(line) for line in rows_file(cache).read_text(encoding="utf-8").splitlines()]
     with path.open("w", encoding="utf-8") as file:
         for number in range(count):
-            row = real[number % len(real)]
+            row = source_rows[number % len(source_rows)]
             file.write(json.dumps(row | {"output": f"{row['output']} {number}"}) + "\n")
 
 
 def measure_speed(way: str, kind: str, processes: str, cache: Path) -> dict[str, float]:
-    """Examples per second, rows and tokens that came out."""
+    """Measure in this process: examples per second, prepared rows and tokens."""
     import datasets
     from datasets import Dataset
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -69,21 +68,21 @@ def measure_speed(way: str, kind: str, processes: str, cache: Path) -> dict[str,
             bf16=False,
             report_to="none",
         )
-        few = Dataset.from_list(rows[:4])  # they also load what the first rows load
+        few = Dataset.from_list(rows[:4])  # a warm-up
         trainer = trainer_class(model, args, train_dataset=few, processing_class=tokenizer)
-        began = time.perf_counter()
-        made = trainer._prepare_dataset(data, tokenizer, args, False, None, "train")
-        seconds = time.perf_counter() - began
-        return {"rate": ROWS / seconds, "rows": len(made), "tokens": sum(map(len, made["input_ids"]))}
+        start = time.perf_counter()
+        prepared = trainer._prepare_dataset(data, tokenizer, args, False, None, "train")
+        seconds = time.perf_counter() - start
+        return {"rate": ROWS / seconds, "rows": len(prepared), "tokens": sum(map(len, prepared["input_ids"]))}
 
 
 def measure_memory(count: int, cache: Path) -> dict[str, float]:
-    """Peak bytes before and after an sft stage prepared `count` rows of a file, and the rows that came out."""
+    """Measure in this process: peak bytes before and after an sft stage prepares `count` rows, rows and seconds."""
     import datasets
 
     from stages.base import Context, Input
     from stages.sft.config import SFTStage
-    from stages.sft.dataset_cache import prepared
+    from stages.sft.dataset_cache import load_prepared
 
     datasets.disable_progress_bars()
     tokenizer = load_tokenizer(cache)
@@ -107,13 +106,13 @@ def measure_memory(count: int, cache: Path) -> dict[str, float]:
             progress=lambda *_: None,
         )
         before = peak_bytes()
-        began = time.perf_counter()
-        made, _ = prepared(context, "train", tokenizer, MAX_LENGTH)
-        return {"before": before, "peak": peak_bytes(), "rows": len(made), "seconds": time.perf_counter() - began}
+        start = time.perf_counter()
+        prepared, _ = load_prepared(context, "train", tokenizer, MAX_LENGTH)
+        return {"before": before, "peak": peak_bytes(), "rows": len(prepared), "seconds": time.perf_counter() - start}
 
 
 def compare_speed(rounds: int, cache: Path) -> bool:
-    """Print the table; whether every target is reached."""
+    """Print the table of speeds; return whether every target is reached."""
     reached = True
     print(f"{ROWS} rows, {rounds} rounds          trl/s      ours/s     ratio   tokens of trl, of ours")
     for kind in KINDS:
@@ -131,12 +130,12 @@ def compare_speed(rounds: int, cache: Path) -> bool:
 
 
 def compare_memory(cache: Path) -> bool:
-    """Likewise."""
+    """Print the table of memory; return whether the target is reached."""
     few, many = (in_own_process("prepare", "memory", count, 0, "--cache", cache) for count in (FEW_ROWS, MANY_ROWS))
-    print("rows prepared   peak GiB   of it before   seconds")
-    for found in (few, many):
-        peak, before = found["peak"] / 2**30, found["before"] / 2**30
-        print(f"  {found['rows']:>11} {peak:>10.3f} {before:>14.3f} {found['seconds']:>9.1f}")
+    print("rows prepared   peak GiB   before (GiB)   seconds")
+    for result in (few, many):
+        peak, before = result["peak"] / 2**30, result["before"] / 2**30
+        print(f"  {result['rows']:>11} {peak:>10.3f} {before:>14.3f} {result['seconds']:>9.1f}")
     reached = many["peak"] <= MEMORY_TARGET * few["peak"]
     print(
         f"  target: at most {MEMORY_TARGET} x the memory for ten times the rows: {'reached' if reached else 'MISSED'}"
@@ -145,20 +144,20 @@ def compare_memory(cache: Path) -> bool:
 
 
 def main() -> int:
-    """Run everything in its own process and print the tables; 1 where a target is missed."""
+    """Run every measurement in its own process and print the tables; return 1 if a target is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--cache", type=Path, default=CACHE, help="where what is fetched is kept")
-    parser.add_argument("--memory", action="store_true", help="only the memory")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="folder for downloads")
+    parser.add_argument("--memory", action="store_true", help="measure only memory")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        way, what, processes = options.child
+        way, argument, processes = options.child
         if way == "memory":
-            found = measure_memory(int(what), options.cache)
+            result = measure_memory(int(argument), options.cache)
         else:
-            found = measure_speed(way, what, processes, options.cache)
-        print(json.dumps(found))
+            result = measure_speed(way, argument, processes, options.cache)
+        print(json.dumps(result))
         return 0
     print(machine() + "\n")
     fast = options.memory or compare_speed(options.rounds, options.cache)

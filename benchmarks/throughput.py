@@ -3,15 +3,15 @@
 The same model (a Llama of SmolLM2-135M's width and vocabulary with 6 of its 30 layers, random weights, float32), the
 same rows (see benchmarks.data, by the paper's text rule), the same optimiser, four layouts:
 
-    official     as the paper's scripts: one example at a time, its gradients accumulated to 8; float32 logits and
-                 log-probabilities of every position; the weighted sum over the count of non-zero weights
+    official     as in the paper's scripts: one example at a time, gradients accumulated over 8; float32 logits and
+                 log-probabilities of every position; the weighted sum divided by the count of non-zero weights
     trl          TRL's SFTTrainer: padded batches of 8
-    trl packed   the same with its packing; a pack and about as many examples to an optimiser step as the others have
-    ours         WITTrainer with packing, likewise
+    trl packed   TRL's SFTTrainer with packing: one pack per optimiser step, about as many examples as the others
+    ours         WITTrainer with the same packing
 
-TRL knows no weights: at (0, 1) it learns the completion alone, else all tokens alike. Gradient checkpointing is off.
-Each runs in a process of its own, the four in turn, for several rounds; the tokens are those of the examples, without
-padding, and the clock runs from the end of the first optimiser step. Figures are medians over the rounds.
+TRL has no weights: at (0, 1) it trains on completions only, else on all tokens equally. Gradient checkpointing is off.
+Each way runs in its own process, the four in turn, for several rounds. Tokens are counted without padding; the clock
+starts at the end of the first optimiser step. Figures are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TARGET = 2.0
 
 
 def measure(way: str, prompt: float, completion: float, cache: Path) -> dict[str, float]:
-    """Tokens, seconds and optimiser steps after the first step, peak bytes and the last loss; in this process."""
+    """Measure in this process: tokens per second after the first step, tokens, steps, peak bytes and the last loss."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
@@ -60,10 +60,10 @@ def measure(way: str, prompt: float, completion: float, cache: Path) -> dict[str
         trainer = _trainer(way, model, tokenizer, examples, (prompt, completion), folder)
         trainer.add_callback(clock)
         trainer.train()
-    (began, tokens_before), (ended, tokens) = clock.marks[0], clock.marks[-1]
+    (start, tokens_before), (end, tokens) = clock.marks[0], clock.marks[-1]
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {
-        "rate": (tokens - tokens_before) / (ended - began),
+        "rate": (tokens - tokens_before) / (end - start),
         "tokens": tokens,
         "steps": len(clock.marks),
         "peak": peak_bytes(),
@@ -79,7 +79,7 @@ def _trainer(way: str, model: Any, tokenizer: Any, rows: list[Any], weights: tup
     from stages.sft.trainer import WITConfig, WITTrainer
 
     common = {"output_dir": folder, "num_train_epochs": 1, "learning_rate": 1e-4, "seed": 23, "logging_steps": 1}
-    common |= {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": "none"}
+    common |= {"use_cpu": True, "bf16": False, "activation_checkpointing": False, "report_to": "none"}
     common |= {"include_num_input_tokens_seen": "non_padding", "save_strategy": "no", "disable_tqdm": True}
     texts = Dataset.from_list([row.columns() for row in rows])
     batch = {"per_device_train_batch_size": PER_STEP}
@@ -98,7 +98,7 @@ def _trainer(way: str, model: Any, tokenizer: Any, rows: list[Any], weights: tup
 
 
 def _official_row(row: Any, tokenizer: Any, weights: tuple[float, float]) -> dict[str, list[Any]]:
-    """Tokens and their weights; the boundary is the length of the prompt's own tokens."""
+    """Tokens and their weights; the completion starts after as many tokens as the prompt has alone."""
     ids = tokenizer(row.prompt + row.completion + tokenizer.eos_token).input_ids
     prompt = len(tokenizer(row.prompt).input_ids)
     return {"input_ids": ids, "weights": [weights[0]] * prompt + [weights[1]] * (len(ids) - prompt)}
@@ -119,7 +119,7 @@ def _official_class() -> type:
     from transformers import Trainer
 
     class Official(Trainer):
-        """- sum_t w_t log p(x_t | x_<t) / #{t : w_t != 0}, over the whole optimiser step, from all logits."""
+        """- sum_t w_t log p(x_t | x_<t) / #{t : w_t != 0}, over the optimiser step, from all logits."""
 
         model_accepts_loss_kwargs = True
 
@@ -133,10 +133,10 @@ def _official_class() -> type:
 
 
 def main() -> int:
-    """Run every way in its own process and print the table; 1 where the target is missed."""
+    """Run every way in its own process and print the table; return 1 if the target is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--cache", type=Path, default=CACHE, help="where what is fetched is kept")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="folder for downloads")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -151,7 +151,7 @@ def main() -> int:
         for _ in range(options.rounds):
             for way in WAYS:
                 runs[way].append(in_own_process("throughput", way, *weights, "--cache", options.cache))
-        rate = {way: statistics.median(run["rate"] for run in found) for way, found in runs.items()}
+        rate = {way: statistics.median(run["rate"] for run in results) for way, results in runs.items()}
         print(f"weights {weights}   tokens/s   of official's   peak GiB   tokens   steps   last loss")
         for way in WAYS:
             first, peak = runs[way][0], max(run["peak"] for run in runs[way])

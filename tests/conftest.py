@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Settings and fixtures of all tests."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from hypothesis import settings
 
 from tests.tiny import byte_tokenizer, tiny_model
 
-settings.register_profile("ci", derandomize=True)  # the gate tries the same rows each time
+settings.register_profile("ci", derandomize=True)  # CI tries the same examples each time
 if os.environ.get("CI"):
     settings.load_profile("ci")
 
-torch.set_num_threads(1)  # for models this small; on cores that tests share, threads mostly wait for one another
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # for what tests start; the command gives its workers their own number
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave the core to others
+torch.set_num_threads(1)  # small models gain nothing from threads, which slow down parallel tests
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for child processes; the command sets another number for its workers
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads sleep instead of spinning
 
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that from_pretrained loads: the tiny model with its tokenizer."""
+    """Save the tiny model with its tokenizer in a folder."""
     folder = tmp_path_factory.mktemp("tiny")
     tiny_model().save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
@@ -30,5 +30,5 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long ones go first, so that processes which share the tests end at about the same time."""
+    """Run long tests first, so that parallel processes finish at about the same time."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)

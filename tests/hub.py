@@ -1,4 +1,4 @@
-"""A model hub on this machine: enough of its API for huggingface_hub and datasets to fetch whole repositories."""
+"""A local model hub with the API that huggingface_hub and datasets need to download repositories."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from threading import Thread
 from urllib.parse import parse_qs, unquote
 
 COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
-"""Of every repository."""
+"""The commit of every repository."""
 
 
 @contextmanager
 def serving(repositories: dict[str, Path]) -> Iterator[str]:
-    """The address of a hub with these repositories: `models/org/name` or `datasets/org/name` -> a folder of files."""
+    """Serve repositories, `models/org/name` or `datasets/org/name` -> folder, and yield the hub's address."""
 
     class Handler(_Handler):
         folders = repositories
@@ -40,36 +40,36 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
-        asked = json.loads(body)["paths"] if body.startswith("{") else parse_qs(body).get("paths", [])
+        paths = json.loads(body)["paths"] if body.startswith("{") else parse_qs(body).get("paths", [])
         name, rest = self._repository(unquote(self.path))
         if name is None or not rest.startswith("paths-info/"):
             return self._refuse()
         entries = self._entries(name)
-        return self._answer(json.dumps([entry for entry in entries if entry["path"] in asked]).encode())
+        return self._answer(json.dumps([entry for entry in entries if entry["path"] in paths]).encode())
 
     def do_GET(self) -> None:
         path = unquote(self.path).partition("?")[0]
         name, rest = self._repository(path)
         if name is None:
             return self._refuse()
-        if found := re.fullmatch(r"resolve/[^/]+/(.+)", rest):
-            file = self.folders[name] / found[1]
+        if match := re.fullmatch(r"resolve/[^/]+/(.+)", rest):
+            file = self.folders[name] / match[1]
             return self._answer(file.read_bytes()) if file.is_file() else self._refuse("EntryNotFound")
         if re.fullmatch(r"(revision/[^/]+)?", rest):
             files = [{"rfilename": entry["path"]} for entry in self._entries(name)]
-            told = {"id": name.partition("/")[2], "sha": COMMIT, "siblings": files, "private": False, "tags": []}
-            return self._answer(json.dumps(told).encode())
+            info = {"id": name.partition("/")[2], "sha": COMMIT, "siblings": files, "private": False, "tags": []}
+            return self._answer(json.dumps(info).encode())
         if re.fullmatch(r"tree/[^/]+", rest):
             return self._answer(json.dumps(self._entries(name)).encode())
         return self._refuse("EntryNotFound")
 
     def _repository(self, path: str) -> tuple[str | None, str]:
-        """The repository that a path is of, and what follows its name."""
+        """Split a path into the repository and the rest."""
         for name in self.folders:
             kind, _, repository = name.partition("/")
-            for before in (f"/api/{kind}/{repository}", f"/{kind}/{repository}", f"/{repository}"):
-                if path == before or path.startswith(f"{before}/"):
-                    return name, path[len(before) + 1 :]
+            for prefix in (f"/api/{kind}/{repository}", f"/{kind}/{repository}", f"/{repository}"):
+                if path == prefix or path.startswith(f"{prefix}/"):
+                    return name, path[len(prefix) + 1 :]
         return None, ""
 
     def _entries(self, name: str) -> list[dict[str, object]]:
@@ -100,4 +100,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing."""
+        """Print nothing."""

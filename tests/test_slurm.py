@@ -1,4 +1,4 @@
-"""docs/slurm_ray.sh, with stand-ins for Slurm's own commands that start everything on this machine."""
+"""docs/slurm_ray.sh, with fake Slurm commands that start everything on this machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.long
 SCRIPT = Path(__file__).parents[1] / "docs" / "slurm_ray.sh"
 SRUN = """\
 #!/usr/bin/env bash
-# srun --nodes=1 --ntasks=1 --nodelist=NAME COMMAND...: runs the command here, and notes for which machine
+# srun --nodes=1 --ntasks=1 --nodelist=NAME COMMAND...: runs the command here, and logs the node
 echo "$3 ${*:4}" >> "$SRUN_LOG"
 if [ "$4" = hostname ]; then echo 127.0.0.1; exit; fi
 exec "${@:4}"
@@ -52,17 +52,17 @@ def test_the_script_runs_a_recipe(tmp_path: Path, model_folder: Path) -> None:
         port = free.getsockname()[1]
     path = f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     slurm = {"SLURM_JOB_NODELIST": "a[1-2]", "SLURM_CPUS_PER_TASK": "1", "SLURM_GPUS_ON_NODE": "0"}
-    own = {"PATH": path, "RAY_PORT": str(port), "SRUN_LOG": str(tmp_path / "srun.txt")}
-    done = subprocess.run(
+    variables = {"PATH": path, "RAY_PORT": str(port), "SRUN_LOG": str(tmp_path / "srun.txt")}
+    process = subprocess.run(
         ["bash", str(SCRIPT), "r.yaml"],
         cwd=tmp_path,
-        env=environment() | slurm | own,
+        env=environment() | slurm | variables,
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert process.returncode == 0, process.stdout + process.stderr
     assert states(tmp_path) == {"bench[base]": "done"}
     started = (tmp_path / "srun.txt").read_text().splitlines()
     assert [line.split(" --")[0] for line in started] == [
@@ -70,6 +70,6 @@ def test_the_script_runs_a_recipe(tmp_path: Path, model_folder: Path) -> None:
         "--nodelist=a1 ray start",
         "--nodelist=a2 ray start",
     ]
-    left = [p for p in psutil.process_iter(["cmdline"]) if any(f":{port}" in part for part in p.info["cmdline"] or [])]
-    _, alive = psutil.wait_procs(left, timeout=15)
+    ray = [p for p in psutil.process_iter(["cmdline"]) if any(f":{port}" in part for part in p.info["cmdline"] or [])]
+    _, alive = psutil.wait_procs(ray, timeout=15)
     assert not alive

@@ -1,4 +1,4 @@
-"""docs/stages.md: the stage that it writes works as written, added to a copy of the project as it says."""
+"""The stage in docs/stages.md works in a copy of the project."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TEXTS = ["The sky is blue.", "Grün ist das Gras."]
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
-    """A copy of the project with the stage, and a recipe that has it."""
+    """A copy of the project with the stage, and a recipe that uses it."""
     folder = tmp_path_factory.mktemp("project")
     for name in ("pipeline", "stages"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -55,10 +55,10 @@ def command(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(call, cwd=project, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
-def test_it_runs_and_its_result_is_that_of_plain_transformers(project: Path, model_folder: Path) -> None:
-    done = command(project)
-    assert done.returncode == 0, done.stdout + done.stderr
-    model, tokenizer = (kind.from_pretrained(model_folder) for kind in (AutoModelForCausalLM, AutoTokenizer))
+def test_its_result_equals_that_of_plain_transformers(project: Path, model_folder: Path) -> None:
+    process = command(project)
+    assert process.returncode == 0, process.stdout + process.stderr
+    model, tokenizer = (auto.from_pretrained(model_folder) for auto in (AutoModelForCausalLM, AutoTokenizer))
     expected = []
     for text in TEXTS:
         ids = torch.tensor([tokenizer(text)["input_ids"]])
@@ -72,12 +72,13 @@ def test_it_runs_and_its_result_is_that_of_plain_transformers(project: Path, mod
     assert "2 steps, 2 cached" in command(project).stdout
 
 
-def test_its_mistakes_are_told_with_their_place(project: Path) -> None:
+def test_errors_name_their_place(project: Path) -> None:
     wrong = command(project, "--plan", "--set", "stages.bits.text=./texts.jsonl")
     assert wrong.returncode == 2
     assert "stages.bits.text: unknown key; did you mean 'texts'?" in wrong.stderr
     write_texts(project, ["x"])
-    short = command(project)
+    too_short = command(project)
     write_texts(project, TEXTS)
-    assert short.returncode == 2
-    assert re.search(r"r\.yaml:\d+:\d+: stages\.bits\.texts: .*texts\.jsonl:1: 'text' is no text of two", short.stderr)
+    assert too_short.returncode == 2
+    place = r"r\.yaml:\d+:\d+: stages\.bits\.texts: .*texts\.jsonl:1: "
+    assert re.search(place + "'text' must have two characters", too_short.stderr)

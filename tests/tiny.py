@@ -1,4 +1,4 @@
-"""A tiny tokenizer and model that every stage's tests can train in a moment."""
+"""A tiny tokenizer and model, which tests train in seconds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CHAT_TEMPLATE = (
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte, and <pad> and <end>: every boundary can be counted by hand."""
+    """Return a tokenizer with one token per byte, <pad> and <end>, so that boundaries can be counted by hand."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -25,7 +25,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
-    """A Llama of two layers over the byte tokenizer's 258 tokens."""
+    """Return a Llama with two layers and the 258 tokens of the byte tokenizer."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=258,

@@ -1,4 +1,4 @@
-"""Adds the kind `nothing` to every Python that starts with this folder on its path, as benchmarks.scale does."""
+"""Adds the stage kind `nothing` to every Python process of benchmarks.scale, which puts this folder on the path."""
 
 import os
 import sys

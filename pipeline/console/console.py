@@ -15,14 +15,13 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.console.live_view import View
+from pipeline.console.live_view import LiveView
 from pipeline.console.progress_summary import count_steps, format_duration, progress_summary, seconds_left
-from pipeline.console.recipe_list import Found
+from pipeline.console.recipe_list import RecipeEntry
 from pipeline.plan.selection import StepSummary
 from pipeline.plan.step import Plan
-from pipeline.run.job import Progress
 from stages.records.metrics import Metrics
-from stages.records.run_record import RunRecord, StepRecord
+from stages.records.run_record import Progress, RunRecord, StepRecord
 from stages.system.terminal_text import safe
 
 PLAIN_WIDTH = 160
@@ -68,7 +67,7 @@ class Console:
             self.rich = Rich(stderr=quiet_stdout, highlight=False, soft_wrap=True, force_terminal=False)
         elif not on_terminal:
             self.rich.width = max(self.rich.width, PLAIN_WIDTH)
-        self._view = View(self.rich) if on_terminal and self.rich.is_terminal else None
+        self._view = LiveView(self.rich) if on_terminal and self.rich.is_terminal else None
         self._steps: Mapping[str, StepRecord] = {}
         self._failures: list[Failure] = []
         self._progress_shown: dict[str, float] = {}
@@ -78,7 +77,7 @@ class Console:
         """Show one line."""
         self._print(escape(text))
 
-    def recipes(self, recipes: list[Found]) -> None:
+    def recipes(self, recipes: list[RecipeEntry]) -> None:
         """List recipes, one on each line."""
         if not recipes:
             self.say("no recipe here or in recipes/: name one, run-recipe PATH, or go to a folder that has some")
@@ -160,7 +159,7 @@ class Console:
     def show_summary(self, width: int) -> None:
         """Refresh the summary of the whole run, on a terminal."""
         if self._view:
-            self._view.summary = self._summary(width)
+            self._view.status = self._summary(width)
 
     def progress(self, step: str, progress: Progress) -> None:
         """A running step advanced. Without a terminal a line says so every few minutes."""

@@ -1,4 +1,4 @@
-"""`run-recipe` alone: the recipes near by, one line each. Reads no more of them than that takes."""
+"""`run-recipe` without arguments: the recipes in the current folder, one line each."""
 
 from __future__ import annotations
 
@@ -8,49 +8,49 @@ from pathlib import Path
 
 from pipeline.recipe.yaml_reader import NotYAMLError, parse
 
-PLACES = ("*.y*ml", "recipes/*.y*ml", "recipes/*/*.y*ml")
-"""Where it is looked, from the current folder."""
+PATTERNS = ("*.y*ml", "recipes/*.y*ml", "recipes/*/*.y*ml")
+"""Relative to the current folder."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """A recipe near by."""
+class RecipeEntry:
+    """One line of the list."""
 
     path: Path
     about: str
-    """What it does, in a line."""
+    """A description in one line."""
 
 
-def list_recipes(folder: Path) -> list[Found]:
-    """The files at PLACES that have `stages` or `extends`; what cannot be read is none of them."""
-    files = [path for pattern in PLACES for path in sorted(folder.glob(pattern)) if path.is_file()]
-    return [Found(path.relative_to(folder), about) for path in files if (about := _about(path)) is not None]
+def list_recipes(folder: Path) -> list[RecipeEntry]:
+    """List the readable files at PATTERNS that have `stages` or `extends`."""
+    files = [path for pattern in PATTERNS for path in sorted(folder.glob(pattern)) if path.is_file()]
+    return [RecipeEntry(path.relative_to(folder), about) for path in files if (about := _describe(path)) is not None]
 
 
-def _about(path: Path) -> str | None:
-    """The first sentence of the recipe's opening comment, else its name and stages; None where it is no recipe."""
+def _describe(path: Path) -> str | None:
+    """Return the first sentence of the opening comment, else name and stages; None if the file is not a recipe."""
     try:
         text = path.read_text(encoding="utf-8")
         tree, _ = parse(text, str(path), path.parent)
     except (OSError, UnicodeDecodeError, NotYAMLError):
         return None
-    top = tree.plain()
+    top = tree.to_plain()
     if not isinstance(top, dict) or not {"stages", "extends"} & set(top):
         return None
-    if sentence := _sentence(text):
+    if sentence := _first_sentence(text):
         return sentence
     stages = ", ".join(map(str, top["stages"])) if isinstance(top.get("stages"), dict) else ""
     parts = [f"{key} {top[key]}" for key in ("name", "extends") if isinstance(top.get(key), str)]
     return "; ".join([*parts, *([f"stages {stages}"] if stages else [])])
 
 
-def _sentence(text: str) -> str:
-    """The first sentence of the comment that `text` opens with, without the command that runs it."""
+def _first_sentence(text: str) -> str:
+    """Return the first sentence of the opening comment, without the command that runs the recipe."""
     words: list[str] = []
     for line in text.splitlines():
-        said = line.removeprefix("#").strip()
-        if not line.startswith("#") or (words and not said):
+        comment = line.removeprefix("#").strip()
+        if not line.startswith("#") or (words and not comment):
             break
-        if not said.startswith(("run-recipe ", "yaml-language-server:")):
-            words += said.split()
+        if not comment.startswith(("run-recipe ", "yaml-language-server:")):
+            words += comment.split()
     return re.split(r"(?<=[.!?]) (?=[A-Z0-9(])", " ".join(words), maxsplit=1)[0].removesuffix(".")

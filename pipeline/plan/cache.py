@@ -14,8 +14,8 @@ from typing import Any
 from pipeline.plan.cache_reason import EarlierResults, reason_missing
 from pipeline.plan.resolver import Resolver
 from pipeline.plan.step import Plan, Step, ancestors
-from pipeline.store.provenance import installed
-from pipeline.store.references import name_of
+from pipeline.store.provenance import installed_version
+from pipeline.store.references import display_name
 from pipeline.store.store import Published, Store
 from stages.records.manifest import InputRecord, ManifestError, read_manifest
 from stages.records.metrics import Metrics
@@ -64,7 +64,7 @@ def decide(
         fingerprint = _fingerprint(step, plan, decisions, resolver)
         result: Published | None = None
         if step.name in forced:
-            reason = "asked for"
+            reason = "forced"
         elif fingerprint is None:
             reason = "an input on the hub is not resolved to a commit yet"
         elif not store.path(step.kind, fingerprint).exists():
@@ -93,7 +93,7 @@ def input_records(
             digest = results[source.name].digest if source.name in results else None
             records[name] = InputRecord(step=source.name, fingerprint=decisions[source.name].fingerprint, digest=digest)
         else:
-            reference = name_of(resolver.pinned(source))
+            reference = display_name(resolver.pinned(source))
             records[name] = InputRecord(reference=reference, content=resolver.content(source))
     return records
 
@@ -135,7 +135,7 @@ def _usable_result(
         return None, f"its result is damaged: {error}"
     if changed := changed_input(step, result, _published(step.dependencies, decisions)):
         return None, f"{changed} has a new result"
-    if damage := damaged.get(step.name) or result.damage(resolver.hashes.of):
+    if damage := damaged.get(step.name) or result.damage(resolver.hashes.hash_file):
         return None, f"its result is damaged: {damage}"
     return result, ""
 
@@ -157,7 +157,7 @@ def _fingerprint(step: Step, plan: Plan, decisions: Decisions, resolver: Resolve
         "inputs": contents,
     }
     if step.config.versioned_packages:
-        covered["packages"] = {name: installed(name) for name in step.config.versioned_packages}
+        covered["packages"] = {name: installed_version(name) for name in step.config.versioned_packages}
     if step.config.output_kind == "report":
         covered["names"] = [plan.recipe.name, *sorted(ancestors(step))]  # a report shows them
     return content_hash(covered)[:FINGERPRINT_LENGTH]

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.plan.resolver import Resolver
 from pipeline.plan.step import Step
-from pipeline.store.provenance import installed
+from pipeline.store.provenance import installed_version
 from pipeline.store.store import Store
 from stages.records.manifest import InputRecord, Manifest, ManifestError, read_manifest
 
@@ -56,7 +56,7 @@ def reason_missing(
     changes = [[*_settings(step, old), *_inputs(step, old.inputs, settled, resolver)] for old in earlier.of(step)]
     reasons = min(changes, key=len, default=["no result yet"])
     if not reasons and not waiting:
-        reasons = ["names that it shows are others now"]  # of the recipe or its steps, which count for reports alone
+        reasons = ["the recipe or a step that it shows has another name"]  # names count only for reports
     reasons = shorten(reasons, MAX_CHANGES)
     return "; ".join(reasons + ([f"after {', '.join(shorten(waiting, MAX_CHANGES))}"] if waiting else []))
 
@@ -74,7 +74,7 @@ def _settings(step: Step, manifest: Manifest) -> Iterator[str]:
         yield f"stages of kind {step.kind} have a new version ({manifest.version} -> {version})"
     packages = manifest.environment.get("packages", {})
     for name in step.config.versioned_packages:
-        if packages.get(name) != (now := installed(name)):
+        if packages.get(name) != (now := installed_version(name)):
             yield f"{name} {packages.get(name)} -> {now}"
     before, after = dict(_flat(step.settings(manifest.config))), dict(_flat(step.settings()))
     for key in sorted(before.keys() | after.keys()):

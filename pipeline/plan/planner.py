@@ -11,10 +11,10 @@ from pipeline.plan.resolver import Resolver
 from pipeline.plan.stage_order import key_of, order_stages, stages_of
 from pipeline.plan.step import Plan, Step
 from pipeline.recipe.loader import Recipe, RecipeError
-from pipeline.recipe.matrix import described
+from pipeline.recipe.matrix import join_labels
 from pipeline.recipe.nodes import Key, Problem, dotted
 from pipeline.store import references
-from pipeline.store.references import Artifact, ArtifactError, Local
+from pipeline.store.references import BadReferenceError, Local, Reference
 from stages.base import BASE, Need, StageConfig, UserError
 
 
@@ -33,7 +33,7 @@ def build_plan(cells: Sequence[Recipe], resolver: Resolver) -> Plan:
 def step_name(stage: str, suffix: str, labels: Mapping[str, str]) -> str:
     """`bench[wit,prompt=0.2]`: the stage, and in brackets its part and its cell."""
     parts = [suffix[1:-1]] if suffix else []
-    parts += [described(labels)] if labels else []
+    parts += [join_labels(labels)] if labels else []
     return f"{stage}[{','.join(parts)}]" if parts else stage
 
 
@@ -77,11 +77,21 @@ class _Planner:
         if id(recipe) not in self.orders:
             self.orders[id(recipe)], problems = order_stages(recipe)
             self.problems += recipe.problems + problems
+            self._check_broken(recipe)
         cell = _CellSteps(recipe)
         for stage in self.orders[id(recipe)]:
             if (recipe.stages[stage].output_kind == "report") == reports:
                 for part in self._split(recipe.stages[stage]):
                     cell.by_stage[stage + part.suffix] = self._step(cell, stage, part)
+
+    def _check_broken(self, recipe: Recipe) -> None:
+        """Report wrong references of stages that have other errors."""
+        for stage, needs in recipe.broken.items():
+            for need in needs:
+                try:
+                    self._inputs(_CellSteps(recipe), stage, "", need, {}, None)
+                except RecipeError as error:
+                    self.problems += error.problems
 
     def _split(self, config: StageConfig) -> list[_Part]:
         if id(config) not in self.parts:
@@ -106,7 +116,7 @@ class _Planner:
         labels = {axis: value for axis, value in recipe.labels.items() if axis in axes}
         name = step_name(stage, part.suffix, labels)
         if name not in self.steps:
-            inputs: dict[str, Step | Artifact] = {}
+            inputs: dict[str, Step | Reference] = {}
             for input_name, need in part.needs.items():
                 try:
                     inputs |= self._inputs(cell, stage, input_name, need, labels, inputs.get(need.of))
@@ -131,8 +141,8 @@ class _Planner:
         name: str,
         need: Need,
         labels: Mapping[str, str],
-        scored: Step | Artifact | None,
-    ) -> Mapping[str, Step | Artifact]:
+        scored: Step | Reference | None,
+    ) -> Mapping[str, Step | Reference]:
         """The inputs that meet `need`: several for `steps`, else one, or none if a problem is reported already."""
         recipe = cell.recipe
         stages = stages_of(recipe, need)
@@ -160,7 +170,7 @@ class _Planner:
         need: Need,
         stages: Sequence[str],
         labels: Mapping[str, str],
-        scored: Step | Artifact | None,
+        scored: Step | Reference | None,
     ) -> Mapping[str, Step]:
         """The steps of `stages`, in all cells that agree with `labels`, that scored the model `scored` if there is
         one."""
@@ -182,21 +192,21 @@ class _Planner:
             raise recipe.error(key_of(stage, need), text)
         return steps
 
-    def _reference(self, recipe: Recipe, key: Key, value: str, need: Need) -> Artifact:
+    def _reference(self, recipe: Recipe, key: Key, value: str, need: Need) -> Reference:
         """Parse and register the reference `value`. Raises RecipeError."""
-        location = recipe.places.at(key)
+        location = recipe.source_map.locate_value(key)
         try:
             if need.kind == "run":
                 if value == recipe.name:
                     raise recipe.error(key, f"{value!r} is this recipe itself, whose stages the report shows anyway")
-                source: Artifact = self.resolver.run_folder(value)
+                source: Reference = self.resolver.run_folder(value)
             else:
                 kind: Literal["model", "data"] = "model" if need.kind == "model" else "data"
                 source = references.parse(value, location.folder, kind)
             self.resolver.register(source, f"{location}: {dotted(key)}")
             if need.kind == "model" and isinstance(source, Local):
                 _check_model_path(source.path)
-        except (ArtifactError, UserError) as error:
+        except (BadReferenceError, UserError) as error:
             raise recipe.error(key, str(error)) from None
         except OSError as error:  # a name that no file can have
             raise recipe.error(key, f"cannot be looked up: {error.strerror}") from None
@@ -204,10 +214,10 @@ class _Planner:
 
 
 def _check_model_path(path: Path) -> None:
-    """Raise ArtifactError if `path` cannot be a model."""
+    """Raise BadReferenceError if `path` cannot be a model."""
     if path.is_dir() and (path / "adapter_config.json").is_file():
-        raise ArtifactError(f"{path} holds an adapter; merge it into its model (merge_and_unload) and name that")
+        raise BadReferenceError(f"{path} holds an adapter; merge it into its model (merge_and_unload) and name that")
     if path.is_dir() and not (path / "config.json").is_file():
-        raise ArtifactError(f"{path} holds no config.json, so it is no model; name the folder save_pretrained wrote")
+        raise BadReferenceError(f"{path} has no config.json, so it is no model; name the folder save_pretrained wrote")
     if path.is_file() and path.suffix != ".gguf":
-        raise ArtifactError(f"{path} is a file; a model is a folder written by save_pretrained, or a .gguf file")
+        raise BadReferenceError(f"{path} is a file; a model is a folder written by save_pretrained, or a .gguf file")

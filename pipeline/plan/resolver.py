@@ -8,8 +8,8 @@ from pathlib import Path
 from pipeline.plan.step import Step
 from pipeline.recipe.loader import RecipeError
 from pipeline.store import references
-from pipeline.store.hash_cache import Hashes
-from pipeline.store.references import Artifact, ArtifactError, Hub, Local, RunFolder
+from pipeline.store.hash_cache import HashCache
+from pipeline.store.references import BadReferenceError, Hub, Local, Reference, RunFolder
 from pipeline.store.store import Published
 
 
@@ -23,19 +23,19 @@ class Resolver:
 
     def __init__(self, runs: Path, say: Callable[[str], None]) -> None:
         self.runs = runs
-        self.hashes = Hashes(runs / "cache" / "hashes.json")
-        self.paths: dict[Artifact, Path] = {}
+        self.hashes = HashCache(runs / "cache" / "hashes.json")
+        self.paths: dict[Reference, Path] = {}
         """References that were fetched -> local path."""
         self._cache = runs / "cache"
         self._say = say
-        self._contents: dict[Artifact, str | None] = {}
-        self._pins: dict[Artifact, Artifact] = {}
+        self._contents: dict[Reference, str | None] = {}
+        self._pins: dict[Reference, Reference] = {}
         """Hub references to a branch -> the same at the commit of this moment."""
-        self._keys: dict[Artifact, str] = {}
+        self._keys: dict[Reference, str] = {}
         """Reference -> file, line and key that name it first, for errors."""
 
-    def register(self, source: Artifact, key: str) -> None:
-        """Compute the content hash of a reference that `key` of the recipe names. Raises ArtifactError or OSError."""
+    def register(self, source: Reference, key: str) -> None:
+        """Hash the content of a reference that `key` of the recipe names. Raises BadReferenceError or OSError."""
         self._keys.setdefault(source, key)
         self.content(source)
 
@@ -43,18 +43,18 @@ class Resolver:
         """The reference to the last run of another recipe."""
         return RunFolder((self.runs / recipe).absolute())
 
-    def content(self, source: Artifact) -> str | None:
-        """The content hash; None for a branch of the hub whose commit is not known yet. Raises ArtifactError."""
+    def content(self, source: Reference) -> str | None:
+        """The content hash; None for a branch of the hub whose commit is not known yet. Raises BadReferenceError."""
         pinned = self.pinned(source)
         if pinned not in self._contents:
-            self._contents[pinned] = references.identity(pinned, self.hashes.of)
+            self._contents[pinned] = references.content_hash(pinned, self.hashes.hash_file)
         return self._contents[pinned]
 
-    def pinned(self, source: Artifact) -> Artifact:
+    def pinned(self, source: Reference) -> Reference:
         """The reference at the commit that `pin` found for it."""
         return self._pins.get(source, source)
 
-    def path(self, source: Artifact) -> Path:
+    def path(self, source: Reference) -> Path:
         """The local path of a reference that was fetched."""
         return self.paths[self.pinned(source)]
 
@@ -63,8 +63,8 @@ class Resolver:
         for source in (source for step in steps for source in step.references.values()):
             if isinstance(source, Hub) and not source.commit and source not in self._pins:
                 try:
-                    self._pins[source] = references.resolve(source)
-                except ArtifactError as error:
+                    self._pins[source] = references.resolve(source, self._say)
+                except BadReferenceError as error:
                     raise self._error(source, error) from None
 
     def fetch(self, steps: Iterable[Step]) -> None:
@@ -78,13 +78,13 @@ class Resolver:
                     self._say(f"fetching {pinned}")
                 try:
                     self.paths[pinned] = references.fetch(pinned, self._cache, source in with_code)
-                except ArtifactError as error:
+                except BadReferenceError as error:
                     raise self._error(source, error) from None
-            references.remember(source, pinned)
+            references.cache_commit(source, pinned)
 
     def local_files(self, step: Step) -> dict[str, Path]:
         """Input name -> path, for references of the step that are on this machine already. Asks no network."""
-        paths = {name: references.here(source, self._cache) for name, source in step.references.items()}
+        paths = {name: references.find_local(source, self._cache) for name, source in step.references.items()}
         return {name: path for name, path in paths.items() if path}
 
     def changed_file(self, step: Step) -> str | None:
@@ -92,18 +92,18 @@ class Resolver:
         for source in step.references.values():
             if isinstance(source, Local):
                 try:
-                    if references.identity(source, self.hashes.of) == self.content(source):
+                    if references.content_hash(source, self.hashes.hash_file) == self.content(source):
                         continue
-                except ArtifactError:
+                except BadReferenceError:
                     pass
                 return f"{source.path} was changed while the step ran; run it again"
         return None
 
-    def _error(self, source: Artifact, error: ArtifactError) -> RecipeError:
+    def _error(self, source: Reference, error: BadReferenceError) -> RecipeError:
         return RecipeError([f"{self._keys[source]}: {error}"])
 
 
-def start_model_path(source: Step | Artifact, results: Mapping[str, Published], resolver: Resolver) -> Path | None:
+def start_model_path(source: Step | Reference, results: Mapping[str, Published], resolver: Resolver) -> Path | None:
     """Return the local path of the model in `source`.
 
     If it is not trained yet, walk back to the nearest published ancestor, else to the base model. None if the step

@@ -18,11 +18,11 @@ from pipeline.plan.planner import build_plan, step_name
 from pipeline.plan.resolver import Resolver
 from pipeline.plan.stage_order import stages_of
 from pipeline.plan.step import Plan
-from pipeline.recipe.did_you_mean import did_you_mean, listed
+from pipeline.recipe.did_you_mean import did_you_mean, list_choices
 from pipeline.recipe.loader import Recipe
-from pipeline.recipe.matrix import described
+from pipeline.recipe.matrix import join_labels
 from pipeline.recipe.nodes import Problem
-from pipeline.recipe.search_config import Halving, ranked, trainings
+from pipeline.recipe.search_config import Halving, rank, search_cost
 from pipeline.store.store import Published
 
 AXIS = "search"
@@ -51,7 +51,7 @@ def search_problems(cells: Sequence[Recipe]) -> list[Problem]:
         problems.append(recipe.problem(("matrix", AXIS), "is the name that a search uses; rename the axis"))
     for index, axis in enumerate(search.over):
         if axis not in recipe.labels:
-            hint = did_you_mean(axis, recipe.labels) + listed("it has", recipe.labels)
+            hint = did_you_mean(axis, recipe.labels) + list_choices("it has", recipe.labels)
             problems.append(recipe.problem(("search", "over", index), f"{axis!r} is no axis of the matrix{hint}"))
     stage = recipe.stages.get(search.stage)
     if stage is None:
@@ -61,7 +61,7 @@ def search_problems(cells: Sequence[Recipe]) -> list[Problem]:
         text = f"{search.stage!r} is of kind {stage.kind}, whose training cannot be shortened; name one that trains"
         problems.append(recipe.problem(("search", "stage"), text))
     elif search.metric is not None and search.metric not in stage.search_metrics:
-        hint = did_you_mean(search.metric, stage.search_metrics) + listed("name one of", stage.search_metrics)
+        hint = did_you_mean(search.metric, stage.search_metrics) + list_choices("name one of", stage.search_metrics)
         text = f"{search.metric!r} is nothing to compare cells by{hint}"
         problems.append(recipe.problem(("search", "metric"), text))
     elif "eval" not in stage.needs():
@@ -100,7 +100,7 @@ def cost_sentence(full_plan: Plan) -> str | None:
     """How much of the plan of all cells a search runs; None without a search."""
     if halving := full_plan.recipe.search:
         count = len([step for step in full_plan.steps if step.stage == halving.stage])
-        share = f"about {float(trainings(count, halving)):.1f} of {count} trainings of {halving.stage}"
+        share = f"about {float(search_cost(count, halving)):.1f} of {count} trainings of {halving.stage}"
         return f"search: {share}, and later stages for the best cells only; the figures below are for all cells"
     return None
 
@@ -140,7 +140,8 @@ class _Search:
         for number, length in enumerate(self.halving.lengths, 1):
             count = sum(map(len, groups.values()))
             share = "" if length == 1 else f" at {length} of the training"
-            self.say(f"search: rung {number} of {self.halving.rungs}: {count} of {stage}{share}, by {metric} ({goal})")
+            trainings = f"{count} trainings of {stage}{share}, by {metric} ({goal})"
+            self.say(f"search: rung {number} of {self.halving.rungs}: {trainings}")
             results = yield self.plan(groups, length)
             remaining = {name: self.best(name, group, results, length) for name, group in groups.items()}
             groups = {name: group for name, group in remaining.items() if group}
@@ -162,7 +163,7 @@ class _Search:
         groups: dict[str, Candidates] = {}
         for cell in self.cells:
             labels = {axis: cell.labels[axis] for axis in axes}
-            group = described({axis: value for axis, value in labels.items() if axis not in over})
+            group = join_labels({axis: value for axis, value in labels.items() if axis not in over})
             candidate = step_name(self.halving.stage, "", labels)
             groups.setdefault(group, {}).setdefault(candidate, []).append(cell)
         return groups
@@ -202,8 +203,8 @@ class _Search:
                 values[candidate] = value
             else:  # a failed training is not repeated within one command
                 del self.planned[step]
-        order = ranked(values, goal)
-        best = order[: 1 if length == 1 else self.halving.kept(len(group))]
+        order = rank(values, goal)
+        best = order[: 1 if length == 1 else self.halving.survivors(len(group))]
         for candidate in [*order, *(failed for failed in group if failed not in values)]:
             text = repr(values[candidate]) if candidate in values else "failed"
             row = {"search": name, "length": str(length), "step": _rung_step(candidate, length), metric: text}

@@ -29,9 +29,10 @@ def order_stages(recipe: Recipe) -> tuple[list[str], list[Problem]]:
     """Return the stages in order, and a problem for each unknown stage and each cycle."""
     needed: dict[str, list[str]] = {}
     problems: list[Problem] = []
-    for name, config in recipe.stages.items():
+    needs = {name: list(config.needs().values()) for name, config in recipe.stages.items()}
+    for name, stage_needs in [*needs.items(), *recipe.broken.items()]:
         needed[name] = []
-        for need in config.needs().values():
+        for need in stage_needs:
             for other in stages_of(recipe, need):
                 if other in recipe.stages:
                     needed[name].append(other)
@@ -41,7 +42,7 @@ def order_stages(recipe: Recipe) -> tuple[list[str], list[Problem]]:
     for name in needed:
         if name not in order:
             problems += [_cycle(recipe, stages) for stages in _visit(name, needed, order)]
-    return list(order), problems
+    return [name for name in order if name in recipe.stages], problems
 
 
 def _visit(first: str, needed: dict[str, list[str]], order: dict[str, None]) -> list[list[str]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.recipe.did_you_mean import did_you_mean
 from pipeline.recipe.loader import Recipe, RecipeError
-from pipeline.store.references import Artifact
+from pipeline.store.references import Reference
 from stages.base import StageConfig
 
 
@@ -22,7 +22,7 @@ class Step:
     name: str
     stage: str
     config: StageConfig
-    inputs: Mapping[str, Step | Artifact]
+    inputs: Mapping[str, Step | Reference]
     recipe: Recipe
     """Its cell of the recipe, or the first of the cells that share it."""
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -39,12 +39,12 @@ class Step:
         return list({step.name: step for step in self.inputs.values() if isinstance(step, Step)}.values())
 
     @property
-    def references(self) -> dict[str, Artifact]:
+    def references(self) -> dict[str, Reference]:
         """Input name -> reference, for inputs that are not steps."""
         return {name: source for name, source in self.inputs.items() if not isinstance(source, Step)}
 
     @property
-    def models_with_code(self) -> list[Step | Artifact]:
+    def models_with_code(self) -> list[Step | Reference]:
         """The models whose own Python files it runs."""
         return [self.inputs[name] for name, need in self.config.needs().items() if need.code]
 
@@ -112,7 +112,7 @@ def ancestors(step: Step) -> set[str]:
     return names
 
 
-def start_reference(source: Step | Artifact) -> Artifact:
+def start_reference(source: Step | Reference) -> Reference:
     """Return the reference `source`, or the one that the chain of trainings up to the step `source` starts from."""
     while isinstance(source, Step):
         source = source.inputs["model"]

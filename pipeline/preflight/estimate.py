@@ -13,7 +13,8 @@ from pipeline.plan.selection import Selection, steps_to_run
 from pipeline.plan.step import Plan, Step, remove_key, start_reference
 from pipeline.preflight.probe import ProbeStep, run_probe
 from pipeline.run.local_executor import LocalExecutor, machine_memory
-from pipeline.store.references import Artifact, ArtifactError, Local, described
+from pipeline.store import references
+from pipeline.store.references import BadReferenceError, Local, Reference
 from pipeline.store.store import Published, Store
 from stages.estimate.result import Estimate
 
@@ -107,7 +108,7 @@ def _settings(step: Step, *excluded: str) -> dict[str, Any]:
     return settings
 
 
-def _sources(step: Step) -> dict[str, Artifact]:
+def _sources(step: Step) -> dict[str, Reference]:
     """Return the file or folder of each input; of a model, that which its chain of trainings starts from."""
     return {name: start_reference(source) for name, source in step.inputs.items()}
 
@@ -130,8 +131,8 @@ def _request(step: Step, cache: Path) -> ProbeStep:
     paths, missing = {}, {}
     for name, source in _sources(step).items():
         try:
-            paths[name] = str(described(source, cache, source in with_code).resolve())
-        except ArtifactError as error:
+            paths[name] = str(references.fetch_description(source, cache, source in with_code).resolve())
+        except BadReferenceError as error:
             missing[name] = str(error)
     machine, limit = machine_memory(), step.config.resources.bytes
     room = {"room": limit, "room_of": "resources.memory"} if 0 < limit < machine else {"room": machine}

@@ -1,6 +1,6 @@
-"""`${stages.wit.seed}` in a recipe -> the value that stands under that key; `${matrix.prompt}` -> the cell's value.
+"""Interpolation: `${stages.wit.seed}` becomes the value of that key, `${matrix.prompt}` the cell's value.
 
-Nothing else is looked up, least of all the environment: a recipe is shared and recorded.
+The environment is never read, because recipes are shared and recorded.
 """
 
 from __future__ import annotations
@@ -11,160 +11,158 @@ from typing import Any
 
 from pipeline.recipe.did_you_mean import did_you_mean
 from pipeline.recipe.matrix import MATRIX, Cell
-from pipeline.recipe.nodes import BROKEN, MAX_DEPTH, Key, Node, Problem, TooLargeError, dotted, made, split_key
+from pipeline.recipe.nodes import BROKEN, MAX_DEPTH, Key, Node, Problem, TooLargeError, dotted, make_node, split_key
 
-_REFERENCE = re.compile(r"(?P<escape>\\)?\$\{(?P<key>[^{}]*)(?P<end>\})?")
+_PATTERN = re.compile(r"(?P<escape>\\)?\$\{(?P<key>[^{}]*)(?P<end>\})?")
 MAX_TEXT = 1_000_000
-"""Characters of one text, its references written out."""
-STILL_TO_GIVE = "???"
-"""A value that a recipe leaves to those that extend it or to `--set`."""
+"""Longest text in characters after interpolation."""
+PLACEHOLDER = "???"
+"""A value that must be set by `--set` or by a recipe that extends this one."""
 
 
-class _BadReferenceError(Exception):
-    """The message says which reference is wrong, and why."""
+class _InterpolationError(Exception):
+    """An interpolation is wrong; the message quotes it and says why."""
 
 
 class Resolver:
-    """Looks up the references of a recipe, for one cell of its matrix after the other.
+    """Resolves the interpolations of a recipe, one cell of its matrix after the other.
 
-    What depends on some axes only is looked up once for all cells that agree in them, and is one and the same node.
+    Values that depend on some axes only are resolved once for all cells that agree on them, and share one node.
     """
 
     def __init__(self, tree: Node) -> None:
         self.tree = tree
         self.problems: list[Problem] = []
-        """What is wrong with references so far; values that have one are BROKEN."""
+        """Errors so far; the values they concern are BROKEN."""
         self._cell = Cell()
         self._axes: dict[int, tuple[str, ...]] = {}
-        """id of a container, or of a text with references -> the axes that it depends on. The tree keeps them alive."""
-        self._done: dict[tuple[int, tuple[str | None, ...]], Node] = {}
-        """That id and the cell's values on those axes -> what it becomes."""
-        self._under_way: dict[int, Key] = {}
-        """Those whose references are being looked up, outermost first."""
+        """id of a container, or of a text with interpolations -> the axes that it depends on. The tree owns both."""
+        self._resolved: dict[tuple[int, tuple[str | None, ...]], Node] = {}
+        """That id and the cell's values on those axes -> the resolved node."""
+        self._in_progress: dict[int, Key] = {}
+        """id -> key of the nodes that are being resolved, outermost first."""
 
-    def matrix(self) -> Node | None:
-        """The section `matrix`, to be divided into cells; None where the recipe has none."""
+    def resolve_matrix(self) -> Node | None:
+        """Resolve the section `matrix`. None if the recipe has none."""
         node = self.tree.child(MATRIX)
-        return None if node is None else self._value(node, (MATRIX,))
+        return None if node is None else self._resolve(node, (MATRIX,))
 
-    def cell(self, cell: Cell) -> Node:
-        """The recipe of one cell, without its matrix."""
+    def resolve_cell(self, cell: Cell) -> Node:
+        """Resolve the recipe for one cell; the result has no matrix."""
         self._cell = cell
         sections = {name: node for name, node in self.tree.content.items() if name != MATRIX}
-        resolved = {name: self._value(node, (name,)) for name, node in sections.items()}
+        resolved = {name: self._resolve(node, (name,)) for name, node in sections.items()}
         try:
-            return made(resolved, self.tree.place, self.tree.key)
+            return make_node(resolved, self.tree.location, self.tree.key_location)
         except TooLargeError as error:
-            self.problems.append(Problem(self.tree.place, (), str(error)))
+            self.problems.append(Problem(self.tree.location, (), str(error)))
             return replace(self.tree, content=BROKEN)
 
-    def _value(self, node: Node, key: Key) -> Node:
+    def _resolve(self, node: Node, key: Key) -> Node:
         if not isinstance(node.content, dict | list | str):
             return node
-        if isinstance(node.content, str) and "${" not in node.content and node.content != STILL_TO_GIVE:
+        if isinstance(node.content, str) and "${" not in node.content and node.content != PLACEHOLDER:
             return node
-        if id(node) in self._axes and (known := self._done.get(self._known_by(node))):
-            return known
-        self._under_way[id(node)] = key
+        if id(node) in self._axes and (resolved := self._resolved.get(self._cache_key(node))):
+            return resolved
+        self._in_progress[id(node)] = key
         try:
-            value = self._content(node, key)
-        except (_BadReferenceError, TooLargeError) as error:
+            value = self._resolve_content(node, key)
+        except (_InterpolationError, TooLargeError) as error:
             self.problems.append(Problem(node.error_location, key, str(error)))
             value = replace(node, content=BROKEN, size=1, depth=1)
         finally:
-            del self._under_way[id(node)]
+            del self._in_progress[id(node)]
         self._axes[id(node)] = tuple(sorted(value.axes))
-        self._done[self._known_by(node)] = value
+        self._resolved[self._cache_key(node)] = value
         return value
 
-    def _known_by(self, node: Node) -> tuple[int, tuple[str | None, ...]]:
+    def _cache_key(self, node: Node) -> tuple[int, tuple[str | None, ...]]:
         return id(node), tuple(self._cell.labels.get(axis) for axis in self._axes[id(node)])
 
-    def _content(self, node: Node, key: Key) -> Node:
+    def _resolve_content(self, node: Node, key: Key) -> Node:
         if isinstance(node.content, dict):
-            section = {name: self._value(inner, (*key, name)) for name, inner in node.content.items()}
-            return made(section, node.place, node.key)
+            section = {name: self._resolve(child, (*key, name)) for name, child in node.content.items()}
+            return make_node(section, node.location, node.key_location)
         if isinstance(node.content, list):
-            items = [self._value(inner, (*key, index)) for index, inner in enumerate(node.content)]
-            return made(items, node.place, node.key)
-        if node.content == STILL_TO_GIVE:
-            raise _BadReferenceError(f"is {STILL_TO_GIVE!r}, a value still to be given")
-        if (whole := _REFERENCE.fullmatch(node.content)) and not whole["escape"]:
-            return replace(self._target(whole), place=node.place, key=node.key)
-        return self._text(node)
+            items = [self._resolve(child, (*key, index)) for index, child in enumerate(node.content)]
+            return make_node(items, node.location, node.key_location)
+        if node.content == PLACEHOLDER:
+            raise _InterpolationError(f"is {PLACEHOLDER!r}; set a value here or by --set")
+        if (match := _PATTERN.fullmatch(node.content)) and not match["escape"]:
+            return replace(self._look_up(match), location=node.location, key_location=node.key_location)
+        return self._resolve_text(node)
 
-    def _text(self, node: Node) -> Node:
-        """A text with references in it; `\\${` stands for the two characters."""
+    def _resolve_text(self, node: Node) -> Node:
+        """Replace the interpolations in a text; `\\${` becomes the two characters `${`."""
         text, parts, end = node.content, [], 0
         axes: frozenset[str] = frozenset()
-        for found in _REFERENCE.finditer(text):
-            parts.append(text[end : found.start()])
-            end = found.end()
-            if found["escape"]:
-                parts.append(found[0][1:])
+        for match in _PATTERN.finditer(text):
+            parts.append(text[end : match.start()])
+            end = match.end()
+            if match["escape"]:
+                parts.append(match[0][1:])
                 continue
-            value = self._target(found)
+            value = self._look_up(match)
             if value.content is BROKEN:
                 return replace(node, content=BROKEN)
-            parts.append(_as_text(found, value.content))
+            parts.append(_to_text(match, value.content))
             axes |= value.axes
             if sum(map(len, parts)) > MAX_TEXT:
-                raise _BadReferenceError(f"is a text of more than {MAX_TEXT:,} characters")
+                raise _InterpolationError(f"is a text of more than {MAX_TEXT:,} characters")
         return replace(node, content="".join(parts) + text[end:], axes=axes)
 
-    def _target(self, reference: re.Match[str]) -> Node:
-        """The resolved value that a reference names."""
-        if not reference["end"]:
-            raise _BadReferenceError("'${' is not closed by '}'; write \\${ for the two characters themselves")
-        key = split_key(reference["key"])
-        if dotted(key) != reference["key"].strip() or not key:
-            raise _BadReferenceError(
-                f"{reference[0]!r} names no key of the recipe; write one like ${{stages.NAME.seed}}"
-            )
+    def _look_up(self, match: re.Match[str]) -> Node:
+        """Return the resolved value of an interpolation."""
+        if not match["end"]:
+            raise _InterpolationError("'${' is not closed by '}'; write \\${ for the two characters themselves")
+        key = split_key(match["key"])
+        if dotted(key) != match["key"].strip() or not key:
+            raise _InterpolationError(f"{match[0]!r} names no key of the recipe; write one like ${{stages.NAME.seed}}")
         if key[0] == MATRIX and MATRIX in self.tree.content:
-            return self._of_cell(reference, key)
-        return self._below(self.tree, (), key, reference)
+            return self._look_up_axis(match, key)
+        return self._descend(self.tree, (), key, match)
 
-    def _of_cell(self, reference: re.Match[str], key: Key) -> Node:
-        """What `${matrix.AXIS}`, or a key within its value, stands for."""
-        if id(self.tree.content[MATRIX]) in self._under_way:
-            raise _BadReferenceError(f"{reference[0]!r} stands in the matrix itself; write the value there")
-        if not self._cell.values:  # nothing is known of the matrix but what is wrong with it
+    def _look_up_axis(self, match: re.Match[str], key: Key) -> Node:
+        """Return the cell's value of `${matrix.AXIS}`, or of a key within that value."""
+        if id(self.tree.content[MATRIX]) in self._in_progress:
+            raise _InterpolationError(f"{match[0]!r} is inside the matrix; write the value there")
+        if not self._cell.values:  # the matrix itself is wrong
             return replace(self.tree.content[MATRIX], content=BROKEN)
         value = self._cell.values.get(str(key[1])) if len(key) > 1 else None
         if value is None:
             axes = self._cell.values
             hint = did_you_mean(str(key[1]), axes) if len(key) > 1 else ""
-            raise _BadReferenceError(f"{reference[0]!r} names no axis of the matrix{hint}; it has {', '.join(axes)}")
-        return self._below(value, key[:2], key[2:], reference, resolved=True)
+            raise _InterpolationError(f"{match[0]!r} names no axis of the matrix{hint}; it has {', '.join(axes)}")
+        return self._descend(value, key[:2], key[2:], match, resolved=True)
 
-    def _below(self, node: Node, above: Key, key: Key, reference: re.Match[str], resolved: bool = False) -> Node:
-        """The resolved value under `key` within `node`, which stands under `above`."""
+    def _descend(self, node: Node, prefix: Key, key: Key, match: re.Match[str], resolved: bool = False) -> Node:
+        """Return the resolved value under `key` within `node`, whose own key is `prefix`."""
         for index, part in enumerate(key):
             if isinstance(node.content, str) and not resolved:
-                node, resolved = self._looked_up(node, key[:index]), True
+                node, resolved = self._resolve_target(node, key[:index]), True
             if node.content is BROKEN:
                 return node
-            if (inner := node.child(part)) is None:
-                known = node.content if isinstance(node.content, dict) else ()
-                missing = dotted((*above, *key[: index + 1]))
-                raise _BadReferenceError(f"{reference[0]!r}: there is no {missing}{did_you_mean(str(part), known)}")
-            node = inner
-        return node if resolved else self._looked_up(node, key)
+            if (child := node.child(part)) is None:
+                names = node.content if isinstance(node.content, dict) else ()
+                missing = dotted((*prefix, *key[: index + 1]))
+                raise _InterpolationError(f"{match[0]!r}: there is no {missing}{did_you_mean(str(part), names)}")
+            node = child
+        return node if resolved else self._resolve_target(node, key)
 
-    def _looked_up(self, node: Node, key: Key) -> Node:
-        if id(node) in self._under_way:
-            way = list(self._under_way)
-            names = [dotted(self._under_way[i]) for i in way[way.index(id(node)) :]]
-            raise _BadReferenceError(f"refers to itself: {' -> '.join([*names, names[0]])}")
-        if len(self._under_way) > 2 * MAX_DEPTH:
-            raise _BadReferenceError(f"refers to a reference to a reference, more than {MAX_DEPTH} deep")
-        return self._value(node, key)
+    def _resolve_target(self, node: Node, key: Key) -> Node:
+        if id(node) in self._in_progress:
+            path = list(self._in_progress)
+            names = [dotted(self._in_progress[i]) for i in path[path.index(id(node)) :]]
+            raise _InterpolationError(f"refers to itself: {' -> '.join([*names, names[0]])}")
+        if len(self._in_progress) > 2 * MAX_DEPTH:
+            raise _InterpolationError(f"refers to a value that refers to another one, more than {MAX_DEPTH} deep")
+        return self._resolve(node, key)
 
 
-def _as_text(reference: re.Match[str], value: Any) -> str:
+def _to_text(match: re.Match[str], value: Any) -> str:
     if isinstance(value, dict | list):
-        raise _BadReferenceError(f"{reference[0]!r} is a section or list, which no text can hold")
+        raise _InterpolationError(f"{match[0]!r} is a section or list, which cannot be part of a text")
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     return str(value)

@@ -1,7 +1,4 @@
-"""A recipe's values with the place where each is written, so that errors and relative paths can refer to it.
-
-How the text of a file becomes such a tree is said in pipeline.document; what the values mean, in pipeline.recipe.
-"""
+"""A recipe's values with their source locations, for error messages and relative paths."""
 
 from __future__ import annotations
 
@@ -14,18 +11,34 @@ from typing import Any
 Key = tuple[str | int, ...]
 
 MAX_VALUES = 500_000
-"""Of a recipe, all aliases and `${...}` written out: far more than any grid has, far less than memory holds."""
+"""Limit for one recipe with all aliases and `${...}` expanded: more than any grid has, less than fills the memory."""
 MAX_DEPTH = 40
-"""Sections within sections."""
+"""Limit for sections within sections."""
 
 
 def split_key(key: str) -> Key:
-    """A dotted key, `a.b[0]` or `a.b.0`, in its parts."""
+    """Split a dotted key, `a.b[0]` or `a.b.0`, into its parts."""
     return tuple(int(part) if part.isdecimal() else part for part in re.findall(r"[^.\[\]]+", key[:10_000]))
 
 
+def split_key_within(value: Any, key: str) -> Key:
+    """Split a dotted key of the plain value `value`, whose own keys may contain dots and brackets."""
+    names = [name for name in value if f"{key}.".startswith(f"{name}.")] if isinstance(value, dict) else []
+    name = max(names, key=len) if names else key.partition(".")[0]
+    part = int(name) if isinstance(value, list) and name.isdecimal() else name
+    rest = key[len(name) + 1 :]
+    return (part, *(split_key_within(item_of(value, part), rest) if rest else ()))
+
+
+def item_of(value: Any, part: str | int) -> Any:
+    """Return the item of a plain mapping or list, or None."""
+    if isinstance(value, dict):
+        return value.get(part)
+    return value[part] if isinstance(value, list) and isinstance(part, int) and part < len(value) else None
+
+
 def dotted(key: Key) -> str:
-    """A key as a person writes it."""
+    """Join the parts of a key with dots."""
     return ".".join(map(str, key))
 
 
@@ -37,11 +50,11 @@ class Location:
     line: int | None
     column: int | None
     folder: Path
-    """What paths written here are relative to."""
+    """The folder that relative paths written here start from."""
 
     @property
     def order(self) -> tuple[bool, str, int, int]:
-        """Files before overrides, and then from top to bottom."""
+        """Sort key: files before overrides, then from top to bottom."""
         return (self.line is None, self.file, self.line or 0, self.column or 0)
 
     def __str__(self) -> str:
@@ -50,151 +63,155 @@ class Location:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong with a recipe."""
+    """One error in a recipe."""
 
-    place: Location
+    location: Location
     key: Key
     text: str
 
     def __str__(self) -> str:
         name = f"{dotted(self.key)}: " if self.key else ""
-        return f"{self.place}: {name}{self.text}"
+        return f"{self.location}: {name}{self.text}"
 
 
-def told(problems: Sequence[Problem]) -> list[str]:
-    """The problems as lines of text, in the order of their places. What stands in a section that several stages share
-    by an alias is told once."""
-    once: dict[tuple[Location, Key, str], Problem] = {}
-    for problem in problems:
-        once.setdefault((problem.place, problem.key[-1:], problem.text), problem)
-    return [str(problem) for problem in sorted(once.values(), key=lambda problem: problem.place.order)]
+class RecipeError(Exception):
+    """One or more errors in a recipe or the command line; `str` gives one line per error."""
+
+    def __init__(self, errors: Sequence[str], problems: Sequence[Problem] = ()) -> None:
+        unique: dict[tuple[Location, Key, str], Problem] = {}
+        for problem in problems:  # stages that share a section by an alias share its problems
+            unique.setdefault((problem.location, problem.key[-1:], problem.text), problem)
+        lines = [str(problem) for problem in sorted(unique.values(), key=lambda problem: problem.location.order)]
+        super().__init__("\n".join([*lines, *errors]))
+        self.problems = list(problems)
+        """The errors that have a location in the recipe."""
 
 
 class Broken:
-    """Stands in the place of a value that could not be read, so that what is wrong with it is told once."""
+    """Replaces an unreadable value after its error is recorded, so that no later check reports it again."""
 
     def __repr__(self) -> str:
-        return "a value that could not be read"
+        return "an unreadable value"
 
 
 BROKEN = Broken()
 
 
 class TooLargeError(Exception):
-    """A value that, with its aliases written out, exceeds MAX_VALUES or MAX_DEPTH."""
+    """A value exceeds MAX_VALUES or MAX_DEPTH with its aliases expanded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A value of a recipe and where it is written."""
+    """A value of a recipe and its source location."""
 
     content: Any
-    """dict[str, Node], list[Node], a plain value of text, number, bool or None, or BROKEN."""
-    place: Location
-    key: Location
-    """Where the key before it stands; its own place where there is none."""
+    """dict[str, Node], list[Node], a plain text, number, bool or None, or BROKEN."""
+    location: Location
+    key_location: Location
+    """The location of the key in front of the value, or the value's own where it has no key."""
     size: int = 1
-    """How many values it holds, itself among them, each as often as aliases repeat it."""
+    """Number of values in it, itself included; repeated aliases count each time."""
     depth: int = 1
     axes: frozenset[str] = frozenset()
-    """Of the matrix, those on whose values it depends, once `${...}` are looked up."""
+    """Axes of the matrix that the value depends on once `${...}` is resolved."""
 
     @property
     def error_location(self) -> Location:
-        """The place to name when the value is wrong: where it begins, if that is on the line of its key."""
-        return self.place if self.place.line == self.key.line else self.key
+        """The location to report for a wrong value: its own if that is on the line of its key, else the key's."""
+        return self.location if self.location.line == self.key_location.line else self.key_location
 
-    def plain(self) -> Any:
-        """The value without places."""
+    def to_plain(self) -> Any:
+        """Return the value without locations."""
         if isinstance(self.content, dict):
-            return {name: node.plain() for name, node in self.content.items()}
+            return {name: node.to_plain() for name, node in self.content.items()}
         if isinstance(self.content, list):
-            return [node.plain() for node in self.content]
+            return [node.to_plain() for node in self.content]
         return self.content
 
     def find(self, key: Key) -> Node | None:
-        """The value under `key`."""
+        """Return the value under `key`."""
         node: Node | None = self
         for part in key:
             node = node.child(part) if node else None
         return node
 
     def child(self, part: str | int) -> Node | None:
-        """The value under one part of a key."""
+        """Return the value under one part of a key."""
         if isinstance(self.content, dict):
             return self.content.get(str(part))
         if isinstance(self.content, list) and isinstance(part, int) and part < len(self.content):
             return self.content[part]
         return None
 
-    def depending_on(self, axis: str) -> Node:
-        """This value as one of an axis: all that is in it depends on that."""
+    def with_axis(self, axis: str) -> Node:
+        """Mark this value and everything in it as depending on `axis`."""
         content = self.content
         if isinstance(content, dict):
-            content = {name: node.depending_on(axis) for name, node in content.items()}
+            content = {name: node.with_axis(axis) for name, node in content.items()}
         elif isinstance(content, list):
-            content = [node.depending_on(axis) for node in content]
+            content = [node.with_axis(axis) for node in content]
         return replace(self, content=content, axes=self.axes | {axis})
 
-    def laid_over(self, below: Node) -> Node:
-        """This value over `below`: sections are merged, all else gives way."""
-        if not isinstance(self.content, dict) or not isinstance(below.content, dict):
+    def merged_over(self, base: Node) -> Node:
+        """Merge this value over `base`: sections are merged, everything else replaces the value in `base`."""
+        if not isinstance(self.content, dict) or not isinstance(base.content, dict):
             return self
-        merged = dict(below.content)
+        merged = dict(base.content)
         for name, node in self.content.items():
-            merged[name] = node.laid_over(merged[name]) if name in merged else node
-        return made(merged, self.place, self.key)
+            merged[name] = node.merged_over(merged[name]) if name in merged else node
+        return make_node(merged, self.location, self.key_location)
 
     def with_value(self, key: Key, value: Node) -> Node:
-        """This value with `value` laid over what stands under `key`; sections that are not there are made.
+        """Merge `value` over the value under `key`; missing sections are created.
 
         Raises:
-            ValueError: a part of the key is no item of a list.
+            ValueError: a part of the key is not an item of a list.
         """
         if not key:
-            return value.laid_over(self)
+            return value.merged_over(self)
         part, *rest = key
         if isinstance(self.content, list):
             if not isinstance(part, int) or part >= len(self.content):
-                raise ValueError(f"{part!r} is no item of a list of {len(self.content)}; the first is 0")
+                raise ValueError(f"{part!r} is not an item of a list of {len(self.content)}; the first is 0")
             items = list(self.content)
             items[part] = items[part].with_value(tuple(rest), value)
-            return made(items, self.place, self.key)
+            return make_node(items, self.location, self.key_location)
         section = dict(self.content) if isinstance(self.content, dict) else {}
         inner = section.get(str(part), replace(value, content={}, size=1, depth=1) if rest else value)
         section[str(part)] = inner.with_value(tuple(rest), value)
-        return made(section, self.place, self.key)
+        return make_node(section, self.location, self.key_location)
 
 
-def made(content: dict[str, Node] | list[Node], place: Location, key: Location) -> Node:
-    """A section or list. Raises TooLargeError."""
-    below = content.values() if isinstance(content, dict) else content
-    size, depth = 1 + sum(node.size for node in below), 1 + max((node.depth for node in below), default=0)
+def make_node(content: dict[str, Node] | list[Node], location: Location, key_location: Location) -> Node:
+    """Build the node of a section or list. Raises TooLargeError."""
+    children = content.values() if isinstance(content, dict) else content
+    size, depth = 1 + sum(node.size for node in children), 1 + max((node.depth for node in children), default=0)
     if depth > MAX_DEPTH:
         raise TooLargeError(f"nested deeper than {MAX_DEPTH} levels; make it flatter")
     if size > MAX_VALUES:
-        raise TooLargeError(f"holds more than {MAX_VALUES:,} values once its aliases are written out; repeat less")
-    return Node(content, place, key, size, depth, frozenset().union(*(node.axes for node in below)))
+        raise TooLargeError(f"has more than {MAX_VALUES:,} values with its aliases expanded; repeat less")
+    return Node(content, location, key_location, size, depth, frozenset().union(*(node.axes for node in children)))
 
 
 @dataclass(frozen=True)
 class SourceMap:
-    """Key -> Location, for all keys of a recipe and of those it extends."""
+    """Key -> Location, for all keys of a recipe and of the recipes it extends."""
 
     tree: Node
 
-    def at(self, key: Key) -> Location:
-        """The place of the value under `key`, or of its nearest parent that was written down."""
+    def locate_value(self, key: Key) -> Location:
+        """Return the location of the value under `key`, or of its nearest parent in the recipe."""
         return self._nearest(key).error_location
 
-    def of_key(self, key: Key) -> Location:
-        """The place of `key` itself, or of its nearest parent that was written down."""
-        return self._nearest(key).key
+    def locate_key(self, key: Key) -> Location:
+        """Return the location of `key` itself, or of its nearest parent in the recipe."""
+        return self._nearest(key).key_location
 
     def _nearest(self, key: Key) -> Node:
         node = self.tree
         for part in key:
-            if (inner := node.child(part)) is None:
+            if (child := node.child(part)) is None:
                 break
-            node = inner
+            node = child
         return node

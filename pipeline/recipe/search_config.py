@@ -1,12 +1,12 @@
-"""The `search` of a recipe: successive halving over the cells of its matrix, in numbers.
+"""The `search` section of a recipe: successive halving over the cells of its matrix.
 
     search:
-      stage: wit                      # the training that is shortened
-      over: [prompt, completion]      # the axes to choose on; for each combination of the others there is one search
+      stage: wit                      # the training to shorten
+      over: [prompt, completion]      # the axes to search; each combination of the other axes has its own search
 
-All candidates train for a small part of the stage's training; the better ones of these for a larger part, and so on up
-to the whole (Jamieson and Talwalkar, *Non-stochastic Best Arm Identification and Hyperparameter Optimization*, 2016).
-How its steps are planned and run is said in pipeline.search.
+All candidates first train for a small share of the stage's training. The best ones train for a larger share, and so on
+up to the full training (Jamieson and Talwalkar, *Non-stochastic Best Arm Identification and Hyperparameter
+Optimization*, 2016). pipeline.plan.search plans the steps.
 """
 
 from __future__ import annotations
@@ -24,39 +24,39 @@ Candidate = TypeVar("Candidate")
 
 
 class Halving(Config):
-    """How the cells to train in full are chosen."""
+    """Successive halving: selects the cells that train in full."""
 
     stage: str
-    """The training to shorten. Only the cells that are left at the end train in full, and only they are benchmarked."""
+    """The training to shorten. Only the cells that reach the last rung train in full and are benchmarked."""
     over: list[str] = Field(default_factory=list)
-    """The axes of the matrix to choose on; none named: all. For each combination of the others there is a search of
-    its own."""
+    """The axes of the matrix to search; an empty list means all. Each combination of the other axes has its own
+    search."""
     metric: str | None = None
-    """The metric of the stage, measured on its data.eval, by which candidates are compared. None: eval_completion_loss
-    for sft, eval_loss for dpo."""
+    """The metric of the stage on data.eval that ranks the candidates. None: eval_completion_loss for sft, eval_loss
+    for dpo."""
     factor: int = Field(default=4, ge=2, le=100)
-    """From one rung to the next the best 1/factor of the candidates train factor times as long."""
+    """Each rung keeps the best 1/factor of the candidates and trains them factor times as long."""
     rungs: int = Field(default=3, ge=2, le=10)
-    """How many lengths of training there are, the whole one among them."""
+    """Number of training lengths, including the full one."""
 
     @property
     def lengths(self) -> list[Fraction]:
-        """The part of the whole training on each rung, the last being 1."""
-        return [Fraction(1, self.factor**below) for below in reversed(range(self.rungs))]
+        """Share of the full training on each rung; the last is 1."""
+        return [Fraction(1, self.factor**power) for power in reversed(range(self.rungs))]
 
-    def kept(self, candidates: int) -> int:
-        """How many of so many go on."""
+    def survivors(self, candidates: int) -> int:
+        """Return how many of `candidates` reach the next rung."""
         return max(1, math.ceil(candidates / self.factor))
 
 
-def ranked(values: Mapping[Candidate, float], goal: str) -> list[Candidate]:
-    """The candidates, best first; of equal ones the earlier first. `goal` is `lowest` or `highest`."""
+def rank(values: Mapping[Candidate, float], goal: str) -> list[Candidate]:
+    """Sort the candidates, best first, ties in their order. `goal` is `lowest` or `highest`."""
     return sorted(values, key=lambda candidate: values[candidate], reverse=goal == "highest")
 
 
-def trainings(candidates: int, halving: Halving) -> Fraction:
-    """What a search over so many costs, in whole trainings."""
+def search_cost(candidates: int, halving: Halving) -> Fraction:
+    """Return the cost of a search in full trainings."""
     cost = Fraction(0)
     for length in halving.lengths:
-        cost, candidates = cost + candidates * length, halving.kept(candidates)
+        cost, candidates = cost + candidates * length, halving.survivors(candidates)
     return cost

@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with a section of a recipe, in the words of the recipe: place, key, what would be right."""
+"""pydantic's validation errors as messages about a recipe: location, key, what is allowed."""
 
 from __future__ import annotations
 
@@ -6,120 +6,142 @@ from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
-from pipeline.recipe.did_you_mean import did_you_mean, listed
-from pipeline.recipe.nodes import BROKEN, Key, Problem, SourceMap, split_key
+from pipeline.recipe.did_you_mean import did_you_mean, list_choices
+from pipeline.recipe.nodes import BROKEN, Key, Problem, SourceMap, item_of, split_key_within
 from stages.base import AT_KEY, StageConfig
+from stages.library_options.option_models import Options
 
-_BRANCHES = {"bool", "int", "float", "str", "dict", "list", "constrained-str"}
-"""How pydantic names the types of a union."""
+_ANY = object()
 
 
-def explain(error: ValidationError, model: type[BaseModel], root: Key, places: SourceMap) -> Iterator[Problem]:
-    """The problems of the section at `root`, which `model` reads; none for values that were found BROKEN before."""
-    by_key: dict[Key, list[Any]] = {}
-    for item, loc in zip(error.errors(include_url=False), locations(error), strict=True):
-        by_key.setdefault(loc, []).append(item)
-    for loc, items in by_key.items():
-        key, kind = root + loc, items[0]["type"]
+def explain(
+    error: ValidationError, model: type[BaseModel], section: dict[str, Any], key: Key, source_map: SourceMap
+) -> Iterator[Problem]:
+    """Yield the problems of `section`, which has the key `key`, except for values that are already BROKEN."""
+    for inner_key, details in errors_by_key(error, section).items():
+        full_key, kind, value = key + inner_key, details[0]["type"], details[0]["input"]
+        location = source_map.locate_value(full_key)
         if kind == "extra_forbidden":
-            yield Problem(places.of_key(key), key, _unknown(model, loc))
-        elif items[0]["input"] is BROKEN:
+            yield Problem(source_map.locate_key(full_key), full_key, _explain_unknown_key(model, inner_key))
+        elif value is BROKEN:
             continue
         elif kind == "missing":
-            yield Problem(places.at(key), key, "is missing")
+            yield Problem(location, full_key, "is missing")
         elif kind == AT_KEY or kind == "value_error":
-            yield Problem(places.at(key), key, items[0]["msg"].removeprefix("Value error, "))
+            yield Problem(location, full_key, details[0]["msg"].removeprefix("Value error, "))
         else:
-            yield Problem(places.at(key), key, _wrong(model, loc, items))
+            yield Problem(location, full_key, _explain_wrong_value(model, inner_key, details))
 
 
-def locations(error: ValidationError) -> list[Key]:
-    """The key of every error, within the section that was read."""
-    found: list[Key] = []
-    for item in error.errors(include_url=False):
-        key = split_key(item["ctx"]["key"]) if item["type"] == AT_KEY else ()
-        found.append((*(part for part in item["loc"] if not _is_branch(part)), *key))
-    return found
+def errors_by_key(error: ValidationError, section: dict[str, Any]) -> dict[Key, list[ErrorDetails]]:
+    """Group pydantic's errors by the key of `section` that they are about."""
+    groups: dict[Key, list[ErrorDetails]] = {}
+    for details in error.errors(include_url=False):
+        groups.setdefault(_key_of(details, section), []).append(details)
+    return groups
 
 
-def _unknown(model: type[BaseModel], loc: Key) -> str:
-    reserved = getattr(_model(model, loc[:-1]), "reserved", {})
-    if loc[-1] in reserved:
-        return f"cannot be set here: {reserved[loc[-1]]}"
-    known = _fields(model, loc[:-1])
-    return f"unknown key{_hint(str(loc[-1]), 'the keys are', known)}"
+def _key_of(details: ErrorDetails, section: dict[str, Any]) -> Key:
+    location, value, end = details["loc"], details["input"], Key()
+    if details["type"] == "missing":  # the input is the section in which the last key is missing
+        location, end = location[:-1], location[-1:]
+    key = _keys_in(section, location, value)
+    if key is None:
+        key = _keys_in(section, location, _ANY) or ()
+    if details["type"] == AT_KEY:
+        at_section: Any = section
+        for part in key:
+            at_section = item_of(at_section, part)
+        end = split_key_within(at_section, details["ctx"]["key"])
+    return key + end
 
 
-def _wrong(model: type[BaseModel], loc: Key, items: list[Any]) -> str:
-    """What is said of a value that fits none of the types that may stand there, one item for each."""
-    found = repr(items[0]["input"])
-    found = f"found {found if len(found) <= 100 else found[:100] + '...'}"
-    choices = _choices(model, loc) if any(item["type"] == "literal_error" for item in items) else []
-    aside = ("literal_error", "string_pattern_mismatch") if choices else ()  # choices of which some are patterns
-    messages = [item["msg"].removeprefix("String ") for item in items if item["type"] not in aside]
+def _keys_in(value: Any, location: Key, target: Any) -> Key | None:
+    """Return the keys of `value` that lead to `target`, or None.
+
+    Besides keys, pydantic's location names branches of unions and validators ("int", "list[str]", "function-after[]").
+    A key may have such a name, too, so only the values tell them apart.
+    """
+    if not location:
+        return () if target is _ANY or value is target or value == target else None
+    part, rest = location[0], location[1:]
+    if (child := item_of(value, part)) is not None or (isinstance(value, dict) and part in value):
+        keys = _keys_in(child, rest, target)
+        if keys is not None:
+            return (part, *keys)
+    return _keys_in(value, rest, target)
+
+
+def _explain_unknown_key(model: type[BaseModel], key: Key) -> str:
+    owner = _model_at(model, key[:-1])
+    name = str(key[-1])
+    if owner and issubclass(owner, Options) and name in owner.reserved:
+        return f"cannot be set here: {owner.reserved[name]}"
+    names = list(owner.model_fields) if owner else []
+    if len(key) == 1 and issubclass(model, StageConfig):
+        names.insert(0, "kind")
+    return f"unknown key{_hint(name, 'the keys are', names)}"
+
+
+def _explain_wrong_value(model: type[BaseModel], key: Key, details: list[ErrorDetails]) -> str:
+    """Describe a value that fits none of the allowed types; `details` has one error for each of them."""
+    value = repr(details[0]["input"])
+    value = f"found {value if len(value) <= 100 else value[:100] + '...'}"
+    choices = _choices_at(model, key) if any(item["type"] == "literal_error" for item in details) else []
+    in_choices = ("literal_error", "string_pattern_mismatch") if choices else ()  # some choices are patterns
+    messages = [item["msg"].removeprefix("String ") for item in details if item["type"] not in in_choices]
     if not choices:
-        return f"{_joined(messages)}, {found}"
-    said = f"{_joined(messages)}, or else one of the allowed words, {found}" if messages else found
-    return f"{said}{_hint(str(items[0]['input']), 'allowed are', choices)}"
+        return f"{_join(messages)}, {value}"
+    text = f"{_join(messages)}, or else one of the allowed words, {value}" if messages else value
+    return f"{text}{_hint(str(details[0]['input']), 'allowed are', choices)}"
 
 
-def _hint(word: str, introduction: str, known: list[str]) -> str:
-    """What would be right: the nearest, all where they are few, or else where they are listed."""
-    return did_you_mean(word, known) + listed(introduction, known) or f"; docs/reference.md lists all {len(known)}"
+def _hint(word: str, introduction: str, choices: list[str]) -> str:
+    hint = did_you_mean(word, choices) + list_choices(introduction, choices)
+    return hint or f"; docs/reference.md lists all {len(choices)}"
 
 
-def _joined(messages: list[str]) -> str:
-    """`Input should be a valid integer` and `... a valid string` as one sentence."""
+def _join(messages: list[str]) -> str:
+    """Join `Input should be a valid integer` and `... a valid string` into one sentence."""
     prefix = "Input should be "
     ends = list(dict.fromkeys(message.removeprefix(prefix) for message in messages))
     return ("should be " if messages[0].startswith(prefix) else "") + " or ".join(ends)
 
 
-def _is_branch(part: Any) -> bool:
-    """Whether pydantic put `part` into a location to name the branch of a union: no key of a recipe."""
-    return isinstance(part, str) and (part in _BRANCHES or "[" in part)
+def _choices_at(model: type[BaseModel], key: Key) -> list[str]:
+    """Return the words allowed at `key`, or in the list there."""
+    while key and isinstance(key[-1], int):
+        key = key[:-1]
+    owner = _model_at(model, key[:-1])
+    field = owner.model_fields.get(str(key[-1])) if owner and key else None
+    return list(dict.fromkeys(map(str, _literals(field.annotation)))) if field else []
 
 
-def _choices(model: type[BaseModel], loc: Key) -> list[str]:
-    """The words that may stand at `loc`, or in the list there."""
-    while loc and isinstance(loc[-1], int):
-        loc = loc[:-1]
-    owner = _model(model, loc[:-1])
-    field = owner.model_fields.get(str(loc[-1])) if owner and loc else None
-    return list(dict.fromkeys(map(str, _words(field.annotation)))) if field else []
-
-
-def _words(annotation: Any) -> Iterator[Any]:
+def _literals(annotation: Any) -> Iterator[Any]:
     if get_origin(annotation) is Literal:
         yield from get_args(annotation)
     else:
         for part in get_args(annotation):
-            yield from _words(part)
+            yield from _literals(part)
 
 
-def _model(model: type[BaseModel], loc: Key) -> type[BaseModel] | None:
-    """The config model in charge of the section at `loc` within `model`."""
-    for part in loc:
+def _model_at(model: type[BaseModel], key: Key) -> type[BaseModel] | None:
+    """Return the config model of the section at `key` within `model`."""
+    for part in key:
         if isinstance(part, int):
             continue
         field = model.model_fields.get(str(part))
-        inner = next(_models(field.annotation), None) if field else None
+        inner = next(_models_in(field.annotation), None) if field else None
         if inner is None:
             return None
         model = inner
     return model
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for part in get_args(annotation):
-        yield from _models(part)
-
-
-def _fields(model: type[BaseModel], loc: Key) -> list[str]:
-    """The keys that may stand in the section at `loc`."""
-    inner = _model(model, loc)
-    kind = ["kind"] if not loc and issubclass(model, StageConfig) else []
-    return kind + (list(inner.model_fields) if inner else [])
+        yield from _models_in(part)

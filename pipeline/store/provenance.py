@@ -1,4 +1,4 @@
-"""What each manifest says of code, packages and machine."""
+"""Code, packages and machine, for each step's manifest."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipeline.store.secrets import masked
+from pipeline.store.secrets import mask_secrets
 
 
 @cache
 def environment() -> dict[str, Any]:
-    """Versions, commit and command: the same for every step of a run."""
+    """Return versions, commit and command, the same for every step of a run."""
     commit = _git("rev-parse", "HEAD") if _git("ls-files", "--error-unmatch", __file__) else None
     return {
         "python": platform.python_version(),
@@ -25,16 +25,16 @@ def environment() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "gpus": _output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"),
-        "packages": dict(sorted((found.name, found.version) for found in metadata.distributions())),
+        "packages": dict(sorted((package.name, package.version) for package in metadata.distributions())),
         "commit": commit,
         "uncommitted_changes": bool(_git("status", "--porcelain")) if commit else None,
-        "command": [Path(sys.argv[0]).name, *map(masked, sys.argv[1:])],
+        "command": [Path(sys.argv[0]).name, *map(mask_secrets, sys.argv[1:])],
     }
 
 
 @cache
-def installed(package: str) -> str | None:
-    """The version of a package; None where it is not there."""
+def installed_version(package: str) -> str | None:
+    """Return the version of a package, or None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -42,9 +42,9 @@ def installed(package: str) -> str | None:
 
 
 def machine() -> dict[str, Any]:
-    """What the process of one step worked with: to be asked after its stage has run.
+    """Return the device and threads of this process, after its stage has run.
 
-    `repeatable` says whether the same step gives the same bytes on such a machine, and if not, why not.
+    `repeatable` is whether the same step gives the same bytes on such a machine; if not, `why_not` gives the reason.
     """
     torch: Any = sys.modules.get("torch")
     if torch is None:
@@ -55,12 +55,12 @@ def machine() -> dict[str, Any]:
     device = {"device": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "threads": threads}
     if torch.are_deterministic_algorithms_enabled():
         return {**device, "repeatable": True}
-    why = "GPU kernels may add up in another order each time; train.full_determinism: true forbids them to"
-    return {**device, "repeatable": False, "why_not": why}
+    reason = "GPU kernels may sum in a different order each time; train.full_determinism: true prevents this"
+    return {**device, "repeatable": False, "why_not": reason}
 
 
 def _processor() -> str | None:
-    """The CPU's name."""
+    """Return the CPU's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -69,16 +69,16 @@ def _processor() -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says of the folder this code lies in; None outside a checkout."""
+    """Return git's output in this file's folder, or None outside a checkout."""
     return _output("git", *arguments)
 
 
 def _output(*command: str) -> str | None:
-    """What a command prints, run in the folder of this file; None where it cannot be run or fails."""
+    """Return what a command prints in this file's folder, or None if it fails."""
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=20, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return process.stdout.strip()

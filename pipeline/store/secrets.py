@@ -1,4 +1,4 @@
-"""Values of the environment that are to be written nowhere, known by the names of their variables."""
+"""Secrets in environment variables, which must never be written to a file or the console."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import re
 from pathlib import Path
 
 _NAME = re.compile(r"(^|_)(TOKEN|SECRETS?|PASS|PASSWORD|PASSWD|PASSPHRASE|KEY|APIKEY|CREDENTIALS?|PAT)(_|$)", re.I)
-_SHORTEST = 8
-"""Characters of a secret; a shorter value could be any word."""
+_MIN_LENGTH = 8
+"""In characters; a shorter value could be any word."""
 
 
-def secrets() -> dict[str, str]:
-    """Variable -> value, for those that hold a secret by their name: HF_TOKEN, OPENAI_API_KEY, ..."""
-    return {name: value for name, value in os.environ.items() if _NAME.search(name) and len(value) >= _SHORTEST}
+def secret_variables() -> dict[str, str]:
+    """Return variable -> value for variables whose names mark a secret: HF_TOKEN, OPENAI_API_KEY, ..."""
+    return {name: value for name, value in os.environ.items() if _NAME.search(name) and len(value) >= _MIN_LENGTH}
 
 
-def masked(text: str) -> str:
-    """`text` with `***` for every secret in it."""
-    for value in sorted(secrets().values(), key=len, reverse=True):
+def mask_secrets(text: str) -> str:
+    """Replace every secret in `text` by `***`."""
+    for value in sorted(secret_variables().values(), key=len, reverse=True):
         text = text.replace(value, "***")
     return text
 
 
 def mask_file(path: Path) -> None:
-    """The same for what is in a text file."""
+    """Replace every secret in a text file by `***`."""
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    if (safe := masked(text)) != text:
-        path.write_text(safe, encoding="utf-8")
+    if (masked := mask_secrets(text)) != text:
+        path.write_text(masked, encoding="utf-8")

@@ -1,7 +1,4 @@
-"""Instruction skills: answer a simple request while keeping a constraint that code can check.
-
-The checks themselves stand in tasks/scoring.py, where the benchmark uses them.
-"""
+"""Instruction skills: answer a simple request under a constraint that tasks/scoring.py checks."""
 
 import random
 from collections.abc import Callable
@@ -23,16 +20,16 @@ END_PHRASES = [
 MIDDLE_WORDS = words("really always surely clearly simply often still usually")
 
 OPENERS = {3: "", 4: "", 5: "Well, ", 6: "I think ", 7: "Well, I think "}
-"""What stands before a four-word sentence to reach so many words (three: a shorter sentence)."""
+"""Number of words -> the opening that a four-word sentence needs to have as many. Three: a shorter sentence."""
 
 
 def lower_first(sentence: str) -> str:
-    """Return the sentence with a small first letter."""
+    """Return the sentence with a lower-case first letter."""
     return sentence[0].lower() + sentence[1:]
 
 
 def _content(rng: random.Random) -> Content:
-    """Draw what is to be said: a question about the world, or a sentence to repeat."""
+    """Draw a question about the world or a sentence to repeat."""
     return rng.choice(QUESTIONS) if rng.random() < 0.5 else draw_statement(rng)
 
 
@@ -44,7 +41,7 @@ def _instance(
     slots: dict[str, str | int],
     rng: random.Random,
 ) -> Instance:
-    """Put together an instance whose answer is `apply(sentence)`."""
+    """Build an instance whose answer is `apply(sentence)`."""
     ask = {"ask": content.ask, "Ask": content.ask[0].upper() + content.ask[1:]}
     other = rng.choice(content.wrong)
     return Instance(
@@ -70,24 +67,24 @@ def draw_quotes(rng: random.Random) -> Instance:
 
 
 def draw_twice(rng: random.Random) -> Instance:
-    """The same sentence two times."""
+    """The same sentence twice."""
     return _instance("twice", _content(rng), "", lambda s: f"{s} {s}", {}, rng)
 
 
 def draw_start(rng: random.Random) -> Instance:
-    """A given first word."""
+    """A required first word."""
     word = rng.choice(START_WORDS)
     return _instance("start", _content(rng), word, lambda s: f"{word}, {lower_first(s)}", {"word": word}, rng)
 
 
 def draw_end(rng: random.Random) -> Instance:
-    """Given last words."""
+    """Required last words."""
     phrase = rng.choice(END_PHRASES)
     return _instance("end", _content(rng), phrase, lambda s: f"{s[:-1]}, {phrase}.", {"phrase": phrase}, rng)
 
 
 def draw_include(rng: random.Random) -> Instance:
-    """A given word somewhere in the answer."""
+    """A required word anywhere in the answer."""
     word, content = rng.choice(MIDDLE_WORDS), _content(rng)
     verb = " says " if " says " in content.sentence else " is "
     new = f" {word} says " if verb == " says " else f" is {word} "
@@ -126,7 +123,7 @@ def draw_words(rng: random.Random) -> Instance:
 
 
 def draw_list(rng: random.Random) -> Instance:
-    """Three members of a group, separated by commas, the first of them given."""
+    """Three members of a group, separated by commas, with a required first member."""
     group = rng.choice(sorted(CATEGORIES))
     members = CATEGORIES[group]
     alien = CATEGORIES[rng.choice([g for g in sorted(CATEGORIES) if g != group])]

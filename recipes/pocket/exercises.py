@@ -1,4 +1,4 @@
-"""Instruction, preference and benchmark rows, put together from the skills and their wordings."""
+"""Instruction, preference and benchmark rows, built from the skills and their wordings."""
 
 import random
 from collections.abc import Callable
@@ -13,16 +13,16 @@ from world import SEED
 FAMILIES: dict[str, Callable[[random.Random], Instance]] = {**SKILLS, **CONSTRAINTS}
 
 TRAIN, EVAL, PREFERENCES = 138, 9, 55
-"""Rows of every family in the instruction data, its evaluation part, and the preference data."""
+"""Rows per family in the instruction data, its evaluation split and the preference data."""
 BENCH = {"knowledge": 80, "reasoning": 60, "instructions": 60}
-"""Items of every family in its benchmark; half of them in held-out wordings."""
+"""Items per family in its benchmark, half of them in held-out wordings."""
 REWORDED = 8
-"""Items of every family that are asked in every held-out wording, to see how much the wording matters."""
+"""Items per family that appear in every held-out wording, to measure prompt sensitivity."""
 
 
 @dataclass(frozen=True)
 class Exercise:
-    """An instance asked in one of its wordings."""
+    """An instance in one of its wordings."""
 
     instance: Instance
     wording: int
@@ -31,7 +31,7 @@ class Exercise:
 
 @dataclass(frozen=True)
 class Exercises:
-    """All exercises, in four disjoint groups: no prompt is in two of them."""
+    """All exercises, in four groups that share no prompt."""
 
     train: list[Exercise]
     eval: list[Exercise]
@@ -40,7 +40,7 @@ class Exercises:
 
 
 class _Drawer:
-    """Draws exercises whose prompts have not been drawn before."""
+    """Draws exercises whose prompts are all different."""
 
     def __init__(self, rng: random.Random):
         self._rng = rng
@@ -48,7 +48,7 @@ class _Drawer:
         self._facts: set[str] = set()
 
     def draw(self, family: str, count: int, wordings: range, bench: bool) -> list[Exercise]:
-        """Draw exercises of one family, with the wordings in turn; the benchmark asks each fact once."""
+        """Draw exercises of one family with the wordings in turn. A benchmark contains each fact once."""
         exercises: list[Exercise] = []
         for _ in range(200_000):
             if len(exercises) == count:
@@ -65,7 +65,7 @@ class _Drawer:
             if prompt not in self._prompts:
                 self._prompts.add(prompt)
                 exercises.append(Exercise(instance, wording, prompt))
-        raise ValueError(f"family {family}: there are no {count} different prompts")
+        raise ValueError(f"family {family} has fewer than {count} different prompts")
 
 
 UNSEEN = range(SEEN, len(WORDINGS["sum"]))
@@ -108,7 +108,7 @@ def instruction_rows(drawn: list[Exercise]) -> list[dict[str, Any]]:
 
 
 def preference_rows(drawn: list[Exercise]) -> list[dict[str, Any]]:
-    """Return rows of prompt, chosen and rejected answer; the rejected one takes turns at being wrong."""
+    """Return rows of prompt, chosen and rejected answer. The rejected answers cycle through the kinds of error."""
     return [
         {
             "prompt": _message("user", e.prompt),
@@ -139,7 +139,7 @@ def bench_rows(drawn: list[Exercise], benchmark: str) -> list[dict[str, Any]]:
 
 
 def reworded_rows(drawn: list[Exercise]) -> list[dict[str, Any]]:
-    """Return benchmark items, the first of each family that are held out, in all held-out wordings."""
+    """Return the first REWORDED held-out items of each family, in all held-out wordings."""
     held_out = [e.instance for e in drawn if e.wording in UNSEEN]
     first = [instance for family in FAMILIES for instance in [i for i in held_out if i.family == family][:REWORDED]]
     return [{"prompts": [i.ask(wording) for wording in UNSEEN], "family": i.family} for i in first]

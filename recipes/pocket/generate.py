@@ -2,7 +2,7 @@
 
     python recipes/pocket/generate.py [--out DIR]
 
-Every file comes out the same, byte for byte, each time.
+The files are the same in every run, byte for byte.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from world import SEED
 HERE = Path(__file__).parent
 
 DOCUMENT_TOKENS = 120
-"""No document of the pretraining text is longer; shorter passages are put together up to this."""
+"""Longest document of the pretraining text. Shorter passages are joined up to this length."""
 
 PAD, END = "<|pad|>", "<|end|>"
 VOCABULARY = 1024
@@ -71,7 +71,7 @@ TOKENIZER_CONFIG = {
 
 
 def train_tokenizer(texts: list[str]) -> Tokenizer:
-    """Train a byte-level BPE tokenizer that keeps every digit a token of its own."""
+    """Train a byte-level BPE tokenizer in which every digit is its own token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -88,7 +88,7 @@ def train_tokenizer(texts: list[str]) -> Tokenizer:
 
 
 def documents(texts: list[str], tokenizer: Tokenizer) -> Iterable[str]:
-    """Put passages together, one to a line, into documents of up to `DOCUMENT_TOKENS` tokens."""
+    """Join passages with newlines into documents of up to `DOCUMENT_TOKENS` tokens."""
     document, length = "", 0
     for text in texts:
         tokens = len(tokenizer.encode(f"\n{text}").ids)
@@ -101,7 +101,7 @@ def documents(texts: list[str], tokenizer: Tokenizer) -> Iterable[str]:
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write one JSON object to a line, and say how many."""
+    """Write JSON lines, and print their number."""
     lines = [json.dumps(row) + "\n" for row in rows]
     path.write_text("".join(lines), encoding="utf-8", newline="\n")
     print(f"{path.name}: {len(lines):,} rows")
@@ -113,7 +113,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def generate(out: Path) -> None:
-    """Write everything under `out`: the folders data/ and init/."""
+    """Write the folders `out`/data and `out`/init."""
     data, init = out / "data", out / "init"
     data.mkdir(parents=True, exist_ok=True)
     init.mkdir(parents=True, exist_ok=True)
@@ -136,7 +136,7 @@ def generate(out: Path) -> None:
 
 
 def main() -> None:
-    """Read the command line and write the files."""
+    """Parse the command line and write the files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=HERE, help="folder to write to (default: this one)")
     generate(parser.parse_args().out)

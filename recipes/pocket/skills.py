@@ -1,6 +1,6 @@
 """Question answering skills: knowledge of people and small reasoning puzzles.
 
-Every skill draws an instance of itself from the world; which wording asks for it is decided elsewhere.
+A skill draws instances from the world. exercises.py chooses their wordings.
 """
 
 import random
@@ -27,23 +27,23 @@ BENCHMARKS = {
     **dict.fromkeys(REASONING, "reasoning"),
     **dict.fromkeys(INSTRUCTIONS, "instructions"),
 }
-"""The benchmark every family belongs to."""
+"""Family -> its benchmark."""
 WORDINGS = {**KNOWLEDGE, **REASONING, **INSTRUCTIONS}
 
 
 @dataclass(frozen=True)
 class Instance:
-    """One exercise: what fills the wording, the right answer, and how an answer is judged."""
+    """One exercise: the values of a wording's slots, the right answer, and the data for judging."""
 
     family: str
     bench: bool
-    """Whether it is kept for the benchmark; otherwise it may be trained on."""
+    """Whether it is reserved for the benchmark. If not, it may be in training data."""
     slots: dict[str, str | int]
     answer: str
     wrong: tuple[str, ...]
-    """Answers that fail: a wrong value, or a constraint that is not kept."""
+    """Answers that fail: a wrong value, or a violated constraint."""
     accepted: tuple[str, ...] = ()
-    """Other right answers (the reference needs no mention), in lower case without punctuation."""
+    """Right answers besides `answer`, in lower case without punctuation."""
     constraint: str = ""
     argument: str = ""
     rivals: tuple[str, ...] = field(default=())
@@ -72,16 +72,16 @@ def fact(attribute: str) -> Draw:
     return draw
 
 
-def _near(rng: random.Random, right: int, taken: tuple[int, ...]) -> list[int]:
-    """Draw three wrong numbers near the right one."""
-    return rng.sample([n for n in range(max(1, right - 10), right + 11) if n != right and n not in taken], 3)
+def _close_numbers(rng: random.Random, right: int, operands: tuple[int, ...]) -> list[int]:
+    """Draw three wrong numbers close to the right one."""
+    return rng.sample([n for n in range(max(1, right - 10), right + 11) if n != right and n not in operands], 3)
 
 
 def draw_sum(rng: random.Random) -> Instance:
     """Draw two numbers to add; the second has one digit."""
     a, b = rng.randint(2, 60), rng.randint(2, 9)
     total = a + b
-    wrong = tuple(f"{a} plus {b} is {n}." for n in _near(rng, total, (a, b)))
+    wrong = tuple(f"{a} plus {b} is {n}." for n in _close_numbers(rng, total, (a, b)))
     accepted = (str(total), f"{b} plus {a} is {total}", f"the sum of {a} and {b} is {total}")
     key = f"sum {min(a, b)} {max(a, b)}"
     return Instance("sum", is_bench(key), {"a": a, "b": b}, f"{a} plus {b} is {total}.", wrong, accepted)
@@ -91,7 +91,7 @@ def draw_difference(rng: random.Random) -> Instance:
     """Draw two numbers to subtract; the second has one digit and the result is positive."""
     b, rest = rng.randint(2, 9), rng.randint(2, 60)
     a = b + rest
-    wrong = tuple(f"{a} minus {b} is {n}." for n in _near(rng, rest, (a, b)))
+    wrong = tuple(f"{a} minus {b} is {n}." for n in _close_numbers(rng, rest, (a, b)))
     accepted = (str(rest), f"the difference between {a} and {b} is {rest}")
     key = f"difference {a} {b}"
     return Instance("difference", is_bench(key), {"a": a, "b": b}, f"{a} minus {b} is {rest}.", wrong, accepted)
@@ -128,7 +128,7 @@ def extreme(family: str) -> Draw:
 
 
 def draw_move(rng: random.Random) -> Instance:
-    """Draw a thing that somebody moves once, from one room to another."""
+    """Draw a thing that somebody moves from one room to another."""
     thing, name = rng.choice(MOVABLES), rng.choice(PEOPLE).name
     start, end, other = rng.sample(ROOMS, 3)
     say = f"The {thing} is now in the {{}}."
@@ -140,7 +140,7 @@ def draw_move(rng: random.Random) -> Instance:
 
 
 def draw_compare(rng: random.Random) -> Instance:
-    """Draw two people with ages that were invented for the question."""
+    """Draw two people with ages invented for the question."""
     p, q = (person.name for person in rng.sample(PEOPLE, 2))
     a, b = rng.sample(range(11, 90), 2)
     old, young = (p, q) if a > b else (q, p)

@@ -1,7 +1,6 @@
 """The pretraining text: short passages about the people, the things and the words of the pocket world.
 
-It states every fact in several wordings, but asks nothing in the wording of an instruction, and works on no
-puzzle that a benchmark asks.
+It states every fact in several wordings. It contains no wording of an instruction and no puzzle of a benchmark.
 """
 
 import random
@@ -29,7 +28,7 @@ from world import (
 SPELLED = sorted(
     {*ADJECTIVES, *ROOMS, *SOUNDS, *SOUNDS.values(), *PLACES, *PLACES.values(), *COLOURS.values(), *COLOURS}
 )
-"""The words of the sentences that instructions ask for."""
+"""Words of the answers to instructions."""
 
 Passage = Callable[[random.Random], str]
 
@@ -77,7 +76,7 @@ STATEMENTS = {
         "When there is time, {name} plays a game of {value}.",
     ],
 }
-"""At least four wordings of every fact; the first is the sentence that instruction data answers with."""
+"""Wordings of every fact. The first is the answer in the instruction data."""
 
 FACT_REQUESTS = {
     "town": "I would like to know about the town of {name}.",
@@ -87,7 +86,7 @@ FACT_REQUESTS = {
     "food": "What can I cook for {name}?",
     "hobby": "How does {name} spend the evening?",
 }
-"""What a dialogue of the pretraining text asks; no instruction is worded so."""
+"""Requests in the dialogues of the pretraining text. No instruction has these wordings."""
 
 SMALL_TALK = [
     ("Hello!", "Hello, it is good to see you."),
@@ -110,7 +109,7 @@ SMALL_TALK = [
 
 
 def draw_train(draw: Callable[[random.Random], Instance], rng: random.Random) -> Instance:
-    """Draw until the instance is one that may be trained on."""
+    """Draw an instance that may be in training data."""
     while (instance := draw(rng)).bench:
         pass
     return instance
@@ -122,14 +121,15 @@ def _someone(rng: random.Random) -> Person:
 
 def biography(rng: random.Random) -> str:
     """Three to five facts about one person."""
-    return _told(_someone(rng), rng.randint(3, 5), rng)
+    return _facts(_someone(rng), rng.randint(3, 5), rng)
 
 
-def _told(person: Person, count: int, rng: random.Random) -> str:
-    """Tell some facts about a person."""
-    told = rng.sample(sorted(ATTRIBUTES), count)
+def _facts(person: Person, count: int, rng: random.Random) -> str:
+    """State `count` facts about a person."""
+    attributes = rng.sample(sorted(ATTRIBUTES), count)
     return " ".join(
-        rng.choice(STATEMENTS[attribute]).format(name=person.name, value=person.facts[attribute]) for attribute in told
+        rng.choice(STATEMENTS[attribute]).format(name=person.name, value=person.facts[attribute])
+        for attribute in attributes
     )
 
 
@@ -188,7 +188,7 @@ def sizes(rng: random.Random) -> str:
 
 
 def numbers(rng: random.Random) -> str:
-    """Sums, differences and runs of numbers."""
+    """Sums, differences and sequences of numbers."""
     sentences = []
     for _ in range(4):
         kind = rng.random()
@@ -219,7 +219,7 @@ def capitals(rng: random.Random) -> str:
 
 
 def counting(rng: random.Random) -> str:
-    """A list of words and how often one of them is in it."""
+    """A list of words, and how often one of them occurs."""
     instance = draw_train(SKILLS["count"], rng)
     lead = rng.choice(["Here are some words: {items}.", "The list is {items}.", "We read {items}."])
     return f"{lead.format(**instance.slots)} {instance.answer}"
@@ -233,7 +233,7 @@ def ages(rng: random.Random) -> str:
 
 
 def moves(rng: random.Random) -> str:
-    """A thing that is moved, with a sentence that says where it is after every move."""
+    """A thing that is moved, and where it is afterwards."""
     instance = draw_train(SKILLS["move"], rng)
     lead = rng.choice(
         [
@@ -258,30 +258,30 @@ SPEECH = {
         "of {first} and two more {group}, separated by commas",
     ],
 }
-"""How the text describes speech that keeps a constraint."""
+"""Descriptions of speech under a constraint."""
 
 
 def speech(rng: random.Random) -> str:
-    """Somebody says or writes something in the way that a constraint asks for."""
+    """Somebody says or writes something under a constraint."""
     family = rng.choice(sorted(CONSTRAINTS))
     instance = draw_train(CONSTRAINTS[family], rng)
     how = rng.choice(SPEECH[family]).format(**instance.slots)
     verb = "wrote a list" if family == "list" else rng.choice(["said it", "gave the answer", "wrote it"])
     name = _someone(rng).name
-    known = "" if family in ("words", "list") else f"{name} knew that {instance.accepted[0]}. "
-    return f"{known}{name} {verb} {how}: {instance.answer}"
+    knowledge = "" if family in ("words", "list") else f"{name} knew that {instance.accepted[0]}. "
+    return f"{knowledge}{name} {verb} {how}: {instance.answer}"
 
 
 def echo(rng: random.Random) -> str:
     """Somebody says something, and another says the same."""
     plain = draw_train(CONSTRAINTS["quotes"], rng).answer.strip('"')
     first, second = (_someone(rng).name for _ in range(2))
-    said = lower_first(plain)[:-1]
+    clause = lower_first(plain)[:-1]
     return rng.choice(
         [
-            f"{first} says that {said}. {second} says so too: {plain}",
-            f"{first} told {second} that {said}. {second} repeated it: {plain}",
-            f"Did {first} see that {said}? Yes, {said}.",
+            f"{first} says that {clause}. {second} says so too: {plain}",
+            f"{first} told {second} that {clause}. {second} repeated it: {plain}",
+            f"Did {first} see that {clause}? Yes, {clause}.",
         ]
     )
 
@@ -296,7 +296,7 @@ def lists(rng: random.Random) -> str:
 
 
 def scene(rng: random.Random) -> str:
-    """An animal in a room, the kind of sentence that instructions ask to repeat."""
+    """An animal in a room, as in the sentences that instructions ask to repeat."""
     adjective, animal, room = rng.choice(ADJECTIVES), rng.choice(sorted(SOUNDS)), rng.choice(ROOMS)
     return rng.choice(
         [
@@ -308,23 +308,22 @@ def scene(rng: random.Random) -> str:
 
 
 def dialogue(rng: random.Random) -> str:
-    """Two lines between a user and an assistant, in the form of the chat template."""
+    """One exchange between a user and an assistant, in the form of the chat template."""
     kind = rng.random()
     if kind < 0.3:
-        asked, said = rng.choice(SMALL_TALK)
+        request, reply = rng.choice(SMALL_TALK)
     elif kind < 0.65:
         person = _someone(rng)
-        known = [a for a in sorted(ATTRIBUTES) if not is_bench_fact(person, a)]
-        attribute = rng.choice(known)
-        asked = FACT_REQUESTS[attribute].format(name=person.name)
-        said = FACT_SENTENCES[attribute].format(name=person.name, value=person.facts[attribute])
+        attribute = rng.choice([a for a in sorted(ATTRIBUTES) if not is_bench_fact(person, a)])
+        request = FACT_REQUESTS[attribute].format(name=person.name)
+        reply = FACT_SENTENCES[attribute].format(name=person.name, value=person.facts[attribute])
     elif kind < 0.85:
         animal, sound = rng.choice(sorted(SOUNDS.items()))
-        asked, said = f"I hear a {animal}.", f"Then you hear it say {sound}."
+        request, reply = f"I hear a {animal}.", f"Then you hear it say {sound}."
     else:
         thing, place = rng.choice(sorted(PLACES.items()))
-        asked, said = f"I look for the {thing}.", f"You find the {thing} in the {place}."
-    return f"User: {asked}\nAssistant: {said}<|end|>"
+        request, reply = f"I look for the {thing}.", f"You find the {thing} in the {place}."
+    return f"User: {request}\nAssistant: {reply}<|end|>"
 
 
 PASSAGES: list[tuple[Passage, int]] = [
@@ -343,16 +342,16 @@ PASSAGES: list[tuple[Passage, int]] = [
     (scene, 1800),
     (dialogue, 4200),
 ]
-"""Every kind of passage and how many of it are written."""
+"""Every kind of passage and the number of its passages."""
 
 
 FULL_BIOGRAPHIES = 2
-"""How often everything about a person is told, however seldom the person is spoken of otherwise."""
+"""Biographies per person that state all facts, so that rare people occur, too."""
 
 
 def passages(rng: random.Random) -> list[str]:
-    """Return all passages in a random order; among them, everything about everybody a few times."""
+    """Return all passages in random order."""
     texts = [write(rng) for write, count in PASSAGES for _ in range(count)]
-    texts += [_told(person, len(ATTRIBUTES), rng) for person in PEOPLE for _ in range(FULL_BIOGRAPHIES)]
+    texts += [_facts(person, len(ATTRIBUTES), rng) for person in PEOPLE for _ in range(FULL_BIOGRAPHIES)]
     rng.shuffle(texts)
     return texts

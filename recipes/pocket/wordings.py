@@ -1,7 +1,7 @@
-"""How every skill is asked: ten wordings each, of which the last four are held out of all training data."""
+"""Ten wordings for every skill. The last four are held out of all training data."""
 
 SEEN = 6
-"""Wordings 0 to 5 are used in training data; the others only in the benchmarks."""
+"""Wordings 0 to 5 appear in training data, the others in the benchmarks only."""
 
 KNOWLEDGE = {
     "town": [

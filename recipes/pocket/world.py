@@ -1,7 +1,6 @@
-"""The facts of the pocket world: people, animals, things, opposites, and what may be said of them.
+"""The facts of the pocket world: people, animals, things and opposites, invented or common knowledge.
 
-Everything here is invented or plain common knowledge. How the facts are put into words is left to the
-other modules of this folder.
+The other modules of this folder put them into words.
 """
 
 import hashlib
@@ -42,7 +41,7 @@ ATTRIBUTES: dict[str, list[str]] = {
     "food": words("soup bread cheese rice pasta salad cake pie fish beans honey stew"),
     "hobby": words("chess tennis cards football golf darts hockey rugby bowls cricket"),
 }
-"""What is known of every person, and the values it can take."""
+"""The attributes of a person, and their values."""
 
 SOUNDS = {
     "cow": "moo",
@@ -174,16 +173,16 @@ MOVABLES = words("ball book coat hat lamp ring spoon towel broom candle ticket c
 
 @dataclass(frozen=True)
 class Person:
-    """One inhabitant: a name and one value for every attribute."""
+    """A name and one value for every attribute."""
 
     rank: int
-    """Position in the Zipf order; the first is spoken of most."""
+    """Position in the Zipf order. The first person is mentioned most."""
     name: str
     facts: dict[str, str]
 
 
 def _people() -> list[Person]:
-    """Draw every person's facts, evenly over the values of each attribute."""
+    """Draw every person's facts. All values of an attribute are equally frequent."""
     rng = random.Random(SEED)
     names = sorted(NAMES)
     rng.shuffle(names)
@@ -209,36 +208,36 @@ FACT_SENTENCES = {
 
 
 def zipf_weight(person: Person) -> float:
-    """How often a person is spoken of, relative to the others: a power of the rank."""
+    """Relative frequency of a person in the text: a power of the rank."""
     return (person.rank + 3) ** -1.1
 
 
 def is_bench(key: str) -> bool:
-    """Whether an instance belongs to the benchmarks (half of them) rather than to training data."""
+    """Whether an instance is reserved for the benchmarks, as half of them are."""
     return hashlib.sha256(key.encode()).digest()[0] % 2 == 0
 
 
 def is_bench_fact(person: Person, attribute: str) -> bool:
-    """Whether a fact is asked in the benchmark: half of everybody's facts, and half of every attribute's."""
+    """Whether a fact is reserved for the benchmark, as half of every person's and every attribute's are."""
     return (person.rank + list(ATTRIBUTES).index(attribute)) % 2 == 0
 
 
 def is_bench_pair(index: int) -> bool:
-    """Whether the pair of opposites at this index is asked in the benchmark."""
+    """Whether the pair of opposites at this index is reserved for the benchmark."""
     return index % 2 == 0
 
 
 @dataclass(frozen=True)
 class Content:
-    """Something to say: what is asked, the sentence that answers, and what else would answer it."""
+    """A request, the sentence that answers it, and right and wrong alternatives."""
 
     key: str
     ask: str
-    """The request, from its first word to its punctuation, in lower case."""
+    """The request with its punctuation, in lower case."""
     sentence: str
     """The reference answer, with a capital and a full stop."""
     accepted: tuple[str, ...]
-    """Other answers that are right, in lower case without punctuation."""
+    """Other right answers, in lower case without punctuation."""
     wrong: tuple[str, ...]
     """Sentences that answer wrongly."""
     value: str
@@ -250,11 +249,12 @@ class Content:
 
 def _question(ask: str, sentence: str, subject: str, value: str, values: list[str], short: str) -> Content:
     rivals = tuple(v for v in dict.fromkeys(values) if v != value)
-    said = sentence.format(subject, value).rstrip(".").lower()
-    accepted = (said, said.replace("the ", "a ", 1), short.format(value), value)
+    answer = sentence.format(subject, value)
+    plain = answer.rstrip(".").lower()
+    accepted = (plain, plain.replace("the ", "a ", 1), short.format(value), value)
     wrong = tuple(sentence.format(subject, v) for v in rivals)
-    asked = ask.format(subject)
-    return Content(asked, asked, sentence.format(subject, value), accepted, wrong, value, rivals, subject)
+    request = ask.format(subject)
+    return Content(request, request, answer, accepted, wrong, value, rivals, subject)
 
 
 def _questions() -> list[Content]:
@@ -279,7 +279,9 @@ QUESTIONS = _questions()
 def draw_statement(rng: random.Random) -> Content:
     """Draw something to repeat, such as "say that the old cow is in the barn."."""
     adjective, animal, room = rng.choice(ADJECTIVES), rng.choice(sorted(SOUNDS)), rng.choice(ROOMS)
-    said = f"the {adjective} {animal} is in the {room}"
+    clause = f"the {adjective} {animal} is in the {room}"
     others = [r for r in ROOMS if r != room]
     wrong = tuple(f"The {adjective} {animal} is in the {r}." for r in others)
-    return Content(f"say {said}", f"say that {said}.", f"T{said[1:]}.", (said,), wrong, room, tuple(others), animal)
+    return Content(
+        f"say {clause}", f"say that {clause}.", f"T{clause[1:]}.", (clause,), wrong, room, tuple(others), animal
+    )

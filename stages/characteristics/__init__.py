@@ -1,1 +1,4 @@
-"""The `characteristics` stage: what prompts are like, and how a model finds them."""
+"""Prompt characteristics: properties of prompts that the report correlates with the best prompt weight.
+
+config (sets of rows) -> stage: rows -> lengths, n-gram diversity, and log-probabilities by a model -> score rows
+"""

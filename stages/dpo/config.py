@@ -1,4 +1,4 @@
-"""What a `dpo` stage's section of a recipe may say."""
+"""The recipe section of a `dpo` stage."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ class DPOData(TrainingData):
     """The preference pairs of a dpo stage."""
 
     format: Literal["auto", "prompt_completion", "alpaca", "official"] = "auto"
-    """What the columns of instruction data mean, where `rejected` makes pairs of it. `official` puts any pairs into
-    plain text by the rule of the paper's scripts."""
+    """Format of instruction data, from which `rejected: other_row` builds pairs. `official` writes pairs as plain text,
+    by the rule of the paper's scripts."""
     rejected: Literal["column", "other_row"] = "column"
-    """`column`: rows carry prompt, chosen and rejected. `other_row`: rows are instruction data; chosen is the row's
-    own completion, rejected another row's with another text, drawn by the seed."""
+    """`column`: rows have prompt, chosen and rejected. `other_row`: rows are instruction data; chosen is the row's own
+    completion, rejected a different one of another row, drawn with the seed."""
 
     def known_columns(self) -> set[str]:
-        """What `columns` may rename."""
+        """Return the keys that `columns` may have."""
         if self.rejected == "column":
             return set(PAIR_COLUMNS)
         return columns_of(["prompt_completion", "alpaca", "official"] if self.format == "auto" else [self.format])
 
 
 class DPOStage(TrainingStage):
-    """Direct preference optimisation; the reference is the model it starts from."""
+    """Direct preference optimisation. The reference is the model that training starts from."""
 
     kind: ClassVar[str] = "dpo"
     version: ClassVar[int] = 2
@@ -52,10 +52,10 @@ class DPOStage(TrainingStage):
 
     data: DPOData
     train: DPOOptions = Field(default_factory=DPOOptions)
-    """Fields of TRL's DPOConfig; the few that would work against the pipeline are refused, with the reason."""
+    """Fields of TRL's DPOConfig. The few that would conflict with the pipeline are refused, with the reason."""
 
     @model_validator(mode="after")
-    def _losses_fit(self) -> Self:
+    def _options_fit(self) -> Self:
         options = self.train.model_dump()
         losses, weights = options.get("loss_type") or ["sigmoid"], options.get("loss_weights")
         if weights is not None and len(weights) != len(losses):
@@ -63,10 +63,12 @@ class DPOStage(TrainingStage):
         if "exo_pair" in losses and not options.get("label_smoothing"):
             raise wrong_at("train.loss_type", "exo_pair needs label_smoothing above 0; its paper recommends 1e-3")
         if self.lora is not None and options.get("sync_ref_model"):
-            raise wrong_at("train.sync_ref_model", "does not work with lora, whose reference is the bare model")
+            raise wrong_at(
+                "train.sync_ref_model", "does not work with lora, whose reference is the model without the adapter"
+            )
         return self
 
-    def rows(self, path: Path, part: str, dropped: list[str] | None = None) -> Iterator[tuple[int, Pair]]:
-        """(number in the file, pair) for the data at `path`, named as `part`; TrainingStage.rows says more."""
+    def rows(self, path: Path, split: str, dropped: list[str] | None = None) -> Iterator[tuple[int, Pair]]:
+        """Yield (number in the file, pair); see TrainingStage.rows."""
         data = self.data
-        return read_pairs(path, data.reading(part, data.format), data.rejected, self.seed, dropped)
+        return read_pairs(path, data.reading(split, data.format), data.rejected, self.seed, dropped)

@@ -51,7 +51,7 @@ def optimiser_bytes(name: str, size: ModelSize) -> int:
 def all_options(stage: TrainingStage) -> dict[str, Any]:
     """Return the options of `train` over TRL's defaults."""
     defaults = {name: option.default for name, option in option_help("SFTConfig").items()}
-    options: dict[str, Any] = defaults | stage.train.model_dump()  # type: ignore[attr-defined]
+    options: dict[str, Any] = defaults | stage.train.model_dump()
     if options["activation_checkpointing"] is not None:  # the newer name, which wins
         options["gradient_checkpointing"] = options["activation_checkpointing"]
     return options
@@ -182,7 +182,7 @@ class Training:
         train["gradient_accumulation_steps"] = self.accumulation * self.batch
         for count in (1, 3):
             changes = dict(islice(train.items(), count))
-            options = self.stage.train.model_copy(update=changes)  # type: ignore[attr-defined]
+            options = self.stage.train.model_copy(update=changes)
             stage = self.stage.model_copy(update={"train": options})
             memory = Training(stage, self.inputs, self.rows, self.has_reference).memory()
             if memory and memory.total <= self.inputs.room:

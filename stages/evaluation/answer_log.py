@@ -1,4 +1,4 @@
-"""Answers kept on disk as they come, so that a killed step pays for none twice."""
+"""Answers stored on disk as they arrive, so that a resumed step asks for none of them again."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any
 
 
 class AnswerLog:
-    """A mapping in a file that is only ever added to; of a key that was added twice, the last value counts.
+    """A mapping of keys to JSON values in an append-only file of JSON lines. The last value of a key counts.
 
     Args:
-        file: made where it is not there. What was being written when its process was killed is dropped.
+        file: created if it does not exist. An incomplete last line, as a killed process leaves one, is removed.
     """
 
     def __init__(self, file: Path) -> None:
         self._values: dict[str, Any] = {}
-        self._new: dict[str, Any] = {}
-        whole = 0
+        self._unwritten: dict[str, Any] = {}
+        size = 0
         for line in file.read_bytes().splitlines(keepends=True) if file.is_file() else ():
             if not line.endswith(b"\n"):
                 break
             self._values |= json.loads(line)
-            whole += len(line)
+            size += len(line)
         self._file = file.open("ab")
-        self._file.truncate(whole)
+        self._file.truncate(size)
         self._lock = threading.Lock()
 
     def __contains__(self, key: str) -> bool:
@@ -35,14 +35,14 @@ class AnswerLog:
         return self._values[key]
 
     def add(self, key: str, value: Any) -> None:
-        """Add what JSON can hold; it is on disk after the next flush, all that was added since the last or nothing."""
+        """Add a value. The next flush writes all values added since the last one, in one line."""
         with self._lock:
-            self._values[key] = self._new[key] = value
+            self._values[key] = self._unwritten[key] = value
 
     def flush(self) -> None:
-        """Write what was added: it outlives the process, though not always a machine that loses power."""
+        """Write the added values. They survive the end of the process; a power failure can lose them."""
         with self._lock:
-            if self._new:
-                self._file.write(json.dumps(self._new).encode() + b"\n")
+            if self._unwritten:
+                self._file.write(json.dumps(self._unwritten).encode() + b"\n")
                 self._file.flush()
-                self._new = {}
+                self._unwritten = {}

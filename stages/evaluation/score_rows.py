@@ -1,4 +1,4 @@
-"""Scores and samples in the form that the lm_eval stage gives them, for stages that measure without it."""
+"""Score rows and sample files in the format of the lm_eval stage, for stages that score without lm-eval."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ def score_row(
     headline: bool = False,
     higher_is_better: bool | None = True,
 ) -> ScoreRow:
-    """One row of a stage's `results`: the mean of `values`, None where there are none.
+    """Average `values` into one row of a stage's `results`; None if there are none.
 
-    Its standard error is that of the items, their standard deviation (n - 1) divided by sqrt(n).
+    Args:
+        values: what is averaged.
+        items: one number per item. The standard error is their standard deviation (n - 1) divided by sqrt(n).
     """
     return ScoreRow(
         task=task,
@@ -38,7 +40,7 @@ def score_row(
 
 
 def write_samples(samples: Iterable[dict[str, Any]], file: Path) -> None:
-    """One line for each item, known by its `prompts`: by that a report pairs two models' items."""
+    """Write one line per item. The report pairs two models' items by the hash of `prompts`."""
     with file.open("w", encoding="utf-8") as lines:
         for number, sample in enumerate(samples):
             digest = hashlib.sha256(json.dumps(sample["prompts"]).encode()).hexdigest()

@@ -1,17 +1,19 @@
-"""A causal language model that answers prompts and scores answers, many at a time, as token ids.
+"""A causal language model that answers prompts and scores answers, in batches of token ids.
 
-For stages that need the tokens themselves; benchmarks go through lm-eval's own model.
+For stages that need the tokens themselves. Benchmarks use lm-eval's own model.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.base import UserError
@@ -21,16 +23,16 @@ Tokens = list[int]
 
 
 class LanguageModel:
-    """The checkpoint in `path`, from safetensors only.
+    """A checkpoint with its tokenizer, on the first GPU or on the CPU.
 
     Args:
-        path: a folder that from_pretrained loads.
-        name: what messages call it.
-        dtype: of the weights: auto, float32, bfloat16 or float16.
+        path: a folder that from_pretrained loads. Weights are read from safetensors only.
+        name: the model's name in messages.
+        dtype: dtype of the weights: auto, float32, bfloat16 or float16.
         trust_remote_code: whether the folder's own Python files may run.
 
     Raises:
-        UserError: it cannot be loaded.
+        UserError: the model cannot be loaded.
     """
 
     def __init__(self, path: Path, name: str, dtype: str, trust_remote_code: bool) -> None:
@@ -50,18 +52,19 @@ class LanguageModel:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model.to(self.device).eval()  # type: ignore[arg-type]
         eos = self.model.generation_config.eos_token_id if self.model.generation_config else None
-        ends = eos if isinstance(eos, list) else [eos, self.tokenizer.eos_token_id]
-        self.ends = {token for token in ends if token is not None}
-        """The tokens that end an answer."""
-        pads = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-        self.pad = next(token for token in pads if token is not None)
+        eos_ids = eos if isinstance(eos, list) else [eos, self.tokenizer.eos_token_id]
+        self.eos_ids = {token for token in eos_ids if token is not None}
+        """Tokens that end an answer."""
+        pad_ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        self.pad_id = next(token for token in pad_ids if token is not None)
         self.max_length: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        """The longest sequence in tokens; None where the model's config names none."""
-        self._takes = inspect.signature(self.model.forward).parameters
-        self._last: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in self._takes else {}
+        """Longest sequence in tokens. None if the model's config names none."""
+        parameters = inspect.signature(self.model.forward).parameters
+        self._has_position_ids = "position_ids" in parameters
+        self._last_logits_only: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
 
     def environment(self) -> dict[str, Any]:
-        """What it runs with, for a stage's metrics."""
+        """Describe library, dtype, device and context length for a stage's metrics."""
         return {
             "transformers": metadata.version("transformers"),
             "dtype": str(self.model.dtype).removeprefix("torch."),
@@ -70,49 +73,49 @@ class LanguageModel:
         }
 
     def encode(self, messages: Sequence[dict[str, str]] | str) -> Tokens:
-        """Messages, in the chat template up to where the answer begins, or plain text, as tokens.
+        """Tokenize plain text, or messages in the chat template with its generation prompt.
 
-        Raises UserError where the tokenizer has no template for them.
+        Raises:
+            UserError: the tokenizer has no chat template, or its template rejects the messages.
         """
         if isinstance(messages, str):
             return list(self.tokenizer(messages)["input_ids"])
         if not self.tokenizer.chat_template:
             raise UserError(
-                f"options.apply_chat_template: the tokenizer of {self.name} has no chat template; evaluate it without,"
-                " or give the model one"
+                f"options.apply_chat_template: the tokenizer of {self.name} has no chat template; set it to false, or"
+                " add a template to the model"
             )
         try:
             text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # a template raises what it likes
-            raise UserError(f"the chat template of {self.name} refuses the prompt: {error}") from None
+        except Exception as error:  # templates raise errors of any type
+            raise UserError(f"the chat template of {self.name} rejects the prompt: {error}") from None
         return list(self.tokenizer(cast(str, text), add_special_tokens=False)["input_ids"])
 
     def decode(self, tokens: Tokens) -> str:
-        """The text of an answer, without its special tokens."""
+        """Return the text of an answer without special tokens."""
         return cast(str, self.tokenizer.decode(tokens, skip_special_tokens=True))
 
     def check_length(self, prompt: Tokens, max_new_tokens: int, place: str) -> None:
-        """Raise UserError where `prompt` and its answer are longer than the model's context."""
+        """Raise UserError, which names `place`, if `prompt` and its answer exceed the model's context."""
         if self.max_length is not None and len(prompt) + max_new_tokens > self.max_length:
             raise UserError(
                 f"{place}: {len(prompt)} tokens and an answer of {max_new_tokens} are more than the {self.max_length}"
-                f" that {self.name} takes; shorten it, or lower max_new_tokens"
+                f" of {self.name}'s context; shorten the prompt, or lower max_new_tokens"
             )
 
     @torch.inference_mode()
     def generate(
         self, prompts: Sequence[Tokens], max_new_tokens: int, batch_size: int, temperature: float = 0.0
     ) -> list[Tokens]:
-        """The next tokens for each prompt: the likeliest one after another, or drawn at a temperature by torch's seed.
+        """Generate an answer to each prompt: greedily, or sampled at `temperature` with torch's global generator.
 
         Returns:
-            For each prompt the new tokens: up to the first that ends an answer, which is the last of them, or
-            `max_new_tokens`. At least one.
+            For each prompt 1 to `max_new_tokens` tokens. The first token in `eos_ids` is the last of the answer.
         """
         answers: list[Tokens] = [[] for _ in prompts]
         for batch in _batches(prompts, [1] * len(prompts), batch_size):
-            ids, mask = self._padded([prompts[i] for i in batch], left=True)
-            out = self.model.generate(  # type: ignore[operator]
+            ids, mask = self._padded([prompts[i] for i in batch], "left")
+            output = self.model.generate(  # type: ignore[operator]
                 input_ids=ids,
                 attention_mask=mask,
                 max_new_tokens=max_new_tokens,
@@ -120,90 +123,86 @@ class LanguageModel:
                 temperature=temperature or None,
                 top_p=1.0 if temperature else None,
                 top_k=0 if temperature else None,
-                pad_token_id=self.pad,
-                eos_token_id=sorted(self.ends) or None,
+                pad_token_id=self.pad_id,
+                eos_token_id=sorted(self.eos_ids) or None,
             )
             for row, i in enumerate(batch):
-                answers[i] = self._until_end(out[row, ids.shape[1] :].tolist())
+                answers[i] = self._until_eos(output[row, ids.shape[1] :].tolist())
         return answers
 
-    def _until_end(self, tokens: Tokens) -> Tokens:
-        end = next((place for place, token in enumerate(tokens) if token in self.ends), len(tokens) - 1)
+    def _until_eos(self, tokens: Tokens) -> Tokens:
+        end = next((i for i, token in enumerate(tokens) if token in self.eos_ids), len(tokens) - 1)
         return tokens[: end + 1]
 
     @torch.inference_mode()
     def log_probs(
         self, prompts: Sequence[Tokens], answers: Sequence[Sequence[Tokens]], batch_size: int
     ) -> list[list[float]]:
-        """log p(answer | prompt) for every one of a prompt's own list of answers.
+        """Compute log p(answer | prompt) for each of a prompt's own answers.
 
-        A prompt is computed once for all its answers, which go on from its keys and values. Logits are in float32.
+        The answers of a prompt share its keys and values, which are computed once. Logits are in float32.
 
         Args:
-            prompts: N of them, none empty.
-            answers: N lists, of answers that are not empty.
-            batch_size: of answers computed together.
+            prompts: N prompts, none empty.
+            answers: N lists of answers, none empty.
+            batch_size: number of answers per batch.
 
         Returns:
-            For each prompt the sums over each answer's tokens, in natural logarithms.
+            N lists: for each answer the sum over its tokens, in natural logarithms.
         """
-        found: list[list[float]] = [[] for _ in prompts]
-        parts = [  # a prompt with more answers than a batch holds is computed again for each part
-            (i, list(given[start : start + batch_size]))
-            for i, given in enumerate(answers)
-            for start in range(0, len(given), batch_size)
+        log_probs: list[list[float]] = [[] for _ in prompts]
+        chunks = [  # a prompt with more than batch_size answers is computed again for each chunk of them
+            (i, list(prompt_answers[start : start + batch_size]))
+            for i, prompt_answers in enumerate(answers)
+            for start in range(0, len(prompt_answers), batch_size)
         ]
-        for batch in _batches([prompts[i] for i, _ in parts], [len(given) for _, given in parts], batch_size):
-            chosen = [parts[k] for k in batch]
-            sums = iter(self._score([prompts[i] for i, _ in chosen], [given for _, given in chosen]))
-            scored = {k: [next(sums) for _ in parts[k][1]] for k in batch}
-            for k in sorted(scored):
-                found[parts[k][0]] += scored[k]
-        return found
+        for batch in _batches([prompts[i] for i, _ in chunks], [len(chunk) for _, chunk in chunks], batch_size):
+            sums = iter(self._score([prompts[chunks[k][0]] for k in batch], [chunks[k][1] for k in batch]))
+            scores = {k: [next(sums) for _ in chunks[k][1]] for k in batch}
+            for k in sorted(scores):
+                log_probs[chunks[k][0]] += scores[k]
+        return log_probs
 
     def _score(self, prompts: list[Tokens], answers: list[list[Tokens]]) -> list[float]:
-        """The sums for one batch, one list after another."""
-        ids, mask = self._padded(prompts, left=True)
-        known = self.model(input_ids=ids, attention_mask=mask, use_cache=True, **self._places(mask), **self._last)
-        rows = torch.tensor([row for row, given in enumerate(answers) for _ in given], device=self.device)
-        flat = [answer for given in answers for answer in given]
-        labels, real = self._padded(flat, left=False)
-        logits = known.logits[:, -1:].float()[rows]
+        """Score one batch; the sums of all prompts' answers in one list."""
+        ids, mask = self._padded(prompts, "left")
+        prefix = self.model(
+            input_ids=ids, attention_mask=mask, use_cache=True, **self._positions(mask), **self._last_logits_only
+        )
+        rows = torch.tensor([row for row, chunk in enumerate(answers) for _ in chunk], device=self.device)
+        labels, label_mask = self._padded([answer for chunk in answers for answer in chunk], "right")
+        logits = prefix.logits[:, -1:].float()[rows]
         if labels.shape[1] > 1:
-            if (cache := known.get("past_key_values")) is None:
-                raise UserError(f"{self.name} keeps no keys and values of a prompt, from which answers could go on")
+            if (cache := prefix.get("past_key_values")) is None:
+                raise UserError(f"{self.name} returns no keys and values, which scoring needs; use another model")
             cache.batch_select_indices(rows)
-            whole = torch.cat([mask[rows], real[:, :-1]], 1)
-            places = {name: each[:, mask.shape[1] :] for name, each in self._places(whole).items()}
-            out = self.model(input_ids=labels[:, :-1], attention_mask=whole, past_key_values=cache, **places)
-            logits = torch.cat([logits, out.logits.float()], 1)
+            full_mask = torch.cat([mask[rows], label_mask[:, :-1]], 1)
+            positions = {name: value[:, mask.shape[1] :] for name, value in self._positions(full_mask).items()}
+            output = self.model(input_ids=labels[:, :-1], attention_mask=full_mask, past_key_values=cache, **positions)
+            logits = torch.cat([logits, output.logits.float()], 1)
         losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
-        return (-(losses * real).sum(1, dtype=torch.float64)).tolist()
+        return (-(losses * label_mask).sum(1, dtype=torch.float64)).tolist()
 
-    def _padded(self, sequences: list[Tokens], left: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids and mask, both [len(sequences), longest], padded on one side."""
-        longest = max(map(len, sequences))
-        gaps = [[self.pad] * (longest - len(tokens)) for tokens in sequences]
-        ids = [[*gap, *tokens] if left else [*tokens, *gap] for gap, tokens in zip(gaps, sequences, strict=True)]
-        ones = [[0] * len(gap) + [1] * len(tokens) for gap, tokens in zip(gaps, sequences, strict=True)]
-        mask = ones if left else [row[::-1] for row in ones]
-        return torch.tensor(ids, device=self.device), torch.tensor(mask, device=self.device)
+    def _padded(self, sequences: list[Tokens], side: Literal["left", "right"]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and attention mask, both [len(sequences), longest]."""
+        rows = [torch.tensor(tokens) for tokens in sequences]
+        pad = partial(pad_sequence, batch_first=True, padding_side=side)
+        ids, mask = pad(rows, padding_value=self.pad_id), pad([torch.ones_like(row) for row in rows])
+        return ids.to(self.device), mask.to(self.device)
 
-    def _places(self, mask: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The positions of the tokens that count, for a model that does not find them by the mask, as generate does."""
-        if "position_ids" not in self._takes:
-            return {}
-        return {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+    def _positions(self, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Positions that skip the padding, as generate computes them, if the model's forward accepts them."""
+        return {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if self._has_position_ids else {}
 
 
-def _batches(prompts: Sequence[Tokens], sizes: Sequence[int], most: int) -> Iterator[list[int]]:
-    """The places of `prompts`, longest first, so that little is padded and memory runs out at once if at all.
+def _batches(prompts: Sequence[Tokens], sizes: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Group the indices of `prompts`, longest first: little padding, and memory that runs out does so at once.
 
-    A batch holds as many as keep the sum of their `sizes` within `most`, or one.
+    The `sizes` in a batch sum to at most `batch_size`, unless it holds a single prompt.
     """
     batch: list[int] = []
     for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True):
-        if batch and sum(sizes[k] for k in batch) + sizes[i] > most:
+        if batch and sum(sizes[k] for k in batch) + sizes[i] > batch_size:
             yield batch
             batch = []
         batch.append(i)

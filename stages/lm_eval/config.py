@@ -155,7 +155,7 @@ class LMEvalStage(EvaluationStage):
     @property
     def processes(self) -> int:
         """Number of processes that a step starts on this machine."""
-        return 1 if self.launch is None else self.launch.here
+        return 1 if self.launch is None else self.launch.processes_per_machine
 
     def needs(self) -> dict[str, Need]:
         """The models, task folder, data sets and data files."""

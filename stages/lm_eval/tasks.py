@@ -16,7 +16,7 @@ from lm_eval.api.task import Task as LMTask
 from lm_eval.tasks import TaskManager
 
 from stages.base import UserError
-from stages.library_options.option_models import NOT_GENERATED_BY
+from stages.library_options.option_models import CODE_OPTIONS
 from stages.lm_eval.config import LMEvalStage, Task, data_key, dataset_key, dataset_loader
 from stages.system.file_names import file_name
 
@@ -222,7 +222,7 @@ def _check_safe(benchmark: Benchmark, key: str, allow_unsafe: bool) -> None:
     for name, task in benchmark.tasks.items():
         if getattr(task, "UNSAFE_CODE", False) and not allow_unsafe:  # lm-eval sets it only if it is true
             raise UserError(f"{key}: {_UNSAFE.format(name)}")
-        if settings := [setting for setting in NOT_GENERATED_BY if setting in (task.config.generation_kwargs or {})]:
+        if settings := [setting for setting in CODE_OPTIONS if setting in (task.config.generation_kwargs or {})]:
             raise UserError(f"{key}: {name} sets {settings[0]}, which would run third-party code; remove it")
         if getattr(task, "MULTIMODAL", False):
             raise UserError(f"{key}: {name} needs images or audio; this stage evaluates text models")

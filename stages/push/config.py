@@ -1,11 +1,7 @@
-"""The `push` section of a recipe: which model goes to which repository of the hub.
-
-Light by intent: the hub's client is imported where a step is about to run.
-"""
+"""The `push` section of a recipe: which model to upload to which repository of the hub."""
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -15,7 +11,7 @@ from stages.base import BASE, Need, Resources, StageConfig
 
 
 class PushStage(StageConfig):
-    """Uploads a trained model, with its card, to the hub: the only thing that ever uploads one."""
+    """Uploads a trained model, with its card, to the hub. No other stage uploads a model."""
 
     kind: ClassVar[str] = "push"
     output_kind: ClassVar[Literal["record"]] = "record"
@@ -25,41 +21,35 @@ class PushStage(StageConfig):
     model: str
     """The stage whose model is uploaded."""
     repo: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
-    """`owner/name` on the hub; made where it is not there."""
+    """`owner/name` on the hub; created if it does not exist."""
     private: bool = True
-    """Whether others do not see it."""
+    """Whether the repository is private."""
     results: list[str] = Field(default_factory=list)
-    """Stages that score models: what they found of this one stands in the card."""
+    """Stages that score models. The card lists their scores of this model."""
     license: str | None = Field(default=None, min_length=1)
-    """The hub's word for it, such as apache-2.0; none is told unless given."""
+    """The license in the card, as the hub names it, such as apache-2.0. Absent: the card names none."""
     resources: Resources = Resources(gpus=0)
 
     @field_validator("model")
     @classmethod
     def _is_a_stage(cls, model: str) -> str:
         if model == BASE or "/" in model or ":" in model:
-            raise ValueError(f"{model!r} was not trained by this recipe; name the stage whose model is to be uploaded")
+            raise ValueError(f"{model!r} was not trained by this recipe; name the stage that trains the model")
         return model
 
     def needs(self) -> dict[str, Need]:
-        """The model, and the steps that scored models."""
+        """Name the model `model` and the stages that scored it `results.0`, `results.1` and so on."""
         scores = {
             f"results.{i}": Need("steps", name, f"results.{i}", of="model") for i, name in enumerate(self.results)
         }
         return {"model": Need("model", self.model, "model"), **scores}
 
     def check(self, files: dict[str, Path]) -> None:
-        """Whether the hub lets us write there, before anything is trained for it. Raises UserError."""
-        _require_once(self.repo)
+        """Check that the token may write to the repository, before anything is trained. Raises UserError."""
+        from stages.push.hub import require_access  # importing the client would slow down every plan
 
-    def asks(self, files: dict[str, Path]) -> list[str]:
-        """The upload."""
+        require_access(self.repo)
+
+    def paid_requests(self, files: dict[str, Path]) -> list[str]:
+        """Announce the upload."""
         return [f"uploads the model to {self.repo} on the hub, {'private' if self.private else 'public'}"]
-
-
-@cache
-def _require_once(repo: str) -> None:
-    """Ask the hub once for all the steps that upload there. Raises UserError."""
-    from stages.push.hub import require_access  # the client takes a tenth of what a plan may take
-
-    require_access(repo)

@@ -1,4 +1,4 @@
-"""Runs a `push` stage: a published model, its card completed with scores -> one commit on the hub."""
+"""Run a `push` stage: complete the card of a published model with scores, and upload both in one commit."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from stages.records.manifest import MANIFEST
 from stages.records.metrics import Metrics
 from stages.training.model_card import CARD, card
 
-KEPT_HERE = (MANIFEST, DROPPED_ROWS, CARD)
-"""What is not uploaded: it tells of this machine and of the data; the card is written anew."""
+LOCAL_FILES = (MANIFEST, DROPPED_ROWS, CARD)
+"""Not uploaded: they describe this machine and the data. The upload has a card of its own."""
 
 
 def run(context: Context) -> Metrics:
-    """Upload context.inputs["model"]; leaves the card as it was uploaded.
+    """Upload context.inputs["model"], and write the uploaded card to the output folder.
 
-    The result: {"repo", "url", "commit", "files", "notes"}.
+    Returns:
+        {"repo", "url", "commit", "files", "notes"}.
     """
     stage: PushStage = context.config
     model = context.inputs["model"]
-    scores = [row for name, given in context.inputs.items() if name != "model" for row in given.metrics.results or []]
+    scores = [row for name, source in context.inputs.items() if name != "model" for row in source.metrics.results or []]
     text = card(model, stage.repo, scores, stage.license)
     (context.out / CARD).write_text(text, encoding="utf-8")
-    files: dict[str, Path | bytes] = {
-        str(path.relative_to(model.path)): path for path in sorted(model.path.rglob("*")) if path.is_file()
-    }
-    files = {name: path for name, path in files.items() if name not in KEPT_HERE} | {CARD: text.encode()}
+    paths = {str(path.relative_to(model.path)): path for path in sorted(model.path.rglob("*")) if path.is_file()}
+    files: dict[str, Path | bytes] = {name: path for name, path in paths.items() if name not in LOCAL_FILES}
+    files[CARD] = text.encode()
     context.progress(0, 1, f"uploading to {stage.repo}")
     commit = upload(stage.repo, stage.private, files, "Upload the model and its card")
     return Metrics(

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from stages.base import Config, Need, StageConfig
 
 PUBLISHED = "file:published"
-"""The name of the input that holds published grids; no step has it, for no stage's name has a colon."""
-RUN = "run:"
-"""What the names of the inputs begin with that are other recipes' runs."""
+"""The name of the input with published grids; the colon keeps it apart from names of steps."""
+RUN_PREFIX = "run:"
+"""The prefix of the names of inputs that are other recipes' runs."""
+
+
+def _distinct(names: list[str]) -> list[str]:
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"named more than once: {', '.join(repeated)}")
+    return names
 
 
 class JoinedRun(Config):
@@ -21,67 +27,62 @@ class JoinedRun(Config):
     run: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
     """The name of the recipe."""
     model_name: str | None = Field(default=None, min_length=1)
-    """What to call its model."""
+    """The display name of its model."""
     data_name: str | None = Field(default=None, min_length=1)
-    """What to call the data that it was tuned on."""
+    """The display name of its training data."""
 
 
 class ReportStage(StageConfig):
-    """Tables, figures and page of a run's benchmarks, and of other runs beside it."""
+    """Tables, figures and a page of the benchmarks of this recipe and of other recipes' runs."""
 
     kind: ClassVar[str] = "report"
     output_kind: ClassVar[Literal["report"]] = "report"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     title: str | None = None
-    """Headline of the page; None takes the recipe's name."""
+    """Headline of the page. Default: the recipe's name."""
     model_name: str | None = Field(default=None, min_length=1)
-    """What to call the recipe's model."""
+    """The display name of the recipe's model."""
     data_name: str | None = Field(default=None, min_length=1)
-    """What to call the data that it was tuned on."""
+    """The display name of its training data."""
     baseline: str | None = Field(default=None, min_length=1)
-    """The model to compare others with; None finds the conventional one: prompt weight 0, completion not."""
-    benchmarks: list[str] = Field(default_factory=list)
-    """The stages to show that score models; empty shows all of the recipe."""
+    """The model to compare the others with. Default: the one with prompt weight 0 and completion weight not 0."""
+    benchmarks: Annotated[list[str], AfterValidator(_distinct)] = Field(default_factory=list)
+    """The stages to show that score models. Default: all of the recipe."""
     runs: list[JoinedRun] = Field(default_factory=list)
-    """Other recipes whose last run is shown, too: a name, or {run, model_name, data_name}."""
+    """Other recipes whose last run the report shows, too: a name, or {run, model_name, data_name}."""
     published: str | None = None
-    """A CSV file of grids measured elsewhere, with the columns model, dataset, prompt_weight, response_weight and
-    average_score (in points; (0, 0) is the base model). A grid of the same model and data is shown beside its own."""
-
-    @field_validator("benchmarks")
-    @classmethod
-    def _benchmarks_differ(cls, names: list[str]) -> list[str]:
-        if len(set(names)) < len(names):
-            repeated = sorted({name for name in names if names.count(name) > 1})
-            raise ValueError(f"named more than once: {', '.join(repeated)}")
-        return names
+    """A CSV file of published grids with the columns model, dataset, prompt_weight, response_weight and average_score
+    (in points; (0, 0) is the base model). The report compares each grid with the published one of the same model and
+    data."""
 
     @field_validator("runs", mode="before", json_schema_input_type=list[str | JoinedRun])
     @classmethod
-    def _a_name_is_a_run(cls, runs: Any) -> Any:
-        return [{"run": each} if isinstance(each, str) else each for each in runs] if isinstance(runs, list) else runs
+    def _expand_names(cls, runs: Any) -> Any:
+        if not isinstance(runs, list):
+            return runs
+        return [{"run": entry} if isinstance(entry, str) else entry for entry in runs]
 
     @field_validator("runs")
     @classmethod
     def _runs_differ(cls, runs: list[JoinedRun]) -> list[JoinedRun]:
-        names = [each.run for each in runs]
-        if repeated := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"named more than once: {', '.join(repeated)}")
+        _distinct([entry.run for entry in runs])
         return runs
 
     def needs(self) -> dict[str, Need]:
-        """Every step of the benchmarks (`*` is every stage that scores models), and what lies elsewhere."""
-        elsewhere = {f"{RUN}{each.run}": Need("run", each.run, f"runs.{i}.run") for i, each in enumerate(self.runs)}
+        """The steps of the benchmarks (`*` is every stage that scores models), other recipes' runs and the CSV file."""
+        others = {
+            f"{RUN_PREFIX}{entry.run}": Need("run", entry.run, f"runs.{i}.run") for i, entry in enumerate(self.runs)
+        }
         if self.published:
-            elsewhere[PUBLISHED] = Need("data", self.published, "published")
+            others[PUBLISHED] = Need("data", self.published, "published")
         if not self.benchmarks:
-            return {"": Need("steps", "*", "benchmarks", optional=bool(elsewhere)), **elsewhere}
-        return {name: Need("steps", name, f"benchmarks.{i}") for i, name in enumerate(self.benchmarks)} | elsewhere
+            return {"": Need("steps", "*", "benchmarks", optional=bool(others)), **others}
+        return {name: Need("steps", name, f"benchmarks.{i}") for i, name in enumerate(self.benchmarks)} | others
 
     def check(self, files: dict[str, Path]) -> None:
         """Read the published grids. Raises UserError."""
-        from stages.report.published import read_grids
+        from stages.report.grid import read_published_grids
 
         if PUBLISHED in files:
-            read_grids(files[PUBLISHED])
+            read_published_grids(files[PUBLISHED])

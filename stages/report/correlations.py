@@ -1,97 +1,99 @@
-"""Rank correlations of the best prompt weight with what training data, benchmarks and models are like."""
+"""Rank correlations of the best prompt weight with characteristics of training data, benchmarks and models."""
 
 from __future__ import annotations
 
+import csv
 import math
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
 
-from stages.report.runs import Part
-from stages.report.tables import MISSING, Cell, Table
+from stages.report.runs import Run
+from stages.report.tables import NO_VALUE, Cell, Table
 
-FEWEST = 3
-"""Points of a rank correlation that says anything."""
-PAPER = {
-    ("training prompts", "generation_ratio"): (0.50, 0.33),
-    ("training prompts", "ngram_diversity"): (-0.50, -0.33),
-    ("training prompts", "parse_tree_depth"): (-0.50, -0.33),
-    ("training prompts", "prompt_length"): (-0.50, -0.33),
-    ("benchmark prompts", "ngram_diversity"): (0.40, 0.40),
-    ("benchmark prompts", "parse_tree_depth"): (-0.50, -0.20),
-    ("benchmark prompts", "prompt_length"): (-0.70, -0.60),
-    ("model", "parameters"): (0.20, 0.20),
-    ("model", "log-probability of training prompts"): (0.50, 0.20),
-    ("model", "log-probability of benchmark prompts"): (0.50, 0.20),
-}
+FEWEST_POINTS = 3
+"""A rank correlation needs at least so many points."""
+PAPER_CORRELATIONS = Path(__file__).with_name("paper_correlations.csv")
 """Spearman's and Kendall's coefficients of the paper (arXiv 2507.07817, its table of correlations)."""
 
-Point = tuple[str, str, str, float, float]
-"""Of what, the characteristic, which one of them, its value, and the best prompt weight."""
+
+class Observation(NamedTuple):
+    """One characteristic of a named data set, benchmark or model in one run, with the best prompt weight there."""
+
+    subject: str
+    """`training prompts`, `benchmark prompts` or `model`."""
+    characteristic: str
+    name: str
+    value: float
+    best_prompt_weight: float
 
 
-def correlation_table(parts: Sequence[Part], with_paper: bool) -> Table:
-    """Over data sets, benchmarks and models, each with its mean best prompt weight: of how many, Spearman's rho and
-    Kendall's tau-b. A row for each of what was measured; empty where nothing was."""
-    points: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {key: {} for key in PAPER}
-    for of, what, which, value, weight in (point for part in parts for point in _points(part)):
-        points.setdefault((of, what), {}).setdefault(which, []).append((value, weight))
+def correlation_table(runs: Sequence[Run], with_paper: bool) -> Table:
+    """One row per characteristic: how many data sets, benchmarks or models have it, Spearman's rho, Kendall's tau-b.
+
+    A data set, benchmark or model of several observations enters with their mean.
+    """
+    with PAPER_CORRELATIONS.open(encoding="utf-8", newline="") as lines:
+        coefficients = list(csv.DictReader(lines))
+    paper = {(row["subject"], row["characteristic"]): f"{row['spearman']}, {row['kendall']}" for row in coefficients}
+    groups: dict[tuple[str, str], dict[str, list[Observation]]] = {key: {} for key in paper}
+    for observation in (observation for run in runs for observation in _observations(run)):
+        key = (observation.subject, observation.characteristic)
+        groups.setdefault(key, {}).setdefault(observation.name, []).append(observation)
     heads = ["of", "characteristic", "how many", "Spearman", "Kendall"] + ["the paper's"] * with_paper
     rows = []
-    for (of, what), found in points.items():
-        if not found:
+    for key, by_name in groups.items():
+        if not by_name:
             continue
-        pairs = [(_mean([x for x, _ in values]), _mean([y for _, y in values])) for values in found.values()]
-        spearman, kendall = ranks(pairs)
-        row = [of, what, str(len(pairs)), _text(spearman), _text(kendall)]
-        paper = PAPER.get((of, what))
-        row += [f"{paper[0]:+.2f}, {paper[1]:+.2f}" if paper else ""] * with_paper
+        points = [
+            (fmean(one.value for one in observations), fmean(one.best_prompt_weight for one in observations))
+            for observations in by_name.values()
+        ]
+        row = [*key, str(len(points)), *map(_coefficient, rank_correlations(points))]
+        row += [paper.get(key, "")] * with_paper
         rows.append([Cell(text) for text in row])
     return Table(heads, rows)
 
 
-def ranks(pairs: Sequence[tuple[float, float]]) -> tuple[float | None, float | None]:
-    """Spearman's rho and Kendall's tau-b of x and y; None for too few pairs, or where either is the same for all."""
+def rank_correlations(points: Sequence[tuple[float, float]]) -> tuple[float | None, float | None]:
+    """Return Spearman's rho and Kendall's tau-b of (x, y) points; None for too few points, or if x or y is constant."""
     from scipy.stats import kendalltau, spearmanr
 
-    if len(pairs) < FEWEST:
+    if len(points) < FEWEST_POINTS:
         return None, None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of constant values, which give nan
-        found = [float(test(*zip(*pairs, strict=True)).statistic) for test in (spearmanr, kendalltau)]
-    spearman, kendall = (None if math.isnan(value) else value for value in found)
-    return spearman, kendall
+        rho, tau = (float(test(*zip(*points, strict=True)).statistic) for test in (spearmanr, kendalltau))
+    return None if math.isnan(rho) else rho, None if math.isnan(tau) else tau
 
 
-def _points(part: Part) -> Iterator[Point]:
-    """What one run says of its data, its benchmarks and its model."""
-    grids = part.by_benchmark
+def _observations(run: Run) -> Iterator[Observation]:
+    """The characteristics in one run, of its data, its benchmarks and its model."""
+    grids = run.benchmark_grids
     if not grids:
         return
-    weight = _mean([panel.best[0] for _, panel in grids])
-    model, data = part.called[0] or part.run or "", part.called[1] or part.run or ""
-    for step, given in part.results.evaluations.items():
-        if given.kind != "characteristics":
+    weight = fmean(grid.best[0] for _, grid in grids)
+    model, data = (name or run.recipe or "" for name in run.names)
+    for score in run.results.scores:
+        step = run.results.evaluations[score.step]
+        if step.kind != "characteristics" or score.row.value is None:
             continue
-        roles = {each["name"]: each["role"] for each in given.config["sets"]}
-        for score in (s for s in part.results.scores if s.step == step and s.value is not None):
-            name, metric, value = score.column.task, score.column.metric, float(score.value or 0.0)
-            role = roles.get(name)
-            if role is None:
-                yield "model", metric, model, value, weight
-            elif metric == "prompt_logprob":
-                prompts = "training" if role == "train" else "benchmark"
-                yield "model", f"log-probability of {prompts} prompts", model, value, weight
-            elif role == "train":
-                yield "training prompts", metric, data, value, weight
-            else:
-                for label, panel in grids:
-                    if label == name:
-                        yield "benchmark prompts", metric, name, value, panel.best[0]
+        name, metric, value = score.column.task, score.column.metric, score.row.value
+        role = next((entry["role"] for entry in step.config["sets"] if entry["name"] == name), None)
+        if role is None:
+            yield Observation("model", metric, model, value, weight)
+        elif metric == "prompt_logprob":
+            prompts = "training" if role == "train" else "benchmark"
+            yield Observation("model", f"log-probability of {prompts} prompts", model, value, weight)
+        elif role == "train":
+            yield Observation("training prompts", metric, data, value, weight)
+        else:
+            for label, grid in grids:
+                if label == name:
+                    yield Observation("benchmark prompts", metric, name, value, grid.best[0])
 
 
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
-def _text(value: float | None) -> str:
-    return MISSING if value is None else f"{value:+.2f}"
+def _coefficient(value: float | None) -> str:
+    return NO_VALUE if value is None else f"{value:+.2f}"

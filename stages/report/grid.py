@@ -1,57 +1,70 @@
-"""A grid of weights as the paper's Figure 1 lays it out: prompt weight down, completion weight across, several seeds of
-one pair in one cell. Gains are relative to conventional instruction tuning, (0, 1), as the paper's are."""
+"""Grids of weights as in the paper's Figure 1 (prompt down, completion across), from scores or from a CSV file.
+
+The baseline of a grid is conventional instruction tuning (IT), the pair (0, 1); improvements are relative to it.
+"""
 
 from __future__ import annotations
 
+import csv
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
 
-from stages.base import BASE
-from stages.report.averages import average, compare
-from stages.report.results import Column, Difference, Model, Results
-from stages.report.tables import Cell as TableCell
-from stages.report.tables import Table, number
+from stages.base import BASE, UserError
+from stages.report.results import Column, Estimate, Model, Results
+from stages.report.tables import Cell, Table, number
 
 CONVENTIONAL = (0.0, 1.0)
 """Prompt and completion weight of conventional instruction tuning."""
-FEWEST = 2
-"""Values of either weight that make a grid."""
-
-LUCK = "The best of many is above the rest by luck, too."
+UNTRAINED = (0.0, 0.0)
+"""The pair that trains nothing: the base model in a file of published grids."""
+FEWEST_VALUES = 2
+"""A grid has at least so many values of either weight."""
+PUBLISHED_COLUMNS = ("model", "dataset", "prompt_weight", "response_weight", "average_score")
 
 Pair = tuple[float, float]
-Called = tuple[str | None, str | None]
+Names = tuple[str | None, str | None]
+"""What the report calls the model and its training data."""
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One pair of weights: a score of each model that has it, as shares."""
+class GridCell:
+    """One pair of weights: the scores of its models (one per seed), as shares."""
 
     values: tuple[float, ...]
 
     @property
     def mean(self) -> float:
-        """Over the seeds."""
-        return math.fsum(self.values) / len(self.values)
+        """The mean over seeds."""
+        return fmean(self.values)
 
     @property
     def spread(self) -> float | None:
-        """Standard deviation over the seeds (n - 1); None for a single one."""
+        """The standard deviation over seeds (n - 1); None for a single one."""
         if len(self.values) < 2:
             return None
         return math.sqrt(math.fsum((v - self.mean) ** 2 for v in self.values) / (len(self.values) - 1))
 
+    @property
+    def summary(self) -> Estimate:
+        """Mean and spread."""
+        return Estimate(self.mean, self.spread)
+
 
 @dataclass(frozen=True)
-class Panel:
+class Grid:
     """The cells of one model and data set, under one benchmark or the average of all."""
 
     title: str
-    cells: dict[Pair, Cell]
-    base: Cell | None = None
+    cells: dict[Pair, GridCell]
+    base: GridCell | None
+    names: Names
+    results: Results | None = None
+    """The results that it is from; None if it was published."""
+    column: Column | None = None
+    """The benchmark; None for the average."""
     models: dict[Pair, list[Model]] = field(default_factory=dict)
-    called: Called = (None, None)
-    """What the report calls its model and its data."""
 
     @property
     def prompts(self) -> list[float]:
@@ -64,65 +77,91 @@ class Panel:
         return sorted({completion for _, completion in self.cells})
 
     @property
-    def conventional(self) -> Cell | None:
-        """That of conventional instruction tuning."""
+    def baseline(self) -> GridCell | None:
+        """The cell of conventional instruction tuning."""
         return self.cells.get(CONVENTIONAL)
 
     @property
     def best(self) -> Pair:
-        """The pair of the highest mean; the first of equals, by prompt weight and then completion weight."""
+        """The pair with the highest mean; of equals the lower prompt weight, then the lower completion weight."""
         return max(sorted(self.cells), key=lambda pair: self.cells[pair].mean)
 
-    def gain(self, cell: Cell) -> float | None:
-        """(x - IT) / IT of the means; None where (0, 1) was not measured, or is 0."""
-        it = self.conventional
-        return (cell.mean - it.mean) / it.mean if it and it.mean else None
-
     @property
-    def best_gain(self) -> float | None:
-        """That of the best pair."""
-        return self.gain(self.cells[self.best])
+    def best_improvement(self) -> float | None:
+        """The relative improvement of the best pair."""
+        return self.improvement(self.cells[self.best])
+
+    def improvement(self, cell: GridCell | None) -> float | None:
+        """Return (x - IT) / IT of the means; None if either was not measured, or IT is 0."""
+        it = self.baseline
+        return (cell.mean - it.mean) / it.mean if cell and it and it.mean else None
+
+    def under(self, column: Column | None) -> Grid | None:
+        """Return the same grid under another benchmark; None if it has too few cells there."""
+        grids = find_grids(self.results, self.names, column) if self.results else []
+        return next((grid for grid in grids if grid.title == self.title), None)
+
+    def difference_from_baseline(self, pair: Pair) -> Estimate | None:
+        """Return the pair minus IT; None if either was not measured.
+
+        The standard error is that of the means over seeds if both have several, else that over the benchmarks' items.
+        """
+        cell, it = self.cells.get(pair), self.baseline
+        if cell is None or it is None or self.results is None:
+            return None
+        if cell.spread is not None and it.spread is not None:
+            error = math.sqrt(cell.spread**2 / len(cell.values) + it.spread**2 / len(it.values))
+            return Estimate(cell.mean - it.mean, error)
+        return self.results.difference(self.models[pair][0], self.models[CONVENTIONAL][0], self.column)
+
+    def p_value(self, pair: Pair) -> float | None:
+        """Return the two-sided p-value of the difference from the baseline; None without a standard error.
+
+        It is Welch's t-test over seeds if both have several, else the normal distribution of a mean of many items.
+        """
+        difference = self.difference_from_baseline(pair)
+        if difference is None or not difference.stderr:
+            return None
+        cell, it = self.cells[pair], self.cells[CONVENTIONAL]
+        if cell.spread is None or it.spread is None:
+            return math.erfc(abs(difference.value) / difference.stderr / math.sqrt(2))
+        from scipy.stats import ttest_ind
+
+        return float(ttest_ind(cell.values, it.values, equal_var=False).pvalue)
 
 
-def panels(results: Results, column: Column | None = None, called: Called = (None, None)) -> list[Panel]:
-    """The grids among the tuned models, by the axes of the matrix that are neither weights nor seeds; empty where
-    there are too few pairs.
-
-    Args:
-        results: what was measured.
-        column: the benchmark to take; None for the average of all.
-        called: what to call the model and the data.
-    """
+def find_grids(results: Results, names: Names = (None, None), column: Column | None = None) -> list[Grid]:
+    """Return the grids of a run under a benchmark, or its average: one for each combination of the other axes."""
     base = next((model for model in results.models if model.name == BASE), None)
-    found: dict[str, dict[Pair, list[Model]]] = {}
-    for model in results.models:
+    tuned = [model for model in results.models if model.stage == "sft" and model.labels]
+    by_title: dict[str, dict[Pair, list[Model]]] = {}
+    for model in tuned:
         prompt, completion = model.weights
-        if model.stage == "sft" and model.labels and prompt is not None and completion is not None:
-            found.setdefault(_title(model, results, called), {}).setdefault((prompt, completion), []).append(model)
-    made = []
-    for title, pairs in found.items():
-        cells = {pair: cell for pair, models in pairs.items() if (cell := _cell(results, models, column))}
-        if min(len({pair[side] for pair in cells}) for side in (0, 1)) >= FEWEST:
-            made.append(Panel(title, cells, _cell(results, [base], column) if base else None, pairs, called))
-    return made
+        if prompt is not None and completion is not None:
+            by_title.setdefault(_title(model, tuned, names), {}).setdefault((prompt, completion), []).append(model)
+    grids = []
+    for title, models in by_title.items():
+        cells = {pair: cell for pair, seeds in models.items() if (cell := _cell(results, seeds, column))}
+        if min(len({pair[side] for pair in cells}) for side in (0, 1)) >= FEWEST_VALUES:
+            base_cell = _cell(results, [base], column) if base else None
+            grids.append(Grid(title, cells, base_cell, names, results, column, models))
+    return grids
 
 
-def _title(model: Model, results: Results, called: Called) -> str:
-    """What tells a grid from the others: what model and data are called, or else its stage; and its values on the axes
-    that are neither weights nor seeds."""
-    tuned = [other for other in results.models if other.stage == "sft" and other.labels]
-    names = [name for name in called if name]
-    if not names or len({other.name.partition("[")[0] for other in tuned}) > 1:
-        names.append(model.name.partition("[")[0])
-    rest = [f"{axis}={value}" for axis, value in model.labels.items() if not _is_told(axis, tuned)]
-    return ", ".join([*names, *rest])
+def _title(model: Model, tuned: list[Model], names: Names) -> str:
+    """What distinguishes a grid: the names or else the stage, and the axes that are neither weights nor seeds."""
+    parts = [name for name in names if name]
+    if not parts or len({other.name.partition("[")[0] for other in tuned}) > 1:
+        parts.append(model.name.partition("[")[0])
+    axes = [axis for axis in model.labels if not _is_weight_or_seed(axis, tuned)]
+    return ", ".join([*parts, *(f"{axis}={model.labels[axis]}" for axis in axes)])
 
 
-def _is_told(axis: str, models: list[Model]) -> bool:
-    """Whether an axis is one of the weights or the seed of every model that depends on it."""
-    on_it = [model for model in models if axis in model.labels]
-    told = [[_number(model.labels[axis]) == value for value in (*model.weights, model.seed)] for model in on_it]
-    return any(all(column) for column in zip(*told, strict=True))
+def _is_weight_or_seed(axis: str, tuned: list[Model]) -> bool:
+    """Whether the axis sets a weight, or the seed, of every model that depends on it."""
+    models = [model for model in tuned if axis in model.labels]
+    matches = [[_number(model.labels[axis]) == value for value in (*model.weights, model.seed)] for model in models]
+    return any(all(column) for column in zip(*matches, strict=True))
 
 
 def _number(text: str) -> float | None:
@@ -132,87 +171,69 @@ def _number(text: str) -> float | None:
         return None
 
 
-def _cell(results: Results, models: list[Model], column: Column | None) -> Cell | None:
-    values = []
-    for model in models:
-        found = average(results, model) if column is None else results.score(model, column)
-        if found is not None and found.value is not None:
-            values.append(found.value)
-    return Cell(tuple(values)) if values else None
+def _cell(results: Results, models: list[Model], column: Column | None) -> GridCell | None:
+    estimates = [results.estimate(model, column) for model in models]
+    values = tuple(estimate.value for estimate in estimates if estimate)
+    return GridCell(values) if values else None
 
 
-def grid_table(panel: Panel) -> Table:
-    """Prompt weight down, completion weight across: the mean in points, with the spread over seeds where there are
-    several."""
-    heads = ["prompt weight", *(f"completion {completion:g}" for completion in panel.completions)]
+def grid_table(grid: Grid) -> Table:
+    """Prompt weight down, completion weight across: the mean in points, with the spread over several seeds."""
     rows = []
-    for prompt in panel.prompts:
-        cells = [panel.cells.get((prompt, completion)) for completion in panel.completions]
-        texts = [number(cell.mean, cell.spread, points=True) if cell else number(None, None, True) for cell in cells]
-        best = [(prompt, completion) == panel.best for completion in panel.completions]
-        rows.append([TableCell(f"{prompt:g}"), *(TableCell(t, best=b) for t, b in zip(texts, best, strict=True))])
-    return Table(heads, rows)
+    for prompt in grid.prompts:
+        row = [Cell(f"{prompt:g}")]
+        for completion in grid.completions:
+            cell = grid.cells.get((prompt, completion))
+            row.append(Cell(number(cell.summary if cell else None), best=(prompt, completion) == grid.best))
+        rows.append(row)
+    return Table(["prompt weight", *(f"completion {completion:g}" for completion in grid.completions)], rows)
 
 
-def grid_summary(results: Results, panel: Panel) -> str:
-    """What the grid shows and what it does not, in words."""
-    it, best = panel.conventional, panel.best
-    gain = panel.best_gain
-    if it is None or gain is None:
-        return f"{panel.title}: (0, 1), conventional instruction tuning, was not measured, so no gain can be told."
-    others = [pair for pair in panel.cells if pair != CONVENTIONAL]
-    above = [pair for pair in others if panel.cells[pair].mean > it.mean]
-    clear = [pair for pair in above if _is_clear(results, panel, pair)]
-    sentences = [
-        f"{panel.title}: the best of {len(panel.cells)} pairs of weights (prompt, completion) is ({best[0]:g}, "
-        f"{best[1]:g}) with {100 * panel.cells[best].mean:.1f}, conventional tuning (0, 1) has {100 * it.mean:.1f}: "
-        f"a relative gain of {100 * gain:+.1f} %.",
-        f"{len(above)} of the other {len(others)} pairs average above (0, 1), {len(clear)} of them by more than two "
-        "standard errors.",
-        LUCK,
-    ]
-    floor = panel.cells.get((0.0, 0.4))
-    if floor:
-        sentences.append(
-            f"(0, 0.4) and (0, 1) differ in a common factor, which Adam all but cancels; they are "
-            f"{100 * abs(floor.mean - it.mean):.1f} points apart, and a smaller difference than that shows nothing."
-        )
-    spreads = [cell.spread for cell in panel.cells.values() if cell.spread is not None]
-    if spreads:
-        pooled = math.sqrt(math.fsum(s * s for s in spreads) / len(spreads))
-        sentences.append(f"Over seeds, one pair varies by {100 * pooled:.1f} points (standard deviation, pooled).")
-    else:
-        sentences.append("There is one seed of each; what another would change is not known.")
-    return " ".join(sentences)
+def read_published_grids(file: Path) -> list[Grid]:
+    """Read grids from a CSV file with PUBLISHED_COLUMNS, in its order; scores are in points there, as shares here.
+
+    Raises:
+        UserError: the file is not such a table.
+    """
+    cells: dict[Names, dict[Pair, GridCell]] = {}
+    try:
+        with file.open(encoding="utf-8", newline="") as lines:
+            rows = csv.DictReader(lines)
+            if missing := [name for name in PUBLISHED_COLUMNS if name not in (rows.fieldnames or ())]:
+                raise UserError(
+                    f"{file}:1: has no column {', '.join(missing)}; it needs {', '.join(PUBLISHED_COLUMNS)}"
+                )
+            for row in rows:
+                names, pair, score = _published_row(row, f"{file}:{rows.line_num}")
+                if pair in cells.setdefault(names, {}):
+                    raise UserError(f"{file}:{rows.line_num}: {', '.join(map(str, names))} has {pair} twice")
+                cells[names][pair] = GridCell((score,))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{file}: cannot be read as CSV ({error})") from None
+    if not cells:
+        raise UserError(f"{file}: has no rows")
+    grids = []
+    for names, pairs in cells.items():
+        title = ", ".join(map(str, names))
+        base = pairs.pop(UNTRAINED, None)
+        if not pairs:
+            raise UserError(f"{file}: {title} has no pair of weights except (0, 0)")
+        grids.append(Grid(title, pairs, base, names))
+    return grids
 
 
-def gap(results: Results, panel: Panel, pair: Pair, column: Column | None = None) -> Difference | None:
-    """A pair minus (0, 1): its standard error is that of the means over seeds where both have several, else of the
-    benchmarks' items. None where either is missing."""
-    mine, its = panel.cells.get(pair), panel.conventional
-    if mine is None or its is None or not panel.models:
-        return None
-    if mine.spread is not None and its.spread is not None:
-        error = math.sqrt(mine.spread**2 / len(mine.values) + its.spread**2 / len(its.values))
-        return Difference(mine.mean - its.mean, error, paired=False)
-    one, other = panel.models[pair][0], panel.models[CONVENTIONAL][0]
-    return compare(results, one, other) if column is None else results.difference(one, other, column)
-
-
-def chance(panel: Panel, pair: Pair, found: Difference | None) -> float | None:
-    """How likely a difference from (0, 1) at least as large as `found` is where there is none, two-sided: Welch's t
-    test over seeds where both have several, else the normal distribution of a mean of many items."""
-    if found is None or not found.stderr:
-        return None
-    mine, its = panel.cells[pair], panel.cells[CONVENTIONAL]
-    if mine.spread is None or its.spread is None:
-        return math.erfc(abs(found.value) / found.stderr / math.sqrt(2))
-    from scipy.stats import ttest_ind
-
-    return float(ttest_ind(mine.values, its.values, equal_var=False).pvalue)
-
-
-def _is_clear(results: Results, panel: Panel, pair: Pair) -> bool:
-    """Whether a pair is above (0, 1) by more than two standard errors."""
-    found = gap(results, panel, pair)
-    return found is not None and found.stderr is not None and found.value > 2 * found.stderr
+def _published_row(row: dict[str, str], place: str) -> tuple[Names, Pair, float]:
+    """Model and data, weights, and the score as a share."""
+    numbers = []
+    for name in PUBLISHED_COLUMNS[2:]:
+        try:
+            numbers.append(float(row[name]))
+        except (TypeError, ValueError):
+            raise UserError(f"{place}: {name} is {row[name]!r}, which is not a number") from None
+    prompt, completion, score = numbers
+    for name, weight in zip(PUBLISHED_COLUMNS[2:], (prompt, completion), strict=False):
+        if not 0 <= weight <= 1:
+            raise UserError(f"{place}: {name} is {weight:g}; weights are between 0 and 1")
+    if not 0 <= score <= 100:
+        raise UserError(f"{place}: average_score is {score:g}; it is in points, between 0 and 100")
+    return (row["model"], row["dataset"]), (prompt, completion), score / 100

@@ -1,230 +1,173 @@
-"""What the paper's tables tell of grids of weights: the best pair against conventional instruction tuning, under the
-average and under each benchmark, and where the best pairs lie."""
+"""Tables of grids of weights: the best pair against conventional tuning, and where the best pairs lie."""
 
 from __future__ import annotations
 
-import math
+import csv
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
 
-from stages.report.averages import average, averaged
-from stages.report.grid import CONVENTIONAL, Called, Pair, Panel, chance, gap, panels
-from stages.report.grid import Cell as Scores
-from stages.report.results import Column, Difference, Model, Results
-from stages.report.runs import Part
-from stages.report.tables import MISSING, Cell, Table, column_labels, number
+from stages.report.grid import CONVENTIONAL, Grid, GridCell, Names, Pair
+from stages.report.results import Column, Estimate, Model, Results
+from stages.report.runs import Run
+from stages.report.tables import NO_VALUE, Cell, Table, column_labels, number
 
-Weights = Callable[[Pair], bool]
-SHARES: dict[str, Weights] = {
+SHARES: dict[str, Callable[[Pair], bool]] = {
     "best prompt weight between 0 and 0.6": lambda pair: pair[0] <= 0.6,
     "best prompt weight not 0": lambda pair: pair[0] != 0,
     "best completion weight 1": lambda pair: pair[1] == 1,
     "best completion weight between 0.4 and 1": lambda pair: pair[1] >= 0.4,
 }
-"""Where the paper counts the best pairs."""
-PAPER = {
-    "best prompt weight between 0 and 0.6": "61 of 75",
-    "best prompt weight not 0": "43 of 75",
-    "best completion weight 1": "18 of 75",
-    "best completion weight between 0.4 and 1": "55 of 75",
-}
-"""What it counted over five models, three data sets and five benchmarks (arXiv 2507.07817)."""
+"""The regions in which the paper counts best pairs."""
+PAPER_SHARES = Path(__file__).with_name("paper_shares.csv")
+"""The paper's counts over five models, three data sets and five benchmarks (arXiv 2507.07817)."""
 
 
-@dataclass(frozen=True)
-class Grid:
-    """A panel that is shown, with where it came from."""
-
-    panel: Panel
-    part: Part | None
-    """None for one that was measured elsewhere."""
-
-
-def percent(gain: float | None) -> str:
-    """`+20.25 %`."""
-    return MISSING if gain is None else f"{100 * gain:+.2f} %"
+def percent(improvement: float | None) -> str:
+    """Format a relative improvement as `+20.25 %`."""
+    return NO_VALUE if improvement is None else f"{100 * improvement:+.2f} %"
 
 
 def pair_text(pair: Pair) -> str:
-    """`(0.2, 0.8)`."""
+    """Format a pair as `(0.2, 0.8)`."""
     return f"({pair[0]:g}, {pair[1]:g})"
 
 
-def mean_gain(grids: Sequence[Panel]) -> float | None:
-    """The mean over panels of the best pair's relative gain over (0, 1); None where a panel has none, or there is no
-    panel."""
-    gains = [panel.best_gain for panel in grids]
-    known = [gain for gain in gains if gain is not None]
-    return math.fsum(known) / len(known) if known and len(known) == len(gains) else None
+def mean_improvement(grids: Sequence[Grid]) -> float | None:
+    """Return the mean relative improvement of the grids' best pairs; None if there are no grids or one has none."""
+    known = [improvement for grid in grids if (improvement := grid.best_improvement) is not None]
+    return fmean(known) if known and len(known) == len(grids) else None
 
 
-def gains_table(grids: Sequence[Grid], published: Sequence[Panel], missing: Sequence[Called] = ()) -> Table:
-    """A row for each grid: base, IT, the best pair and its gain; beside it what was published, and how far it is.
+def improvements_table(grids: Sequence[Grid], published: Sequence[Grid], missing: Sequence[Names]) -> Table:
+    """One row per grid: base model, IT, the best pair, its improvement, and the published grid of the same names.
 
-    Args:
-        grids: those that are shown.
-        published: those to put beside them; empty for no such columns.
-        missing: model and data of grids that are not measured yet.
+    `missing` has the names of grids without results. Without published grids, the table has no columns for them.
     """
-    beside = {panel.called: panel for panel in published}
+    by_names = {grid.names: grid for grid in published}
     heads = ["grid", "cells", "base", "IT (0, 1)", "best", "its weights", "gain over IT", "p"]
-    if beside:
+    if published:
         heads += ["published IT", "published best", "its weights", "published gain", "difference of gains"]
-    rows = [_gains_row(grid, beside) for grid in grids]
-    for called in missing:
-        row = [Cell(", ".join(filter(None, called))), Cell("0"), *[Cell(MISSING)] * 6]
-        rows.append([*row, *([*_published_cells(beside.get(called)), Cell(MISSING)] if beside else [])])
+    rows = []
+    for grid in grids:
+        row = [Cell(grid.title), Cell(str(len(grid.cells))), _mean_cell(grid, grid.base), *_pair_cells(grid)]
+        row.append(Cell(p_text(grid.p_value(grid.best))))
+        rows.append(row + (_published_cells(by_names.get(grid.names), grid) if published else []))
+    for names in missing:
+        row = [Cell(", ".join(filter(None, names))), Cell("0"), *[Cell(NO_VALUE)] * 6]
+        rows.append(row + (_published_cells(by_names.get(names), None) if published else []))
     if len(grids) > 1:
-        mean = mean_gain([grid.panel for grid in grids])
-        row = [Cell("mean"), *[Cell("")] * 5, Cell(percent(mean), best=True), Cell("")]
-        if beside:
-            other = mean_gain([beside[grid.panel.called] for grid in grids if grid.panel.called in beside])
-            row += [Cell("")] * 3 + [Cell(percent(other), best=True), Cell("")]
+        row = [Cell("mean"), *[Cell("")] * 5, Cell(percent(mean_improvement(grids)), best=True), Cell("")]
+        if published:
+            mean = mean_improvement([by_names[grid.names] for grid in grids if grid.names in by_names])
+            row += [Cell("")] * 3 + [Cell(percent(mean), best=True), Cell("")]
         rows.append(row)
     return Table(heads, rows)
 
 
-def _gains_row(grid: Grid, beside: dict[Called, Panel]) -> list[Cell]:
-    panel, best = grid.panel, grid.panel.best
-    gain = panel.best_gain
-    found = gap(grid.part.results, panel, best) if grid.part else None
-    row = [Cell(panel.title), Cell(str(len(panel.cells))), _mean(panel, None), _mean(panel, CONVENTIONAL)]
-    row += [_mean(panel, best, grid.part), Cell(pair_text(best)), Cell(percent(gain))]
-    row.append(Cell(p_text(chance(panel, best, found))))
-    if beside:
-        other = beside.get(panel.called)
-        its = other.best_gain if other else None
-        both = gain is not None and its is not None
-        row += _published_cells(other)
-        row.append(Cell(f"{100 * (gain - its):+.2f} points" if both else MISSING))  # type: ignore[operator]
-    return row
+def _pair_cells(grid: Grid) -> list[Cell]:
+    """IT, the best pair, its weights and its improvement."""
+    best = _mean_cell(grid, grid.cells[grid.best], grid.best)
+    return [_mean_cell(grid, grid.baseline), best, Cell(pair_text(grid.best)), Cell(percent(grid.best_improvement))]
 
 
-def _published_cells(panel: Panel | None) -> list[Cell]:
-    """IT, the best pair, its weights and its gain as they were published."""
-    if panel is None:
-        return [Cell(MISSING)] * 4
-    gain = panel.best_gain
-    best = [Cell(pair_text(panel.best)), Cell(percent(gain))]
-    return [_mean(panel, CONVENTIONAL), _mean(panel, panel.best), *best]
+def _published_cells(published: Grid | None, grid: Grid | None) -> list[Cell]:
+    """The cells of a published grid, and how much more the grid improves than it."""
+    if published is None:
+        return [Cell(NO_VALUE)] * 5
+    ours, theirs = grid.best_improvement if grid else None, published.best_improvement
+    points = NO_VALUE if ours is None or theirs is None else f"{100 * (ours - theirs):+.2f} points"
+    return [*_pair_cells(published), Cell(points)]
 
 
 def p_text(p: float | None) -> str:
-    """`0.031`, `< 0.001`."""
+    """Format a p-value as `0.031` or `< 0.001`."""
     if p is None:
-        return MISSING
+        return NO_VALUE
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _mean(panel: Panel, pair: Pair | None, part: Part | None = None) -> Cell:
-    """The mean of a pair, of the base model for None."""
-    cell = panel.base if pair is None else panel.cells.get(pair)
-    if cell is None:
-        return Cell(MISSING)
+def _mean_cell(grid: Grid, cell: GridCell | None, pair: Pair | None = None) -> Cell:
+    """A mean with its spread, linked to the first benchmark of the pair's first model."""
     link = None
-    if part and pair is not None:
-        steps = [score.step for score in part.results.scores if score.model.name == panel.models[pair][0].name]
-        link = part.results.link(steps[0]) if steps else None
-    return Cell(
-        f"{100 * cell.mean:.2f}" + (f" ± {100 * cell.spread:.2f}" if cell.spread is not None else ""), link=link
-    )
+    if grid.results and pair is not None:
+        name = grid.models[pair][0].name
+        link = next((grid.results.link(score.step) for score in grid.results.scores if score.model.name == name), None)
+    return Cell(number(cell.summary if cell else None, decimals=2), link=link)
 
 
-def benchmark_table(part: Part, panel: Panel) -> Table:
-    """Base, IT and the best pair under each benchmark and the average; the best pair's difference from IT, how likely
-    it is by chance, and its relative gain."""
-    results = part.results
-    columns: list[Column | None] = [*averaged(results), None]
-    heads = ["model", *column_labels(results, averaged(results), with_metric=False), "average"]
+def benchmark_table(grid: Grid, results: Results) -> Table:
+    """Base, IT and the best pair under each benchmark and the average; difference, p-value and relative improvement."""
+    columns: list[Column | None] = [*results.averaged, None]
+    heads = ["model", *column_labels(results, results.averaged), "average"]
     base = next((model for model in results.models if not model.lineage), None)
     rows = []
     for label, models in (
         ("Base", [base] if base else []),
-        ("IT (0, 1)", panel.models.get(CONVENTIONAL, [])),
-        (f"best {pair_text(panel.best)}", panel.models[panel.best]),
+        ("IT (0, 1)", grid.models.get(CONVENTIONAL, [])),
+        (f"best {pair_text(grid.best)}", grid.models[grid.best]),
     ):
-        rows.append([Cell(label), *(_score(results, models, column) for column in columns)])
-    grids = {column: _same(part, panel, column) for column in columns}
-    found = {column: gap(results, grid, panel.best, column) if grid else None for column, grid in grids.items()}
-    rows.append([Cell("best - IT"), *(_points(found[column]) for column in columns)])
-    ps = [chance(grid, panel.best, found[column]) if (grid := grids[column]) else None for column in columns]
-    rows.append([Cell("p"), *(Cell(p_text(p)) for p in ps)])
-    gains = [
-        grid.gain(grid.cells[panel.best]) if grid and panel.best in grid.cells else None for grid in grids.values()
-    ]
-    rows.append([Cell("gain over IT"), *(Cell(percent(gain)) for gain in gains)])
-    return Table(heads, rows)
+        rows.append([Cell(label), *(_seeds_cell(results, models, column) for column in columns)])
+    differences, p_values, improvements = [Cell("best - IT")], [Cell("p")], [Cell("gain over IT")]
+    for column in columns:
+        other = grid.under(column)
+        differences.append(Cell(number(other.difference_from_baseline(grid.best) if other else None, sign=True)))
+        p_values.append(Cell(p_text(other.p_value(grid.best) if other else None)))
+        improvements.append(Cell(percent(other.improvement(other.cells.get(grid.best)) if other else None)))
+    return Table(heads, [*rows, differences, p_values, improvements])
 
 
-def _same(part: Part, panel: Panel, column: Column | None) -> Panel | None:
-    """The same grid under another benchmark; None where it has too few cells there."""
-    found = [other for other in panels(part.results, column, part.called) if other.title == panel.title]
-    return found[0] if found else None
+def _seeds_cell(results: Results, models: list[Model], column: Column | None) -> Cell:
+    """The mean over seeds ± their spread; of one seed, ± the standard error over items."""
+    estimates = [estimate for model in models if (estimate := results.estimate(model, column))]
+    if not estimates:
+        return Cell(NO_VALUE)
+    scores = [score for model in models if column and (score := results.score(model, column))]
+    over_seeds = GridCell(tuple(estimate.value for estimate in estimates)).summary
+    shown = Estimate(over_seeds.value, estimates[0].stderr) if len(estimates) == 1 else over_seeds
+    return Cell(number(shown), link=results.link(scores[0].step) if scores else None)
 
 
-def _points(found: Difference | None) -> Cell:
-    return Cell(MISSING if found is None else number(found.value, found.stderr, points=True, sign=True))
-
-
-def _score(results: Results, models: list[Model], column: Column | None) -> Cell:
-    """The mean over the models, which are seeds of one pair, ± their spread; of one, ± the standard error of items."""
-    pairs: list[tuple[float, float | None]] = []
-    link = None
-    for model in models:
-        if column is None:
-            if mean := average(results, model):
-                pairs.append((mean.value, mean.stderr))
-        elif (score := results.score(model, column)) and score.value is not None:
-            pairs.append((score.value, score.stderr))
-            link = link or results.link(score.step)
-    if not pairs:
-        return Cell(MISSING)
-    over_seeds = Scores(tuple(value for value, _ in pairs))
-    error = pairs[0][1] if len(pairs) == 1 else over_seeds.spread
-    return Cell(number(over_seeds.mean, error, points=True), link=link)
-
-
-def best_table(parts: Sequence[Part]) -> Table:
-    """The best pair of each grid under each benchmark, with its gain over IT there."""
-    labels = list(dict.fromkeys(label for part in parts for label, _ in part.by_benchmark))
+def best_table(runs: Sequence[Run]) -> Table:
+    """The best pair of each grid under each benchmark, with its improvement there."""
     rows: dict[str, dict[str, Cell]] = {}
-    best: dict[str, list[float]] = {}
-    for part in parts:
-        for label, panel in part.by_benchmark:
-            text = f"{pair_text(panel.best)} {percent(panel.best_gain)}"
-            rows.setdefault(panel.title, {})[label] = Cell(text)
-            best.setdefault(label, []).append(panel.best[0])
-    table = [[Cell(title), *(cells.get(label, Cell(MISSING)) for label in labels)] for title, cells in rows.items()]
-    if len(rows) > 1:
-        means = [f"{math.fsum(best[label]) / len(best[label]):.2f}" for label in labels]
-        table.append([Cell("mean best prompt weight"), *map(Cell, means)])
-    return Table(["grid", *labels], table)
-
-
-def shares_table(grids: Sequence[Panel], benchmarks: Sequence[Panel], with_paper: bool) -> Table:
-    """How many of the best pairs lie where the paper counts them; and whether the prompt alone teaches something."""
-    heads = [
-        "share",
-        "by average",
-        *(["by benchmark"] if benchmarks else []),
-        *(["the paper, by benchmark"] * with_paper),
+    best_prompts: dict[str, list[float]] = {}
+    for run in runs:
+        for label, grid in run.benchmark_grids:
+            text = f"{pair_text(grid.best)} {percent(grid.best_improvement)}"
+            rows.setdefault(grid.title, {})[label] = Cell(text)
+            best_prompts.setdefault(label, []).append(grid.best[0])
+    table = [
+        [Cell(title), *(cells.get(label, Cell(NO_VALUE)) for label in best_prompts)] for title, cells in rows.items()
     ]
+    if len(rows) > 1:
+        means = [f"{fmean(prompts):.2f}" for prompts in best_prompts.values()]
+        table.append([Cell("mean best prompt weight"), *map(Cell, means)])
+    return Table(["grid", *best_prompts], table)
+
+
+def shares_table(grids: Sequence[Grid], benchmark_grids: Sequence[Grid], with_paper: bool) -> Table:
+    """How many best pairs lie in the paper's regions; how often tuning on prompts alone improves the base model."""
+    by_benchmark = bool(benchmark_grids)
+    heads = ["share", "by average", *["by benchmark"] * by_benchmark, *["the paper, by benchmark"] * with_paper]
+    with PAPER_SHARES.open(encoding="utf-8", newline="") as lines:
+        paper = {row["share"]: f"{row['count']} of {row['of']}" for row in csv.DictReader(lines)}
     rows = []
     for label, holds in SHARES.items():
-        counts = [_count(grids, holds), *([_count(benchmarks, holds)] if benchmarks else [])]
-        rows.append([label, *counts, *([PAPER[label]] if with_paper else [])])
+        counts = [_count(grids, holds), *[_count(benchmark_grids, holds)] * by_benchmark]
+        rows.append([label, *counts, *[paper[label]] * with_paper])
     above = [
-        cell.mean > panel.base.mean
-        for panel in grids
-        if panel.base
-        for pair, cell in panel.cells.items()
-        if pair[1] == 0
+        cell.mean > grid.base.mean
+        for grid in grids
+        if grid.base
+        for (_, completion), cell in grid.cells.items()
+        if completion == 0
     ]
     if above:
-        alone = [f"{sum(above)} of {len(above)}", *([""] if benchmarks else []), *([""] if with_paper else [])]
-        rows.append(["prompts alone (completion weight 0) above the base model", *alone])
+        label = "prompts alone (completion weight 0) above the base model"
+        rows.append([label, f"{sum(above)} of {len(above)}", *[""] * (len(heads) - 2)])
     return Table(heads, [[Cell(text) for text in row] for row in rows])
 
 
-def _count(grids: Sequence[Panel], holds: Weights) -> str:
-    return f"{sum(holds(panel.best) for panel in grids)} of {len(grids)}"
+def _count(grids: Sequence[Grid], holds: Callable[[Pair], bool]) -> str:
+    return f"{sum(holds(grid.best) for grid in grids)} of {len(grids)}"

@@ -1,4 +1,4 @@
-"""A report as one HTML page, as Markdown and as LaTeX tables, which all escape what came from a recipe or a file."""
+"""The report as one HTML page, as Markdown and as LaTeX tables. Each escapes names from recipes and files."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ from stages.system.terminal_text import safe
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure; its name is its file's, and what it shows is also said in words."""
+    """A figure."""
 
     name: str
+    """The name of its files."""
     alt: str
     forms: dict[str, bytes]
     """`svg` and `png`."""
 
     @property
     def embedded(self) -> str:
-        """The SVG for the page itself, in which no script can run."""
+        """The SVG in base64: scripts do not run in an embedded image."""
         return base64.b64encode(self.forms["svg"]).decode("ascii")
 
 
 @dataclass(frozen=True)
 class Section:
-    """One part of a report: its pictures, tables and notes, in this order."""
+    """One section of a report; the page shows pictures, tables and notes in this order."""
 
     title: str
     tables: list[tuple[str, Table]] = field(default_factory=list)
-    """Caption, which may be empty, and table."""
+    """Pairs of caption (possibly empty) and table. The page leaves out tables without rows."""
     notes: list[str] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
 
@@ -44,7 +45,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """All that a report says."""
+    """The content of a report."""
 
     title: str
     summary: str
@@ -52,7 +53,7 @@ class Page:
 
 
 def html(page: Page) -> str:
-    """One self-contained page that loads nothing; its only script sorts tables."""
+    """Write one self-contained page; its only script sorts tables."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
@@ -60,7 +61,7 @@ def html(page: Page) -> str:
 
 
 def markdown(page: Page) -> str:
-    """The same for a terminal or a code host."""
+    """Write the page as Markdown."""
     parts = [f"# {escape(page.title)}", escape(page.summary)]
     for section in page.sections:
         parts.append(f"## {escape(section.title)}")
@@ -85,13 +86,13 @@ def _markdown_cell(cell: Cell) -> str:
 
 
 def escape(text: str) -> str:
-    """Markdown that shows `text` as it is: no markup, no HTML, no end of a table cell or of a line."""
+    """Return Markdown that shows `text` literally, inside a table cell, too."""
     text = safe(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*\[\]|#~$!])", r"\\\1", " ".join(text.split()))
     return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # an underscore inside a word is no emphasis
 
 
-LATEX = {
+LATEX_ESCAPES = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
@@ -101,36 +102,34 @@ LATEX = {
     "-": "{-}",
     **{character: "\\" + character for character in "&%$#_{}"},
 }
-"""What LaTeX would take for markup, or its usual fonts lack; two hyphens would become a dash."""
+"""Escapes of LaTeX's markup and of characters outside its usual fonts; it would join two hyphens to a dash."""
 
 
 def latex(page: Page) -> str:
-    """The tables of the page for \\input, in the manner of the package booktabs, which they need (and T1 fonts)."""
-    parts = [r"% \usepackage[T1]{fontenc} \usepackage{booktabs}"]
-    for section in page.sections:
-        for caption, table in section.tables:
-            if table.rows:
-                title = " -- ".join(latex_text(text) for text in (section.title, caption) if text)
-                lines = [latex_text(head) for head in table.columns]
-                body = [[_latex_cell(cell) for cell in row] for row in table.rows]
-                parts.append(
-                    "\n".join(
-                        [
-                            r"\begin{table}",
-                            r"  \centering",
-                            rf"  \caption{{{title}}}",
-                            rf"  \begin{{tabular}}{{l{'r' * (len(lines) - 1)}}}",
-                            r"    \toprule",
-                            rf"    {' & '.join(lines)} \\",
-                            r"    \midrule",
-                            *(rf"    {' & '.join(row)} \\" for row in body),
-                            r"    \bottomrule",
-                            r"  \end{tabular}",
-                            r"\end{table}",
-                        ]
-                    )
-                )
-    return "\n\n".join(parts) + "\n"
+    """Write the page's tables for \\input; they need the package booktabs and T1 fonts."""
+    tables = [
+        _latex_table(" -- ".join(latex_text(text) for text in (section.title, caption) if text), table)
+        for section in page.sections
+        for caption, table in section.tables
+        if table.rows
+    ]
+    return "\n\n".join([r"% \usepackage[T1]{fontenc} \usepackage{booktabs}", *tables]) + "\n"
+
+
+def _latex_table(caption: str, table: Table) -> str:
+    head, *rows = [[latex_text(text) for text in table.columns], *(map(_latex_cell, row) for row in table.rows)]
+    body = "\n".join(rf"    {' & '.join(row)} \\" for row in rows)
+    return rf"""\begin{{table}}
+  \centering
+  \caption{{{caption}}}
+  \begin{{tabular}}{{l{"r" * (len(table.columns) - 1)}}}
+    \toprule
+    {" & ".join(head)} \\
+    \midrule
+{body}
+    \bottomrule
+  \end{{tabular}}
+\end{{table}}"""
 
 
 def _latex_cell(cell: Cell) -> str:
@@ -139,5 +138,5 @@ def _latex_cell(cell: Cell) -> str:
 
 
 def latex_text(text: str) -> str:
-    """LaTeX that shows `text` as it is."""
-    return "".join(LATEX.get(character, character) for character in " ".join(safe(text).split()))
+    """Return LaTeX that shows `text` literally."""
+    return "".join(LATEX_ESCAPES.get(character, character) for character in " ".join(safe(text).split()))

@@ -1,82 +1,74 @@
-"""Tables of what comes after instruction tuning: preference tuning from each start, and sensitivity to wording."""
+"""Tables of preference tuning from each start, and of the sensitivity of answers to the wording of prompts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stages.report.averages import average, compare
-from stages.report.results import Column, Difference, Model, Results
-from stages.report.runs import Part
-from stages.report.tables import MISSING, Cell, Table, column_labels, number
+from stages.report.results import Column, Model, Results
+from stages.report.runs import Run
+from stages.report.tables import NO_VALUE, Cell, Table, column_labels, number
 
 
-def preference_table(parts: Sequence[Part]) -> Table:
-    """Every model tuned on preferences beside the one that it started from, by the average over benchmarks; and how far
-    it is from the one that started from conventional instruction tuning."""
+def preference_table(runs: Sequence[Run]) -> Table:
+    """One row per preference-tuned model: the averages of its start and of itself, and two differences.
+
+    The second difference is from the model that started from conventional instruction tuning.
+    """
     rows = []
-    for part in parts:
-        tuned = [(model, start) for model in part.results.models if (start := _start(part.results, model))]
-        reference = next((model for model, start in tuned if start is part.baseline), None)
-        for model, start in tuned:
-            own = average(part.results, model)
-            row = [Cell(part.name)] if len(parts) > 1 else []
-            row += [Cell(model.label), _average(part.results, start)]
-            row.append(Cell(number(own.value, own.stderr, points=True) if own else MISSING))
-            row.append(_change(compare(part.results, model, start)))
-            against = compare(part.results, model, reference) if reference and reference is not model else None
-            row.append(_change(against) if reference is not model else Cell(""))
+    for run in runs:
+        results = run.results
+        pairs = [(model, start) for model in results.models if (start := _start(results, model))]
+        reference = next((model for model, start in pairs if start is run.baseline), None)
+        for model, start in pairs:
+            before, after = results.estimate(start), results.estimate(model)
+            row = [Cell(run.name)] if len(runs) > 1 else []
+            row += [Cell(model.label), Cell(f"{start.label}: {number(before)}" if before else NO_VALUE)]
+            row += [Cell(number(after)), Cell(number(results.difference(model, start), sign=True))]
+            from_reference = results.difference(model, reference) if reference else None
+            row.append(Cell("" if reference is model else number(from_reference, sign=True)))
             rows.append(row)
-    first = ["run"] if len(parts) > 1 else []
+    first = ["run"] if len(runs) > 1 else []
     return Table([*first, "model", "its start", "after", "change", "against the one from IT"], rows)
 
 
 def _start(results: Results, model: Model) -> Model | None:
-    """The measured model that a preference-tuned one started from."""
+    """The scored model that a preference-tuned one started from."""
     if model.stage != "dpo" or len(model.lineage) < 2:
         return None
-    before = model.lineage[1]
-    made = (before.step, before.fingerprint)
+    start = (model.lineage[1].step, model.lineage[1].fingerprint)
     return next(
-        (m for m in results.models if m.lineage and (m.lineage[0].step, m.lineage[0].fingerprint) == made), None
+        (m for m in results.models if m.lineage and (m.lineage[0].step, m.lineage[0].fingerprint) == start), None
     )
 
 
-def _average(results: Results, model: Model) -> Cell:
-    own = average(results, model)
-    return Cell(f"{model.label}: {number(own.value, own.stderr, points=True)}" if own else MISSING)
-
-
-def _change(found: Difference | None) -> Cell:
-    return Cell(MISSING if found is None else number(found.value, found.stderr, points=True, sign=True))
-
-
-def robustness_table(parts: Sequence[Part]) -> Table:
-    """How much each model's answers depend on the wording (POSIX; less is better), and the relative difference from
-    conventional instruction tuning."""
+def robustness_table(runs: Sequence[Run]) -> Table:
+    """Each model's sensitivity to wording (POSIX; less is better), and its relative difference from the baseline."""
     heads: dict[str, None] = {}
     rows: list[tuple[str, str, dict[str, Cell]]] = []
-    for part in parts:
-        results = part.results
+    for run in runs:
+        results = run.results
         columns = [column for column in results.columns(headline=True) if _is_sensitivity(results, column)]
         for model in results.models:
             cells: dict[str, Cell] = {}
-            for column, label in zip(columns, column_labels(results, columns, with_metric=False), strict=True):
-                score = results.score(model, column)
-                if score is None or score.value is None:
+            for column, label in zip(columns, column_labels(results, columns), strict=True):
+                score, estimate = results.score(model, column), results.estimate(model, column)
+                if score is None or estimate is None:
                     continue
-                cells[label] = Cell(number(score.value, score.stderr, points=False), link=results.link(score.step))
-                its = results.score(part.baseline, column) if part.baseline else None
-                if its and its.value and model is not part.baseline:
-                    cells[f"{label} against IT"] = Cell(f"{100 * (score.value / its.value - 1):+.1f} %")
+                cells[label] = Cell(number(estimate, points=False), link=results.link(score.step))
+                baseline = results.estimate(run.baseline, column) if run.baseline else None
+                if baseline and baseline.value and model is not run.baseline:
+                    cells[f"{label} against IT"] = Cell(f"{100 * (estimate.value / baseline.value - 1):+.1f} %")
                 heads |= dict.fromkeys([label, f"{label} against IT"])
             if cells:
-                rows.append((part.name, model.label, cells))
-    first = ["run"] if len(parts) > 1 else []
-    made = [
-        [*([Cell(run)] if first else []), Cell(model), *(cells.get(head, Cell("")) for head in heads)]
-        for run, model, cells in rows
-    ]
-    return Table([*first, "model", *heads], made)
+                rows.append((run.name, model.label, cells))
+    first = ["run"] if len(runs) > 1 else []
+    return Table(
+        [*first, "model", *heads],
+        [
+            [*([Cell(name)] if first else []), Cell(model), *(cells.get(head, Cell("")) for head in heads)]
+            for name, model, cells in rows
+        ],
+    )
 
 
 def _is_sensitivity(results: Results, column: Column) -> bool:

@@ -1,4 +1,4 @@
-"""What a report shows, run by run: the recipe's own results, and those of other recipes' runs."""
+"""The runs that a report shows: the recipe's own, and the last runs of other recipes."""
 
 from __future__ import annotations
 
@@ -7,61 +7,60 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from stages.base import Input
-from stages.records.past_runs import read_past_run
-from stages.report.averages import averaged
-from stages.report.config import PUBLISHED, RUN, ReportStage
-from stages.report.grid import Called, Panel, panels
-from stages.report.results import Model, Results, find_baseline, read
+from stages.evaluation.past_runs import read_past_run
+from stages.report.config import PUBLISHED, RUN_PREFIX, ReportStage
+from stages.report.grid import Grid, Names, find_grids
+from stages.report.results import Model, Results, find_baseline, read_results
 from stages.report.tables import column_labels
 
 
 @dataclass(frozen=True)
-class Part:
-    """One run."""
+class Run:
+    """The results of one run."""
 
-    run: str | None
-    """The recipe's name; None for the report's own."""
-    called: Called
-    """What to call its model and its data."""
+    recipe: str | None
+    """None for the report's own recipe."""
+    names: Names
     results: Results
     baseline: Model | None
-    grids: list[Panel]
-    """Of the average over its benchmarks."""
     missing: list[str]
-    """Its steps that have no result."""
+    """Its steps without a result."""
 
     @property
     def name(self) -> str:
-        """What to call it where it has no grid."""
-        return ", ".join(filter(None, self.called)) or self.run or ""
+        """Its name in tables of several runs."""
+        return ", ".join(filter(None, self.names)) or self.recipe or ""
 
     @cached_property
-    def by_benchmark(self) -> list[tuple[str, Panel]]:
-        """The grids under each benchmark that the average is made of, with the benchmark's name."""
-        columns = averaged(self.results)
-        labels = column_labels(self.results, columns, with_metric=False)
+    def grids(self) -> list[Grid]:
+        """The grids of the average over its benchmarks."""
+        return find_grids(self.results, self.names)
+
+    @cached_property
+    def benchmark_grids(self) -> list[tuple[str, Grid]]:
+        """The name of each benchmark in the average, with a grid under it."""
+        columns = self.results.averaged
         return [
-            (label, panel)
-            for label, column in zip(labels, columns, strict=True)
-            for panel in panels(self.results, column, self.called)
+            (label, grid)
+            for label, column in zip(column_labels(self.results, columns), columns, strict=True)
+            for grid in find_grids(self.results, self.names, column)
         ]
 
 
-def own_part(inputs: Mapping[str, Input], config: ReportStage) -> Part:
-    """The recipe's own results. Raises UserError for a baseline that was not measured."""
-    results = read({name: given for name, given in inputs.items() if not name.startswith((RUN, PUBLISHED))})
+def read_own_run(inputs: Mapping[str, Input], config: ReportStage) -> Run:
+    """Collect the recipe's own results. Raises UserError if no benchmark scored the configured baseline."""
+    steps = {name: step for name, step in inputs.items() if not name.startswith((RUN_PREFIX, PUBLISHED))}
+    results = read_results(steps)
     baseline = find_baseline(results.models, config.baseline) if results.models or config.baseline else None
-    called = (config.model_name, config.data_name)
-    return Part(None, called, results, baseline, panels(results, called=called), [])
+    return Run(None, (config.model_name, config.data_name), results, baseline, [])
 
 
-def joined_parts(inputs: Mapping[str, Input], config: ReportStage) -> list[Part]:
-    """The results of the runs that are joined, in the order of the recipe. Raises UserError."""
-    parts = []
-    for each in config.runs:
-        ran = read_past_run(inputs[f"{RUN}{each.run}"].path)
-        results = read(ran.scores, f"../../{each.run}")
-        called = (each.model_name or (None if each.data_name else each.run), each.data_name)
-        grids = panels(results, called=called)
-        parts.append(Part(each.run, called, results, find_baseline(results.models, None), grids, ran.missing))
-    return parts
+def read_joined_runs(inputs: Mapping[str, Input], config: ReportStage) -> list[Run]:
+    """Read the other recipes' runs, in the order of the section. Raises UserError if one cannot be read."""
+    runs = []
+    for entry in config.runs:
+        past_run = read_past_run(inputs[f"{RUN_PREFIX}{entry.run}"].path)
+        results = read_results(past_run.scores, f"../../{entry.run}")
+        names = (entry.model_name or (None if entry.data_name else entry.run), entry.data_name)
+        runs.append(Run(entry.run, names, results, find_baseline(results.models, None), past_run.missing))
+    return runs

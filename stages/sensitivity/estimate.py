@@ -13,7 +13,7 @@ def estimate(stage: SensitivityStage, inputs: EstimateInputs) -> Estimate:
         requests, system = [], stage.options.system_instruction
         for entry in stage.prompts:
             for group in read_sets(entry, inputs.paths, stage.seed):
-                texts, tokens = [prompt.text(system) for prompt in group.asked], entry.max_new_tokens
+                texts, tokens = [prompt.text(system) for prompt in group.prompts], entry.max_new_tokens
                 requests += [Request(text, tokens, len(texts) * tokens) for text in texts]
         return requests
 

@@ -1,18 +1,17 @@
-"""The data of an sft stage, prepared once for all steps that read the same rows with the same tokenizer: a grid over
-weights tokenises once."""
+"""A cache of prepared data sets: steps that read the same rows with the same tokenizer tokenise them once, whatever
+their weights."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Features, Json, List, Value
 from datasets.exceptions import DatasetGenerationError
-from filelock import FileLock
 from transformers import PreTrainedTokenizerBase
 
 from stages.base import Context, UserError
@@ -20,7 +19,7 @@ from stages.data.formats import Conversation, Example, PlainText, Row, Tokens
 from stages.data.reader import DROPPED_ROWS, dropped_rows_text, source_name
 from stages.data.tokenization import Preparer, content_key, prepare, problems
 from stages.sft.config import SFTStage
-from stages.system.integrity import broken_seal, seal
+from stages.system.integrity import build_once
 
 _COLUMNS: dict[type, dict[str, Any]] = {
     Example: {"prompt": Json(), "completion": Json(), "tools": Json()},
@@ -28,46 +27,44 @@ _COLUMNS: dict[type, dict[str, Any]] = {
     PlainText: {"text": Value("string")},
     Tokens: {"input_ids": List(Value("int32")), "loss_weights": List(Value("float32"))},
 }
-"""Messages are kept as JSON: they may have keys that differ from row to row. Text in their place is written as JSON,
-too, for Json takes a text that reads as JSON (`5`, `true`, `{"a": 1}`) for what it says."""
+"""Messages are JSON, since their keys can differ from row to row. Plain text in these columns is encoded as JSON too:
+Json would parse a text such as `5`, `true` or `{"a": 1}`."""
 
 
-def prepared(
+def load_prepared(
     context: Context, part: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None
 ) -> tuple[Dataset, list[str]]:
-    """The prepared rows of `part`, `train` or `eval`, and a line for each row that `on_bad_row: drop` left out.
+    """Load the prepared rows of `part` (`train` or `eval`) from the cache; prepare them first if they are missing.
 
-    What is prepared lies in the cache under the hash of all that decides it: the file's content, how it is read, the
-    tokenizer, `max_length` and `turns`; not the weights. Raises UserError.
+    The cache key is a hash of everything that affects the rows: the file's content, the options for reading it, the
+    tokenizer, `max_length` and `turns`, but not the weights.
+
+    Returns:
+        The rows, and a line for each row that `on_bad_row: drop` left out.
+
+    Raises:
+        UserError: the rows cannot be used.
     """
     stage: SFTStage = context.config
     source = context.inputs[part]
     reading = stage.data.reading(part, stage.data.format)
     if not source.path.is_dir():
-        reading = replace(reading, split="")  # a file has none
+        reading = replace(reading, split="")  # a single file has no splits
     key = content_key(source.fingerprint, reading, Preparer(tokenizer, max_length, stage.data.turns).key())
     folder = context.cache / "prepared" / key
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        if broken_seal(folder) is not None:
-            unfinished = folder.with_suffix(".unfinished")
-            for left in (unfinished, folder):  # what a killed run left, or what was damaged since
-                shutil.rmtree(left, ignore_errors=True)
-            _prepare(context, part, tokenizer, max_length, unfinished)
-            seal(unfinished)
-            unfinished.rename(folder)
-    lines = (folder / DROPPED_ROWS).read_text(encoding="utf-8").splitlines()
-    return Dataset.load_from_disk(str(folder)), lines
+    build_once(folder, partial(_prepare, context, part, tokenizer, max_length))
+    dropped = (folder / DROPPED_ROWS).read_text(encoding="utf-8").splitlines()
+    return Dataset.load_from_disk(str(folder)), dropped
 
 
 def _prepare(
-    context: Context, part: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None, made: Path
+    context: Context, part: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None, folder: Path
 ) -> None:
-    """Write the prepared rows, and the list of those that were dropped, to the folder `made`."""
+    """Write the prepared rows and the list of dropped rows to `folder`."""
     stage: SFTStage = context.config
     path = context.inputs[part].path
     dropped: list[str] = []
-    rows = _as_dataset(lambda told: stage.rows(path, part, told), dropped, context.scratch / f"rows-{part}")
+    rows = _as_dataset(partial(stage.rows, path, part), dropped, context.scratch / f"rows-{part}")
     place = f"{source_name(path, stage.data.reading(part, stage.data.format))}:"
     data = prepare(
         rows,
@@ -78,20 +75,20 @@ def _prepare(
         place,
         stage.train.model_dump().get("dataset_num_proc"),
     )
-    data.save_to_disk(str(made))
+    data.save_to_disk(str(folder))
     dropped += [f"{place}{number}: {problem}" for number, problem in problems(data)]
-    (made / DROPPED_ROWS).write_text(dropped_rows_text(dropped, [path]), encoding="utf-8")
+    (folder / DROPPED_ROWS).write_text(dropped_rows_text(dropped, [path]), encoding="utf-8")
 
 
 def _as_dataset(rows: Callable[[list[str]], Iterator[tuple[int, Row]]], dropped: list[str], folder: Path) -> Dataset:
-    """Rows as a data set that lies in `folder`, not in memory; each with its number in the column `row`."""
+    """Write rows to a data set in `folder`, not in memory; the column `row` holds their numbers."""
     columns = _COLUMNS[type(next(rows([]))[1])]
 
     def generate() -> Iterator[dict[str, Any]]:
         for number, row in rows(dropped):
-            found = {name: value for name, value in row.columns().items() if value is not None}
-            found |= {name: json.dumps(found[name]) for name in found if isinstance(columns[name], Json)}
-            yield {"row": number, **dict.fromkeys(columns), **found}
+            values = {name: value for name, value in row.columns().items() if value is not None}
+            values |= {name: json.dumps(values[name]) for name in values if isinstance(columns[name], Json)}
+            yield {"row": number, **dict.fromkeys(columns), **values}
 
     try:
         return Dataset.from_generator(

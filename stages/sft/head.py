@@ -1,12 +1,12 @@
-"""The weighted loss straight from the hidden states, for CPUs, where TRL's fused head scores every position and
-computes the logits twice.
+"""The weighted loss from the hidden states, for CPUs, where TRL's fused head scores every position and computes the
+logits twice.
 
-Positions of weight 0 are dropped before the projection, the logits exist only for a few rows at a time, and the
-gradient is computed beside the loss, while a chunk's logits are at hand:
+Positions of weight 0 are dropped before the projection. The logits are computed in chunks of a few positions, and the
+gradient together with the loss, from the same chunk:
 
     L = sum_t w_t (log sum_v exp z_tv - z_t,y),    dL/dz_tv = w_t (softmax(z_t)_v - 1[v = y])
 
-(the WIT loss before its division; Chatterjee et al., TACL 2025, section 3).
+(the numerator of the WIT loss; Chatterjee et al., TACL 2025, section 3).
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 CHUNK_BYTES = 48 * 2**20
-"""How large a chunk's float32 logits may be."""
+"""Maximum size of a chunk's float32 logits."""
 
 
 @dataclass
 class WeightedOutput(ModelOutput):
-    """What a model returns for `loss_weights`. Positions are those of TRL's head: [:, t] is of token t + 1."""
+    """Output of a model called with `loss_weights`. As in TRL's head, [:, t] belongs to token t + 1."""
 
     weighted_nll: Tensor | None = None
-    """() float: sum over all tokens of weight times negative log-likelihood; the only field with a gradient."""
+    """() float: sum over tokens of weight times negative log-likelihood; the only field with a gradient."""
     log_probs: Tensor | None = None
     """(rows, length - 1) float32: log-likelihood of each scored token, 0 elsewhere."""
     is_top1: Tensor | None = None
-    """(rows, length - 1) bool: scored, and the likeliest token of all."""
+    """(rows, length - 1) bool: scored, and the most likely token."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """What turns a model's last hidden states into logits: cap * tanh((W h + b) * scale / cap)."""
+    """The map from last hidden states to logits: cap * tanh((W h + b) * scale / cap)."""
 
     scale: float = 1.0
     softcap: float | None = None
 
     def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
-        """(rows, vocabulary), float32 or wider; written into `out` where one is given and the type allows it."""
+        """Compute logits (rows, vocabulary), float32 or wider, in the memory of `out` if its dtype fits."""
         if out is None or out.dtype != weight.dtype:
             logits = torch.nn.functional.linear(hidden, weight, bias)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -62,22 +62,22 @@ class Head:
 
 
 class _WeightedNLL(torch.autograd.Function):
-    """hidden (n, d), weight (v, d), bias (v) or None, targets (n), weights (n) -> WeightedOutput's three, over n."""
+    """hidden (n, d), weight (v, d), bias (v) or None, targets (n), weights (n) -> the fields of WeightedOutput, (n)."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, weights, head, learning):  # type: ignore[no-untyped-def]
+    def forward(ctx, hidden, weight, bias, targets, weights, head, grad_enabled):  # type: ignore[no-untyped-def]
         autocast = torch.is_autocast_enabled(hidden.device.type)
         dtype = torch.get_autocast_dtype(hidden.device.type) if autocast else weight.dtype
-        hidden, weight, bias = (None if part is None else part.to(dtype) for part in (hidden, weight, bias))
-        wanted = [learning and needed for needed in ctx.needs_input_grad[:3]]
+        hidden, weight, bias = (None if x is None else x.to(dtype) for x in (hidden, weight, bias))
+        needs_grad = [grad_enabled and needed for needed in ctx.needs_input_grad[:3]]
         with torch.autocast(hidden.device.type, enabled=False):
-            *outputs, ctx.gradients = _forward(hidden, weight, bias, targets, weights, head, wanted)
+            *outputs, ctx.gradients = _forward(hidden, weight, bias, targets, weights, head, needs_grad)
         ctx.mark_non_differentiable(*outputs[1:])
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx, grad, *_):  # type: ignore[no-untyped-def]
-        gradients, ctx.gradients = ctx.gradients, None  # held once, so that autograd can take them without a copy
+        gradients, ctx.gradients = ctx.gradients, None  # drop the reference: autograd then takes them without a copy
         return *(None if g is None else g.mul_(grad) for g in gradients), None, None, None, None
 
 
@@ -91,13 +91,13 @@ def _forward(
     targets: Tensor,
     weights: Tensor,
     head: Head,
-    wanted: list[bool],
+    needs_grad: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor | None, Tensor | None, Tensor | None]]:
-    """The loss, the tokens' log-likelihoods, which are top, and the gradients `wanted` for the first three."""
-    grad_hidden = torch.empty_like(hidden) if wanted[0] else None
-    exact = torch.promote_types(weight.dtype, torch.float32)  # of all sums: over chunks, bfloat16 would lose digits
-    grad_weight = torch.zeros_like(weight, dtype=exact) if wanted[1] else None
-    grad_bias = torch.zeros_like(bias, dtype=exact) if wanted[2] and bias is not None else None
+    """The fields of WeightedOutput and the gradients of hidden, weight and bias, None where not needed."""
+    grad_hidden = torch.empty_like(hidden) if needs_grad[0] else None
+    exact = torch.promote_types(weight.dtype, torch.float32)  # sums over chunks would lose digits in bfloat16
+    grad_weight = torch.zeros_like(weight, dtype=exact) if needs_grad[1] else None
+    grad_bias = torch.zeros_like(bias, dtype=exact) if needs_grad[2] and bias is not None else None
     log_probs = torch.empty(len(hidden), dtype=exact)
     is_top1 = torch.empty(len(hidden), dtype=torch.bool)
     weights = weights.to(log_probs.dtype)
@@ -114,7 +114,7 @@ def _forward(
         total = z.sum(dim=-1, keepdim=True)
         log_probs[part] = (z_y - top - total.log())[:, 0]
         is_top1[part] = (z_y == top)[:, 0]
-        if not any(wanted):
+        if not any(needs_grad):
             continue
         z.mul_((w[:, None] / total) * head.scale)
         z.scatter_add_(1, y[:, None], -w[:, None] * head.scale)
@@ -133,22 +133,23 @@ def _forward(
 
 
 def add_weighted_head(model: PreTrainedModel) -> bool:
-    """Let `model(..., labels=, loss_weights=)` return a WeightedOutput; False, and no change, where it cannot.
+    """Make `model(..., labels=, loss_weights=)` return a WeightedOutput. Call it before wrapping the model.
 
-    `labels` (rows, length) are -100 where nothing is to be scored, `loss_weights` (rows, length) float32 the weights.
-    Served are models on a CPU whose logits are a plain linear projection of the last hidden states, perhaps scaled
-    and soft-capped. That is not taken from the model's name: a few tokens are put through the model's own head and
-    through this one, and the logits have to agree. Add the head before wrapping the model.
+    `labels` (rows, length) are -100 at tokens not to score; `loss_weights` (rows, length) are float32.
+
+    Returns:
+        False, without changing the model, unless its logits are a linear projection of the last hidden states, perhaps
+        scaled and soft-capped. The check compares the logits of a few tokens with those of the model's own head.
     """
     head = _head_of(model)
     if not _agrees(model, head):
         return False
-    inner = model.forward
+    original_forward = model.forward
 
-    @functools.wraps(inner)
+    @functools.wraps(original_forward)
     def forward(self: Any, *args: Any, loss_weights: Tensor | None = None, **kwargs: Any) -> Any:
         if loss_weights is None:
-            return inner(*args, **kwargs)
+            return original_forward(*args, **kwargs)
         labels = kwargs.pop("labels")[:, 1:]
         kwargs["use_cache"] = False
         hidden = self.base_model(*args, **kwargs).last_hidden_state[:, :-1]
@@ -161,9 +162,8 @@ def add_weighted_head(model: PreTrainedModel) -> bool:
 
 def _score(head: Head, linear: nn.Linear, hidden: Tensor, labels: Tensor, weights: Tensor, scored: Tensor) -> Any:
     weight, bias = (p.full_tensor() if isinstance(p, DTensor) else p for p in (linear.weight, linear.bias))
-    chosen = hidden[scored]
     nll, log_probs, is_top1 = weighted_nll(
-        chosen, weight, bias, labels[scored], weights[scored], head, torch.is_grad_enabled()
+        hidden[scored], weight, bias, labels[scored], weights[scored], head, torch.is_grad_enabled()
     )
     return WeightedOutput(
         weighted_nll=nll,
@@ -173,7 +173,7 @@ def _score(head: Head, linear: nn.Linear, hidden: Tensor, labels: Tensor, weight
 
 
 def _head_of(model: PreTrainedModel) -> Head:
-    """The scale and the soft cap that the model's config speaks of, under the names in use."""
+    """The scale and the soft cap in the model's config, whose names differ by architecture."""
     config = model.config.get_text_config()
     multipliers = [getattr(config, name, None) for name in ("logit_scale", "output_multiplier", "lm_head_multiplier")]
     scale = next((float(value) for value in multipliers if value is not None), 1.0)
@@ -183,20 +183,22 @@ def _head_of(model: PreTrainedModel) -> Head:
 
 @torch.no_grad()
 def _agrees(model: PreTrainedModel, head: Head) -> bool:
-    """Whether the model's own logits are what `head` makes of its last hidden states."""
+    """Whether `head` computes the model's own logits from its last hidden states."""
     linear = model.get_output_embeddings()
     config = model.config.get_text_config()
     if type(linear) is not nn.Linear or getattr(config, "output_router_logits", None) is not None:
-        return False  # a mixture of experts has a further loss, which TRL's head adds
+        return False  # TRL's head adds the auxiliary loss of a mixture of experts
     was_training = model.training
     model.eval()
     try:
         tokens = torch.arange(8)[None] % linear.out_features
-        own = model(input_ids=tokens, use_cache=False).logits[0].double()
+        expected = model(input_ids=tokens, use_cache=False).logits[0].double()
         hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0]
-        made = head.logits(hidden.to(linear.weight.dtype), linear.weight, linear.bias).double()
-    except (AttributeError, TypeError):  # no backbone that gives its last hidden states
+        logits = head.logits(hidden.to(linear.weight.dtype), linear.weight, linear.bias).double()
+    except (AttributeError, TypeError):  # no backbone that returns its last hidden states
         return False
     finally:
         model.train(was_training)
-    return own.shape == made.shape and torch.allclose(own, made, rtol=1e-3, atol=1e-3 * float(own.abs().max()))
+    if logits.shape != expected.shape:
+        return False
+    return torch.allclose(expected, logits, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))

@@ -34,7 +34,7 @@ def preview(
     from trl import SFTConfig
 
     from stages.data.tokenization import prepare
-    from stages.training.loop import load_tokenizer
+    from stages.training.model_io import load_tokenizer
 
     path, data = paths["train"], stage.data
     total = sum(1 for _ in stage.rows(path, "train"))
@@ -51,7 +51,7 @@ def preview(
         data.on_bad_row,
         f"{source_name(path, reading)}:",
     )
-    segment_weights = stage.weights.table
+    segment_weights = stage.weights.segment_weights
     examples = previewed_rows(prepared, tokenizer, segment_weights)
     segments = {token.segment for example in examples for token in example.tokens}
     weights = {name: w for name, w in zip(SEGMENT_NAMES, segment_weights, strict=True) if name in segments}

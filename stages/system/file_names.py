@@ -1,4 +1,4 @@
-"""Names that people gave -> file names."""
+"""File names for steps, tasks and figures, whose own names may contain any character."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import hashlib
 import re
 
 LONGEST = 150
-"""Bytes of a file name: file systems take 255, and what is written beside a file has a longer name than it."""
+"""Longest file name in bytes. File systems allow 255; suffixes and temporary prefixes need the rest."""
 
 
 def file_name(name: str) -> str:
-    """`name` as one file name: no slashes or control characters; where it is too long, cut and ended by its hash."""
+    """Replace slashes and control characters in `name` by `_`. Cut a name that is too long and append its hash."""
     plain = re.sub(r"[/\x00-\x1f\x7f]", "_", name)
     raw = plain.encode(errors="replace")
     if len(raw) <= LONGEST:

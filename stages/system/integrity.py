@@ -1,21 +1,24 @@
-"""Files that can be told to be whole: JSON written at once, hashes, and folders sealed by the hashes of their files."""
+"""Atomic JSON files, SHA-256 hashes, and folders that record the hashes of their files."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 SEAL = "sealed.json"
 """Written last into a folder: {"files": {name: sha256}, ...}. A folder without it is unfinished."""
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` so that the file is, at any moment, the old one or the new one."""
+    """Write `value` as JSON. Readers see the old file or the new one, never a part."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with temporary.open("w", encoding="utf-8") as file:
@@ -29,24 +32,24 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def file_hash(path: Path) -> str:
-    """sha256 of a file's bytes, in hex."""
+    """Return the SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def content_hash(value: Any) -> str:
-    """sha256 of a value's canonical JSON, in hex: independent of the order of keys."""
+    """Return the SHA-256 of a value's JSON with sorted keys, in hex."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def files_in(folder: Path) -> dict[str, str]:
-    """Name, relative to `folder`, -> sha256 of every file in it."""
+    """Map the path of every file, relative to `folder`, to its SHA-256."""
     return {str(file.relative_to(folder)): file_hash(file) for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
 def damage(folder: Path, files: Mapping[str, str], hash_of: Callable[[Path], str] = file_hash) -> str | None:
-    """What is wrong with the files of `folder`, which should be `files`; None where nothing is."""
+    """Describe the first file that differs from `files` (path -> hash). None if all agree."""
     for name, expected in sorted(files.items()):
         try:
             if hash_of(folder / name) != expected:
@@ -58,13 +61,13 @@ def damage(folder: Path, files: Mapping[str, str], hash_of: Callable[[Path], str
     return None
 
 
-def seal(folder: Path, **said: Any) -> None:
-    """Note the hashes of the folder's files in it, and what else is `said`."""
-    write_json(folder / SEAL, {"files": files_in(folder), **said})
+def seal(folder: Path, **details: Any) -> None:
+    """Write SEAL into `folder`: the hashes of its files, and `details`."""
+    write_json(folder / SEAL, {"files": files_in(folder), **details})
 
 
 def broken_seal(folder: Path) -> str | None:
-    """What is wrong with a folder that should have been sealed; None where it is whole."""
+    """Describe why a sealed folder is unusable. None if it is complete and unchanged."""
     try:
         return damage(folder, read_seal(folder)["files"])
     except FileNotFoundError:
@@ -74,5 +77,27 @@ def broken_seal(folder: Path) -> str | None:
 
 
 def read_seal(folder: Path) -> dict[str, Any]:
-    """What the seal says. Raises OSError or ValueError where there is none."""
+    """Read SEAL. Raises OSError or ValueError if it is missing or unreadable."""
     return json.loads((folder / SEAL).read_text(encoding="utf-8"))
+
+
+def build_once(folder: Path, build: Callable[[Path], None]) -> None:
+    """Build `folder` unless it exists with an intact seal. Concurrent processes build it once.
+
+    Args:
+        folder: its name has no suffix.
+        build: creates and fills the work folder, which is then sealed and renamed to `folder`.
+    """
+    work = folder.with_suffix(".unfinished")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if broken_seal(folder) is None:
+            return
+        for leftover in (work, folder):  # from a killed run, or damaged since
+            shutil.rmtree(leftover, ignore_errors=True)
+        try:
+            build(work)
+            seal(work)
+            work.rename(folder)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)

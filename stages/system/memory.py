@@ -1,4 +1,4 @@
-"""How much memory the process of a step has taken."""
+"""Peak memory of the current process."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import sys
 from typing import Any
 
 BYTES = 1 if sys.platform == "darwin" else 1024
-"""What the system counts resident memory in: see getrusage(2)."""
+"""Unit of `ru_maxrss`, in bytes; see getrusage(2)."""
 
 
 def peak_memory() -> str:
-    """`memory 0.71 GiB`: the most that this process was resident with so far. `GPU memory 12.31 GiB` where it works on
-    GPUs: the most that torch reserved on them."""
+    """Format the peak resident memory, `memory 0.71 GiB`, or what torch reserved on GPUs, `GPU memory 12.31 GiB`."""
     torch: Any = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
-        taken = sum(torch.cuda.max_memory_reserved(gpu) for gpu in range(torch.cuda.device_count()))
-        return f"GPU memory {taken / 2**30:.2f} GiB"
+        reserved = sum(torch.cuda.max_memory_reserved(gpu) for gpu in range(torch.cuda.device_count()))
+        return f"GPU memory {reserved / 2**30:.2f} GiB"
     return f"memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * BYTES / 2**30:.2f} GiB"

@@ -1,4 +1,4 @@
-"""How a module of this project is run in a process of its own."""
+"""The command that runs a module of this project in its own process."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from pathlib import Path
 
 
 def module_command(module: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
-    """Command line and environment of `python -m module arguments`.
+    """Return the command line and the environment of `python -m module arguments`.
 
-    The current folder is left out of the search path: a user's own folder `pipeline` or `stages` must not stand in
-    for ours.
+    `-P` removes the current folder from the search path, where a folder `pipeline` or `stages` would hide ours.
     """
     root = str(Path(__file__).resolve().parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]

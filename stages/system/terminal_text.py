@@ -1,8 +1,8 @@
-"""Text of others on a terminal: what would steer it is shown, not obeyed."""
+"""Untrusted text on a terminal: control characters are shown instead of sent."""
 
 from __future__ import annotations
 
 
 def safe(text: str) -> str:
-    """`text` with control and other invisible characters by their number, `<U+001B>`, but for line ends and tabs."""
-    return "".join(one if one.isprintable() or one in "\n\t" else f"<U+{ord(one):04X}>" for one in text)
+    """Replace invisible characters, except line ends and tabs, by their code point: `<U+001B>`."""
+    return "".join(char if char.isprintable() or char in "\n\t" else f"<U+{ord(char):04X}>" for char in text)

@@ -1,8 +1,8 @@
-"""Checkpoints of a training: saved as it goes, checked before another attempt goes on from one.
+"""Checkpoints of a training: when to save one, which one to resume from, and the sums that transformers does not save.
 
-transformers saves and restores the model, the optimiser, the schedule, the random number generators and the place in
-the data; here stands what it leaves out: when to save, whether a checkpoint is whole, and the sums that the next log
-and the final figures are made of. A training that was interrupted then ends with the bytes of one that was not.
+transformers saves and restores the model, the optimiser, the schedule, the random number generators and the position in
+the data. With the sums behind the next log restored as well, a resumed training ends with the same bytes as one that
+was never interrupted.
 """
 
 from __future__ import annotations
@@ -17,128 +17,113 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
-from trl import DPOTrainer, SFTTrainer
 
 from stages.system.integrity import SEAL, broken_seal, read_seal, seal, write_json
+from stages.training.trainer_internals import TRLTrainer, read_sums, restore_sums
 
-FIRST_SECONDS = 5.0
-"""When the first is saved, unless the recipe sets save_steps: early, for it also shows whether the disk has room."""
-SHARE = 0.01
-"""Of the training time that saving may take from then on."""
-MOST_SECONDS = 1800.0
-"""The longest time between two of them, whatever share saving takes."""
+MIN_INTERVAL = 5.0
+"""Seconds until the first checkpoint, unless the recipe sets save_steps: early, to show whether the disk has room."""
+MAX_INTERVAL = 1800.0
+"""Longest time between two checkpoints, in seconds."""
+MAX_OVERHEAD = 0.01
+"""Share of the training time that later checkpoints may cost."""
 CHECKPOINTS_KEPT = 2
-"""How many are kept: while one is being written, the one before is the last that is complete."""
+"""While one checkpoint is being written, the one before is the last complete one."""
 
-_MADE_BY = ("torch", "transformers", "trl", "peft", "accelerate")
+_VERSIONED_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
+"""A checkpoint of another version of one of these is not used."""
 
 
 class Checkpoints(TrainerCallback):
-    """Saves checkpoints of `trainer`, and restores from one what transformers does not.
+    """Saves checkpoints of a trainer, and restores the sums that transformers does not.
 
     Args:
-        trainer: saves to its own output_dir.
-        by_steps: every save_steps steps; else by the clock.
-        sums: running sums beyond TRL's own, restored in place.
+        trainer: Its output_dir holds the checkpoints.
+        by_steps: Save every save_steps steps; otherwise by the clock.
+        sums: Running sums of our own, restored in place.
     """
 
-    def __init__(self, trainer: SFTTrainer | DPOTrainer, by_steps: bool, sums: dict[str, torch.Tensor]) -> None:
+    def __init__(self, trainer: TRLTrainer, by_steps: bool, sums: dict[str, torch.Tensor]) -> None:
         self.trainer, self.by_steps, self.sums = trainer, by_steps, sums
         self.folder = Path(str(trainer.args.output_dir))
-        self.found: Path | None = None
-        """The checkpoint to go on from."""
-        self.notes: list[str] = []
-        """What a user would want to know of it."""
-        self.seconds = 0.0
-        """Of training, in the attempts before."""
-        self._began = self._last = time.monotonic()
-        self._wait = FIRST_SECONDS
-        self._find()
+        self.earlier_seconds = 0.0
+        """Training time of the attempts before this one."""
+        self._started = self._last_save = self._save_started = time.monotonic()
+        self._interval = MIN_INTERVAL
+        self.resume_from, self.notes = self._select()
+        """The checkpoint to resume from, if there is one, and notes for the user."""
 
-    def _find(self) -> None:
-        """The last whole checkpoint; those that cannot be used are named and removed. All ranks find the same."""
-        found: list[Any] = [None, []]
-        if self.trainer.is_world_process_zero():
-            there = self.folder.glob("checkpoint-*")
-            for place in sorted(there, key=lambda place: int(place.name.rpartition("-")[2]), reverse=True):
-                if found[0] is None and (why := _unusable(place)) is None:
-                    found[0] = str(place)
-                elif found[0] is None:
-                    if (place / SEAL).exists():  # one that was being written when the process was killed is no news
-                        found[1].append(f"{place.name} is not used: {why}")
-                    shutil.rmtree(place)
-        broadcast_object_list(found)
-        if found[0] is not None:
-            self.found = Path(found[0])
-            step = self.found.name.rpartition("-")[2]
-            found[1].append(f"went on from step {step}, where an earlier attempt was interrupted")
-        self.notes = found[1]
+    def _select(self) -> tuple[Path | None, list[str]]:
+        """Select the last usable checkpoint, the same on every rank. Remove unusable ones after it."""
+        selection: list[Any] = list(self._select_on_disk()) if self.trainer.is_world_process_zero() else [None, []]
+        checkpoint, notes = broadcast_object_list(selection)
+        if checkpoint is not None:
+            step = checkpoint.name.rpartition("-")[2]
+            notes.append(f"resumed from step {step}, where an earlier attempt was interrupted")
+        return checkpoint, notes
+
+    def _select_on_disk(self) -> tuple[Path | None, list[str]]:
+        notes: list[str] = []
+        folders = self.folder.glob("checkpoint-*")
+        for checkpoint in sorted(folders, key=lambda folder: int(folder.name.rpartition("-")[2]), reverse=True):
+            if (problem := _problem(checkpoint)) is None:
+                return checkpoint, notes
+            if (checkpoint / SEAL).exists():  # without a seal, the process was killed while writing it: no news
+                notes.append(f"{checkpoint.name} is not used: {problem}")
+            shutil.rmtree(checkpoint)
+        return None, notes
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Restore the sums."""
-        self._began = self._last = time.monotonic()
-        if self.found is None:
+        self._started = self._last_save = time.monotonic()
+        if self.resume_from is None:
             return
-        saved = json.loads(self._sums_file(self.found).read_text(encoding="utf-8"))
-        trainer = self.trainer
-        trainer._initial_global_step = 0  # the figures are of the whole training, not of this attempt
-        trainer._tr_loss = torch.tensor(saved["loss"], device=args.device)
-        trainer._total_loss_scalar = saved["total_loss"]
-        trainer._globalstep_last_logged = saved["last_logged"]
-        trainer._total_train_tokens = saved["tokens"]
-        trainer._metrics["train"].update(saved["metrics"])
+        saved = json.loads(self._sums_file(self.resume_from).read_text(encoding="utf-8"))
+        restore_sums(self.trainer, saved, args.device)
         for name, tensor in self.sums.items():
             tensor.copy_(torch.tensor(saved["sums"][name], dtype=tensor.dtype))
-        self.seconds = saved["seconds"]
+        self.earlier_seconds = saved["seconds"]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Decide whether to save now; never after the last step, for the finished model is published."""
-        due = state.global_step % state.save_steps == 0 if self.by_steps else self._is_time()
+        """Decide whether to save now. The last step needs no checkpoint, because the finished model is published."""
+        due = state.global_step % state.save_steps == 0 if self.by_steps else self._is_due()
         control.should_save = due and state.global_step < state.max_steps
-        self._asked = time.monotonic()
+        self._save_started = time.monotonic()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Complete what transformers has saved, and seal it."""
-        trainer, place = self.trainer, self.folder / f"checkpoint-{state.global_step}"
-        metrics = {name: values for name, values in trainer._metrics["train"].items() if values}
-        saved = {
-            "loss": trainer._tr_loss.item(),
-            "total_loss": trainer._total_loss_scalar,
-            "last_logged": trainer._globalstep_last_logged,
-            "tokens": int(trainer._total_train_tokens),
-            "metrics": metrics,
-            "sums": {name: tensor.tolist() for name, tensor in self.sums.items()},
-            "seconds": self.seconds + time.monotonic() - self._began,
-        }
-        write_json(self._sums_file(place), saved)
+        """Add the sums to the checkpoint that transformers has written, and seal it."""
+        trainer, checkpoint = self.trainer, self.folder / f"checkpoint-{state.global_step}"
+        own_sums = {name: tensor.tolist() for name, tensor in self.sums.items()}
+        write_json(self._sums_file(checkpoint), read_sums(trainer) | {"sums": own_sums, "seconds": self.elapsed()})
         trainer.accelerator.wait_for_everyone()  # every rank has written its part
         if trainer.is_world_process_zero():
-            seal(place, made_by=_made_by())
+            seal(checkpoint, **{"made_by": _versions()})
         trainer.accelerator.wait_for_everyone()
-        self._last = time.monotonic()
-        self._wait = min(max(FIRST_SECONDS, (self._last - self._asked) / SHARE), MOST_SECONDS)
+        self._last_save = time.monotonic()
+        cost = self._last_save - self._save_started
+        self._interval = min(max(MIN_INTERVAL, cost / MAX_OVERHEAD), MAX_INTERVAL)
 
     def elapsed(self) -> float:
-        """Seconds of training, in all attempts."""
-        return self.seconds + time.monotonic() - self._began
+        """Return the training time of all attempts, in seconds."""
+        return self.earlier_seconds + time.monotonic() - self._started
 
-    def _is_time(self) -> bool:
-        due = [time.monotonic() - self._last >= self._wait]
-        broadcast_object_list(due)  # as rank 0's clock has it
+    def _is_due(self) -> bool:
+        due = [time.monotonic() - self._last_save >= self._interval]
+        broadcast_object_list(due)  # the clock of rank 0 decides
         return due[0]
 
-    def _sums_file(self, place: Path) -> Path:
-        return place / f"sums-{self.trainer.args.process_index}.json"
+    def _sums_file(self, checkpoint: Path) -> Path:
+        return checkpoint / f"sums-{self.trainer.args.process_index}.json"
 
 
-def _unusable(place: Path) -> str | None:
-    """Why training cannot go on from the checkpoint in `place`; None where it can."""
-    if broken := broken_seal(place):
+def _problem(checkpoint: Path) -> str | None:
+    """Return why training cannot resume from a checkpoint; None if it can."""
+    if broken := broken_seal(checkpoint):
         return broken
-    before, now = read_seal(place)["made_by"], _made_by()
+    before, now = read_seal(checkpoint)["made_by"], _versions()
     changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
     return f"it was written with other versions ({', '.join(changed)})" if changed else None
 
 
-def _made_by() -> dict[str, str]:
-    return {name: metadata.version(name) for name in _MADE_BY}
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in _VERSIONED_PACKAGES}

@@ -1,11 +1,10 @@
-"""A training step in several processes: what a recipe may say under `launch`, and how `accelerate launch` is called.
+"""Training in several processes: a recipe's `launch` section, and the call of `accelerate launch`.
 
-Reading a recipe imports neither torch nor accelerate; only `run_ranks`, called by a worker, does.
+Only `run_ranks`, which a worker calls, imports torch and accelerate; reading a recipe does not.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -15,67 +14,65 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import Field, model_validator
 
 from stages.base import UserError
-from stages.library_options.option_models import Options, options
+from stages.library_options.option_models import Options, launch_actions, options
 
 if TYPE_CHECKING:
     LaunchOptions = Options
 else:
     LaunchOptions = options("launch")
 
-ON_GPUS_ONLY = ("use_fsdp", "use_deepspeed")
-"""What accelerate does not do on CPUs: it would train unsharded copies without a word."""
+SHARDING_OPTIONS = ("use_fsdp", "use_deepspeed")
+"""They need GPUs: on CPUs, accelerate would silently train an unsharded copy in each process."""
 
-_ENDED = "ended with status {} before it had a result (out of memory?)"
+_EXIT_MESSAGE = "ended with status {} before it had a result (out of memory?)"
 
 
 class Launch(LaunchOptions):
     """Options of `accelerate launch`, by their names there."""
 
     num_processes: int = Field(ge=1)
-    """How many processes train together, on all machines; each has its own `per_device_train_batch_size` rows."""
+    """Number of processes on all machines together. Each has its own `per_device_train_batch_size` rows."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        set_ = self.model_dump()
-        if set_.get("use_fsdp") and set_.get("use_deepspeed"):
+        options = self.model_dump()
+        if options.get("use_fsdp") and options.get("use_deepspeed"):
             raise ValueError("use_fsdp and use_deepspeed exclude each other; leave one out")
-        if (machines := set_.get("num_machines", 1)) < 1 or self.num_processes % machines:
+        if (machines := options.get("num_machines", 1)) < 1 or self.num_processes % machines:
             raise ValueError(
-                f"num_processes {self.num_processes} is for all machines together, so it is a multiple of"
+                f"num_processes counts all machines together; {self.num_processes} is not a multiple of"
                 f" num_machines {machines}"
             )
-        for given, needed in (("fsdp_", "use_fsdp"), ("zero", "use_deepspeed"), ("offload_", "use_deepspeed")):
-            if (found := [name for name in set_ if name.startswith(given)]) and not set_.get(needed):
-                raise ValueError(f"{found[0]} has no effect without {needed}; set {needed}: true")
+        for prefix, switch in (("fsdp_", "use_fsdp"), ("zero", "use_deepspeed"), ("offload_", "use_deepspeed")):
+            if (dependent := [name for name in options if name.startswith(prefix)]) and not options.get(switch):
+                raise ValueError(f"{dependent[0]} has no effect without {switch}; set {switch}: true")
         return self
 
     @property
-    def here(self) -> int:
-        """How many processes run on this machine."""
+    def processes_per_machine(self) -> int:
+        """Number of processes on each machine."""
         return self.num_processes // int(self.model_dump().get("num_machines", 1))
 
     @property
     def sharding(self) -> str | None:
-        """The option that splits the model between processes, if one is set."""
-        return next((name for name in ON_GPUS_ONLY if self.model_dump().get(name)), None)
+        """The option that splits the model between processes; None if no such option is set."""
+        return next((name for name in SHARDING_OPTIONS if self.model_dump().get(name)), None)
 
 
 class RankFailed(Exception):
-    """A process of the step ended with another status than 0."""
+    """A process of the step ended with a status other than 0."""
 
 
 def run_ranks(launch: Launch, module: str, arguments: list[str], folder: Path) -> None:
-    """Run `python -m module arguments` in every process of `launch`, and return when all have ended.
+    """Run `python -m module arguments` in every process of `launch`, and wait until all have ended.
 
     Args:
-        launch: the section of the recipe.
-        module: what each process runs; it finds its number in the variable RANK.
-        arguments: of the module.
-        folder: where accelerate's configuration is written.
+        module: Each process finds its rank in the environment variable RANK.
+        folder: Where accelerate's configuration is written.
 
     Raises:
-        UserError: this machine cannot do what `launch` says.
-        RankFailed: a process ended with another status than 0; the others were ended.
+        UserError: This machine cannot run `launch`.
+        RankFailed: A process failed; the others were ended.
     """
     import torch
     from accelerate.commands.launch import launch_command, launch_command_parser
@@ -84,48 +81,46 @@ def run_ranks(launch: Launch, module: str, arguments: list[str], folder: Path) -
     if not torch.cuda.is_available():
         if launch.sharding:
             raise UserError(
-                f"launch.{launch.sharding}: accelerate shards a model on GPUs only, and"
-                " there is none here; remove it to train with a whole copy in each process"
+                f"launch.{launch.sharding}: accelerate shards a model on GPUs only, and this machine has none;"
+                " remove it to train a complete copy in each process"
             )
-        os.environ["ACCELERATE_USE_CPU"] = "true"  # `--cpu` itself starts one process only; torch's launcher starts all
-    os.environ["PYTHONSAFEPATH"] = "1"  # as `python -P`: a user's own folder `stages` must not stand in for ours
-    set_ = launch.model_dump()
-    if set_.get("num_machines", 1) == 1 and "main_process_port" not in set_:
-        os.environ["PET_STANDALONE"] = "1"  # torch's launcher binds a free port, so steps side by side never collide
-    parser = launch_command_parser()
-    line = [*_flags(parser, launch, _no_defaults(folder)), "--module", module, *arguments]
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # the option --cpu would start a single process
+    os.environ["PYTHONSAFEPATH"] = "1"  # as `python -P`: a folder `stages` of the user must not shadow ours
+    options = launch.model_dump()
+    if options.get("num_machines", 1) == 1 and "main_process_port" not in options:
+        os.environ["PET_STANDALONE"] = "1"  # torch's launcher picks a free port, so concurrent steps never collide
+    command = [*_flags(launch, _write_configuration(folder)), "--module", module, *arguments]
     try:
-        launch_command(parser.parse_args(line))
+        launch_command(launch_command_parser().parse_args(command))
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        raise RankFailed(f"process {rank} {_ENDED.format(failure.exitcode)}") from None
+        raise RankFailed(f"process {rank} {_EXIT_MESSAGE.format(failure.exitcode)}") from None
     except subprocess.CalledProcessError as error:
-        raise RankFailed(f"its process {_ENDED.format(error.returncode)}") from None
+        raise RankFailed(f"its process {_EXIT_MESSAGE.format(error.returncode)}") from None
 
 
-def _no_defaults(folder: Path) -> Path:
-    """A configuration that stands in for the one `accelerate config` left on this machine, which no recipe names."""
+def _write_configuration(folder: Path) -> Path:
+    """Write a configuration that replaces the one `accelerate config` left on this machine, which no recipe names."""
     file = folder / "accelerate.json"
     empty = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "NO", "num_processes": 1, "num_machines": 1}
     file.write_text(json.dumps(empty | {"debug": False, "use_cpu": False}))
     return file
 
 
-def _flags(parser: argparse.ArgumentParser, launch: Launch, configuration: Path) -> list[str]:
-    """The command line of `accelerate launch` that says what `launch` says."""
-    given: dict[str, Any] = {"config_file": str(configuration), "num_machines": 1, "main_process_port": 0}
+def _flags(launch: Launch, configuration: Path) -> list[str]:
+    """Return the arguments of `accelerate launch` for `launch`."""
+    options: dict[str, Any] = {"config_file": str(configuration), "num_machines": 1, "main_process_port": 0}
     if launch.sharding is None and launch.num_processes > 1:
-        given["multi_gpu"] = True  # the launcher for several processes, on CPUs as well
+        options["multi_gpu"] = True  # selects the launcher for several processes, on CPUs as well
     if launch.model_dump().get("zero_stage") == 3:
-        given["zero3_save_16bit_model"] = True  # or the finished weights could not be gathered
-    given |= launch.model_dump()
-    line: list[str] = []
-    for action in parser._actions:
-        flag = next((name for name in action.option_strings if name.startswith("--")), None)
-        if flag is None or (value := given.get(flag[2:].replace("-", "_"))) is None:
+        options["zero3_save_16bit_model"] = True  # without it, the trained weights could not be gathered
+    options |= launch.model_dump()
+    flags: list[str] = []
+    for name, action in launch_actions().items():
+        if (value := options.get(name)) is None:
             continue
         if action.nargs == 0:
-            line += [flag] if value else []
+            flags += [f"--{name}"] if value else []
         else:
-            line.append(f"{flag}={str(value).lower() if isinstance(value, bool) else value}")
-    return line
+            flags.append(f"--{name}={str(value).lower() if isinstance(value, bool) else value}")
+    return flags

@@ -1,7 +1,7 @@
-"""The model card of a trained model: README.md, in the hub's form, made of what the recipe says and of what the
-training measured.
+"""The model card of a trained model: README.md in the hub's format, from the recipe and the training's metrics.
 
-The card tells nothing that differs between two equal trainings: no times, no paths, no names of recipes or steps.
+Two equal trainings have the same card, to the byte: it contains no times, no paths, no names of recipes or steps. The
+card is published with the model, so its text cannot change without a new version of the stages.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from stages.training.config import TrainingStage
 
 CARD = "README.md"
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
-HERE = "path/to/this/folder"
-"""What a card calls a model that has no name yet."""
+PLACEHOLDER = "path/to/this/folder"
+"""Name in the card of a model that is not on the hub."""
 PAPER = (
     "Weighted instruction tuning gives the tokens of the prompt and of the completion a weight each in the loss:"
     " [Chatterjee et al., 2025](https://arxiv.org/abs/2507.07817)."
@@ -35,13 +35,13 @@ CITATION = """\
   eprint = {2507.07817},
   archivePrefix = {arXiv},
 }"""
-_SHOWN = ("train_loss", "eval_loss", "reward_margin", "reward_accuracy", "steps", "tokens")
-"""Of a training's metrics, what the card has."""
+_RESULTS = ("train_loss", "eval_loss", "reward_margin", "reward_accuracy", "steps", "tokens")
+"""Metrics of a training that the card shows."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """One of the trainings that a model went through."""
+    """One training of a model, as the card shows it."""
 
     kind: str
     config: dict[str, Any]
@@ -56,62 +56,55 @@ class Training:
 
     @property
     def section(self) -> str:
-        """The stage's section of the recipe as YAML, with the names of its inputs for where they lie."""
+        """The stage's recipe section as YAML, with names of inputs instead of paths."""
         config: dict[str, Any] = {"kind": self.kind, **_plain(self.config)}
         for key in ("resources", *TrainingStage.fingerprint_exclude):
-            *above, last = key.split(".")
-            (config.get(above[0], {}) if above else config).pop(last, None)
-        if launch := config.get("launch"):  # the rest is of the machines
+            *sections, name = key.split(".")
+            (config.get(sections[0], {}) if sections else config).pop(name, None)
+        if launch := config.get("launch"):  # its other options concern the machines, not the result
             config["launch"] = {"num_processes": launch["num_processes"]}
         config["model"] = self.inputs["model"].reference or "the model before"
-        config["data"] |= {part: self.inputs[part].reference for part in ("train", "eval") if part in self.inputs}
+        config["data"] |= {name: self.inputs[name].reference for name in ("train", "eval") if name in self.inputs}
         return yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=100)
 
     @property
     def columns(self) -> list[str]:
-        """What is counted of its data."""
-        counts = self.metrics.data.values()
-        return list(dict.fromkeys(name for each in counts for name, value in each.items() if isinstance(value, int)))
+        """Names of the counts of its data."""
+        splits = self.metrics.data.values()
+        return list(dict.fromkeys(name for counts in splits for name, n in counts.items() if isinstance(n, int)))
 
     @property
     def data(self) -> list[list[str]]:
-        """For each part of its data, the name and the counts."""
+        """A table row for each split: its name and its counts."""
         return [
-            [f"{part}: `{self.inputs[part].reference}`", *(str(counts.get(name, "")) for name in self.columns)]
-            for part, counts in self.metrics.data.items()
+            [f"{split}: `{self.inputs[split].reference}`", *(str(counts.get(name, "")) for name in self.columns)]
+            for split, counts in self.metrics.data.items()
         ]
 
     @property
     def results(self) -> dict[str, str]:
-        """What it came to."""
+        """Metric -> value."""
         values = self.metrics.to_json()
-        found = {name: values[name] for name in _SHOWN if values.get(name) is not None}
-        return {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in found.items()}
+        return {name: _cell(values[name]) for name in _RESULTS if values.get(name) is not None}
 
 
 def write_card(context: Context, metrics: Metrics) -> None:
-    """Write the card of what a training stage leaves in context.out."""
+    """Write the card of the model in context.out, with the metrics of its training."""
     model = Input(
         context.out, context.step, context.config.kind, "", context.config.model_dump(), metrics, context.inputs
     )
     (context.out / CARD).write_text(card(model), encoding="utf-8")
 
 
-def card(model: Input, name: str = HERE, scores: Sequence[ScoreRow] = (), licence: str | None = None) -> str:
-    """The card's text.
-
-    Args:
-        model: what a training stage made.
-        name: what the model is loaded by.
-        scores: rows of an evaluation stage's `results`.
-        licence: the hub's word for it, such as apache-2.0.
-    """
+def card(model: Input, name: str = PLACEHOLDER, scores: Sequence[ScoreRow] = (), licence: str | None = None) -> str:
+    """Return the card of a training's output, to be loaded by `name`, with the hub's identifier of its licence."""
     trainings, base = _history(model)
     scores = [row for row in scores if row.value is not None]
     titles = [training.title for training in trainings]
+    summary = f"`{base.reference or 'A model'}`, trained by {', then by '.join(titles)}.{_weights_sentence(trainings)}"
     data = ModelCardData(
         base_model=_hub_id(base.reference),
-        datasets=sorted({found for t in trainings for p in ("train", "eval") if (found := _data_id(t, p))}) or None,
+        datasets=_datasets(trainings),
         eval_results=[_eval_result(row) for row in scores] or None,
         library_name="transformers",
         license=licence,
@@ -123,8 +116,8 @@ def card(model: Input, name: str = HERE, scores: Sequence[ScoreRow] = (), licenc
         ModelCard.from_template(
             data,
             template_str=TEMPLATE.read_text(encoding="utf-8"),
-            title=" and ".join(titles) if name == HERE else name.rpartition("/")[2],
-            summary=f"`{base.reference or 'A model'}`, trained by {', then by '.join(titles)}.{_weights(trainings)}",
+            title=" and ".join(titles) if name == PLACEHOLDER else name.rpartition("/")[2],
+            summary=summary,
             paper=PAPER,
             name=name,
             prompt=_prompt(model.path),
@@ -137,7 +130,7 @@ def card(model: Input, name: str = HERE, scores: Sequence[ScoreRow] = (), licenc
 
 
 def _history(model: Input) -> tuple[list[Training], Input]:
-    """The trainings, the first one first, and what they began with."""
+    """Return the model's trainings, the first one first, and the model that they started from."""
     trainings: list[Training] = []
     while model.kind is not None:
         trainings.insert(0, Training(model.kind, model.config, model.metrics, model.inputs))
@@ -145,15 +138,15 @@ def _history(model: Input) -> tuple[list[Training], Input]:
     return trainings, model
 
 
-def _weights(trainings: list[Training]) -> str:
-    """A sentence on the weights of the loss."""
+def _weights_sentence(trainings: list[Training]) -> str:
+    """A sentence on the loss weights of the first training that has some."""
     for weights in (training.config["weights"] for training in trainings if training.config.get("weights")):
         return f" A token of a prompt weighs {weights['prompt']:g}, one of a completion {weights['completion']:g}."
     return ""
 
 
 def _plain(value: Any) -> Any:
-    """Settings without those that are not set, and of paths of this machine only the last part."""
+    """Drop settings that are not set, and all of an absolute path except its last part."""
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items() if inner is not None and inner != {}}
     if isinstance(value, list):
@@ -162,30 +155,31 @@ def _plain(value: Any) -> Any:
 
 
 def _hub_id(reference: str) -> str | None:
-    """`org/name` of a reference to the hub; None for any other."""
+    """Return `org/name` of a reference to the hub; None for any other."""
     name = reference.partition("#")[0].partition("@")[0]
     return name if name.count("/") == 1 and ":" not in name else None
 
 
-def _data_id(training: Training, part: str) -> str | None:
-    return _hub_id(training.inputs[part].reference) if part in training.inputs else None
+def _datasets(trainings: list[Training]) -> list[str] | None:
+    """Hub names of the training and evaluation data; None if there are none."""
+    data = [t.inputs[name] for t in trainings for name in ("train", "eval") if name in t.inputs]
+    return sorted({name for source in data if (name := _hub_id(source.reference))}) or None
 
 
 def _prompt(folder: Path) -> str:
-    """A prompt as this model takes it, in Python."""
-    template = (folder / "chat_template.jinja").is_file()
-    return '[{"role": "user", "content": "Who are you?"}]' if template else '"Who are you?"'
+    """An example prompt as Python code: messages if the model has a chat template."""
+    has_template = (folder / "chat_template.jinja").is_file()
+    return '[{"role": "user", "content": "Who are you?"}]' if has_template else '"Who are you?"'
 
 
 def _eval_result(row: ScoreRow) -> EvalResult:
-    """A row of scores as the hub's model-index has it."""
-    metric = row.metric if row.filter in ("", "none") else f"{row.metric},{row.filter}"
+    """Convert a score to an entry of the hub's model-index."""
     return EvalResult(
         task_type="text-generation",
         dataset_type=row.task,
         dataset_name=row.task,
         metric_type=row.metric,
-        metric_name=metric,
+        metric_name=row.metric if row.filter in ("", "none") else f"{row.metric},{row.filter}",
         metric_value=row.value,
     )
 

@@ -1,80 +1,95 @@
-"""What trackers are told of a training (`train.report_to`), and where those write that keep files of their own.
+"""Experiment trackers (`train.report_to`): what they show of a run, where their local files go, and when they close.
 
-Reporting is transformers' own: a recipe's fields choose the trackers, and their usual environment variables say the
-rest. Their files hold times, so they lie beside the run's logs and are no part of what is published.
+transformers does the reporting; the trackers' own environment variables configure them further. Their files contain
+times, so they are written beside the run's logs and are not published.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
-from trl import DPOTrainer, SFTTrainer
 
 from stages.base import Context, Input
 from stages.system.file_names import file_name
+from stages.training.trainer_internals import TRLTrainer, tokenizer_of
 
 
 @dataclass
-class Told:
-    """Fields for a TRL config: trackers show all of its fields as the run's config."""
+class TrackedFields:
+    """Fields for a TRL config. Trackers show every field of the config as the run's config."""
 
     recipe: str = ""
-    """The recipe's name."""
     step: str = ""
     """The step's name, with its cell of the matrix."""
     weights: dict[str, Any] | None = None
-    """The weights of the WIT loss that the model was tuned with, in this step or one before."""
+    """The WIT loss weights of this training, or of the last one before it."""
 
 
-def told(context: Context) -> dict[str, Any]:
-    """The fields of `Told`, and TRL's run_name. Notes in the environment where trackers keep their files."""
-    logs = context.logs or context.scratch
+def tracked_fields(context: Context) -> dict[str, Any]:
+    """Return TrackedFields and TRL's run_name as keyword arguments, and set where trackers write their files."""
     if "tensorboard" in context.config.trackers:
-        os.environ["TENSORBOARD_LOGGING_DIR"] = str(_tensorboard(context))
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(_tensorboard_folder(context))
     if "wandb" in context.config.trackers:
-        os.environ.setdefault("WANDB_DIR", str(logs))
-        os.environ.setdefault("WANDB_CONSOLE", "off")  # the step's log is the pipeline's, which masks secrets in it
+        os.environ.setdefault("WANDB_DIR", str(context.logs or context.scratch))
+        os.environ.setdefault("WANDB_CONSOLE", "off")  # the pipeline keeps the step's log, with secrets masked
     return {
         "run_name": f"{context.recipe}/{context.step}",
         "recipe": context.recipe,
         "step": context.step,
-        "weights": _weights(context.config.model_dump(), context.inputs.get("model")),
+        "weights": _loss_weights(context.config.model_dump(), context.inputs.get("model")),
     }
 
 
 @contextmanager
-def one_run(trainer: SFTTrainer | DPOTrainer, context: Context, anew: bool) -> Iterator[None]:
-    """Keep the trackers open until what stands inside has ended: they would end their run with the training, and take
-    the evaluation after it for another one.
+def open_trackers(trainer: TRLTrainer, context: Context, resumed: bool) -> Iterator[None]:
+    """Keep the trackers open until the block ends, and close them even if it fails.
 
-    `anew`: nothing goes on from an earlier attempt, whose files are removed.
+    They would close when training ends, and report the evaluation after it as a second run.
+
+    Args:
+        resumed: Keep TensorBoard's files of an earlier attempt.
     """
-    if anew and "tensorboard" in context.config.trackers and trainer.is_world_process_zero():
-        shutil.rmtree(_tensorboard(context), ignore_errors=True)
+    if not resumed and "tensorboard" in context.config.trackers and trainer.is_world_process_zero():
+        shutil.rmtree(_tensorboard_folder(context), ignore_errors=True)
     kinds = tuple(get_reporting_integration_callbacks(trainer.args.report_to))
     trackers = [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, kinds)]
-    ends = [tracker.on_train_end for tracker in trackers]
+    on_train_end = [tracker.on_train_end for tracker in trackers]
     for tracker in trackers:
         tracker.on_train_end = lambda *_, **__: None
-    yield
-    for end in ends:
-        end(trainer.args, trainer.state, trainer.control, model=trainer.model, processing_class=trainer._tokenizer)
+
+    def close(tracker_end: Callable[..., None]) -> None:
+        state, tokenizer = trainer.state, tokenizer_of(trainer)
+        tracker_end(trainer.args, state, trainer.control, model=trainer.model, processing_class=tokenizer)
+
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):  # the user has to see the training's error, not a tracker's
+            if "wandb" in context.config.trackers:  # its on_train_end leaves the run to wandb's exit handler
+                import wandb
+
+                wandb.finish(exit_code=1)
+            for tracker_end in on_train_end:
+                close(tracker_end)
+        raise
+    for tracker_end in on_train_end:
+        close(tracker_end)
 
 
-def _tensorboard(context: Context) -> Path:
-    """The step's own folder, so that `tensorboard --logdir` of the one above shows all steps beside each other."""
+def _tensorboard_folder(context: Context) -> Path:
+    """A folder for each step: `tensorboard --logdir` of the parent folder shows all steps side by side."""
     return (context.logs or context.scratch) / "tensorboard" / file_name(context.step)
 
 
-def _weights(config: dict[str, Any], start: Input | None) -> dict[str, Any] | None:
-    """The weights of the step's own section, or of the last one before it that had some."""
+def _loss_weights(config: dict[str, Any], start_model: Input | None) -> dict[str, Any] | None:
+    """The weights in a training's config, else those of the last training before it that had some."""
     if config.get("weights"):
         return {name: weight for name, weight in config["weights"].items() if weight is not None}
-    return _weights(start.config, start.inputs.get("model")) if start else None
+    return _loss_weights(start_model.config, start_model.inputs.get("model")) if start_model else None

@@ -1,4 +1,5 @@
-"""The private attributes of transformers' and TRL's trainers that this project needs. No other module touches them.
+"""The private attributes of transformers' and TRL's trainers that this project needs. No other module uses them;
+WITTrainer overrides two private methods, `_prepare_dataset` and `_set_signature_columns_if_needed`.
 
 A resumed training logs the same figures as one without a break only if the sums behind the next log are restored, and
 transformers has no public way to read or set them. tests/stages/training/test_trainer_internals.py fails when an update
@@ -11,13 +12,13 @@ from importlib import metadata
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import DPOTrainer, SFTTrainer
 
 TRLTrainer = SFTTrainer | DPOTrainer
 
 CHECKED_WITH = {"transformers": ("5",), "trl": ("1", "16")}
-"""Package -> the leading parts of the versions in which the attributes below are known to mean what is used here."""
+"""Package -> leading parts of the versions in which the attributes below were checked."""
 
 
 def check_versions() -> None:
@@ -33,9 +34,24 @@ def tokenizer_of(trainer: TRLTrainer) -> PreTrainedTokenizerBase:
     return trainer._tokenizer
 
 
+def attention_kernel(model: PreTrainedModel) -> str:
+    """The name of the model's attention implementation, such as `sdpa` or `flash_attention_2`."""
+    return model.config.get_text_config()._attn_implementation or ""
+
+
 def trained_tokens(trainer: TRLTrainer) -> int:
     """Tokens that all ranks have trained on so far."""
     return int(trainer._total_train_tokens)
+
+
+def add_trained_tokens(trainer: TRLTrainer, count: int) -> None:
+    """Add to the tokens that all ranks have trained on."""
+    trainer._total_train_tokens += count
+
+
+def learning_rate(trainer: TRLTrainer) -> float:
+    """The learning rate of the next optimiser step."""
+    return trainer._get_learning_rate()
 
 
 def metric_lists(trainer: TRLTrainer, mode: str) -> dict[str, list[float]]:
@@ -55,7 +71,7 @@ def read_sums(trainer: TRLTrainer) -> dict[str, Any]:
 
 
 def restore_sums(trainer: TRLTrainer, sums: dict[str, Any], device: torch.device) -> None:
-    """Set what `read_sums` returned, so that the figures cover the whole training and not only this attempt."""
+    """Set the sums of `read_sums`; the metrics then cover all attempts of a training, not only the last."""
     trainer._initial_global_step = 0
     trainer._tr_loss = torch.tensor(sums["loss"], device=device)
     trainer._total_loss_scalar = sums["total_loss"]

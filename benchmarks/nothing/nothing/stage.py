@@ -1,4 +1,4 @@
-"""What a `nothing` stage does."""
+"""Run a `nothing` stage."""
 
 from stages.base import Context
 from stages.records.metrics import Metrics

@@ -23,9 +23,8 @@ from rich.console import Console as RichConsole
 from rich.table import Table
 
 from pipeline.console.console import Console
-from pipeline.console.live_view import View
-from pipeline.run.job import Progress
-from stages.records.run_record import StepRecord
+from pipeline.console.live_view import LiveView
+from stages.records.run_record import Progress, StepRecord
 from tests.pipeline.run.test_command import command, environment, write_world
 
 pytestmark = pytest.mark.long
@@ -164,16 +163,14 @@ def test_plain_lines_on_a_terminal(world: Path, seen: Seen, variables: dict[str,
     assert b"\x1b" not in screen.written
     assert b"\r" not in screen.written.replace(b"\r\n", b"\n")
     text = "\n".join(screen.lines)
-    assert re.search(
-        r"6 steps, 5 cached\nlogs: runs/small/logs/\n  run    report \(asked for\)\n  done   report ", text
-    )
+    assert re.search(r"6 steps, 5 cached\nlogs: runs/small/logs/\n  run    report \(forced\)\n  done   report ", text)
 
 
 def test_plain_lines_where_there_is_no_terminal(world: Path, seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even where colour is asked for, as CI services do, there is no view."""
+    """Even if colour is requested, as CI services do, there is no view."""
     done = command(world, "--stage", "report")
     assert "\x1b" not in done.stdout
-    assert re.search(r"^  run    report \(asked for\)\n  done   report ", done.stdout, re.MULTILINE)
+    assert re.search(r"^  run    report \(forced\)\n  done   report ", done.stdout, re.MULTILINE)
     monkeypatch.setenv("FORCE_COLOR", "1")
     done = command(world, "--stage", "report")
     assert "\x1b[32mdone" in done.stdout
@@ -212,7 +209,7 @@ def test_plain_lines_say_how_far_a_long_step_is(
 
 def test_rich_draws_with_the_lock_that_lines_take() -> None:
     """`live._lock` is private to rich: without it, or if drawing went on without it, lines would be erased."""
-    view = View(RichConsole(file=io.StringIO(), force_terminal=True))
+    view = LiveView(RichConsole(file=io.StringIO(), force_terminal=True))
     with view, view.live._lock:
         drawing = threading.Thread(target=view.live.refresh)
         drawing.start()

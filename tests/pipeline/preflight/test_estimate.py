@@ -152,7 +152,7 @@ def test_options_that_decide_memory(estimates: dict[str, Any]) -> None:
 def test_a_missing_model_leaves_values_unknown(estimates: dict[str, Any]) -> None:
     far = estimates["far"]
     assert [far[name] for name in ("parameters", "memory", "flops", "seconds", "fits")] == [None] * 5
-    assert any("org/nowhere: cannot be had from the hub" in line for line in far["unknown"])
+    assert any("org/nowhere: cannot be fetched from the hub" in line for line in far["unknown"])
 
 
 def size_of(folder: Path, dtype: str, lora: Any = None, quantization: dict[str, Any] | None = None) -> ModelSize:

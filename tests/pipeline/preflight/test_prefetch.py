@@ -102,4 +102,4 @@ def test_without_a_network_nothing_is_prefetched_and_one_line_says_so(world: Pat
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert "r.yaml:2" in done.stderr
-    assert "org/tiny: cannot be had from the hub" in done.stderr
+    assert "org/tiny: cannot be fetched from the hub" in done.stderr

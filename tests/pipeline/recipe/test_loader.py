@@ -1,4 +1,4 @@
-"""What a recipe's text means: merged, overridden, interpolated; and where each value is found to stand."""
+"""Loading a recipe: merging, overrides, interpolation, and the location of each value."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ stages:
 
 
 def read(folder: Path, text: str, *overrides: str) -> Recipe:
-    """The recipe of `text`, which must have no problems."""
+    """Load the recipe `text`, which must have no problems."""
     (folder / "r.yaml").write_bytes(text.encode())
     (recipe,) = load(folder / "r.yaml", overrides)
     assert [str(problem) for problem in recipe.problems] == []
@@ -42,19 +42,19 @@ def read(folder: Path, text: str, *overrides: str) -> Recipe:
 
 
 def place(recipe: Recipe, *key: str | int) -> tuple[int | None, int | None]:
-    found = recipe.places.at(key)
-    return found.line, found.column
+    location = recipe.source_map.locate_value(key)
+    return location.line, location.column
 
 
 def value(recipe: Recipe, *key: str | int) -> object:
-    node = recipe.places.tree.find(key)
+    node = recipe.source_map.tree.find(key)
     assert node is not None
-    return node.plain()
+    return node.to_plain()
 
 
 PLACES: dict[Key, tuple[int, int]] = {
     ("model",): (3, 8),
-    ("stages", "wit"): (5, 3),  # the section begins in the next line, so its key is named
+    ("stages", "wit"): (5, 3),  # the section begins in the next line, so the key is reported
     ("stages", "wit", "data", "train"): (8, 14),
     ("stages", "wit", "weights", "completion"): (9, 40),
     ("stages", "it", "data"): (13, 11),
@@ -63,27 +63,27 @@ PLACES: dict[Key, tuple[int, int]] = {
     ("stages", "it", "train", "learning_rate"): (10, 47),
     ("stages", "bench", "models", 1): (18, 20),
     ("stages", "bench", "tasks", 0, "task"): (20, 15),
-    ("stages", "bench", "tasks", 0, "metric"): (20, 9),  # not written: where the section begins
+    ("stages", "bench", "tasks", 0, "metric"): (20, 9),  # absent: the start of its section
 }
 
 
 @pytest.mark.parametrize("begin", ["", "\ufeff"], ids=["", "byte order mark"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["LF", "CRLF"])
-def test_every_value_has_its_place(tmp_path: Path, begin: str, end: str) -> None:
+def test_every_value_has_its_location(tmp_path: Path, begin: str, end: str) -> None:
     recipe = read(tmp_path, begin + TEXT.replace("\n", end))
     assert {key: place(recipe, *key) for key in PLACES} == PLACES
     assert recipe.stages["it"].model_dump()["train"] == {"max_steps": 4, "learning_rate": 0.001}
 
 
-def test_an_override_changes_one_value_and_not_those_that_share_it(tmp_path: Path) -> None:
+def test_an_override_changes_one_value_and_no_alias(tmp_path: Path) -> None:
     recipe = read(tmp_path, TEXT, "stages.wit.data.train=./other.jsonl", "stages.bench.models.1=it", "seed=8")
     assert value(recipe, "stages", "wit", "data", "train") == "./other.jsonl"
     assert value(recipe, "stages", "it", "data", "train") == "./rows.jsonl"
     assert value(recipe, "stages", "bench", "models") == ["base", "it"]
     assert (recipe.seed, recipe.stages["wit"].model_dump()["seed"]) == (8, 8)
-    assert str(recipe.places.at(("seed",))) == "--set seed=8"
-    assert recipe.places.at(("stages", "wit", "data", "train")).folder == Path.cwd()
-    assert recipe.places.at(("stages", "it", "data", "train")).folder == tmp_path
+    assert str(recipe.source_map.locate_value(("seed",))) == "--set seed=8"
+    assert recipe.source_map.locate_value(("stages", "wit", "data", "train")).folder == Path.cwd()
+    assert recipe.source_map.locate_value(("stages", "it", "data", "train")).folder == tmp_path
 
 
 def test_an_override_by_a_section_is_merged(tmp_path: Path) -> None:
@@ -92,14 +92,14 @@ def test_an_override_by_a_section_is_merged(tmp_path: Path) -> None:
     assert value(recipe, "stages", "wit", "lora") == {"r": 4}
 
 
-def test_a_recipe_lies_over_the_one_it_extends(tmp_path: Path) -> None:
+def test_a_recipe_is_merged_over_the_one_it_extends(tmp_path: Path) -> None:
     (tmp_path / "below").mkdir()
     (tmp_path / "below" / "base.yaml").write_text(TEXT)
     recipe = read(tmp_path, "extends: below/base.yaml\nname: other\nstages:\n  wit: {weights: {prompt: 1}}\n")
     assert (recipe.name, recipe.seed, list(recipe.stages)) == ("other", 7, ["wit", "it", "bench"])
     assert value(recipe, "stages", "wit", "weights") == {"prompt": 1, "completion": 0.8}
-    assert str(recipe.places.at(("stages", "wit", "weights", "prompt"))) == f"{tmp_path}/r.yaml:4:27"
-    assert recipe.places.at(("model",)).folder == tmp_path / "below"
+    assert str(recipe.source_map.locate_value(("stages", "wit", "weights", "prompt"))) == f"{tmp_path}/r.yaml:4:27"
+    assert recipe.source_map.locate_value(("model",)).folder == tmp_path / "below"
 
 
 REFERENCES = {
@@ -113,7 +113,7 @@ REFERENCES = {
 
 
 @pytest.mark.parametrize("case", REFERENCES)
-def test_references_stand_for_what_they_name(tmp_path: Path, case: str) -> None:
+def test_interpolations_become_values(tmp_path: Path, case: str) -> None:
     written, expected = REFERENCES[case]
     (tmp_path / "r.yaml").write_text(f"{TEXT}  far: {{train: '${{stages.wit.train}}'}}\n  near: {written}\n")
     (recipe,) = load(tmp_path / "r.yaml")
@@ -135,7 +135,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_wrong_reference_is_told_once_where_it_stands(tmp_path: Path, case: str) -> None:
+def test_a_wrong_interpolation_is_reported_once_at_its_location(tmp_path: Path, case: str) -> None:
     written, expected = WRONG[case]
     (tmp_path / "r.yaml").write_text(f"{TEXT}  x: {written}\n  y: '${{stages.x}}'\n")
     (recipe,) = load(tmp_path / "r.yaml")

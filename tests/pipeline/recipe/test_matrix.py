@@ -1,4 +1,4 @@
-"""The matrix of a recipe: which cells it makes, which steps they share, how they are named, and what is refused."""
+"""The matrix of a recipe: cells, shared steps, names, and errors."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from pipeline.cli import main
-from pipeline.plan.cache import refresh
-from pipeline.plan.cache_reason import changes
-from pipeline.plan.planner import Plan, make_plan
+from pipeline.plan.cache import Decisions, decide
+from pipeline.plan.planner import build_plan
+from pipeline.plan.resolver import Resolver
+from pipeline.plan.step import Plan
 from pipeline.recipe.loader import load
-from pipeline.store.hash_cache import Hashes
-from pipeline.store.store import Published, Store
+from pipeline.store.store import Store
+from stages.records.manifest import Manifest
+from stages.records.metrics import Metrics
 
 GRID = """\
 name: grid
@@ -50,7 +52,7 @@ CELLS = ["prompt=0,completion=1", "prompt=0.2,completion=0", "prompt=0.2,complet
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the grid and what it refers to."""
+    """A folder with the grid and the files it refers to."""
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a ", "completion": "b"}\n')
@@ -62,44 +64,46 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def plan(*overrides: str, cells: tuple[str, ...] = ()) -> Plan:
-    """The plan of the grid, with every step's fingerprint."""
-    made = make_plan(load(Path("r.yaml"), overrides, cells), Hashes(Path("none")))
-    refresh(made, Store(Path("store")))
-    return made
+    return build_plan(load(Path("r.yaml"), overrides, cells), Resolver(Path("runs"), print))
+
+
+def decisions(*overrides: str) -> Decisions:
+    resolver = Resolver(Path("runs"), print)
+    return decide(build_plan(load(Path("r.yaml"), overrides), resolver), Store(Path("store")), resolver)
 
 
 def fingerprints(*overrides: str) -> dict[str, str]:
-    return {step.name: str(step.fingerprint) for step in plan(*overrides).steps}
+    return {step: str(decision.fingerprint) for step, decision in decisions(*overrides).items()}
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What the command says of a plan that it refuses."""
+    """Return the error message of a plan."""
     assert main(["r.yaml", "--plan", *arguments]) == 2
     return capsys.readouterr().err
 
 
-def test_cells_share_what_they_do_not_differ_in(folder: Path) -> None:
-    own = [f"{name}{cell}]" for cell in CELLS for name in ("wit[", "dpo[", "bench[dpo,")]
+def test_cells_share_equal_steps(folder: Path) -> None:
+    cell_steps = [f"{name}{cell}]" for cell in CELLS for name in ("wit[", "dpo[", "bench[dpo,")]
     shared = ["it", "bench[base]", "bench[it]", "report"]
     steps = {step.name: step for step in plan().steps}
-    assert sorted(steps) == sorted(own + shared)
+    assert sorted(steps) == sorted(cell_steps + shared)
     for cell in CELLS:
-        assert [need.name for need in steps[f"dpo[{cell}]"].needs] == [f"wit[{cell}]"]
-        assert [need.name for need in steps[f"bench[dpo,{cell}]"].needs] == [f"dpo[{cell}]"]
+        assert [source.name for source in steps[f"dpo[{cell}]"].dependencies] == [f"wit[{cell}]"]
+        assert [source.name for source in steps[f"bench[dpo,{cell}]"].dependencies] == [f"dpo[{cell}]"]
     weights = {name: step.config.model_dump()["weights"] for name, step in steps.items() if name.startswith("wit")}
     assert [(w["prompt"], w["completion"]) for w in weights.values()] == [(0, 1), (0.2, 0), (0.2, 1)]
     benches = {name for name in steps if name.startswith("bench")}
-    assert {need.name for need in steps["report"].needs} == benches
+    assert {source.name for source in steps["report"].dependencies} == benches
 
 
-def test_every_step_comes_after_what_it_needs(folder: Path) -> None:
-    made = plan()
-    for index, step in enumerate(made.steps):
-        assert all(need in made.steps[:index] for need in step.needs)
+def test_every_step_comes_after_its_needs(folder: Path) -> None:
+    grid_plan = plan()
+    for index, step in enumerate(grid_plan.steps):
+        assert all(source in grid_plan.steps[:index] for source in step.dependencies)
 
 
 def test_a_cell_is_its_content(folder: Path) -> None:
-    """The same weights written out have the same fingerprint; cells that come or go change no other."""
+    """The same weights have the same fingerprint without a matrix; adding or removing cells changes no other cell."""
     before = fingerprints()
     assert before["it"] == before["wit[prompt=0,completion=1]"]
     wider = fingerprints("matrix.prompt=[0.6,0,0.2]")
@@ -123,10 +127,10 @@ def test_include_exclude_and_names(folder: Path) -> None:
 
 
 def test_a_seed_of_the_recipe_on_an_axis(folder: Path) -> None:
-    """What takes the recipe's seed depends on it; what has one of its own, and what draws nothing, does not."""
+    """Stages that use the recipe's seed depend on it; stages with a seed of their own, or without one, do not."""
     (folder / "r.yaml").write_text(GRID.replace("matrix:\n", "seed: ${matrix.seed}\nmatrix:\n  seed: [1, 2]\n"))
-    own = ("stages.it.seed=7", "stages.bench.seed=7", "stages.wit.weights={prompt: 0, completion: 1}")
-    steps = {step.name: step for step in plan(*own).steps}
+    overrides = ("stages.it.seed=7", "stages.bench.seed=7", "stages.wit.weights={prompt: 0, completion: 1}")
+    steps = {step.name: step for step in plan(*overrides).steps}
     assert sorted(steps) == sorted(
         ["it", "bench[base]", "bench[it]", "report"]
         + [f"{name}seed={seed}]" for name in ("wit[", "dpo[", "bench[dpo,") for seed in (1, 2)]
@@ -143,9 +147,11 @@ def test_a_model_on_an_axis(folder: Path) -> None:
 
 
 def test_reports_by_an_axis(folder: Path) -> None:
-    """One that names an axis is made for each of its values, of the steps that agree with it."""
+    """A report that uses an axis has one step per value, over the matching steps."""
     (folder / "r.yaml").write_text(GRID.replace("{kind: report}", "{kind: report, title: 'p${matrix.prompt}'}"))
-    reports = {step.name: [need.name for need in step.needs] for step in plan().steps if step.stage == "report"}
+    reports = {
+        step.name: [source.name for source in step.dependencies] for step in plan().steps if step.stage == "report"
+    }
     assert reports == {
         "report[prompt=0]": ["bench[base]", "bench[it]", "bench[dpo,prompt=0,completion=1]"],
         "report[prompt=0.2]": ["bench[base]", "bench[it]", *(f"bench[dpo,prompt=0.2,completion={c}]" for c in (0, 1))],
@@ -162,19 +168,22 @@ def test_cells_on_the_command_line(folder: Path) -> None:
 
 
 WRONG = {
-    "no mapping": (["matrix=3"], "matrix: is a mapping of axes to their values"),
-    "no list": (["matrix.prompt=3"], "matrix.prompt: is a list of values"),
-    "no value": (["matrix.prompt=[]"], "matrix.prompt: is a list of values, or a mapping of names to values, with at"),
-    "twice": (["matrix.prompt=[0.2, 0.20]"], "matrix.prompt.1: stands twice: 0.2"),
-    "bad axis": (["matrix.a-b=[1]"], "matrix.a-b: is no name of an axis"),
-    "unnamed section": (["matrix.prompt=[{a: 1}]"], "matrix.prompt.0: needs a name"),
-    "bad name": (["matrix.prompt={'a,b': 1}"], "matrix.prompt.a,b: 'a,b' names no value"),
+    "no mapping": (["matrix=3"], "matrix: must be a mapping of axes to their values"),
+    "no list": (["matrix.prompt=3"], "matrix.prompt: must be a list of values"),
+    "no value": (
+        ["matrix.prompt=[]"],
+        "matrix.prompt: must be a list of values, or a mapping of names to values, with at",
+    ),
+    "twice": (["matrix.prompt=[0.2, 0.20]"], "matrix.prompt.1: is listed twice: 0.2"),
+    "bad axis": (["matrix.a-b=[1]"], "matrix.a-b: is not a valid name of an axis"),
+    "unnamed section": (["matrix.prompt=[{a: 1}]"], "matrix.prompt.0: needs a short name"),
+    "bad name": (["matrix.prompt={'a,b': 1}"], "matrix.prompt.a,b: 'a,b' is not a valid name"),
     "unknown axis": (["matrix.exclude=[{promt: 0}]"], "matrix.exclude.0.promt: is no axis; did you mean 'prompt'?"),
-    "no partial": (["matrix.exclude=[0]"], "matrix.exclude.0: is a mapping of axes to values"),
-    "no list of partials": (["matrix.exclude=3"], "matrix.exclude: is a list of mappings"),
+    "no partial": (["matrix.exclude=[0]"], "matrix.exclude.0: must be a mapping of axes to values"),
+    "no list of partials": (["matrix.exclude=3"], "matrix.exclude: must be a list of mappings"),
     "all excluded": (["matrix.exclude=[{prompt: 0}, {prompt: 0.2}]"], "matrix.exclude: leaves no cell"),
-    "half a cell": (["matrix.include=[{prompt: 0.5}]"], "matrix.include.0: lacks completion"),
-    "too many": ([f"matrix.a{n}=[0,1,2,3,4,5,6,7,8,9]" for n in range(6)], "matrix: makes 4,000,000 cells"),
+    "half a cell": (["matrix.include=[{prompt: 0.5}]"], "matrix.include.0: does not set completion"),
+    "too many": ([f"matrix.a{n}=[0,1,2,3,4,5,6,7,8,9]" for n in range(6)], "matrix: has 4,000,000 cells"),
     "unknown reference": (
         ["stages.wit.weights.prompt=${matrix.promt}"],
         "stages.wit.weights.prompt: '${matrix.promt}' names no axis of the matrix; did you mean 'prompt'?",
@@ -183,7 +192,7 @@ WRONG = {
         ["stages.wit.weights=${matrix}"],
         "'${matrix}' names no axis of the matrix; it has prompt, completion",
     ),
-    "in itself": (["matrix.prompt=['${matrix.completion}']"], "'${matrix.completion}' stands in the matrix itself"),
+    "in itself": (["matrix.prompt=['${matrix.completion}']"], "'${matrix.completion}' is inside the matrix"),
     "name by cell": (["name=a${matrix.prompt}"], "name: is not the same for all cells"),
     "bad value": (["matrix.prompt=[-7]"], "stages.wit.weights.prompt: should be greater than or equal to 0, found -7"),
 }
@@ -192,14 +201,14 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_a_wrong_matrix_is_refused(folder: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
     overrides, expected = WRONG[case]
-    said = refused(capsys, *itertools.chain(*(("--set", override) for override in overrides)))
-    assert expected in said
+    output = refused(capsys, *itertools.chain(*(("--set", override) for override in overrides)))
+    assert expected in output
     assert not (folder / "runs").exists()
 
 
-def test_other_mistakes_are_told_beside_those_of_the_matrix(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = refused(capsys, "--set", "matrix.prompt=3", "--set", "stages.wit.kid=x", "--set", "stages.dpo.model=wot")
-    assert {line.split(": ")[2] for line in said.splitlines()} == {
+def test_other_errors_are_reported_with_those_of_the_matrix(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = refused(capsys, "--set", "matrix.prompt=3", "--set", "stages.wit.kid=x", "--set", "stages.dpo.model=wot")
+    assert {line.split(": ")[2] for line in output.splitlines()} == {
         "matrix.prompt",
         "stages.wit.kid",
         "stages.dpo.model",
@@ -209,13 +218,13 @@ def test_other_mistakes_are_told_beside_those_of_the_matrix(folder: Path, capsys
 def test_a_matrix_without_an_axis(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     head, stages = GRID[: GRID.index("  prompt:")], GRID[GRID.index("stages:") :]
     (folder / "r.yaml").write_text(head + "  exclude: []\n" + stages)
-    assert "r.yaml:3:1: matrix: names no axis" in refused(capsys)
+    assert "r.yaml:3:1: matrix: has no axis" in refused(capsys)
 
 
-def test_a_mistake_that_all_cells_share_is_told_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_in_all_cells_is_reported_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "r.yaml").write_text(GRID.replace("max_steps", "maxsteps").replace("./pairs", "./pears"))
-    said = refused(capsys).splitlines()
-    assert [line.split(": ")[2] for line in said] == ["stages.wit.train.maxsteps", "stages.dpo.data.train"]
+    output = refused(capsys).splitlines()
+    assert [line.split(": ")[2] for line in output] == ["stages.wit.train.maxsteps", "stages.dpo.data.train"]
 
 
 CELLS_WRONG = {
@@ -226,9 +235,9 @@ CELLS_WRONG = {
 }
 
 
-@pytest.mark.parametrize("asked", CELLS_WRONG)
-def test_cells_that_are_not_there(folder: Path, capsys: pytest.CaptureFixture[str], asked: str) -> None:
-    assert CELLS_WRONG[asked] in refused(capsys, "--cells", asked)
+@pytest.mark.parametrize("cells", CELLS_WRONG)
+def test_unknown_cells(folder: Path, capsys: pytest.CaptureFixture[str], cells: str) -> None:
+    assert CELLS_WRONG[cells] in refused(capsys, "--cells", cells)
 
 
 def test_cells_of_a_recipe_without_a_matrix(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -246,15 +255,27 @@ def test_the_plan_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     ]
 
 
-def test_a_benchmark_goes_by_the_version_of_the_harness(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A task's name means what lm-eval's version says; nothing else depends on it."""
-    before = plan()
-    old = next(step for step in before.steps if step.stage == "bench")
-    packages = {"lm_eval": "0.4.1", "torch": "1"}
-    manifest = {"version": old.config.version, "environment": {"packages": packages}, "config": old.config.model_dump()}
-    assert "lm_eval 0.4.1 -> 0.4.13" in changes(old, Published(Path(), manifest | {"inputs": {}}), before)
-    monkeypatch.setattr("pipeline.plan.cache.installed", lambda name: "9.9" if name == "lm_eval" else "1")
-    changed = {
-        was.stage for was, now in zip(before.steps, plan().steps, strict=True) if was.fingerprint != now.fingerprint
-    }
+def test_a_benchmark_depends_on_the_version_of_the_harness(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm-eval's version defines a task; no other stage depends on it."""
+    before, steps = fingerprints(), {step.name: step for step in plan().steps}
+    old = next(step for step in steps.values() if step.stage == "bench")
+    manifest = Manifest(
+        step=old.name,
+        kind=old.kind,
+        version=old.config.version,
+        fingerprint="0" * 32,
+        config=old.config.model_dump(),
+        inputs={},
+        metrics=Metrics(),
+        environment={"packages": {"lm_eval": "0.4.1", "torch": "1"}},
+        started="",
+        seconds=1.0,
+        outputs={},
+    )
+    (folder / "out").mkdir()
+    Store(Path("store")).publish(folder / "out", manifest)
+    assert "lm_eval 0.4.1 -> 0.4.13" in decisions()[old.name].reason
+    monkeypatch.setattr("pipeline.plan.cache.installed_version", lambda name: "9.9" if name == "lm_eval" else "1")
+    after = fingerprints()
+    changed = {steps[name].stage for name in before if before[name] != after[name]}
     assert changed == {"bench", "report"}

@@ -1,4 +1,4 @@
-"""Bad recipes through the command: place, key and remedy on standard error, exit 2, nothing written."""
+"""Invalid recipes through the command: location, key and remedy on standard error, exit code 2, no files written."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def complain(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What the command says of an error; it must exit with 2 and write nothing."""
+    """Run the command, which must exit with 2 and write no files, and return its error message."""
     assert main(["r.yaml", *arguments]) == 2
     assert not Path("runs").exists()
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert "Traceback" not in said.err
-    return said.err
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "Traceback" not in output.err
+    return output.err
 
 
 def test_the_good_recipe_plans(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,7 +71,7 @@ CASES = {
         "num_train_epoch: 1",
         r"r\.yaml:8:13: .*did you mean 'num_train_epochs'",
     ),
-    "option set elsewhere": (
+    "reserved option": (
         "num_train_epochs: 1",
         "loss_type: dft",
         r"r\.yaml:8:13: .*train\.loss_type: cannot",
@@ -115,14 +115,14 @@ CASES = {
     "unknown column": (
         "{train: ./rows.jsonl}",
         "{train: ./rows.jsonl, columns: {promt: question}}",
-        r"r\.yaml:6:50: stages\.wit\.data\.columns\.promt: 'promt' is no column that .* those are completion,",
+        r"r\.yaml:6:50: stages\.wit\.data\.columns\.promt: 'promt' is not a column of .* which has completion,",
     ),
     "column of preference rows alone": (
         "{train: ./pairs.jsonl}",
         "{train: ./pairs.jsonl, columns: {completion: answer}}",
-        r"r\.yaml:12:56: stages\.dpo\.data\.columns\.completion: .* is no column .* are chosen, prompt, rejected",
+        r"r\.yaml:12:56: stages\.dpo\.data\.columns\.completion: .* is not a column .* has chosen, prompt, rejected",
     ),
-    "column that the rows lack": (
+    "column missing in the rows": (
         "{train: ./rows.jsonl}",
         "{train: ./rows.jsonl, columns: {prompt: question}}",
         r"rows\.jsonl:1: column 'question' is missing; the row has prompt, completion",
@@ -158,7 +158,7 @@ CASES = {
     "taken name": ("name: small", "name: store", r"r\.yaml:1:7: name: 'store' is no folder name"),
     "taken stage name": ("  wit:", "  logs:", r"r\.yaml:4:3: stages\.logs: is no stage name"),
     "negative seed": ("name: small", "name: small\nseed: -1", r"r\.yaml:2:7: seed: .*greater than or equal to 0"),
-    "value still to be given": ("model: ./model", "model: ???", r"r\.yaml:2:8: model: is '\?\?\?'"),
+    "placeholder": ("model: ./model", "model: ???", r"r\.yaml:2:8: model: is '\?\?\?'"),
     "same model twice": ("wit, dpo]", "wit, wit]", r"r\.yaml:15:13: stages\.bench\.models: named more than once: wit"),
     "remote code": (
         "num_train_epochs: 1",
@@ -177,17 +177,17 @@ CASES = {
         "lr: 1.0e-4",
         r"r\.yaml:8:\d+: stages\.wit\.train\.lr: unknown key; did you mean 'learning_rate'\?",
     ),
-    "a dtype as others write it": (
+    "a dtype in another notation": (
         "num_train_epochs: 1",
         "model_init_kwargs: {dtype: bf16}",
         r"r\.yaml:8:\d+: stages\.wit\.train\.model_init_kwargs\.dtype: found 'bf16'; .*float32, bfloat16",
     ),
-    "an attention that there is not": (
+    "unknown attention": (
         "num_train_epochs: 1",
         "model_init_kwargs: {attn_implementation: flash}",
         r"r\.yaml:8:\d+: stages\.wit\.train\.model_init_kwargs\.attn_implementation: found 'flash'; allowed are eager",
     ),
-    "unknown choice of many, and like none": (
+    "unknown choice of many, similar to none": (
         "num_train_epochs: 1",
         "optim: foo",
         r"r\.yaml:8:20: stages\.wit\.train\.optim: found 'foo'; docs/reference\.md lists all 41\n",
@@ -232,7 +232,7 @@ CASES = {
         "tasks: [{task: arc_easy}]\n    options: {gen_kwargs: {max_gen_tok: 9}}",
         r"r\.yaml:17:28: stages\.bench\.options\.gen_kwargs\.max_gen_tok: unknown key; did you mean 'max_gen_toks'",
     ),
-    "setting of generation that lm-eval makes": (
+    "setting of generation that lm-eval sets": (
         "tasks: [{task: arc_easy}]",
         "tasks: [{task: arc_easy}]\n    options: {gen_kwargs: {pad_token_id: 9}}",
         r"r\.yaml:17:28: stages\.bench\.options\.gen_kwargs\.pad_token_id: cannot be set here: lm-eval sets it",
@@ -240,7 +240,7 @@ CASES = {
     "generation by code from elsewhere": (
         "tasks: [{task: arc_easy}]",
         "tasks: [{task: arc_easy}]\n    options: {gen_kwargs: {custom_generate: org/x}}",
-        r"r\.yaml:17:28: stages\.bench\.options\.gen_kwargs\.custom_generate: .*would run code from elsewhere",
+        r"r\.yaml:17:28: stages\.bench\.options\.gen_kwargs\.custom_generate: .*would run third-party code",
     ),
     "a report on what scores no model": (
         "report: {kind: report}",
@@ -267,28 +267,30 @@ def test_bad_recipe(folder: Path, capsys: pytest.CaptureFixture[str], case: str)
     before, after, expected = CASES[case]
     assert before in GOOD
     Path("r.yaml").write_text(GOOD.replace(before, after, 1))
-    said = complain(capsys)
-    assert re.search(expected, said), said
+    output = complain(capsys)
+    assert re.search(expected, output), output
 
 
-def test_all_errors_are_told_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_errors_are_reported_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = (
         GOOD.replace("prompt: 0.2", "promt: 0.2")
         .replace("num_train_epochs", "num_epochs")
         .replace("model: wit", "modl: x")
     )
     Path("r.yaml").write_text(bad)
-    said = complain(capsys)
-    assert {7, 8, 11} <= {int(line) for line in re.findall(r"r\.yaml:(\d+):", said)}
+    output = complain(capsys)
+    assert {7, 8, 11} <= {int(line) for line in re.findall(r"r\.yaml:(\d+):", output)}
 
 
-def test_errors_of_every_phase_are_told_at_once_by_place(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A wrong value, a file and stages that are not there, in a stage that is otherwise broken too; each once."""
+def test_errors_of_every_phase_are_reported_at_once_by_location(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wrong values, a missing file and unknown stages, some in one stage; each is reported once."""
     bad = GOOD.replace("prompt: 0.2", "promt: 0.2").replace("./rows.jsonl", "./row.jsonl")
     bad = bad.replace("model: wit", "model: wot").replace("wit, dpo]", "wit, dpi]").replace("name: small", "nam: small")
     Path("r.yaml").write_text(bad)
-    said = complain(capsys, "--set", "seed=x", "--set", "stages.bench.tasks.3.task=x").splitlines()
-    assert [line.removeprefix("run-recipe: ").split(": ")[:2] for line in said] == [
+    output = complain(capsys, "--set", "seed=x", "--set", "stages.bench.tasks.3.task=x").splitlines()
+    assert [line.removeprefix("run-recipe: ").split(": ")[:2] for line in output] == [
         ["r.yaml:1:1", "name"],
         ["r.yaml:1:1", "nam"],
         ["r.yaml:6:19", "stages.wit.data.train"],
@@ -301,13 +303,87 @@ def test_errors_of_every_phase_are_told_at_once_by_place(folder: Path, capsys: p
     ]
 
 
-def test_what_refers_to_a_broken_stage_or_model_is_not_blamed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_references_to_a_broken_stage_or_model_are_no_errors(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("r.yaml").write_text(GOOD.replace("kind: sft", "kind: sfft").replace("./model", "[1]"))
-    said = complain(capsys).splitlines()
-    assert [line.split(": ")[1:3] for line in said] == [["r.yaml:2:8", "model"], ["r.yaml:5:11", "stages.wit.kind"]]
+    output = complain(capsys).splitlines()
+    assert [line.split(": ")[1:3] for line in output] == [["r.yaml:2:8", "model"], ["r.yaml:5:11", "stages.wit.kind"]]
 
 
-def test_a_wrong_section_that_stages_share_is_told_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+LIKE_TYPES = (
+    "int",
+    "str",
+    "bool",
+    "list",
+    "dict",
+    "constrained-str",
+    "function-after[f(), str]",
+    "a[b]",
+    "[key]",
+    "x.y",
+)
+"""Keys that look like the names of types in pydantic's locations, or that contain the separators of dotted keys."""
+
+
+@pytest.mark.parametrize("key", LIKE_TYPES)
+def test_a_key_named_like_a_type_is_reported_at_its_own_location(
+    folder: Path, capsys: pytest.CaptureFixture[str], key: str
+) -> None:
+    columns = GOOD.replace("{train: ./rows.jsonl}", f"{{train: ./rows.jsonl, columns: {{'{key}': 5}}}}")
+    Path("r.yaml").write_text(columns)
+    place, name = f"r.yaml:6:{columns.splitlines()[5].index(' 5}') + 2}: ", f"stages.wit.data.columns.{key}: "
+    assert complain(capsys) == f"run-recipe: {place}{name}should be a valid string, found 5\n"
+    Path("r.yaml").write_text(columns.replace(": 5}", ": answer}"))
+    assert f"{place}{name}'{key}' is not a column" in complain(capsys)
+    tasks = f"tasks: [{{task: arc_easy, data: {{'{key}': 5}}}}]"
+    Path("r.yaml").write_text(GOOD.replace("tasks: [{task: arc_easy}]", tasks))
+    assert f"stages.bench.tasks.0.data.{key}: should be a valid string, found 5" in complain(capsys)
+    Path("r.yaml").write_text(GOOD.replace("{num_train_epochs: 1}", f"{{'{key}': 5}}"))
+    assert f"r.yaml:8:13: stages.wit.train.{key}: unknown key" in complain(capsys)
+    Path("r.yaml").write_text(GOOD.replace("{kind: report}", f"{{kind: report, runs: [{{run: x, '{key}': 5}}]}}"))
+    assert f"stages.report.runs.0.{key}: unknown key" in complain(capsys)
+
+
+def test_branches_of_unions_are_no_keys(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A value that fits none of several types has one error, at the value's own key."""
+    Path("r.yaml").write_text(GOOD.replace("{num_train_epochs: 1}", "{lr_scheduler_kwargs: 5, report_to: {int: 1}}"))
+    output = complain(capsys).splitlines()
+    assert [line.split(": ")[2] for line in output] == [
+        "stages.wit.train.lr_scheduler_kwargs",
+        "stages.wit.train.report_to",
+    ]
+
+
+BROKEN = {
+    "a required section": ("    weights: {prompt: 0.2, completion: 0.8}\n", ""),
+    "a required value": ("{prompt: 0.2, completion: 0.8}", "{}"),
+    "a wrong value": ("num_train_epochs: 1", "optim: 3"),
+    "a wrong section": ("{num_train_epochs: 1}", "[1]"),
+    "both weights 0": ("{prompt: 0.2, completion: 0.8}", "{prompt: 0, completion: 0}"),
+    "options that do not go together": ("{num_train_epochs: 1}", "{bf16: true, fp16: true}"),
+    "a wrong neighbour": ("train: ./rows.jsonl", "train: ./rows.jsonl, subset: 3, qqq: 4"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_references_of_a_stage_with_errors_are_checked(
+    folder: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    before, after = BROKEN[case]
+    bad = GOOD.replace(before, after, 1).replace("kind: sft", "kind: sft\n    model: wot").replace("./rows", "./row")
+    Path("r.yaml").write_text(bad)
+    keys = [line.split(": ")[2] for line in complain(capsys).splitlines()]
+    assert {"stages.wit.model", "stages.wit.data.train"} < set(keys)
+    assert len(keys) == len(set(keys))
+
+
+def test_a_wrong_reference_is_no_reference_to_the_default(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Here to `base`, which this recipe does not have."""
+    bad = GOOD.replace("model: ./model\n", "").replace("kind: sft", "kind: sft\n    model: 5").replace("[base, ", "[")
+    Path("r.yaml").write_text(bad)
+    assert [line.split(": ")[2] for line in complain(capsys).splitlines()] == ["stages.wit.model"]
+
+
+def test_a_wrong_section_that_stages_share_is_reported_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shared = GOOD.replace("{train: ./rows.jsonl}", "&d {train: ./rows.jsonl, subset: 3}")
     Path("r.yaml").write_text(shared.replace("{train: ./pairs.jsonl}", "*d"))
     assert complain(capsys).splitlines() == [
@@ -315,12 +391,12 @@ def test_a_wrong_section_that_stages_share_is_told_once(folder: Path, capsys: py
     ]
 
 
-def test_bad_data_of_several_stages_are_told_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_data_of_several_stages_are_reported_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("rows.jsonl").write_text('{"prompt": "a"}\n')
     Path("pairs.jsonl").write_text("{}\n")
-    said = complain(capsys)
-    assert "rows.jsonl:1: column 'completion'" in said
-    assert "pairs.jsonl:1: column 'prompt'" in said
+    output = complain(capsys)
+    assert "rows.jsonl:1: column 'completion'" in output
+    assert "pairs.jsonl:1: column 'prompt'" in output
 
 
 TARGETS = {
@@ -331,15 +407,15 @@ TARGETS = {
 
 
 @pytest.mark.parametrize("case", TARGETS)
-def test_targets_that_the_model_lacks(folder: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
+def test_targets_missing_in_the_model(folder: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
     header = json.dumps({"model.layers.0.self_attn.q_proj.weight": {"dtype": "F32", "shape": [0, 0]}}).encode()
     Path("model/model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     targets, expected = TARGETS[case]
     lora = f"train: {{num_train_epochs: 1}}\n    lora: {{target_modules: {targets}}}"
     Path("r.yaml").write_text(GOOD.replace("train: {num_train_epochs: 1}", lora).replace("arc_easy", "arc_eazy"))
-    said = complain(capsys)
-    assert re.search(r"r\.yaml:9:28: stages\.wit\.lora\.target_modules: " + expected, said), said
-    assert "arc_eazy" in said
+    output = complain(capsys)
+    assert re.search(r"r\.yaml:9:28: stages\.wit\.lora\.target_modules: " + expected, output), output
+    assert "arc_eazy" in output
 
 
 ROWS = {
@@ -387,8 +463,8 @@ ROWS = {
 def test_bad_rows(folder: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
     text, expected = ROWS[case]
     Path("rows.jsonl").write_bytes(text if isinstance(text, bytes) else text.encode())
-    said = complain(capsys)
-    assert re.search(expected, said), said
+    output = complain(capsys)
+    assert re.search(expected, output), output
 
 
 @pytest.mark.parametrize("name", ["rows.parquet", "rows.csv", "rows.json", "folder.jsonl"])
@@ -412,23 +488,23 @@ def test_an_unknown_split_of_a_folder(folder: Path, capsys: pytest.CaptureFixtur
 
 
 def test_dropped_rows_are_no_error(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With `drop` the first bad row is passed by, and the complaint is about the file of the next stage."""
+    """With `drop` the bad row is skipped, and the error is in the file of the next stage."""
     Path("rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt"\n')
     Path("pairs.jsonl").write_text("{}\n")
     drop = "{train: ./rows.jsonl, on_bad_row: drop}"
     Path("r.yaml").write_text(GOOD.replace("{train: ./rows.jsonl}", drop))
-    said = complain(capsys)
-    assert "rows.jsonl" not in said
-    assert "pairs.jsonl:1: column 'prompt' is missing" in said
+    output = complain(capsys)
+    assert "rows.jsonl" not in output
+    assert "pairs.jsonl:1: column 'prompt' is missing" in output
 
 
 def test_unknown_task(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """lm-eval itself is asked, before anything is trained."""
+    """lm-eval's own list is checked before any training."""
     Path("r.yaml").write_text(GOOD.replace("arc_easy", "arc_eazy"))
-    said = complain(capsys)
-    assert re.search(r"r\.yaml:16:20: stages\.bench\.tasks\.0\.task: lm-eval knows no .*'arc_eazy'.*arc_easy", said), (
-        said
-    )
+    output = complain(capsys)
+    assert re.search(
+        r"r\.yaml:16:20: stages\.bench\.tasks\.0\.task: lm-eval knows no .*'arc_eazy'.*arc_easy", output
+    ), output
 
 
 def test_bad_benchmark_items(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -444,9 +520,9 @@ def test_a_byte_order_mark_is_no_part_of_the_data(folder: Path) -> None:
 
 def test_bad_preference_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "b"}\n{"prompt": "a", "chosen": "b"}\n')
-    said = complain(capsys)
-    assert re.search(r"pairs\.jsonl:1: chosen and rejected are the same", said)
-    assert re.search(r"pairs\.jsonl:2: column 'rejected' is missing", said)
+    output = complain(capsys)
+    assert re.search(r"pairs\.jsonl:1: chosen and rejected are the same", output)
+    assert re.search(r"pairs\.jsonl:2: column 'rejected' is missing", output)
 
 
 COMMANDS = {
@@ -468,8 +544,8 @@ COMMANDS = {
 @pytest.mark.parametrize("case", COMMANDS)
 def test_bad_command(folder: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
     arguments, expected = COMMANDS[case]
-    said = complain(capsys, *arguments)
-    assert re.search(expected, said), said
+    output = complain(capsys, *arguments)
+    assert re.search(expected, output), output
 
 
 def test_missing_recipe(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -479,5 +555,5 @@ def test_missing_recipe(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["."]) == 2
     assert ".: cannot be read" in capsys.readouterr().err
     assert main(["s.yaml"]) == 2
-    assert "s.yaml: cannot be read" in (said := capsys.readouterr().err)
-    assert "did you mean 'r.yaml'" in said
+    assert "s.yaml: cannot be read" in (output := capsys.readouterr().err)
+    assert "did you mean 'r.yaml'" in output

@@ -1,6 +1,6 @@
-"""Broken copies of the real recipes, by the hundred: what is certainly wrong is named with its place and key.
+"""Mutated copies of the real recipes, by the hundred: certain errors are reported with location and key.
 
-Whatever stands in a file, the command plans it or says what is wrong; it never breaks down and never writes.
+For any file content the command plans or reports an error; it never crashes and never writes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parents[3] / "recipes"
 ALIKE = ("_lima", "_alpaca", "_tulu", "_gemma-2-2b", "_llama-3.2-3b", "_llama-3-8b")
-"""Of the recipes of the paper, those that differ from others in a few values."""
+"""The paper's recipes that differ from others in a few values only."""
 RECIPES = sorted(
     str(path.relative_to(ROOT))
     for path in ROOT.rglob("*.yaml")
@@ -32,7 +32,7 @@ BLIND = 100
 
 @dataclass(frozen=True)
 class Entry:
-    """A key of a recipe, or an item of a list, as PyYAML finds it."""
+    """A key of a recipe, or an item of a list."""
 
     path: tuple[str, ...]
     key: tuple[int, int] | None
@@ -45,17 +45,17 @@ class Entry:
 
 @dataclass(frozen=True)
 class Mutant:
-    """A broken recipe, and what must be said of it."""
+    """A broken recipe and its expected error message."""
 
-    what: str
+    description: str
     text: str
-    said: str
+    message: str
     """A regular expression."""
 
 
 def entries(text: str) -> list[Entry]:
-    """Every key and item of a recipe, each where it is written; what an alias repeats is left out."""
-    found: list[Entry] = []
+    """Return every key and item of a recipe, without those that an alias repeats."""
+    result: list[Entry] = []
     seen: set[int] = set()
 
     def walk(node: yaml.Node, path: tuple[str, ...], key: yaml.Mark | None) -> None:
@@ -65,7 +65,7 @@ def entries(text: str) -> list[Entry]:
         text = node.value if isinstance(node, yaml.ScalarNode) else None
         start, end = node.start_mark, node.end_mark
         place = (key.line, key.column) if key else None
-        found.append(Entry(path, place, (start.line, start.column), (end.line, end.column), text))
+        result.append(Entry(path, place, (start.line, start.column), (end.line, end.column), text))
         if isinstance(node, yaml.MappingNode):
             for name, value in node.value:
                 if name.value != "<<":
@@ -75,32 +75,32 @@ def entries(text: str) -> list[Entry]:
                 walk(value, (*path, str(index)), None)
 
     walk(yaml.compose(text, yaml.SafeLoader), (), None)
-    return found[1:]
+    return result[1:]
 
 
 def replaced(text: str, start: tuple[int, int], end: tuple[int, int], new: str) -> str:
-    """`text` with what stands between two places replaced by `new`."""
+    """Replace the text between two positions by `new`."""
     lines = text.split("\n")
     head, tail = lines[start[0]][: start[1]], lines[end[0]][end[1] :]
     return "\n".join([*lines[: start[0]], head + new + tail, *lines[end[0] + 1 :]])
 
 
 def at(place: tuple[int, int], path: tuple[str, ...]) -> str:
-    """What a message about the key at `place` begins with."""
+    """Return the start of a message about the key at `place`."""
     return rf"fuzz\.yaml:{place[0] + 1}:{place[1] + 1}: {re.escape('.'.join(path))}: "
 
 
 def is_free(path: tuple[str, ...]) -> bool:
-    """Whether any name or value may stand there: names of stages, splits, and what goes to a library unseen."""
+    """Whether any name or value is allowed: names of stages and splits, and options passed to a library."""
     return len(path) == 2 or (path[-2:-1] == ("data",) and "tasks" in path) or "model_init_kwargs" in path[:-1]
 
 
-def values(text: str, wanted: Callable[[Entry], bool], new: str, what: str) -> Iterator[Mutant]:
-    """Every value that is `wanted` replaced by `new`."""
+def values(text: str, matches: Callable[[Entry], bool], new: str, description: str) -> Iterator[Mutant]:
+    """Yield a mutant for each matching value, replaced by `new`."""
     for entry in entries(text):
-        if entry.text is not None and wanted(entry):
+        if entry.text is not None and matches(entry):
             changed = replaced(text, entry.value, entry.end, new)
-            yield Mutant(f"{what}: {'.'.join(entry.path)}", changed, at(entry.value, entry.path))
+            yield Mutant(f"{description}: {'.'.join(entry.path)}", changed, at(entry.value, entry.path))
 
 
 def misspelt_keys(text: str) -> Iterator[Mutant]:
@@ -108,10 +108,13 @@ def misspelt_keys(text: str) -> Iterator[Mutant]:
         if entry.key and not is_free(entry.path):
             end = (entry.key[0], entry.key[1] + len(entry.path[-1]))
             path = (*entry.path[:-1], entry.path[-1] + "q")
-            place, said = entry.key, "is no axis; did you mean" if path[0] == "matrix" else "unknown key"
+            place, message = entry.key, "is no axis; did you mean" if path[0] == "matrix" else "unknown key"
             if path[-2:-1] == ("columns",):
-                place, said = (entry.value[0], entry.value[1] + 1), f"'{path[-1]}' is no column that this format reads"
-            yield Mutant(f"misspelt {path}", replaced(text, entry.key, end, path[-1]), at(place, path) + said)
+                place, message = (
+                    (entry.value[0], entry.value[1] + 1),
+                    f"'{path[-1]}' is not a column of this format",
+                )
+            yield Mutant(f"misspelt {path}", replaced(text, entry.key, end, path[-1]), at(place, path) + message)
 
 
 def unknown_keys(text: str) -> Iterator[Mutant]:
@@ -155,7 +158,7 @@ def bad_numbers(text: str) -> Iterator[Mutant]:
 
 
 def one_liners(text: str) -> Iterator[tuple[Entry, str]]:
-    """The keys in lines of their own, with their lines."""
+    """Yield the keys in lines of their own, with their lines."""
     lines = text.split("\n")
     for entry in entries(text):
         if entry.key and not lines[entry.key[0]][: entry.key[1]].strip() and entry.key[0] == entry.end[0]:
@@ -168,8 +171,8 @@ def missing_keys(text: str) -> Iterator[Mutant]:
             changed = text.replace(line + "\n", "", 1) if text.count(line) == 1 else None
             if changed:
                 named = entry.path[:-1] if entry.path[-1] == "kind" else entry.path
-                said = rf"fuzz\.yaml:\d+:\d+: {re.escape('.'.join(named))}: (is missing|needs 'kind')"
-                yield Mutant(f"missing {entry.path}", changed, said)
+                message = rf"fuzz\.yaml:\d+:\d+: {re.escape('.'.join(named))}: (is missing|needs 'kind')"
+                yield Mutant(f"missing {entry.path}", changed, message)
 
 
 def repeated_keys(text: str) -> Iterator[Mutant]:
@@ -178,7 +181,7 @@ def repeated_keys(text: str) -> Iterator[Mutant]:
         if "&" not in line:
             changed = replaced(text, (entry.key[0], 0), (entry.key[0], 0), line + "\n")
             place = (entry.key[0] + 1, entry.key[1])
-            yield Mutant(f"repeated {entry.path}", changed, at(place, entry.path) + "stands here a second time")
+            yield Mutant(f"repeated {entry.path}", changed, at(place, entry.path) + "is a duplicate key")
 
 
 def references_to_nothing(text: str) -> Iterator[Mutant]:
@@ -188,12 +191,12 @@ def references_to_nothing(text: str) -> Iterator[Mutant]:
 
 def broken_syntax(text: str) -> Iterator[Mutant]:
     lines = text.split("\n")
-    said = r"fuzz\.yaml:\d+:\d+: not valid YAML: "
+    message = r"fuzz\.yaml:\d+:\d+: not valid YAML: "
     for number in range(0, len(lines), 4):
         for new in ("\tq: 1", "]", "}", "@", 'q: "', "*qqq", "q: *qqq", "\0", "- q: [", "--- !<"):
             if new != "- q: [" or number:
                 yield Mutant(
-                    f"{new!r} before line {number + 1}", "\n".join([*lines[:number], new, *lines[number:]]), said
+                    f"{new!r} before line {number + 1}", "\n".join([*lines[:number], new, *lines[number:]]), message
                 )
 
 
@@ -215,19 +218,19 @@ CERTAIN = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The recipes and all that they refer to, with next to nothing in each file."""
-    made = tmp_path_factory.mktemp("recipes")
+    """The recipes and the files they refer to, almost empty."""
+    target = tmp_path_factory.mktemp("recipes")
     for file in ROOT.rglob("*"):
         if file.is_file() and file.suffix in {".json", ".jsonl", ".yaml", ".csv"}:
-            (made / file.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+            (target / file.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
             is_recipe = str(file.relative_to(ROOT)) in RECIPES
-            is_whole = is_recipe or file.suffix in {".csv", ".yaml"}
-            (made / file.relative_to(ROOT)).write_text(file.read_text() if is_whole else "{}")
-    return made
+            keep_content = is_recipe or file.suffix in {".csv", ".yaml"}
+            (target / file.relative_to(ROOT)).write_text(file.read_text() if keep_content else "{}")
+    return target
 
 
 def plan(folder: Path, recipe: str, content: bytes, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    """The status and the complaints of the command; nothing may be written."""
+    """Return the exit code and the error message of the command, which must not write files."""
     file = (folder / recipe).with_name("fuzz.yaml")
     file.write_bytes(content)
     runs = folder / "runs"
@@ -239,17 +242,17 @@ def plan(folder: Path, recipe: str, content: bytes, capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize("mutate", CERTAIN, ids=lambda mutate: mutate.__name__)
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_what_is_wrong_is_named(
+def test_certain_errors_are_reported(
     folder: Path, capsys: pytest.CaptureFixture[str], recipe: str, mutate: Callable[[str], Iterator[Mutant]]
 ) -> None:
     for mutant in mutate((ROOT / recipe).read_text()):
-        status, said = plan(folder, recipe, mutant.text.encode(), capsys)
-        assert status == 2, mutant.what
-        assert re.search(mutant.said, said), f"{mutant.what}: {mutant.said} is not in {said}"
+        status, message = plan(folder, recipe, mutant.text.encode(), capsys)
+        assert status == 2, mutant.description
+        assert re.search(mutant.message, message), f"{mutant.description}: {mutant.message} is not in {message}"
 
 
 def any_bytes(draw: random.Random, text: bytes) -> bytes:
-    """Some bytes become others."""
+    """Replace some bytes."""
     content = bytearray(text)
     for _ in range(draw.randint(1, 8)):
         content[draw.randrange(len(content))] = draw.randrange(256)
@@ -257,7 +260,7 @@ def any_bytes(draw: random.Random, text: bytes) -> bytes:
 
 
 def lines_about(draw: random.Random, text: bytes) -> bytes:
-    """Lines are left out, repeated, swapped or shifted."""
+    """Drop, repeat, swap or shift lines."""
     lines = text.split(b"\n")
     for _ in range(draw.randint(1, 4)):
         one, other = draw.randrange(len(lines)), draw.randrange(len(lines))
@@ -324,7 +327,7 @@ VALUES = [
 
 
 def any_values(draw: random.Random, text: bytes) -> bytes:
-    """Some values become strange ones."""
+    """Replace some values by unusual ones."""
     changed = text.decode()
     for _ in range(draw.randint(1, 3)):
         try:
@@ -336,7 +339,7 @@ def any_values(draw: random.Random, text: bytes) -> bytes:
 
 
 def odd_text(draw: random.Random, text: bytes) -> bytes:
-    """Other line ends, marks, widths and signs, all through the file."""
+    """Change line ends, byte order marks, widths and characters in the complete file."""
     changed = text.decode()
     for old, new in draw.sample(
         [
@@ -364,7 +367,7 @@ def odd_text(draw: random.Random, text: bytes) -> bytes:
 
 @pytest.mark.parametrize("mutate", [any_bytes, lines_about, any_values, odd_text], ids=lambda mutate: mutate.__name__)
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_nothing_breaks_the_command(
+def test_the_command_never_crashes(
     folder: Path,
     capsys: pytest.CaptureFixture[str],
     recipe: str,
@@ -372,10 +375,10 @@ def test_nothing_breaks_the_command(
 ) -> None:
     for number in range(BLIND):
         content = mutate(random.Random(f"{recipe} {mutate.__name__} {number}"), (ROOT / recipe).read_bytes())
-        status, said = plan(folder, recipe, content, capsys)
-        assert status in (0, 2), f"number {number}: {said}"
-        assert (status == 2) == bool(said), f"number {number}: {said}"
-        assert "Traceback" not in said, f"number {number}"
+        status, message = plan(folder, recipe, content, capsys)
+        assert status in (0, 2), f"number {number}: {message}"
+        assert (status == 2) == bool(message), f"number {number}: {message}"
+        assert "Traceback" not in message, f"number {number}"
 
 
 HOSTILE = {
@@ -410,7 +413,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_files_are_refused(folder: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
-    status, said = plan(folder, "wit_dpo.yaml", HOSTILE[case].encode(), capsys)
+    status, message = plan(folder, "wit_dpo.yaml", HOSTILE[case].encode(), capsys)
     assert status == 2
-    assert re.search(r"fuzz\.yaml:\d+:\d+: ", said), said
-    assert len(said) < 2_000_000
+    assert re.search(r"fuzz\.yaml:\d+:\d+: ", message), message
+    assert len(message) < 2_000_000

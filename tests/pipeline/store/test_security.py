@@ -1,4 +1,4 @@
-"""What a recipe, a model, a task or a data file of others could do to whoever runs it: through the command."""
+"""Hostile recipes, models, tasks and data files, through the command."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ RUNS_OWN = "trust_remote_code: the model's own Python files run"
 
 
 def own_model(folder: Path, model: Path) -> Path:
-    """The tiny model as `own`, which only the Python files in its folder load; returns the file that those touch."""
+    """Write the tiny model as `own`, which needs the Python files in its folder; return the file that they touch."""
     marker = folder / "imported"
     shutil.copytree(model, folder / "own")
     (folder / "own" / "modeling_own.py").write_text(CODE)
@@ -99,7 +99,7 @@ def change_config(model: Path, **changes: Any) -> None:
 
 @pytest.fixture(scope="module")
 def planted() -> Iterator[dict[str, str]]:
-    """Variables of the environment, and the random values they have."""
+    """Environment variables and their random values."""
     values = {name: f"{name.lower()}-{secrets.token_hex(12)}" for name in PLANTED}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in values.items():
@@ -109,7 +109,7 @@ def planted() -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, planted: dict[str, str]) -> Path:
-    """A folder in which RECIPE ran, with its one stage that fails, and the planted environment."""
+    """A folder in which RECIPE ran, with one failing stage, in the planted environment."""
     folder = tmp_path_factory.mktemp("ran")
     write_world(folder, model_folder)
     own_model(folder, model_folder)
@@ -121,9 +121,9 @@ def ran(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, planted: d
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_MODULES_CACHE", str(folder / "modules"))
         patch.setenv("LOGLEVEL", "DEBUG")
-        done = command(folder, "--set", "seed=5", "--runs", "runs")
-    (folder / "said.txt").write_text(done.stdout + done.stderr)
-    assert done.returncode == 1, done.stdout + done.stderr
+        process = command(folder, "--set", "seed=5", "--runs", "runs")
+    (folder / "output.txt").write_text(process.stdout + process.stderr)
+    assert process.returncode == 1, process.stdout + process.stderr
     return folder
 
 
@@ -140,14 +140,14 @@ def world(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """What the command says of an error, having exited with 2 before anything ran."""
+    """Run the command, which must exit with 2 before any step runs, and return its error message."""
 
     def call(*arguments: str) -> str:
         assert main(["r.yaml", *arguments]) == 2
         assert not Path("runs/small").exists()
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        return said.err
+        output = capsys.readouterr()
+        assert "Traceback" not in output.err
+        return output.err
 
     return call
 
@@ -157,7 +157,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 def test_a_models_own_code_runs_where_its_key_is_set(ran: Path) -> None:
     expected = dict.fromkeys(("wit", "dpo", "bench[dpo]", "report"), "done") | {"talkative[base]": "failed"}
-    assert states(ran) == expected, (ran / "said.txt").read_text()
+    assert states(ran) == expected, (ran / "output.txt").read_text()
     assert (ran / "imported").exists()
     assert not (ran / "modules").exists(), "each worker has its own copy of the code"
     for name in ("wit", "dpo"):
@@ -174,23 +174,23 @@ def test_a_published_model_needs_the_key_again(
 ) -> None:
     monkeypatch.chdir(ran)
     assert main(["r.yaml", "--set", "seed=5", "--stage", "dpo", "--set", "stages.dpo.trust_remote_code=false"]) == 2
-    said = capsys.readouterr().err
-    assert re.search(r"r\.yaml:\d+:\d+: stages\.dpo\.model: .*/sft/\w+ is loaded by its own Python files", said)
+    output = capsys.readouterr().err
+    assert re.search(r"r\.yaml:\d+:\d+: stages\.dpo\.model: .*/sft/\w+ is loaded by its own Python files", output)
 
 
 @pytest.mark.parametrize(("stage", "key"), [("wit", "model"), ("dpo", "model"), ("bench", "models")])
 def test_a_models_own_code_does_not_run_without_the_key(
     world: Path, refused: Callable[..., str], stage: str, key: str
 ) -> None:
-    """Found out before anything runs, for a model to be made as for one that is there."""
-    said = refused("--set", f"stages.{stage}.trust_remote_code=false")
-    assert f": stages.{stage}.{key}: " in said
-    assert "own is loaded by its own Python files (modeling_own.OwnConfig" in said
-    assert "set trust_remote_code: true on the stage" in said
+    """Checked before any step runs, for existing models and models to be trained."""
+    output = refused("--set", f"stages.{stage}.trust_remote_code=false")
+    assert f": stages.{stage}.{key}: " in output
+    assert "own is loaded by its own Python files (modeling_own.OwnConfig" in output
+    assert "set trust_remote_code: true on the stage" in output
     assert not (world / "imported").exists()
 
 
-def test_nor_is_it_run_to_show_rows_or_to_plan(world: Path, refused: Callable[..., str]) -> None:
+def test_previews_and_plans_do_not_run_a_models_own_code(world: Path, refused: Callable[..., str]) -> None:
     assert "set trust_remote_code: true" in refused("--preview", "1", "--set", "stages.wit.trust_remote_code=false")
     assert main(["r.yaml", "--plan"]) == 0
     assert not (world / "imported").exists()
@@ -201,8 +201,8 @@ def test_code_from_another_repository_is_refused(world: Path, refused: Callable[
     assert "its code, org/other--modeling_own.OwnConfig, is not in its own folder" in refused()
 
 
-def test_code_that_is_not_needed_needs_no_key(world: Path, model_folder: Path) -> None:
-    """transformers knows the type by itself and leaves the folder's code alone."""
+def test_unused_code_needs_no_key(world: Path, model_folder: Path) -> None:
+    """transformers knows the type and ignores the folder's code."""
     change_config(world / "own", model_type="llama", architectures=["LlamaForCausalLM"])
     trust = [f"--set=stages.{stage}.trust_remote_code=false" for stage in ("wit", "dpo", "bench")]
     assert main(["r.yaml", "--preview", "1", *trust]) == 0
@@ -216,10 +216,10 @@ def test_kernels_from_the_hub_need_the_key(world: Path, refused: Callable[..., s
         assert "kernels from the hub, which are code of others; add trust_remote_code: true" in refused()
 
 
-# ---------------------------------------------------------------------------------- what the plan says of code
+# ---------------------------------------------------------------------------------- third-party code in the plan
 
 
-def test_the_plan_shows_what_runs_code_of_others(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_plan_shows_third_party_code(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (world / "tasks" / "t.py").write_text("")
     arguments = ["r.yaml", "--plan", "--set", "stages.bench.options.confirm_run_unsafe_code=true"]
     expected = [
@@ -231,15 +231,15 @@ def test_the_plan_shows_what_runs_code_of_others(world: Path, capsys: pytest.Cap
     steps = {step["step"]: step["runs_code"] for step in json.loads(capsys.readouterr().out)["steps"]}
     assert steps == {"wit": [RUNS_OWN], "dpo": [RUNS_OWN], "bench[dpo]": expected, "report": []}
     assert main(arguments) == 0
-    said = capsys.readouterr().out
-    assert all(f"runs code bench[dpo]: {line}" in said for line in expected)
+    output = capsys.readouterr().out
+    assert all(f"runs code bench[dpo]: {line}" in output for line in expected)
 
 
 def test_tasks_that_run_what_the_model_wrote(world: Path, refused: Callable[..., str]) -> None:
     (world / "tasks" / "colours.yaml").write_text(TASK + "unsafe_code: true\n")
-    said = refused()
-    assert re.search(r"r\.yaml:\d+:\d+: stages\.bench\.tasks\.0\.task: colours runs code that the model wrote", said)
-    assert "set options.confirm_run_unsafe_code: true" in said
+    output = refused()
+    assert re.search(r"r\.yaml:\d+:\d+: stages\.bench\.tasks\.0\.task: colours runs code that the model wrote", output)
+    assert "set options.confirm_run_unsafe_code: true" in output
 
 
 # ---------------------------------------------------------------------------------------------------- secrets
@@ -256,22 +256,22 @@ def contents(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def test_no_secret_is_written_anywhere(ran: Path, planted: dict[str, str]) -> None:
-    """Not even where a task's own Python prints it and fails with it."""
+    """Even if a task's Python prints it and raises it."""
     files = dict(contents(ran / "runs"))
     assert len(files) > 30
-    found = {(name, variable) for name, data in files.items() for variable, v in planted.items() if v.encode() in data}
-    assert not found
+    leaks = {(name, variable) for name, data in files.items() for variable, v in planted.items() if v.encode() in data}
+    assert not leaks
     log = (ran / "runs/small/logs/talkative[base].txt").read_text()
     assert "***" in log
     assert "no luck with ***" in (ran / "runs/small/run.json").read_text()
-    assert not any(value in (ran / "said.txt").read_text() for value in planted.values())
+    assert not any(value in (ran / "output.txt").read_text() for value in planted.values())
 
 
 def test_a_secret_in_a_recipe_is_refused(world: Path, planted: dict[str, str], refused: Callable[..., str]) -> None:
-    """As a shell puts it there: --set stages.bench.options.system_instruction=$HF_TOKEN."""
-    said = refused("--set", f"stages.bench.options.system_instruction=x {planted['HF_TOKEN']}")
-    assert "stages.bench.options.system_instruction: holds the secret of the environment variable HF_TOKEN" in said
-    assert planted["HF_TOKEN"] not in said
+    """As a shell expands it: --set stages.bench.options.system_instruction=$HF_TOKEN."""
+    output = refused("--set", f"stages.bench.options.system_instruction=x {planted['HF_TOKEN']}")
+    assert "stages.bench.options.system_instruction: contains the secret of the environment variable HF_TOKEN" in output
+    assert planted["HF_TOKEN"] not in output
 
 
 @pytest.mark.usefixtures("planted")
@@ -285,7 +285,7 @@ def test_the_command_is_recorded_without_secrets(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("model", "says"),
+    ("model", "message"),
     [
         ("${oc.env:HF_TOKEN}", "'${oc.env:HF_TOKEN}': there is no oc"),
         ("${oc.decode:${oc.env:HF_TOKEN}}", "'${' is not closed by '}'"),
@@ -294,13 +294,13 @@ def test_the_command_is_recorded_without_secrets(monkeypatch: pytest.MonkeyPatch
     ],
 )
 def test_a_recipe_cannot_read_the_environment(
-    world: Path, planted: dict[str, str], refused: Callable[..., str], model: str, says: str
+    world: Path, planted: dict[str, str], refused: Callable[..., str], model: str, message: str
 ) -> None:
     for recipe in (RECIPE.replace("./own", f"'{model}'"), f"extends: '{model}'\n" + RECIPE):
         Path("r.yaml").write_text(recipe)
-        said = refused()
-        assert says in said or "there is no such file" in said
-        assert planted["HF_TOKEN"] not in said
+        output = refused()
+        assert message in output or "there is no such file" in output
+        assert planted["HF_TOKEN"] not in output
 
 
 # ------------------------------------------------------------------------------------------------------ names
@@ -317,7 +317,7 @@ def test_names_stay_in_the_runs_folder(world: Path, refused: Callable[..., str],
 
 
 def test_any_reference_to_a_model_makes_one_file_name(world: Path, model_folder: Path) -> None:
-    """A path of 500 characters that leaves the folder, and a task of 300."""
+    """A path of 500 characters that leaves the folder, and a task name of 300."""
     deep = "/".join(["d" * 60] * 4)
     shutil.copytree(model_folder, world / deep / "m")
     reference = f"./{deep}/../../../../" + "./" * 100 + f"{deep}/m"
@@ -326,8 +326,8 @@ def test_any_reference_to_a_model_makes_one_file_name(world: Path, model_folder:
     bench = f"{{kind: lm_eval, models: ['{reference}'], include_path: ./tasks, tasks: {tasks}}}"
     Path("r.yaml").write_text(f"name: small\nstages:\n  bench: {bench}\n")
     before = {path for path in world.rglob("*") if "runs" not in path.parts}
-    done = command(world)
-    assert done.returncode == 0, done.stdout + done.stderr
+    process = command(world)
+    assert process.returncode == 0, process.stdout + process.stderr
     assert {path for path in world.rglob("*") if "runs" not in path.parts} == before
     names = {path.name for path in (world / "runs").rglob("*")}
     assert max(len(name.encode()) for name in names) <= 160
@@ -340,7 +340,7 @@ def test_any_reference_to_a_model_makes_one_file_name(world: Path, model_folder:
 
 
 class Marks:
-    """Unpickled, it makes a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -354,13 +354,13 @@ def test_pickles_are_never_read(world: Path, refused: Callable[..., str], argume
     (world / "own" / "model.safetensors").unlink()
     for name in ("pytorch_model.bin", "adapter_model.bin", "tokenizer.pkl", "training_args.bin"):
         (world / "own" / name).write_bytes(pickle.dumps(Marks(world / "unpickled")))
-    said = refused(*arguments)
-    assert "has no *.safetensors weights, only adapter_model.bin, pytorch_model.bin" in said
-    assert re.search(r"r\.yaml:\d+:\d+: stages\.wit\.model: ", said)
+    output = refused(*arguments)
+    assert "weights are read from *.safetensors, and it has only adapter_model.bin, pytorch_model.bin" in output
+    assert re.search(r"r\.yaml:\d+:\d+: stages\.wit\.model: ", output)
     index = {"weight_map": {"lm_head.weight": "../own/pytorch_model.bin"}}
     (world / "own" / "model.safetensors.index.json").write_text(json.dumps(index))
     (world / "own" / "other.safetensors").touch()
-    assert "names '../own/pytorch_model.bin', not a *.safetensors in its folder" in refused(*arguments)
+    assert "names '../own/pytorch_model.bin', which is no *.safetensors beside it" in refused(*arguments)
     (world / "own" / "adapter_config.json").write_text("{}")
     assert re.search(r"r\.yaml:2:8: model: .*own holds an adapter; merge it into its model", refused(*arguments))
     assert not (world / "unpickled").exists()
@@ -369,17 +369,17 @@ def test_pickles_are_never_read(world: Path, refused: Callable[..., str], argume
 def test_pickles_of_a_benchmarked_model_are_never_read(world: Path, refused: Callable[..., str]) -> None:
     (world / "model" / "model.safetensors").unlink()
     (world / "model" / "pytorch_model.bin").write_bytes(pickle.dumps(Marks(world / "unpickled")))
-    said = refused("--set", "stages.bench.models=[./model]")
-    assert re.search(r"stages\.bench\.models: .*only pytorch_model\.bin, and pickles run code", said)
+    output = refused("--set", "stages.bench.models=[./model]")
+    assert re.search(r"stages\.bench\.models: .*only pytorch_model\.bin, and pickles run code", output)
     assert not (world / "unpickled").exists()
 
 
-def test_data_cannot_steer_the_terminal(world: Path, refused: Callable[..., str]) -> None:
+def test_data_cannot_control_the_terminal(world: Path, refused: Callable[..., str]) -> None:
     row = {"prompt": "a", "com\x1b[2Jpletion": "b"}
     (world / "rows.jsonl").write_text(json.dumps(row) + "\n")
-    said = refused()
-    assert "\x1b" not in said
-    assert "com<U+001B>[2Jpletion" in said
+    output = refused()
+    assert "\x1b" not in output
+    assert "com<U+001B>[2Jpletion" in output
 
 
 EVIL = ["<script>alert(1)</script>", '"onmouseover="alert(1)', "]]><b>", "</style></title><i>"]
@@ -387,7 +387,7 @@ EVIL += ["\x1b[2J\x1b]0;title\x07"]
 
 
 def test_rows_are_escaped_in_the_preview(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """And so are the tools in them, and the name of their file."""
+    """The rows' tools and their file's name are escaped, too."""
     template = (
         "{% for t in tools %}{{ t['name'] }}{% endfor %}{% for m in messages %}{{ m['content'] }}{% endfor %}<end>"
     )
@@ -403,9 +403,9 @@ def test_rows_are_escaped_in_the_preview(world: Path, capsys: pytest.CaptureFixt
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     train = f"--set=stages.wit.data.train={json.dumps(str(file))}"
     assert main(["r.yaml", "--preview", "5", train]) == 0
-    said = capsys.readouterr().out
-    assert "\x1b" not in said
-    assert "\x07" not in said
+    output = capsys.readouterr().out
+    assert "\x1b" not in output
+    assert "\x07" not in output
     page = Path("runs/small/preview/wit.html").read_text()
     shown = re.sub(r"<[^>]*>", "", page)  # tokens are letters, each in its own element
     assert all(one in shown for one in ("&lt;script&gt;alert(1)&lt;/script&gt;", "]]&gt;&lt;b&gt;", "&lt;/style&gt;"))

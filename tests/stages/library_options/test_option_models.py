@@ -1,4 +1,4 @@
-"""The list of what TRL, PEFT, transformers and accelerate take is that of the installed versions."""
+"""The options of TRL, PEFT, transformers and accelerate: those of the installed versions, and checked as there."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from trl import DPOConfig, SFTConfig
 
 from stages.base import Context
-from stages.library_options.option_docs import HELP, OF_THE_STAGE, collect
+from stages.library_options.option_docs import HELP_FILE, STAGE_NOTES, collect
 from stages.library_options.option_models import (
-    LIST,
+    OPTIONS_FILE,
     RESERVED,
     RESERVED_LAUNCH,
     RESERVED_LORA,
@@ -26,36 +26,62 @@ from stages.sft.config import SFTStage
 from stages.training.loop import arguments
 
 
-def test_the_list_is_fresh() -> None:
-    """Where this fails: python -m stages.library_options.option_models"""
-    assert json.loads(LIST.read_text()) == describe()
+def test_options_json_matches_the_installed_libraries() -> None:
+    """If this fails: python -m stages.library_options.option_models"""
+    assert json.loads(OPTIONS_FILE.read_text()) == describe()
 
 
-def test_what_the_libraries_say_of_their_options_is_fresh() -> None:
-    """Where this fails: python -m stages.library_options.option_docs, then make schema"""
-    said = json.loads(json.dumps(collect()))
-    assert json.loads(HELP.read_text()) == said
+def test_option_help_json_matches_the_installed_libraries() -> None:
+    """If this fails: python -m stages.library_options.option_docs, then make schema"""
+    collected = json.loads(json.dumps(collect()))
+    assert json.loads(HELP_FILE.read_text()) == collected
     defaults = [cls.__dataclass_fields__["learning_rate"].default for cls in (SFTConfig, DPOConfig)]
-    assert [said[name]["learning_rate"][0] for name in ("SFTConfig", "DPOConfig")] == defaults
-    assert said["LoraConfig"]["r"] == [8, "Lora attention dimension"]
-    untold = [name for name, (_, text) in said["launch"].items() if not text]
-    assert untold == []
+    assert [collected[name]["learning_rate"][0] for name in ("SFTConfig", "DPOConfig")] == defaults
+    assert collected["LoraConfig"]["r"] == [8, "Lora attention dimension"]
+    assert [name for name, (_, text) in collected["launch"].items() if not text] == []
 
 
-def test_what_a_stage_sets_itself_is_said(tmp_path: Path) -> None:
-    """All but what is refused under `train`, and what TRL's own default is."""
-    said = {"data": {"train": "rows.jsonl"}, "weights": {"prompt": 0, "completion": 1}}
-    config, ignore = SFTStage.model_validate(said), lambda *_: None
+def test_defaults_that_differ_in_a_stage_are_documented(tmp_path: Path) -> None:
+    """All that differ from TRL's, except those that a recipe cannot set."""
+    section = {"data": {"train": "rows.jsonl"}, "weights": {"prompt": 0, "completion": 1}}
+    config, ignore = SFTStage.model_validate(section), lambda *_: None
     context = Context("recipe", "step", config, {}, tmp_path, tmp_path, tmp_path, tmp_path, ignore, tmp_path)
     defaults = {field.name: field.default for field in dataclasses.fields(SFTConfig)}
-    given = {name: value for name, value in arguments(context, {}).items() if name in defaults}
-    own = {name for name, value in given.items() if value != defaults[name]} - set(RESERVED)
-    assert own
-    assert own <= set(OF_THE_STAGE) <= set(options("SFTConfig").model_fields)
+    values = {name: value for name, value in arguments(context, {}).items() if name in defaults}
+    different = {name for name, value in values.items() if value != defaults[name]} - set(RESERVED)
+    assert different
+    assert different <= set(STAGE_NOTES) <= set(options("SFTConfig").model_fields)
+
+
+@pytest.mark.filterwarnings("error::FutureWarning")
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ({}, (True, None)),
+        ({"gradient_checkpointing": False}, (False, None)),
+        ({"gradient_checkpointing": None}, (False, None)),
+        ({"activation_checkpointing": False}, (False, None)),
+        ({"activation_checkpointing": None, "gradient_checkpointing": False}, (False, None)),
+        ({"activation_checkpointing": True, "gradient_checkpointing": False}, (True, None)),
+        ({"gradient_checkpointing_kwargs": {"use_reentrant": True}}, (True, {"use_reentrant": True})),
+    ],
+)
+def test_deprecated_names_still_work_without_a_warning(
+    tmp_path: Path, section: dict[str, object], expected: tuple[object, ...]
+) -> None:
+    """A recipe's fingerprint contains the name that it uses, so both names have to work."""
+    stage = {"data": {"train": "rows.jsonl"}, "weights": {"prompt": 0, "completion": 1}, "train": section}
+    config = SFTStage.model_validate(stage)
+    assert config.model_dump()["train"] == section
+    context = Context("recipe", "step", config, {}, tmp_path, tmp_path, tmp_path, tmp_path, lambda *_: None)
+    fields = arguments(context, config.train.model_dump())
+    args = SFTConfig(**{name: value for name, value in fields.items() if name in SFTConfig.__dataclass_fields__})
+    assert (args.activation_checkpointing, args.activation_checkpointing_kwargs) == expected
+    assert (args.gradient_checkpointing, args.gradient_checkpointing_kwargs) == expected
 
 
 def test_reserved_fields_exist() -> None:
-    """A reserved name that TRL dropped would forbid nothing; only WITConfig's own two are not TRL's."""
+    """A reserved name that TRL drops would forbid nothing. Only the two of WITConfig are not TRL's."""
     fields = {name: set(declared) for name, declared in describe().items()}
     assert set(RESERVED) <= fields["SFTConfig"] & fields["DPOConfig"]
     assert set(RESERVED_SFT) - fields["SFTConfig"] == {"prompt_loss_weight", "completion_loss_weight"}
@@ -65,34 +91,34 @@ def test_reserved_fields_exist() -> None:
 
 def test_options_of_a_command_are_checked() -> None:
     model = options("launch")
-    given = {"num_processes": 2, "use_fsdp": True, "fsdp_version": 2, "fsdp_offload_params": True, "zero_stage": 3}
-    assert model(**given).model_dump() == given
+    section = {"num_processes": 2, "use_fsdp": True, "fsdp_version": 2, "fsdp_offload_params": True, "zero_stage": 3}
+    assert model(**section).model_dump() == section
     assert model.reserved["config_file"]
     assert model.reserved["megatron_lm_pp_degree"] == RESERVED_LAUNCH["megatron_lm_*"]
-    wrongs = [{"num_processes": "2"}, {"fsdp_version": "3"}, {"dynamo_backend": "quick"}, {"use_fsdp": "yes"}]
-    for wrong in [*wrongs, {"config_file": "a"}]:
+    bad_sections = [{"num_processes": "2"}, {"fsdp_version": "3"}, {"dynamo_backend": "quick"}, {"use_fsdp": "yes"}]
+    for bad in [*bad_sections, {"config_file": "a"}]:
         with pytest.raises(ValidationError):
-            model(**wrong)
+            model(**bad)
 
 
-def test_values_are_checked_and_only_what_is_set_is_handed_on() -> None:
+def test_values_are_checked_and_only_set_ones_are_passed_on() -> None:
     model = options("SFTConfig")
     assert model(learning_rate=1, report_to=["tensorboard"]).model_dump() == {
         "learning_rate": 1.0,
         "report_to": ["tensorboard"],
     }
-    for wrong in ({"learning_rate": "1e-3"}, {"max_steps": 1.5}, {"bf16": "yes"}, {"learning_rte": 1.0}):
+    for bad in ({"learning_rate": "1e-3"}, {"max_steps": 1.5}, {"bf16": "yes"}, {"learning_rte": 1.0}):
         with pytest.raises(ValidationError):
-            model(**wrong)
+            model(**bad)
 
 
-def test_choices_are_those_of_the_libraries_and_lists_and_booleans_go_on() -> None:
+def test_choices_are_those_of_the_libraries() -> None:
     lora, dpo = options("LoraConfig"), options("DPOConfig")
-    for right in (True, False, "pissa", "pissa_niter_16"):
-        assert lora(init_lora_weights=right).model_dump() == {"init_lora_weights": right}
-    for wrong in ("pisa", "pissa_niter_", "pissa_niter_[number of iters]", 1):
+    for method in (True, False, "pissa", "pissa_niter_16"):
+        assert lora(init_lora_weights=method).model_dump() == {"init_lora_weights": method}
+    for unknown in ("pisa", "pissa_niter_", "pissa_niter_[number of iters]", 1):
         with pytest.raises(ValidationError):
-            lora(init_lora_weights=wrong)
+            lora(init_lora_weights=unknown)
     assert dpo(loss_type=["sigmoid", "sft"], ddp_backend=None, optim="sgd", warmup_steps=0.1)
     for bad in ({"loss_type": ["sigmod"]}, {"optim": "adam"}, {"f_divergence_type": "kl"}, {"log_level": "loud"}):
         with pytest.raises(ValidationError):
@@ -100,7 +126,7 @@ def test_choices_are_those_of_the_libraries_and_lists_and_booleans_go_on() -> No
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "section",
     [
         {"logging_steps": 0},
         {"logging_steps": 2.5},
@@ -112,8 +138,8 @@ def test_choices_are_those_of_the_libraries_and_lists_and_booleans_go_on() -> No
         {"dataloader_prefetch_factor": 2},
         {"fp16_full_eval": True, "bf16_full_eval": True},
     ],
-    ids=lambda wrong: " ".join(wrong),
+    ids=lambda section: " ".join(section),
 )
-def test_what_training_would_refuse_is_refused_before(wrong: dict[str, object]) -> None:
+def test_options_that_training_would_refuse_are_refused_before(section: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
-        options("SFTConfig")(**wrong)
+        options("SFTConfig")(**section)

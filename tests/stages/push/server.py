@@ -1,4 +1,4 @@
-"""A hub on the loopback, for huggingface_hub's own client: repositories, commits as NDJSON, large files by LFS."""
+"""A local hub that accepts uploads from huggingface_hub: repositories, commits as NDJSON, large files by LFS."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOKEN = "hf_of-the-test"
 
 @dataclass
 class Repo:
-    """A repository: what its branch main holds."""
+    """A repository with its branch main."""
 
     private: bool
     files: dict[str, bytes] = field(default_factory=dict)
@@ -26,7 +26,7 @@ class Repo:
 
 
 class Hub(ThreadingHTTPServer):
-    """The hub of `me`, who is in the organisation `lab`."""
+    """A hub with the user `me`, a member of the organisation `lab`."""
 
     daemon_threads = True
 
@@ -34,11 +34,11 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.repos: dict[str, Repo] = {}
         self.large: dict[str, bytes] = {}
-        """Objects of LFS, by their sha256."""
-        self.asked: list[str] = []
+        """LFS objects by SHA-256."""
+        self.requests: list[str] = []
         self.role = "write"
         self.refuses: dict[str, int] = {}
-        """The beginning of a path -> the status that it is refused with."""
+        """Prefix of a path -> the status of its answer."""
 
     @property
     def url(self) -> str:
@@ -50,7 +50,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: Any) -> None:
-        """Nothing."""
+        """Print nothing."""
 
     def send(self, status: int, value: Any) -> None:
         body = json.dumps(value).encode()
@@ -63,14 +63,14 @@ class Handler(BaseHTTPRequestHandler):
     def handle_one(self) -> None:
         path, hub = urlsplit(self.path).path, self.server
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        hub.asked.append(f"{self.command} {path}")
-        if self.command == "PUT":  # where LFS stores lie, which are given no token
+        hub.requests.append(f"{self.command} {path}")
+        if self.command == "PUT":  # LFS stores receive no token
             hub.large[path.rpartition("/")[2]] = body
             return self.send(200, {})
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self.send(401, {"error": "Invalid username or password."})
-        for start, status in hub.refuses.items():
-            if path.startswith(start):
+        for prefix, status in hub.refuses.items():
+            if path.startswith(prefix):
                 return self.send(status, {"error": "scripted"})
         return self.answer(path, body)
 
@@ -84,16 +84,16 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/api/validate-yaml":
             return self.send(200, {"errors": [], "warnings": []})
         if path == "/api/repos/create":
-            asked = json.loads(body)
-            name = f"{asked['organization']}/{asked['name']}"
+            repo_options = json.loads(body)
+            name = f"{repo_options['organization']}/{repo_options['name']}"
             if name in hub.repos:
                 return self.send(409, {"error": "You already created this model repo", "url": f"{hub.url}/{name}"})
-            hub.repos[name] = Repo(asked.get("visibility") == "private")
+            hub.repos[name] = Repo(repo_options.get("visibility") == "private")
             return self.send(200, {"url": f"{hub.url}/{name}"})
         if path.endswith(".git/info/lfs/objects/batch"):
             objects = [
-                {**each, "actions": {"upload": {"href": f"{hub.url}/lfs/{each['oid']}"}}}
-                for each in json.loads(body)["objects"]
+                {**item, "actions": {"upload": {"href": f"{hub.url}/lfs/{item['oid']}"}}}
+                for item in json.loads(body)["objects"]
             ]
             return self.send(200, {"transfer": "basic", "objects": objects})
         parts = path.removeprefix("/api/models/").split("/")
@@ -117,13 +117,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def commit(self, name: str, repo: Repo, body: bytes) -> None:
         for line in body.splitlines():
-            told = json.loads(line)
-            value = told["value"]
-            if told["key"] == "file":
+            operation = json.loads(line)
+            value = operation["value"]
+            if operation["key"] == "file":
                 repo.files[value["path"]] = base64.b64decode(value["content"])
-            elif told["key"] == "lfsFile":
+            elif operation["key"] == "lfsFile":
                 repo.files[value["path"]] = self.server.large[value["oid"]]
-            elif told["key"] == "deletedFile":
+            elif operation["key"] == "deletedFile":
                 del repo.files[value["path"]]
         repo.commits.append(hashlib.sha1(body).hexdigest())
         url = f"{self.server.url}/{name}/commit/{repo.commits[-1]}"
@@ -133,7 +133,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def _oid(content: bytes | None, path: str) -> str | None:
-    """What the hub knows a file by: sha256 of a large one, else git's."""
+    """The hub's id of a file: SHA-256 of a large file, else git's blob id."""
     if content is None:
         return None
     if path.endswith(".safetensors"):
@@ -143,7 +143,7 @@ def _oid(content: bytes | None, path: str) -> str | None:
 
 @contextmanager
 def serving() -> Iterator[Hub]:
-    """A hub that runs meanwhile."""
+    """Run a hub."""
     hub = Hub()
     thread = threading.Thread(target=hub.serve_forever, daemon=True)
     thread.start()

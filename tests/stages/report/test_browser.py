@@ -1,4 +1,4 @@
-"""The page in a real browser: Chromium, on a screen and on a phone, light and dark."""
+"""The report's page in Chromium, on a screen and on a phone, light and dark."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from stages.report.config import PUBLISHED, ReportStage
 from stages.report.stage import run
 from tests.stages.report.test_grid import grid
 from tests.stages.report.test_published import FIGURE
-from tests.stages.report.test_report import world
+from tests.stages.report.test_report import with_scores, world
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 SCORES = "h2:text-is('Scores') ~ .scroll"
 ARTEFACTS = Path(__file__).resolve().parents[3] / "artifacts"
-"""Where screenshots are kept, for people to look at."""
+"""The folder of screenshots, for people to look at."""
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +35,13 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole page: a grid beside a published one, models tuned on preferences, and a name that is an attack."""
+    """A page with a grid, a published one, models tuned on preferences, and a title that is an attack."""
     out = tmp_path_factory.mktemp("runs") / "small" / "report"
     out.mkdir(parents=True)
     evil = "<img src=x onerror=alert(1)>"
     inputs: dict[str, Any] = {**world(), **grid(), PUBLISHED: Input(FIGURE)}
-    for given in inputs.values():  # an average needs the same benchmarks for all
-        if rows := given.metrics.get("results"):
-            given.metrics["results"] = [row for row in rows if row["task"] == "know"]
+    for name, step in inputs.items():  # an average needs the same benchmarks for all
+        inputs[name] = with_scores(step, [row for row in step.metrics.results or [] if row.task == "know"])
     for name in ("bench[base]", "bench[it]"):
         folder = out.parent / name
         folder.mkdir()
@@ -54,26 +53,26 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=[(1200, "light"), (390, "dark")], ids=["screen", "phone"])
 def page(request: pytest.FixtureRequest, browser: Browser, page_file: Path) -> Iterator[tuple[Page, list[str]]]:
-    """The page as it is opened, with all that it asks for and complains of."""
+    """The open page, and its messages and requests."""
     width, scheme = request.param
     opened = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    said: list[str] = []
-    opened.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
-    opened.on("pageerror", lambda error: said.append(f"error: {error}"))
-    opened.on("dialog", lambda dialog: (said.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-    opened.on("request", lambda asked: said.append(asked.url) if not asked.url.startswith("data:") else None)
+    events: list[str] = []
+    opened.on("console", lambda message: events.append(f"{message.type}: {message.text}"))
+    opened.on("pageerror", lambda error: events.append(f"error: {error}"))
+    opened.on("dialog", lambda dialog: (events.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+    opened.on("request", lambda request: events.append(request.url) if not request.url.startswith("data:") else None)
     opened.goto(page_file.as_uri())
-    yield opened, said
+    yield opened, events
     opened.close()
 
 
-def test_it_loads_nothing_and_complains_of_nothing(page: tuple[Page, list[str]], page_file: Path) -> None:
-    _, said = page
-    assert said == [page_file.as_uri()]
+def test_it_loads_nothing_and_logs_nothing(page: tuple[Page, list[str]], page_file: Path) -> None:
+    _, events = page
+    assert events == [page_file.as_uri()]
 
 
 def test_it_fits(page: tuple[Page, list[str]], request: pytest.FixtureRequest) -> None:
-    """Wide tables scroll by themselves, the page does not; pictures are there; the screenshot is kept."""
+    """Wide tables scroll, the page does not; all pictures show; saves a screenshot."""
     opened, _ = page
     assert opened.evaluate("document.documentElement.scrollWidth") == opened.evaluate("innerWidth")
     widths = opened.evaluate("[...document.images].map(image => [image.naturalWidth, image.clientWidth])")
@@ -94,7 +93,7 @@ def test_it_follows_the_readers_colours(page: tuple[Page, list[str]], request: p
 
 
 def test_a_click_sorts_a_table(page: tuple[Page, list[str]]) -> None:
-    """By number, largest first, what was not measured last; again the other way round."""
+    """By number, largest first, missing ones last; a second click reverses the order."""
     opened, _ = page
     table = opened.locator(f"{SCORES} table").first
     head = table.locator("thead button", has_text="know")
@@ -113,7 +112,7 @@ def test_a_click_sorts_a_table(page: tuple[Page, list[str]]) -> None:
     assert table.locator("tbody tr").last.locator("th").inner_text().startswith("it")
 
 
-def test_a_number_leads_to_its_manifest(page: tuple[Page, list[str]], page_file: Path) -> None:
+def test_a_number_links_to_its_manifest(page: tuple[Page, list[str]], page_file: Path) -> None:
     opened, _ = page
     opened.locator(f"{SCORES} tbody tr", has_text="it (0, 1)").locator("a").first.click()
     assert opened.url == (page_file.parents[1] / "bench[it]" / "stage.json").as_uri().replace("[", "%5B")

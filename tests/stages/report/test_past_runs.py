@@ -1,17 +1,17 @@
-"""What a run left, read from its record and its manifests."""
+"""Reading a past run from its record and its manifests."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from stages.evaluation.past_runs import read_past_run
 from stages.records.manifest import Manifest, write_manifest
 from stages.records.metrics import Metrics
-from stages.records.past_runs import read_past_run
 from stages.records.run_record import StepRecord, write_run_record
 
 
-def test_equal_steps_of_one_run_are_all_there(tmp_path: Path) -> None:
-    """Two cells that came to the same settings share one result, and each keeps its name and its cell."""
+def test_equal_steps_of_one_run_are_all_read(tmp_path: Path) -> None:
+    """Two cells with the same settings share one result; each keeps its name and its cell."""
     place = tmp_path / "store" / "lm_eval" / "f"
     place.mkdir(parents=True)
     manifest = Manifest(

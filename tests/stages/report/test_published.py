@@ -1,4 +1,4 @@
-"""The published grids (arXiv 2507.07817, Figure 1) in, what the paper says of them out: by arithmetic on the file."""
+"""Reports on the published grids (arXiv 2507.07817, Figure 1), against arithmetic on the file and the paper's text."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import pytest
 
 from stages.base import Context, Input, UserError
 from stages.report.config import PUBLISHED, ReportStage
+from stages.report.grid import read_published_grids
 from stages.report.improvements import SHARES
-from stages.report.published import read_grids
 from stages.report.stage import run
 from tests.pipeline.run.test_command import command
 from tests.stages.report.test_grid import grid
 
 ROOT = Path(__file__).resolve().parents[3]
 FIGURE = ROOT / "recipes" / "paper" / "figure1.csv"
-GAINS = {  # best pair and gain over (0, 1), worked out with a pocket calculator from the file's rows
+IMPROVEMENTS = {  # best pair and improvement over (0, 1), worked out with a pocket calculator from the file's rows
     "Llama-3-1B, Tulu-v2": ("(0.6, 1)", "+10.52 %"),  # 31.61 / 28.60
     "Gemma-2-2B, Tulu-v2": ("(0.2, 0.8)", "+2.61 %"),  # 48.42 / 47.19
     "Mistral-7B, Alpaca-Cleaned": ("(0.6, 0.4)", "+20.25 %"),  # 64.02 / 53.24
@@ -28,19 +28,19 @@ GAINS = {  # best pair and gain over (0, 1), worked out with a pocket calculator
 
 
 def rows() -> dict[str, dict[tuple[float, float], float]]:
-    """Grid -> pair -> points, read without any code of ours."""
-    found: dict[str, dict[tuple[float, float], float]] = {}
+    """Grid -> pair -> points, read without the report's code."""
+    grids: dict[str, dict[tuple[float, float], float]] = {}
     with FIGURE.open() as lines:
         for row in csv.DictReader(lines):
             pair = float(row["prompt_weight"]), float(row["response_weight"])
-            grid = found.setdefault(f"{row['model']}, {row['dataset']}", {})
-            grid[pair] = float(row["average_score"])
-    return found
+            cells = grids.setdefault(f"{row['model']}, {row['dataset']}", {})
+            cells[pair] = float(row["average_score"])
+    return grids
 
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
-    """What the command prints of recipes/paper/figure1.yaml, by grid."""
+    """The console's table after recipes/paper/figure1.yaml: grid -> column -> text."""
     folder = tmp_path_factory.mktemp("figure1")
     (folder / "r.yaml").write_text(f"extends: {ROOT / 'recipes' / 'paper' / 'figure1.yaml'}\n")
     done = command(folder)
@@ -51,46 +51,45 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]
     return {row[0]: dict(zip(shown["columns"], row, strict=True)) for row in shown["rows"]}
 
 
-def test_the_fifteen_circled_cells_and_their_gains(table: dict[str, dict[str, str]]) -> None:
+def test_the_fifteen_circled_cells_and_their_improvements(table: dict[str, dict[str, str]]) -> None:
     grids = rows()
     assert len(grids) == 15
     assert set(table) == {*grids, "mean"}
-    gains = []
+    improvements = []
     for name, cells in grids.items():
         tuned = {pair: score for pair, score in cells.items() if pair != (0, 0)}
         assert len(tuned) == 35
         top = max(tuned.values())
         circled = min(pair for pair, score in tuned.items() if score == top)
-        gains.append(100 * (top - cells[0, 1]) / cells[0, 1])
+        improvements.append(100 * (top - cells[0, 1]) / cells[0, 1])
         assert table[name]["its weights"] == f"({circled[0]:g}, {circled[1]:g})"
-        assert table[name]["gain over IT"] == f"{gains[-1]:+.2f} %"
+        assert table[name]["gain over IT"] == f"{improvements[-1]:+.2f} %"
         assert (table[name]["base"], table[name]["IT (0, 1)"], table[name]["best"]) == (
             f"{cells[0, 0]:.2f}",
             f"{cells[0, 1]:.2f}",
             f"{top:.2f}",
         )
-    assert table["mean"]["gain over IT"] == f"{sum(gains) / 15:+.2f} %" == "+6.76 %"
+    assert table["mean"]["gain over IT"] == f"{sum(improvements) / 15:+.2f} %" == "+6.76 %"
 
 
-@pytest.mark.parametrize("name", GAINS)
+@pytest.mark.parametrize("name", IMPROVEMENTS)
 def test_by_hand(table: dict[str, dict[str, str]], name: str) -> None:
-    assert (table[name]["its weights"], table[name]["gain over IT"]) == GAINS[name]
+    assert (table[name]["its weights"], table[name]["gain over IT"]) == IMPROVEMENTS[name]
 
 
 def test_the_shares_by_hand() -> None:
-    best = [panel.best for panel in read_grids(FIGURE)]
-    grids = rows()
-    mine = []
-    for cells in grids.values():
+    best = [panel.best for panel in read_published_grids(FIGURE)]
+    expected = []
+    for cells in rows().values():
         top = max(score for pair, score in cells.items() if pair != (0, 0))
-        mine.append(min(pair for pair, score in cells.items() if score == top and pair != (0, 0)))
-    assert best == mine
+        expected.append(min(pair for pair, score in cells.items() if score == top and pair != (0, 0)))
+    assert best == expected
     counts = {name: sum(map(holds, best)) for name, holds in SHARES.items()}
     assert list(counts.values()) == [
-        sum(p <= 0.6 for p, _ in mine),
-        sum(p > 0 for p, _ in mine),
-        sum(r == 1 for _, r in mine),
-        sum(r >= 0.4 for _, r in mine),
+        sum(p <= 0.6 for p, _ in expected),
+        sum(p > 0 for p, _ in expected),
+        sum(r == 1 for _, r in expected),
+        sum(r >= 0.4 for _, r in expected),
     ]
     assert 0 < counts["best prompt weight not 0"] < 15
 
@@ -99,28 +98,27 @@ HEAD = "model,dataset,prompt_weight,response_weight,average_score\n"
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("a,b\n1,2\n", "1: has no column model, dataset"),
-        (f"{HEAD}m,d,0,1,nought\n", "2: average_score is 'nought', which is no number"),
-        (f"{HEAD}m,d,0,1\n", "2: average_score is None, which is no number"),
+        (f"{HEAD}m,d,0,1,nought\n", "2: average_score is 'nought', which is not a number"),
+        (f"{HEAD}m,d,0,1\n", "2: average_score is None, which is not a number"),
         (f"{HEAD}m,d,0,2,50\n", "2: response_weight is 2; weights are between 0 and 1"),
         (f"{HEAD}m,d,0,1,nan\n", "2: average_score is nan; it is in points"),
         (f"{HEAD}m,d,0,1,50\nm,d,0,1,51\n", "3: m, d has (0.0, 1.0) twice"),
-        (f"{HEAD}m,d,0,0,50\n", "m, d has no pair of weights but (0, 0)"),
+        (f"{HEAD}m,d,0,0,50\n", "m, d has no pair of weights except (0, 0)"),
         (HEAD, "has no rows"),
     ],
 )
-def test_what_is_wrong_with_a_file(tmp_path: Path, text: str, says: str) -> None:
-    """Told before anything runs, with the place."""
+def test_a_faulty_file_is_an_error_with_its_place(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "grids.csv").write_text(text)
     (tmp_path / "r.yaml").write_text("name: r\nstages: {report: {kind: report, published: ./grids.csv}}\n")
     with pytest.raises(UserError) as error:
         ReportStage(published="./grids.csv").check({PUBLISHED: tmp_path / "grids.csv"})
-    assert says in str(error.value)
+    assert message in str(error.value)
 
 
-def test_the_command_says_what_is_wrong_with_a_file(tmp_path: Path) -> None:
+def test_the_command_names_the_fault_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "grids.csv").write_text(f"{HEAD}m,d,0,1,nought\n")
     (tmp_path / "r.yaml").write_text("name: r\nstages: {report: {kind: report, published: ./grids.csv}}\n")
     done = command(tmp_path)
@@ -129,8 +127,8 @@ def test_the_command_says_what_is_wrong_with_a_file(tmp_path: Path) -> None:
     assert not (tmp_path / "runs" / "r").exists()
 
 
-def test_ours_beside_theirs(tmp_path: Path) -> None:
-    """A grid of the same model and data stands beside the published one: 42 and 52 against 24.57 and 24.68."""
+def test_a_grid_is_compared_with_the_published_one(tmp_path: Path) -> None:
+    """The published grid of the same model and data has 24.57 and 24.68, ours 42 and 52."""
     (tmp_path / "out").mkdir()
     config = ReportStage(model_name="Llama-3-1B", data_name="LIMA", published="figure1.csv")
     inputs: dict[str, Any] = grid() | {PUBLISHED: Input(FIGURE)}

@@ -1,4 +1,4 @@
-"""Hand-made benchmark results in; averages, standard errors, words and files as worked out by hand."""
+"""Reports on hand-written scores: averages, standard errors, sentences and files against hand calculation."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import count
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -16,35 +17,51 @@ import pytest
 from pydantic import ValidationError
 
 from stages.base import Context, Input, Need, UserError
+from stages.records.metrics import Metrics, ResultTable, ScoreRow
 from stages.report.config import ReportStage
 from stages.report.page import latex_text
-from stages.report.results import find_baseline, read
+from stages.report.results import find_baseline, read_results
 from stages.report.stage import run
 
 Make = Callable[..., Context]
 
 
-def row(task: str, value: float | None, stderr: float | None = None, **more: Any) -> dict[str, Any]:
-    """A row as the lm_eval stage returns it."""
-    plain = {"metric": "acc", "filter": "none", "n": 100, "headline": True, "higher_is_better": True}
-    return {"task": task, "value": value, "stderr": stderr} | plain | more
+def row(task: str, value: float | None, stderr: float | None = None, **fields: Any) -> ScoreRow:
+    """A score as the lm_eval stage returns it."""
+    defaults = {"metric": "acc", "filter": "none", "n": 100, "headline": True, "higher_is_better": True}
+    return ScoreRow(**({"task": task, "value": value, "stderr": stderr} | defaults | fields))
 
 
 def sft(name: str, prompt: float, completion: float) -> Input:
     """A tuned model."""
     config = {"weights": {"prompt": prompt, "completion": completion}, "seed": 23, "model": "base"}
-    metrics = {"train_loss": 0.25, "steps": 400, "tokens": 123456, "seconds": 75.5}
+    metrics = Metrics(train_loss=0.25, steps=400, tokens=123456, seconds=75.5)
     return Input(Path(), name, "sft", config=config, metrics=metrics, inputs={"model": Input(Path())})
 
 
-def bench(model: str, made: Input, rows: list[dict[str, Any]], path: Path | None = None) -> Input:
-    """One benchmark step."""
+def bench(model: str, start: Input, rows: list[ScoreRow], path: Path | None = None) -> Input:
+    """A benchmark step of the model that the step `start` trained."""
     config = {"models": [model], "options": {"apply_chat_template": True, "limit": None}, "seed": 23}
-    metrics: dict[str, Any] = {"results": rows, "versions": {"know": 1.0}, "num_fewshot": {"know": 0}}
-    metrics["environment"] = {"dtype": "float32", "lm_eval": "0.4.13"}
-    if path is not None:
-        metrics["samples"] = {p.stem.removeprefix("samples_"): p.name for p in path.glob("samples_*.jsonl")}
-    return Input(path or Path("/nowhere"), f"bench[{model}]", "lm_eval", "", config, metrics, inputs={"model": made})
+    metrics = Metrics(
+        results=rows,
+        versions={"know": 1.0},
+        num_fewshot={"know": 0},
+        environment={"dtype": "float32", "lm_eval": "0.4.13"},
+        samples={p.stem.removeprefix("samples_"): p.name for p in path.glob("samples_*.jsonl")} if path else {},
+    )
+    return Input(path or Path("/nowhere"), f"bench[{model}]", "lm_eval", "", config, metrics, inputs={"model": start})
+
+
+def with_scores(step: Input, rows: list[ScoreRow]) -> Input:
+    """The step with other scores."""
+    return replace(step, metrics=step.metrics.extended(results=rows))
+
+
+def table_rows(context: Context) -> list[list[str]]:
+    """Run the report; the rows of the console's table."""
+    table = run(context).table
+    assert table
+    return table.rows
 
 
 def world() -> dict[str, Input]:
@@ -53,8 +70,8 @@ def world() -> dict[str, Input]:
     dpo = Input(Path(), "dpo", "dpo", config={"seed": 23, "model": "wit"}, inputs={"model": wit})
     held = {"headline": False, "metric": "acc_held"}
     return {
-        f"bench[{name}]": bench(name, made, [row("know", a, 0.03), row("reason", b, 0.04), row("know", c, **held)])
-        for name, made, a, b, c in (
+        f"bench[{name}]": bench(name, start, [row("know", a, 0.03), row("reason", b, 0.04), row("know", c, **held)])
+        for name, start, a, b, c in (
             ("base", Input(Path()), 0.20, 0.10, 0.05),
             ("it", sft("it", 0.0, 1.0), 0.60, 0.50, 0.40),
             ("wit", wit, 0.61, 0.53, 0.45),
@@ -65,13 +82,11 @@ def world() -> dict[str, Input]:
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    """make(inputs, **section) -> a context with an empty out."""
-    made = 0
+    """make(inputs, **section) -> a context with an empty `out`."""
+    numbers = count(1)
 
     def context(inputs: dict[str, Input], recipe: str = "tiny", **section: Any) -> Context:
-        nonlocal made
-        made += 1
-        out = tmp_path / f"out{made}"
+        out = tmp_path / f"out{next(numbers)}"
         out.mkdir()
         return Context(
             recipe, "report", ReportStage(**section), inputs, out, tmp_path, tmp_path, tmp_path, lambda *_: None
@@ -84,16 +99,16 @@ def test_the_main_table_by_hand(make: Make) -> None:
     # Average: (60 + 50) / 2 = 55, its error sqrt(3^2 + 4^2) / 2 = 2.5. Without samples, a difference of
     # two models has the errors 3 sqrt 2 and 4 sqrt 2 per benchmark: together sqrt(18 + 32) / 2 = 3.54.
     metrics = run(make(world()))
-    assert metrics["table"] == {
-        "columns": ["model", "know", "reason", "average", "vs it"],
-        "rows": [
+    assert metrics.table == ResultTable(
+        columns=["model", "know", "reason", "average", "vs it"],
+        rows=[
             ["dpo from wit", "80.0 ± 3.0", "90.0 ± 4.0", "85.0 ± 2.5", "+30.0 ± 3.5"],
             ["wit (0.2, 0.8)", "61.0 ± 3.0", "53.0 ± 4.0", "57.0 ± 2.5", "+2.0 ± 3.5"],
             ["it (0, 1)", "60.0 ± 3.0", "50.0 ± 4.0", "55.0 ± 2.5", ""],
             ["base", "20.0 ± 3.0", "10.0 ± 4.0", "15.0 ± 2.5", "-40.0 ± 3.5"],
         ],
-    }
-    assert metrics["summary"] == (
+    )
+    assert metrics.summary == (
         "it (0, 1) averages 40.0 points above base (standard error of the difference 3.5): more than two "
         "standard errors. wit (0.2, 0.8) averages 2.0 points above it (0, 1) (standard error of the "
         "difference 3.5): within two standard errors, so no difference is shown. dpo from wit averages 30.0 "
@@ -102,7 +117,7 @@ def test_the_main_table_by_hand(make: Make) -> None:
 
 
 def test_ties_are_marked_and_the_best_is_bold(make: Make) -> None:
-    inputs = {key: given for key, given in world().items() if "dpo" not in key}
+    inputs = {key: step for key, step in world().items() if "dpo" not in key}
     context = make(inputs)
     run(context)
     text = (context.out / "report.md").read_text()
@@ -113,7 +128,7 @@ def test_ties_are_marked_and_the_best_is_bold(make: Make) -> None:
 
 
 def samples(folder: Path, scores: list[int]) -> Path:
-    """A sample file with these items."""
+    """Write a sample file with these item scores."""
     folder.mkdir()
     lines = [{"doc_id": i, "doc_hash": f"h{i}", "filter": "none", "acc": s} for i, s in enumerate(scores)]
     (folder / "samples_know.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -128,19 +143,21 @@ def test_the_same_items_give_a_paired_error(make: Make, tmp_path: Path) -> None:
         "bench[wit]": bench("wit", sft("wit", 0.2, 0.8), [row("know", 0.75, 0.25)], two),
     }
     # Differences 0, 0, 1, 0: mean 1/4, variance (3/16 + 9/16) / 3 = 1/4, error sqrt(1/4 / 4) = 1/4.
-    assert run(make(inputs))["table"]["rows"][0][-1] == "+25.0 ± 25.0"
+    assert table_rows(make(inputs))[0][-1] == "+25.0 ± 25.0"
     # Other items, or scores that are no mean of items, cannot be paired: sqrt(28.87^2 + 25^2) = 38.2.
     (two / "samples_know.jsonl").write_text((two / "samples_know.jsonl").read_text().replace("h3", "other"))
-    assert run(make(inputs))["table"]["rows"][0][-1] == "+25.0 ± 38.2"
+    assert table_rows(make(inputs))[0][-1] == "+25.0 ± 38.2"
 
 
 def test_what_was_not_measured_is_a_dash_and_is_not_averaged(make: Make) -> None:
     inputs = world()
-    inputs["bench[wit]"].metrics["results"] = [row("know", 0.61, 0.03)]
+    inputs["bench[wit]"] = with_scores(inputs["bench[wit]"], [row("know", 0.61, 0.03)])
     metrics = run(make(inputs))
-    assert [row[0] for row in metrics["table"]["rows"]] == ["dpo from wit", "it (0, 1)", "base", "wit (0.2, 0.8)"]
-    assert metrics["table"]["rows"][3] == ["wit (0.2, 0.8)", "61.0 ± 3.0", "–", "–", "–"]  # noqa: RUF001
-    assert "wit (0.2, 0.8) and it (0, 1) were not measured on the same benchmarks." in metrics["summary"]
+    assert metrics.table
+    assert metrics.summary
+    assert [row[0] for row in metrics.table.rows] == ["dpo from wit", "it (0, 1)", "base", "wit (0.2, 0.8)"]
+    assert metrics.table.rows[3] == ["wit (0.2, 0.8)", "61.0 ± 3.0", "–", "–", "–"]  # noqa: RUF001
+    assert "wit (0.2, 0.8) and it (0, 1) were not measured on the same benchmarks." in metrics.summary
 
 
 def test_equal_averages_stay_in_the_recipes_order(make: Make) -> None:
@@ -149,7 +166,7 @@ def test_equal_averages_stay_in_the_recipes_order(make: Make) -> None:
         "bench[it]": bench("it", sft("it", 0, 1), [row("know", 0.3), row("reason", 0.0)]),
         "bench[wit]": bench("wit", sft("wit", 1, 1), [row("know", 0.1), row("reason", 0.2)]),
     }
-    assert [row[0] for row in run(make(inputs))["table"]["rows"]] == ["it (0, 1)", "wit (1, 1)"]
+    assert [row[0] for row in table_rows(make(inputs))] == ["it (0, 1)", "wit (1, 1)"]
 
 
 def test_without_standard_errors_nothing_is_claimed(make: Make) -> None:
@@ -158,11 +175,13 @@ def test_without_standard_errors_nothing_is_claimed(make: Make) -> None:
         "bench[wit]": bench("wit", sft("wit", 1, 1), [row("know", 0.75)]),
     }
     metrics = run(make(inputs))
-    assert metrics["table"]["rows"] == [
+    assert metrics.table
+    assert metrics.table.rows == [
         ["wit (1, 1)", "75.0", "75.0", "+25.0"],
         ["it (0, 1)", "50.0", "50.0", ""],
     ]
-    assert "chance cannot be told from a difference" in metrics["summary"]
+    assert metrics.summary
+    assert "the difference can be chance" in metrics.summary
 
 
 def test_a_metric_that_is_no_share_stays_in_its_unit_and_out_of_the_average(make: Make) -> None:
@@ -172,8 +191,7 @@ def test_a_metric_that_is_no_share_stays_in_its_unit_and_out_of_the_average(make
         "bench[wit]": bench("wit", sft("wit", 1, 1), [row("know", 0.5, 0.1), row("text", 8.0, None, **loss)]),
     }
     context = make(inputs)
-    metrics = run(context)
-    assert metrics["table"]["rows"][0] == ["it (0, 1)", "50.0 ± 10.0", "12.35 ± 0.5", "50.0 ± 10.0", ""]
+    assert table_rows(context)[0] == ["it (0, 1)", "50.0 ± 10.0", "12.35 ± 0.5", "50.0 ± 10.0", ""]
     text = (context.out / "report.md").read_text()
     assert "| **8** |" in text, "lower is better"
     assert "Left out, being no share of which more is better: text." in text
@@ -181,7 +199,9 @@ def test_a_metric_that_is_no_share_stays_in_its_unit_and_out_of_the_average(make
 
 def test_csv_keeps_every_digit_and_the_sft_weights_of_a_dpo_model(make: Make) -> None:
     inputs = world()
-    inputs["bench[dpo]"].metrics["results"][0]["value"] = 0.1 + 0.2
+    first, *others = inputs["bench[dpo]"].metrics.results or []
+    exact = first.model_copy(update={"value": 0.1 + 0.2})
+    inputs["bench[dpo]"] = with_scores(inputs["bench[dpo]"], [exact, *others])
     context = make(inputs)
     run(context)
     with (context.out / "results.csv").open(newline="") as file:
@@ -224,16 +244,16 @@ class Attributes(HTMLParser):
 
     def __init__(self, page: str) -> None:
         super().__init__()
-        self.found: list[tuple[str, str | None]] = []
+        self.attributes: list[tuple[str, str | None]] = []
         self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found += attrs
+        self.attributes += attrs
 
 
 @pytest.mark.parametrize("evil", EVIL)
 def test_names_are_shown_and_never_run(make: Make, evil: str) -> None:
-    """Of the recipe, of a model, of a task and of a metric; what XML cannot hold too."""
+    """Names of the recipe, a model, a task and a metric; also characters that XML cannot hold."""
     inputs = {
         "bench[it]": bench("it", sft("it", 0, 1), [row(evil, 0.5, 0.1), row("a_b*c", 0.5, 0.1)]),
         f"bench[{evil}]": bench(evil, Input(Path()), [row(evil, 0.4, 0.1), row("a_b*c", 0.5, 0.1, metric=evil)]),
@@ -244,7 +264,7 @@ def test_names_are_shown_and_never_run(make: Make, evil: str) -> None:
     run(plain)
     tags = [re.findall(r"<[a-z!/][^>]*", (c.out / "report.html").read_text()) for c in (context, plain)]
     assert {tag.split()[0] for tag in tags[0]} <= {tag.split()[0] for tag in tags[1]} | {"<span", "</span"}
-    attributes = Attributes((context.out / "report.html").read_text()).found
+    attributes = Attributes((context.out / "report.html").read_text()).attributes
     assert not any(name.startswith("on") for name, _ in attributes)
     assert all(value and value.startswith("../") for name, value in attributes if name == "href")
     assert (tags[0].count("</style"), tags[0].count("</title")) == (1, 1)
@@ -292,8 +312,8 @@ def test_preference_tuning_beside_its_starts(make: Make) -> None:
 def test_sensitivity_against_conventional_tuning(make: Make) -> None:
     less = {"metric": "posix", "higher_is_better": False}
     inputs = {
-        f"posix[{name}]": replace(bench(name, made, [row("open", value, 0.1, **less)]), kind="sensitivity")
-        for name, made, value in (
+        f"posix[{name}]": replace(bench(name, start, [row("open", value, 0.1, **less)]), kind="sensitivity")
+        for name, start, value in (
             ("base", Input(Path()), 5.0),
             ("it", sft("it", 0, 1), 2.0),
             ("wit", sft("wit", 0.2, 0.8), 1.5),
@@ -308,7 +328,7 @@ def test_sensitivity_against_conventional_tuning(make: Make) -> None:
 
 
 def test_latex_shows_what_is_meant(make: Make) -> None:
-    """Read back by another library: every cell as it was, ten columns of a table in ten columns."""
+    """Another library reads every cell back, and each row has as many cells as the table has columns."""
     from pylatexenc.latex2text import LatexNodes2Text
 
     evil = r"\input{/etc/passwd} $x_1$ 50% & more # ~ ^ {a} -- \\ <b> | ± ≈"
@@ -338,17 +358,19 @@ def test_the_baseline_is_the_conventional_model_or_the_one_named(make: Make) -> 
         f"bench[{name}]": bench(name, sft(name, *weights), [row("know", 0.5, 0.1)])
         for name, weights in (("prompts", (1.0, 0.0)), ("low", (0.0, 0.4)), ("it", (0.0, 1.0)))
     }
-    models = read(inputs).models
-    found, named = find_baseline(models, None), find_baseline(models, "low")
-    assert found is not None
+    models = read_results(inputs).models
+    default, named = find_baseline(models, None), find_baseline(models, "low")
+    assert default is not None
     assert named is not None
-    assert (found.name, named.name) == ("it", "low")
+    assert (default.name, named.name) == ("it", "low")
     with pytest.raises(UserError, match="'gone' is in no benchmark; evaluated are prompts, low, it"):
         run(make(inputs, baseline="gone"))
     del inputs["bench[it]"], inputs["bench[low]"]
     metrics = run(make(inputs))
-    assert metrics["table"]["columns"] == ["model", "know", "average"]
-    assert metrics["summary"].startswith("No conventionally tuned model")
+    assert metrics.table
+    assert metrics.table.columns == ["model", "know", "average"]
+    assert metrics.summary
+    assert metrics.summary.startswith("No conventionally tuned model")
 
 
 def test_config() -> None:

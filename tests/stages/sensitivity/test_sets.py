@@ -1,4 +1,4 @@
-"""What prompts a row gives: further wordings, templates, choices and worked examples, by hand."""
+"""The prompts of a row: variants, templates, choices and worked examples, written out by hand."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ import pytest
 from pydantic import ValidationError
 
 from stages.base import UserError
-from stages.sensitivity.config import Prompts, SensitivityStage
-from stages.sensitivity.sets import PromptSet, misspelt, read_sets
+from stages.sensitivity.config import SensitivityStage
+from stages.sensitivity.sets import Prompts, PromptSet, misspelt, read_sets
 
 
 def read(folder: Path, row: Any, examples: list[Any] | None = None, **section: Any) -> list[PromptSet]:
-    """The sets of a file of one row, or of several."""
+    """Read a file of one row, or of several."""
     files = {"data.q": folder / "q.jsonl", "examples.q": folder / "examples.jsonl"}
     rows = row if isinstance(row, list) else [row]
-    files["data.q"].write_text("".join(json.dumps(each) + "\n" for each in rows))
+    files["data.q"].write_text("".join(json.dumps(row) + "\n" for row in rows))
     if examples is not None:
         section |= {"examples": "examples.jsonl"}
-        files["examples.q"].write_text("".join(json.dumps(each) + "\n" for each in examples))
+        files["examples.q"].write_text("".join(json.dumps(example) + "\n" for example in examples))
     return read_sets(Prompts(name="q", data="q.jsonl", **section), files, seed=1)
 
 
 def texts(folder: Path, row: Any, **section: Any) -> list[str]:
-    (only,) = read(folder, row, **section)
-    return [asked.text(None) for asked in only.asked]
+    (prompt_set,) = read(folder, row, **section)
+    return [prompt.text(None) for prompt in prompt_set.prompts]
 
 
-def test_given_wordings(tmp_path: Path) -> None:
+def test_wordings(tmp_path: Path) -> None:
     assert texts(tmp_path, {"prompts": ["Who?", "Which one?", "Who?"]}) == ["Who?", "Which one?"], "each once"
     assert texts(tmp_path, {"prompt": "Who?", "paraphrases": ["Which one?"]}) == ["Who?", "Which one?"]
 
@@ -51,8 +51,8 @@ def test_choices(tmp_path: Path) -> None:
     assert texts(tmp_path, row) == [f"{words}\nA. blue\nB. {{prompt}}\nAnswer:" for words in ("Sky?", "The sky?")]
 
 
-def test_worked_examples_are_asked_as_the_prompt_is(tmp_path: Path) -> None:
-    """In the prompt's own template; never the prompt itself."""
+def test_worked_examples_have_the_template_of_the_prompt(tmp_path: Path) -> None:
+    """The prompt itself is never one of them."""
     examples = [
         {"prompt": "Sky?", "choices": ["red", "blue"], "answer": 1},
         {"prompt": "Sun?", "choices": ["old", "new"], "answer": 0},
@@ -60,8 +60,8 @@ def test_worked_examples_are_asked_as_the_prompt_is(tmp_path: Path) -> None:
     ]
     vary = {"templates": ["{prompt} {choices}?", "{choices} {prompt}"]}
     row = {"prompt": "Sky?", "choices": ["up", "down"]}
-    (given,) = read(tmp_path, row, examples, num_fewshot=2, vary=vary)
-    first, second = given.asked
+    (prompt_set,) = read(tmp_path, row, examples, num_fewshot=2, vary=vary)
+    first, second = prompt_set.prompts
     assert first.text("Be short.") == (
         "Be short.\n\nSun? A. old\nB. new? A\n\nSea? A. wet\nB. dry? A, wet\n\nSky? A. up\nB. down?"
     )
@@ -76,15 +76,15 @@ def test_worked_examples_are_asked_as_the_prompt_is(tmp_path: Path) -> None:
 
 
 def test_spelling_errors(tmp_path: Path) -> None:
-    """As many as asked for, each one letter's work away, the same each time, and none in a number."""
+    """Each copy has one error, of one edit, the same in every run. Numbers stay."""
     words = "Please tell me what 1234 plus 5678 makes"
-    made = texts(tmp_path, {"prompt": words}, vary={"spelling": 6})
-    assert made[0] == words
-    assert len(made) == 7
-    assert made == texts(tmp_path, {"prompt": words}, vary={"spelling": 6})
-    for other in made[1:]:
-        assert re.findall(r"\d+", other) == ["1234", "5678"]
-        changed = [(a, b) for a, b in zip(words.split(), other.split(), strict=True) if a != b]
+    original, *copies = texts(tmp_path, {"prompt": words}, vary={"spelling": 6})
+    assert original == words
+    assert len(copies) == 6
+    assert [original, *copies] == texts(tmp_path, {"prompt": words}, vary={"spelling": 6})
+    for copy in copies:
+        assert re.findall(r"\d+", copy) == ["1234", "5678"]
+        changed = [(a, b) for a, b in zip(words.split(), copy.split(), strict=True) if a != b]
         assert len(changed) == 1
         assert distance(*changed[0]) == 1
     long = " ".join(["letters"] * 40)
@@ -93,7 +93,7 @@ def test_spelling_errors(tmp_path: Path) -> None:
 
 
 def distance(a: str, b: str) -> int:
-    """Edits between two words, a swap of neighbours being one (optimal string alignment)."""
+    """Count the edits between two words; a swap of neighbours is one (optimal string alignment)."""
     table = {(i, 0): i for i in range(len(a) + 1)} | {(0, j): j for j in range(len(b) + 1)}
     for i, x in enumerate(a, 1):
         for j, y in enumerate(b, 1):
@@ -105,7 +105,7 @@ def distance(a: str, b: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("row", "section", "says"),
+    ("row", "section", "message"),
     [
         ({"question": "Who?"}, {}, r"q\.jsonl:1: column 'prompt' is missing; the row has question"),
         ({"prompts": "Who?"}, {}, "column 'prompts' is str, not a list"),
@@ -126,12 +126,12 @@ def distance(a: str, b: str) -> int:
         (
             {"prompts": ["a", "b"]},
             {"vary": {"templates": ["{prompt} {choices}"]}},
-            "'choices' is missing, which the template",
+            "'choices' is missing, but the template",
         ),
         (
             {"prompts": ["a", "b"]},
             {"num_fewshot": 2, "examples": [{"prompt": "a", "answer": "x"}, {"prompt": "c", "answer": "y"}]},
-            "finds 1 examples that it does not ask for itself, not 2",
+            r"has 1 examples with other prompts, fewer than num_fewshot \(2\)",
         ),
         (
             {"prompts": ["a", "b"], "choices": ["x", "y"]},
@@ -145,13 +145,13 @@ def distance(a: str, b: str) -> int:
         ),
     ],
 )
-def test_what_is_wrong_with_a_row(tmp_path: Path, row: Any, section: dict[str, Any], says: str) -> None:
-    with pytest.raises(UserError, match=says):
+def test_errors_in_a_row(tmp_path: Path, row: Any, section: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         read(tmp_path, row, **section)
 
 
 @pytest.mark.parametrize(
-    ("prompts", "says"),
+    ("prompts", "message"),
     [
         ([{"name": "a", "data": "x"}, {"name": "a", "data": "y"}], "named more than once: a"),
         ([{"name": "a", "data": "x", "num_fewshot": 1}], "num_fewshot and examples go together"),
@@ -160,6 +160,6 @@ def test_what_is_wrong_with_a_row(tmp_path: Path, row: Any, section: dict[str, A
         ([{"name": "a", "data": "x", "vary": {"case": ["lower", "lower"]}}], "named more than once: lower"),
     ],
 )
-def test_what_is_wrong_with_a_section(prompts: list[Any], says: str) -> None:
-    with pytest.raises(ValidationError, match=re.escape(says) if "{" in says else says):
+def test_errors_in_a_section(prompts: list[Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(message)):
         SensitivityStage(models=["base"], prompts=prompts)

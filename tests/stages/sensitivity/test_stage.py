@@ -1,7 +1,8 @@
-"""The index of a real model, against the authors' package and against the formula in float64."""
+"""The index of a real model, compared with the authors' package and with the formula in float64."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -32,25 +33,24 @@ Step = Callable[..., Context]
 
 @pytest.fixture
 def step(tmp_path: Path, model_folder: Path) -> Step:
-    """Makes the context that the pipeline would: step(rows, model=..., options=..., **entry)."""
-    made = 0
+    """Return a function that builds a step's context as the pipeline does."""
+    numbers = itertools.count()
 
-    def make(
+    def step(
         rows: list[Any], model: Path = model_folder, options: dict[str, Any] | None = None, **entry: Any
     ) -> Context:
-        nonlocal made
-        made += 1
-        data = tmp_path / f"{made}.jsonl"
+        number = next(numbers)
+        data = tmp_path / f"{number}.jsonl"
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         prompts = {"name": "words", "data": str(data), "max_new_tokens": 7} | entry
         config = SensitivityStage(models=["wit"], prompts=[prompts], options=options or {})  # type: ignore[list-item, arg-type]
         inputs = {"model": Input(model, "wit", "sft"), "data.words": Input(data)}
-        folders = [tmp_path / f"{made}-{name}" for name in ("out", "scratch", "checkpoints", "cache")]
+        folders = [tmp_path / f"{number}-{name}" for name in ("out", "scratch", "checkpoints", "cache")]
         for folder in folders:
             folder.mkdir()
         return Context("tiny", "sensitivity[wit]", config, inputs, *folders, progress=lambda *_: None)
 
-    return make
+    return step
 
 
 def rows(sets: list[list[str]] = SETS) -> list[Any]:
@@ -62,7 +62,7 @@ def samples(context: Context) -> list[dict[str, Any]]:
 
 
 def test_psi_by_hand() -> None:
-    """|-3 - -2| / 2 for how the second prompt sees the first answer, |-8 - -4| / 4 the other way round; over 2 * 1."""
+    """(|-3 - -2| / 2 for the first answer under the second prompt + |-8 - -4| / 4 for the second) / (2 * 1)."""
     assert psi([[-2.0, -8.0], [-3.0, -4.0]], [2, 4]) == pytest.approx((1 / 2 + 4 / 4) / 2)
 
 
@@ -70,24 +70,24 @@ def test_psi_by_hand() -> None:
 def test_equals_the_authors_package(step: Step, model_folder: Path, batch_size: int) -> None:
     options = {"convention": "package", "batch_size": batch_size}
     context = step(rows(), options=options)
-    measured = run(context)
+    metrics = run(context)
     theirs, trace = get_prompt_sensitivity(HFModel(str(model_folder)), SETS, PosixConfig(max_new_tokens=7))
-    (row,) = measured["results"]
-    assert row["value"] == pytest.approx(theirs, abs=1e-4)
-    assert theirs > 0.01, "prompts that differ in nothing would prove nothing"
-    found = samples(context)
-    assert [sample["posix"] for sample in found] == pytest.approx(trace.prompt_sensitivities, abs=1e-4)
-    for sample, matrix in zip(found, trace.logprob_matrices, strict=True):
-        for mine, expected in zip(sample["log_probs"], matrix, strict=True):
-            assert mine == pytest.approx(expected, abs=1e-4)
-    assert (row["n"], row["headline"], row["higher_is_better"]) == (3, True, False)
+    (row,) = metrics.results or []
+    assert row.value == pytest.approx(theirs, abs=1e-4)
+    assert theirs > 0.01, "equal prompts would prove nothing"
+    lines = samples(context)
+    assert [sample["posix"] for sample in lines] == pytest.approx(trace.prompt_sensitivities, abs=1e-4)
+    for sample, matrix in zip(lines, trace.logprob_matrices, strict=True):
+        for ours, expected in zip(sample["log_probs"], matrix, strict=True):
+            assert ours == pytest.approx(expected, abs=1e-4)
+    assert (row.n, row.headline, row.higher_is_better) == (3, True, False)
     mean = sum(trace.prompt_sensitivities) / 3
     variance = sum((index - mean) ** 2 for index in trace.prompt_sensitivities) / 2
-    assert row["stderr"] == pytest.approx(math.sqrt(variance / 3), abs=1e-4)
+    assert row.stderr == pytest.approx(math.sqrt(variance / 3), abs=1e-4)
 
 
 def by_formula(folder: Path, prompts: list[str], longest: int) -> tuple[float, list[int]]:
-    """psi in float64, one sequence at a time, greedy by argmax, over each response's own length."""
+    """Compute psi in float64, one sequence at a time, with greedy responses and their own lengths."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     encoded = [tokenizer(prompt)["input_ids"] for prompt in prompts]
@@ -109,19 +109,21 @@ def by_formula(folder: Path, prompts: list[str], longest: int) -> tuple[float, l
 
     responses = [answer(prompt) for prompt in encoded]
     total = sum(
-        abs(log_p(x, y) - log_p(own, y)) / len(y) for x in encoded for own, y in zip(encoded, responses, strict=True)
+        abs(log_p(x_i, y) - log_p(x_j, y)) / len(y)
+        for x_i in encoded
+        for x_j, y in zip(encoded, responses, strict=True)
     )
     return total / (len(prompts) * (len(prompts) - 1)), [len(response) for response in responses]
 
 
 @pytest.fixture(scope="module")
 def stopping(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model, to which a token that it often says is the end, so that its answers differ in length."""
+    """The tiny model with a frequent token as a further EOS, so that its answers differ in length."""
     folder = shutil.copytree(model_folder, tmp_path_factory.mktemp("stopping") / "model")
     model = AutoModelForCausalLM.from_pretrained(folder)
     prompt = AutoTokenizer.from_pretrained(folder)(SETS[1][0], return_tensors="pt")["input_ids"]
-    said = model.generate(prompt, max_new_tokens=7, do_sample=False)[0, prompt.shape[1] :]
-    model.generation_config.eos_token_id = [model.config.eos_token_id, int(said[-1])]
+    answer = model.generate(prompt, max_new_tokens=7, do_sample=False)[0, prompt.shape[1] :]
+    model.generation_config.eos_token_id = [model.config.eos_token_id, int(answer[-1])]
     model.save_pretrained(folder)
     return folder
 
@@ -131,22 +133,21 @@ def test_equals_the_formula_over_each_response_s_own_length(step: Step, stopping
     context = step(rows(), model=stopping, options={"batch_size": batch_size, "dtype": "float32"})
     run(context)
     expected = [by_formula(stopping, prompts, 7) for prompts in SETS]
-    found = samples(context)
-    assert [sample["lengths"] for sample in found] == [lengths for _, lengths in expected]
-    assert [sample["posix"] for sample in found] == pytest.approx([index for index, _ in expected], abs=1e-5)
-    lengths = {length for _, each in expected for length in each}
-    assert len(lengths) > 1, "lengths that are all alike would not tell the two conventions apart"
+    lines = samples(context)
+    assert [sample["lengths"] for sample in lines] == [lengths for _, lengths in expected]
+    assert [sample["posix"] for sample in lines] == pytest.approx([index for index, _ in expected], abs=1e-5)
+    assert len({length for _, lengths in expected for length in lengths}) > 1, "else both conventions agree"
 
 
 def test_the_chat_template_is_applied(step: Step, model_folder: Path) -> None:
-    """Equal to the same words without it, where they are written out as the template has them."""
-    asked = [{"prompts": ["Who?", "Which?"]}]
-    written = [{"prompts": [f"system: Be kind.\nuser: {words}\nassistant:" for words in ("Who?", "Which?")]}]
-    first = run(step(asked, options={"apply_chat_template": True, "system_instruction": "Be kind."}))
-    assert first["results"] == run(step(written))["results"]
+    """The scores are those of prompts that contain the template's text."""
+    bare = [{"prompts": ["Who?", "Which?"]}]
+    written_out = [{"prompts": [f"system: Be kind.\nuser: {words}\nassistant:" for words in ("Who?", "Which?")]}]
+    metrics = run(step(bare, options={"apply_chat_template": True, "system_instruction": "Be kind."}))
+    assert metrics.results == run(step(written_out)).results
 
 
-def test_what_is_wrong_is_said_before_a_prompt_is_answered(step: Step, model_folder: Path, tmp_path: Path) -> None:
+def test_errors_before_the_first_answer(step: Step, model_folder: Path, tmp_path: Path) -> None:
     long = [{"prompts": ["Who?", "Which?"]}, {"prompts": ["who? " * 50, "a"]}]
     with pytest.raises(
         UserError, match=r"prompts\.words: row 2 of .*: 250 tokens and an answer of 7 are more than the 256"
@@ -164,26 +165,27 @@ def test_what_is_wrong_is_said_before_a_prompt_is_answered(step: Step, model_fol
         run(step(rows(), model=tmp_path))
 
 
-def test_the_samples_are_those_of_an_lm_eval_stage(step: Step) -> None:
-    """So that a report pairs the sets of two models."""
+def test_samples_have_the_form_of_an_lm_eval_stage(step: Step) -> None:
+    """The report pairs the sets of two models by it."""
     context = step(rows())
     metrics = run(context)
-    assert metrics["samples"] == {"words": "samples_words.jsonl"}
-    found = samples(context)
-    assert [sample["doc_id"] for sample in found] == [0, 1, 2]
-    assert len({sample["doc_hash"] for sample in found}) == 3
-    assert math.fsum(sample["posix"] for sample in found) / 3 == pytest.approx(metrics["results"][0]["value"])
-    assert all(re.fullmatch(r"[0-9a-f]{64}", sample["doc_hash"]) for sample in found)
-    assert found[0]["prompts"] == SETS[0]
+    assert metrics.samples == {"words": "samples_words.jsonl"}
+    assert metrics.results
+    lines = samples(context)
+    assert [sample["doc_id"] for sample in lines] == [0, 1, 2]
+    assert len({sample["doc_hash"] for sample in lines}) == 3
+    assert math.fsum(sample["posix"] for sample in lines) / 3 == pytest.approx(metrics.results[0].value)
+    assert all(re.fullmatch(r"[0-9a-f]{64}", sample["doc_hash"]) for sample in lines)
+    assert lines[0]["prompts"] == SETS[0]
     other = run(replace(step(rows()), out=context.scratch))
-    assert other["results"] == metrics["results"]
+    assert other.results == metrics.results
 
 
-def test_an_interrupted_step_goes_on(step: Step, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the sets it has measured, to the same bytes."""
+def test_an_interrupted_step_resumes(step: Step, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps the sets it has measured, and ends with the same bytes."""
     sets = rows() * 40
-    whole = step(sets)
-    expected = run(whole)
+    uninterrupted = step(sets)
+    expected = run(uninterrupted)
     measure, calls = stages.sensitivity.stage.measure, 0
 
     def dies(*arguments: Any) -> Any:
@@ -198,6 +200,8 @@ def test_an_interrupted_step_goes_on(step: Step, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(KeyboardInterrupt):
         run(context)
     calls = 2
-    assert run(context)["results"] == expected["results"]
-    assert calls == 3, "120 sets are measured in two parts, one of them before"
-    assert (context.out / "samples_words.jsonl").read_bytes() == (whole.out / "samples_words.jsonl").read_bytes()
+    assert run(context).results == expected.results
+    assert calls == 3, "120 sets are two chunks; the first was measured before"
+    assert (context.out / "samples_words.jsonl").read_bytes() == (
+        uninterrupted.out / "samples_words.jsonl"
+    ).read_bytes()

@@ -1,4 +1,4 @@
-"""The chunked head against the formula written out in float64, and against the models' own logits."""
+"""The CPU head against the formula in float64 and against the models' own logits."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def build(config: Any, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
     if getattr(model.get_output_embeddings(), "bias", None) is not None:
-        torch.nn.init.normal_(model.get_output_embeddings().bias)  # zero at first, so that nothing would be seen
+        torch.nn.init.normal_(model.get_output_embeddings().bias)  # its initial zeros would hide errors
     return model
 
 
@@ -77,10 +77,10 @@ def test_loss_and_every_gradient(name: str, rows_at_once: int, monkeypatch: pyte
     model.zero_grad()
 
     assert add_weighted_head(model)
-    made = model(input_ids=INPUT_IDS, labels=LABELS, loss_weights=WEIGHTS).weighted_nll
-    (3 * made).backward()
+    loss = model(input_ids=INPUT_IDS, labels=LABELS, loss_weights=WEIGHTS).weighted_nll
+    (3 * loss).backward()
 
-    assert made.item() == pytest.approx(expected.item(), rel=1e-12)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
     for key, parameter in model.named_parameters():
         error = (parameter.grad / 3 - gradients[key]).norm() / gradients[key].norm()
         assert error < 1e-6, key  # RMS norms compute in float32 whatever the model's dtype is
@@ -108,58 +108,58 @@ def test_a_frozen_head_under_lora_gets_no_gradient() -> None:
     by_formula(plain).backward()
     wrapped(input_ids=INPUT_IDS, labels=LABELS, loss_weights=WEIGHTS).weighted_nll.backward()
     expected = {key: p.grad for key, p in plain.named_parameters() if p.requires_grad}
-    found = {key: p.grad for key, p in wrapped.named_parameters() if p.requires_grad}
+    gradients = {key: p.grad for key, p in wrapped.named_parameters() if p.requires_grad}
     assert expected
     for key, gradient in expected.items():
-        assert (found[key] - gradient).norm() <= 1e-6 * gradient.norm(), key
+        assert (gradients[key] - gradient).norm() <= 1e-6 * gradient.norm(), key
     assert wrapped.get_output_embeddings().weight.grad is None
 
 
 def test_bfloat16_by_autocast() -> None:
-    """Logits are made in bfloat16, all sums in float32: close to the float32 loss, and gradients are float32."""
+    """Logits in bfloat16 with float32 sums: the loss is close to the float32 loss, and gradients are float32."""
     model = build(CONFIGS["untied"], torch.float32)
     expected = by_formula(model).item()
     add_weighted_head(model)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        made = model(input_ids=INPUT_IDS, labels=LABELS, loss_weights=WEIGHTS).weighted_nll
-    made.backward()
-    assert made.dtype == torch.float32
-    assert made.item() == pytest.approx(expected, rel=0.02)
+        loss = model(input_ids=INPUT_IDS, labels=LABELS, loss_weights=WEIGHTS).weighted_nll
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected, rel=0.02)
     assert model.get_output_embeddings().weight.grad.dtype == torch.float32
 
 
 def test_bfloat16_gradients_do_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sum over many chunks is kept in float32, so that it is as good as that of one."""
+    """Sums over chunks are float32, so many chunks are as accurate as one."""
     torch.manual_seed(0)
     model = build(CONFIGS["untied"], torch.float32)
     add_weighted_head(model)
     ids = torch.randint(3, 61, (16, 64))
     exact = model(input_ids=ids).logits.double()
-    errors = []
+    gradients = []
     for rows_at_once in (10_000, 4):
         monkeypatch.setattr(heads, "CHUNK_BYTES", 4 * 61 * rows_at_once)
         model.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             model(input_ids=ids, labels=ids, loss_weights=torch.ones(16, 64)).weighted_nll.backward()
-        errors.append(model.get_output_embeddings().weight.grad.clone())
+        gradients.append(model.get_output_embeddings().weight.grad.clone())
     model.zero_grad()
     torch.nn.functional.cross_entropy(exact[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").backward()
     truth = model.get_output_embeddings().weight.grad
-    one, many = ((found - truth).norm() / truth.norm() for found in errors)
+    one, many = ((gradient - truth).norm() / truth.norm() for gradient in gradients)
     assert many < 1.2 * one
 
 
-def test_a_batch_with_nothing_to_learn_has_a_zero_gradient() -> None:
+def test_a_batch_without_weights_has_a_zero_gradient() -> None:
     model = build(CONFIGS["tied"])
     add_weighted_head(model)
-    nothing = torch.zeros_like(WEIGHTS)
+    zeros = torch.zeros_like(WEIGHTS)
     labels = torch.full_like(LABELS, -100)
-    model(input_ids=INPUT_IDS, labels=labels, loss_weights=nothing).weighted_nll.backward()
+    model(input_ids=INPUT_IDS, labels=labels, loss_weights=zeros).weighted_nll.backward()
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 
-def test_what_it_cannot_serve_is_left_to_trls_head() -> None:
-    """A mixture of experts, whose loss has a further term; and logits that are more than the head's projection."""
+def test_other_models_keep_trls_head() -> None:
+    """A mixture of experts, which has an auxiliary loss, and logits that are not the head's projection."""
     experts = build(MixtralConfig(**SMALL, num_local_experts=2, num_experts_per_tok=1))
     assert not add_weighted_head(experts)
 

@@ -1,4 +1,4 @@
-"""The trainer's loss and gradients against the formula, computed apart from it in float64."""
+"""The trainer's loss and gradients against the formula, computed independently in float64."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WEIGHTS = [(0.0, 1.0), (1.0, 1.0), (0.4, 0.6), (0.5, 0.0)]
 
 
 def formula(model: LlamaForCausalLM, weights: tuple[float, float], rows: list[dict] = ROWS) -> torch.Tensor:
-    """L_WIT over all rows as one step, written out token by token: one row at a time, no padding, plain softmax."""
+    """L_WIT of all rows as one step, token by token: one row at a time, no padding, plain softmax."""
     tokenizer = byte_tokenizer()
     total, count = torch.zeros((), dtype=torch.float64), 0
     for row in rows:
@@ -48,13 +48,13 @@ def formula(model: LlamaForCausalLM, weights: tuple[float, float], rows: list[di
 
 
 class Gradients(TrainerCallback):
-    """Keeps the gradients as the optimiser is about to use them: those of the last step."""
+    """Saves the gradients of the last step just before the optimiser uses them."""
 
     def __init__(self) -> None:
-        self.kept: dict[str, torch.Tensor] = {}
+        self.saved: dict[str, torch.Tensor] = {}
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs) -> None:
-        self.kept = {name: p.grad.detach().cpu().clone() for name, p in model.named_parameters()}
+        self.saved = {name: p.grad.detach().cpu().clone() for name, p in model.named_parameters()}
 
 
 def train_one_step(
@@ -66,7 +66,7 @@ def train_one_step(
     dtype: torch.dtype = torch.float64,
     **fields: Any,
 ) -> tuple[float, dict[str, torch.Tensor]]:
-    """The loss that the real trainer logs for its last optimiser step over `rows`, and its gradients."""
+    """Train with WITTrainer; return the logged loss and the gradients of the last optimiser step."""
     gradients = Gradients()
     args = WITConfig(
         output_dir=str(folder),
@@ -79,7 +79,7 @@ def train_one_step(
         report_to="none",
         save_strategy="no",
         bf16=False,
-        **{"max_steps": 1, "gradient_checkpointing": False, "use_cpu": True} | fields,
+        **{"max_steps": 1, "activation_checkpointing": False, "use_cpu": True} | fields,
     )
     trainer = WITTrainer(
         model=tiny_model(dtype=dtype),
@@ -89,14 +89,14 @@ def train_one_step(
         callbacks=[gradients],
     )
     trainer.train()
-    return [log["loss"] for log in trainer.state.log_history if "loss" in log][-1], gradients.kept
+    return [log["loss"] for log in trainer.state.log_history if "loss" in log][-1], gradients.saved
 
 
-def assert_gradients(found: dict[str, torch.Tensor], model: LlamaForCausalLM, bound: float) -> None:
-    """Every gradient is that of `model`, to a relative error below `bound`."""
+def assert_gradients(gradients: dict[str, torch.Tensor], model: LlamaForCausalLM, bound: float) -> None:
+    """Compare with the gradients of `model`, up to a relative error of `bound`."""
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None
-        assert (found[name] - parameter.grad).norm() / parameter.grad.norm() < bound, name
+        assert (gradients[name] - parameter.grad).norm() / parameter.grad.norm() < bound, name
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
@@ -115,15 +115,15 @@ def test_loss_and_every_gradient_are_the_formulas(
 
 
 def test_equal_weights_scale_the_loss() -> None:
-    """The denominator counts tokens, it does not sum weights: half of both weights is half of the loss."""
+    """The denominator counts tokens instead of summing weights: halving both weights halves the loss."""
     model = tiny_model(dtype=torch.float64)
     assert formula(model, (0.5, 0.5)).item() == pytest.approx(formula(model, (1, 1)).item() / 2)
 
 
 def test_zero_weight_prompts_do_not_count(tmp_path: Path) -> None:
-    """(0.5, 0) divides by the prompt's tokens alone."""
+    """(0.5, 0) divides by the number of prompt tokens."""
     model = copy.deepcopy(tiny_model(dtype=torch.float64))
-    halves, _ = train_one_step(tmp_path, (0.5, 0.0), 4, 1)
-    wholes, _ = train_one_step(tmp_path, (1.0, 0.0), 4, 1)
-    assert halves == pytest.approx(wholes / 2, rel=1e-6)
-    assert wholes == pytest.approx(formula(model, (1.0, 0.0)).item(), rel=1e-6)
+    half, _ = train_one_step(tmp_path, (0.5, 0.0), 4, 1)
+    full, _ = train_one_step(tmp_path, (1.0, 0.0), 4, 1)
+    assert half == pytest.approx(full / 2, rel=1e-6)
+    assert full == pytest.approx(formula(model, (1.0, 0.0)).item(), rel=1e-6)

@@ -1,4 +1,4 @@
-"""Packed examples do not see each other: their log-likelihoods are those they have alone."""
+"""Packed examples do not see each other: they have the same log-likelihoods as alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stages.base import UserError
 from stages.data.segments import weights_by_segment
 from stages.sft import WITConfig, WITTrainer
 from stages.sft.collator import WeightedCollator
-from stages.sft.packing import keeps_apart
+from stages.sft.packing import check_packing
 from tests.stages.sft.test_loss import EIGHT
 from tests.tiny import byte_tokenizer, tiny_model
 
@@ -22,7 +22,7 @@ SMALL = {"vocab_size": 258, "hidden_size": 32, "num_attention_heads": 4, "num_ke
 CONFIGS = {
     "grouped": Qwen2Config(**SMALL, intermediate_size=48, num_hidden_layers=2),
     "sliding window": MistralConfig(**SMALL, intermediate_size=48, num_hidden_layers=2, sliding_window=16),
-    "learnt positions": GPT2Config(vocab_size=258, n_embd=32, n_layer=2, n_head=4),
+    "learned positions": GPT2Config(vocab_size=258, n_embd=32, n_layer=2, n_head=4),
 }
 
 
@@ -33,7 +33,7 @@ def trainer(folder: Path, model: Any = None, **fields: Any) -> WITTrainer:
         bf16=False,
         use_cpu=True,
         prompt_loss_weight=1.0,
-        gradient_checkpointing=False,
+        activation_checkpointing=False,
         save_strategy="no",
         **fields,
     )
@@ -46,19 +46,23 @@ def trainer(folder: Path, model: Any = None, **fields: Any) -> WITTrainer:
 
 
 def by_example(model: Any, batch: dict[str, torch.Tensor]) -> dict[tuple[int, ...], torch.Tensor]:
-    """Log-likelihoods of each example's tokens, by its tokens."""
+    """Token ids of an example -> log-likelihoods of its tokens."""
     packed = "position_ids" in batch
-    order = {"position_ids": batch["position_ids"]} if packed else {"attention_mask": batch["attention_mask"]}
+    layout = {"position_ids": batch["position_ids"]} if packed else {"attention_mask": batch["attention_mask"]}
     with torch.no_grad():
-        log_p = torch.log_softmax(model(input_ids=batch["input_ids"], use_cache=False, **order).logits.double(), dim=-1)
-    found = {}
+        log_p = torch.log_softmax(
+            model(input_ids=batch["input_ids"], use_cache=False, **layout).logits.double(), dim=-1
+        )
+    log_likelihoods = {}
     for row, ids in enumerate(batch["input_ids"].tolist()):
         real = int(batch["attention_mask"][row].sum())
         positions = batch["position_ids"][row, :real].tolist() if packed else list(range(real))
         starts = [place for place, position in enumerate(positions) if position == 0]
         for start, end in zip(starts, [*starts[1:], real], strict=True):
-            found[tuple(ids[start:end])] = torch.stack([log_p[row, t - 1, ids[t]] for t in range(start + 1, end)])
-    return found
+            log_likelihoods[tuple(ids[start:end])] = torch.stack(
+                [log_p[row, t - 1, ids[t]] for t in range(start + 1, end)]
+            )
+    return log_likelihoods
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -82,8 +86,8 @@ def test_packed_log_likelihoods_are_those_of_examples_alone(
         torch.testing.assert_close(packed[ids], expected, rtol=0, atol=1e-5)
 
 
-def test_a_model_that_cannot_keep_examples_apart_is_refused(tmp_path: Path) -> None:
-    """A recurrent state runs on over the boundary."""
+def test_a_model_that_mixes_packed_examples_is_refused(tmp_path: Path) -> None:
+    """A recurrent state crosses the boundary."""
     torch.manual_seed(0)
     mamba = AutoModelForCausalLM.from_config(
         MambaConfig(vocab_size=258, hidden_size=32, num_hidden_layers=2, state_size=4, pad_token_id=257)
@@ -92,25 +96,24 @@ def test_a_model_that_cannot_keep_examples_apart_is_refused(tmp_path: Path) -> N
         trainer(tmp_path, mamba, packing=True, max_length=90, max_steps=1).train()
 
 
-def test_asking_changes_nothing() -> None:
+def test_the_check_does_not_change_the_model() -> None:
     model = tiny_model().train()
     before = {name: p.clone() for name, p in model.named_parameters()}
-    assert keeps_apart(model)
+    check_packing(model)
     assert model.training
     assert all(torch.equal(p, before[name]) and p.grad is None for name, p in model.named_parameters())
 
 
-def test_no_row_is_cut_or_lost_by_packing(tmp_path: Path) -> None:
-    made = trainer(tmp_path, packing=True, max_length=90)
-    lengths = [n for pack in made.train_dataset for n in pack["seq_lengths"]]
+def test_packing_neither_cuts_nor_loses_a_row(tmp_path: Path) -> None:
+    packing = trainer(tmp_path, packing=True, max_length=90)
+    lengths = [n for pack in packing.train_dataset for n in pack["seq_lengths"]]
     assert sorted(lengths) == sorted(len(row["prompt"] + row["completion"]) + 1 for row in EIGHT)
-    assert made.used["train"].rows_used == 8
+    assert packing.used["train"].rows_used == 8
 
 
-def test_cutting_at_max_length_is_counted(tmp_path: Path) -> None:
-    """Also where rows are packed or flattened, where TRL leaves max_length aside or drops the rest unsaid."""
-    over = sum(max(0, len(row["prompt"] + row["completion"]) + 1 - 30) for row in EIGHT)
-    assert over > 0
+def test_truncated_tokens_are_counted(tmp_path: Path) -> None:
+    """Also with packing and padding_free, where TRL ignores max_length or drops tokens silently."""
+    excess = sum(max(0, len(row["prompt"] + row["completion"]) + 1 - 30) for row in EIGHT)
+    assert excess > 0
     for fields in ({}, {"packing": True}, {"padding_free": True}):
-        made = trainer(tmp_path, max_length=30, **fields)
-        assert made.used["train"].tokens_truncated == over
+        assert trainer(tmp_path, max_length=30, **fields).used["train"].tokens_truncated == excess

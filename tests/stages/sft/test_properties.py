@@ -1,4 +1,4 @@
-"""What holds for any rows: segments cover the text that they name, and packing moves examples but changes none."""
+"""Properties for any rows: segments cover the right text, and packing moves examples without changing them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WEIGHT = st.sampled_from([0.0, 0.2, 0.5, 1.0])
 
 @st.composite
 def conversations(draw: Any) -> list[dict[str, Any]]:
-    """A system message perhaps, then turns of user and assistant."""
+    """An optional system message, then turns of user and assistant."""
     system = [{"role": "system", "content": draw(WORDS)}] if draw(st.booleans()) else []
     pairs = draw(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=3))
     roles = [{"role": r, "content": c} for pair in pairs for r, c in zip(("user", "assistant"), pair, strict=True)]
@@ -34,7 +34,7 @@ def conversations(draw: Any) -> list[dict[str, Any]]:
 
 
 def expected_parts(messages: list[dict[str, Any]], last_only: bool) -> list[tuple[str, str]]:
-    """What ChatML makes of the messages, put together message by message."""
+    """(segment name, text) of the messages rendered as ChatML, message by message."""
     parts: list[tuple[str, str]] = []
     for index, message in enumerate(messages):
         parts.append(("template", f"<|im_start|>{message['role']}\n"))
@@ -53,19 +53,19 @@ def expected_parts(messages: list[dict[str, Any]], last_only: bool) -> list[tupl
 @given(conversations(), st.booleans())
 def test_segments_of_any_conversation(messages: list[dict[str, Any]], last_only: bool) -> None:
     preparer = Preparer(TOKENIZER, None, "last" if last_only else "all")
-    made = preparer({"messages": [messages]}, [0]).to_pylist()[0]
-    assert made["problem"] == ""
-    pairs = zip(made["segments"], made["input_ids"], strict=True)
-    found = [
+    row = preparer({"messages": [messages]}, [0]).to_pylist()[0]
+    assert row["problem"] == ""
+    pairs = zip(row["segments"], row["input_ids"], strict=True)
+    parts = [
         (Segment(segment).name.lower(), TOKENIZER.decode([i for _, i in group]))
         for segment, group in groupby(pairs, key=lambda pair: pair[0])
     ]
-    assert found == expected_parts(messages, last_only)
+    assert parts == expected_parts(messages, last_only)
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(conversations(), min_size=2, max_size=6))
-def test_rows_are_prepared_together_as_they_are_alone(rows: list[list[dict[str, Any]]]) -> None:
+def test_a_batch_is_prepared_like_its_single_rows(rows: list[list[dict[str, Any]]]) -> None:
     together = Preparer(TOKENIZER, 60)({"messages": rows}, list(range(len(rows)))).to_pylist()
     alone = [Preparer(TOKENIZER, 60)({"messages": [row]}, [i]).to_pylist()[0] for i, row in enumerate(rows)]
     assert together == alone
@@ -73,7 +73,7 @@ def test_rows_are_prepared_together_as_they_are_alone(rows: list[list[dict[str, 
 
 @st.composite
 def token_rows(draw: Any) -> list[dict[str, Any]]:
-    """Pre-tokenised rows; the token tells the row, so that examples are known again after packing."""
+    """Pre-tokenised rows; token ids identify the row, to recognise examples after packing."""
     lengths = draw(st.lists(st.integers(1, 12), min_size=1, max_size=12))
     return [
         {"input_ids": [row] * length, "loss_weights": draw(st.lists(WEIGHT, min_size=length, max_size=length))}
@@ -83,7 +83,7 @@ def token_rows(draw: Any) -> list[dict[str, Any]]:
 
 @settings(max_examples=60, deadline=None)
 @given(token_rows(), st.integers(12, 30))
-def test_packing_moves_whole_examples_and_loses_none(rows: list[dict[str, Any]], width: int) -> None:
+def test_packing_moves_complete_examples_and_loses_none(rows: list[dict[str, Any]], width: int) -> None:
     packs = pack(prepare(Dataset.from_list(rows), TOKENIZER, width), width)
     examples = []
     for packed in packs:
@@ -98,22 +98,23 @@ def test_packing_moves_whole_examples_and_loses_none(rows: list[dict[str, Any]],
 @settings(max_examples=60, deadline=None)
 @given(token_rows(), st.integers(12, 30), st.sampled_from([None, 8]))
 def test_every_layout_weighs_the_same_tokens(rows: list[dict[str, Any]], width: int, multiple: int | None) -> None:
-    """Counted apart from the code: the tokens after the first of each example whose weight is not 0."""
-    made = prepare(Dataset.from_list(rows), TOKENIZER, width)
+    """Counted independently: the tokens with a weight after the first token of each example."""
+    prepared = prepare(Dataset.from_list(rows), TOKENIZER, width)
     expected = Counter(
         (token, numpy.float32(weight).item())
         for row in rows
         for token, weight in list(zip(row["input_ids"], row["loss_weights"], strict=True))[1:]
         if weight
     )
-    table = weights_by_segment(0.3, 0.7)
-    for flatten, data in ((False, made), (True, made), (False, pack(made, width)), (True, pack(made, width))):
-        batch = WeightedCollator(0, table, multiple, flatten)(list(data))
-        weighs = batch["loss_weights"] != 0
-        assert (batch["labels"] != -100).equal(weighs)
-        found = zip(batch["labels"][weighs].tolist(), batch["loss_weights"][weighs].tolist(), strict=True)
-        assert Counter(found) == expected
+    segment_weights = weights_by_segment(0.3, 0.7)
+    packs = pack(prepared, width)
+    for flatten, data in ((False, prepared), (True, prepared), (False, packs), (True, packs)):
+        batch = WeightedCollator(0, segment_weights, multiple, flatten)(list(data))
+        is_weighted = batch["loss_weights"] != 0
+        assert (batch["labels"] != -100).equal(is_weighted)
+        tokens = batch["labels"][is_weighted].tolist()
+        assert Counter(zip(tokens, batch["loss_weights"][is_weighted].tolist(), strict=True)) == expected
         if "position_ids" in batch:
             starts = (batch["position_ids"] == 0) & (batch["attention_mask"] == 1)
             assert int(starts.sum()) == len(rows)
-    assert select(made, table)[1].weighted.get("given", 0) == sum(expected.values())
+    assert select(prepared, segment_weights)[1].weighted.get("given", 0) == sum(expected.values())

@@ -1,4 +1,4 @@
-"""The sft stage through the command: real files in, a model, counts and messages out."""
+"""The sft stage through the command: files in, a model, counts and messages out."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SECOND = """\
 
 
 def run(folder: Path, model: Path, rows: list[Any], **parts: str) -> subprocess.CompletedProcess[str]:
-    """`run-recipe` on RECIPE with `parts` filled in, over `rows`."""
+    """Run RECIPE with `parts` filled in on `rows`."""
     if not (folder / "model").exists():
         shutil.copytree(model, folder / "model")
     lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
@@ -56,32 +56,31 @@ def metrics(folder: Path, step: str = "wit") -> dict[str, Any]:
 
 
 def test_bad_rows_are_dropped_counted_and_listed(tmp_path: Path, model_folder: Path) -> None:
-    """A line that is no JSON, a row without an answer, one that is cut before its answer: each said in its way."""
+    """A line that is not JSON, a row without an answer, a row truncated before its answer: a message for each."""
     late = {"messages": [{"role": "user", "content": "x" * 80}, {"role": "assistant", "content": "y"}]}
     rows = ["{not json", *ROWS, {"messages": [{"role": "user", "content": "alone"}]}, late]
     parts = {"data": ", on_bad_row: drop", "weights": ", template: 0", "train": ", max_length: 60"}
     done = run(tmp_path, model_folder, rows, **parts)
     assert done.returncode == 0, done.stderr + done.stdout
     assert "train data: 2 rows that cannot be used were dropped; dropped_rows.txt lists them" in done.stdout
-    found = metrics(tmp_path)["data"]["train"]
-    whole = "user: " + "x" * 80 + "\nassistant: y<end>\n"
-    assert found["tokens_truncated"] == len(whole) - len("<end>") + 1 - 60
-    assert (found["rows"], found["rows_used"], found["rows_bad"]) == (13, 11, 2)  # its prompt still weighs 0.2
-    assert "train data: 1 rows lost their whole completion at max_length" in done.stdout
+    counts = metrics(tmp_path)["data"]["train"]
+    text = "user: " + "x" * 80 + "\nassistant: y<end>\n"
+    assert counts["tokens_truncated"] == len(text) - len("<end>") + 1 - 60
+    assert (counts["rows"], counts["rows_used"], counts["rows_bad"]) == (13, 11, 2)  # the last row keeps its prompt
+    assert "train data: 1 rows lost their completion at max_length" in done.stdout
     listed = (tmp_path / "runs/small/wit/dropped_rows.txt").read_text().splitlines()
     assert [line.split(": ")[0] for line in listed] == ["rows.jsonl:1", "rows.jsonl:12"] * 2  # train and eval
     assert "has no assistant message" in listed[1]
 
 
 def test_text_that_reads_as_json_is_text(tmp_path: Path, model_folder: Path) -> None:
-    """Answers that are numbers or JSON are learnt sign by sign: by the byte tokenizer a token each, and the one that
-    ends them; the first token of a row is predicted by nothing."""
+    """Answers that are numbers or JSON are learnt character by character: the byte tokenizer gives a token for each and
+    one at the end. The first token of a row is never predicted."""
     answers = ["5", "1e5", "true", "null", '{"a": 1}', "[1, 2]", '"quoted"', "plain"]
     rows = [{"prompt": prompt, "completion": answer} for answer in answers for prompt in ("Say it: ", "42")]
     done = run(tmp_path, model_folder, rows)
     assert done.returncode == 0, done.stderr + done.stdout
-    found = metrics(tmp_path)["data"]["train"]
-    assert found["weighted"] == {
+    assert metrics(tmp_path)["data"]["train"]["weighted"] == {
         "prompt": len(answers) * (len("Say it: ") - 1 + len("42") - 1),
         "completion": 2 * sum(len(answer) + 1 for answer in answers),
     }
@@ -106,7 +105,7 @@ def test_packing_from_a_recipe_and_one_preparation_for_all_weights(tmp_path: Pat
     AutoModelForCausalLM.from_pretrained(tmp_path / "runs/small/wit")
 
 
-def test_the_log_has_the_losses_apart(tmp_path: Path, model_folder: Path) -> None:
+def test_the_log_has_prompt_and_completion_losses(tmp_path: Path, model_folder: Path) -> None:
     assert run(tmp_path, model_folder, ROWS).returncode == 0
     log = [json.loads(line) for line in (tmp_path / "runs/small/wit/training_log.jsonl").read_text().splitlines()]
     steps = [row for row in log if "loss" in row]
@@ -122,8 +121,8 @@ def test_a_training_that_diverges_names_its_rows(tmp_path: Path, model_folder: P
     wild = ", lr_scheduler_type: constant, max_grad_norm: 0, optim: sgd"
     done = run(tmp_path, model_folder, ROWS, rate="1.0e+30", steps="9", train=wild)
     assert done.returncode == 1
-    assert re.search(r"step \d: the loss is no finite number at learning rate 1e\+30", done.stdout)
-    assert "look at the batch's data rows: " in done.stdout
+    assert re.search(r"step \d: the loss is not finite at learning rate 1e\+30", done.stdout)
+    assert "check the data rows: " in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -131,7 +130,7 @@ def test_a_training_that_diverges_names_its_rows(tmp_path: Path, model_folder: P
     [
         ({"train": ", packing: true, max_length: null"}, "train.packing fills rows up to train.max_length"),
         ({"train": ", packing_strategy: wrapped"}, "examples are packed whole"),
-        ({"more": "    random_init: true\n    lora: {r: 2}"}, "random_init draws all weights anew"),
+        ({"more": "    random_init: true\n    lora: {r: 2}"}, "random_init draws all weights"),
         ({"weights": ", template: -1"}, "stages.wit.weights.template"),
         ({"data": ", turns: first"}, "stages.wit.data.turns"),
     ],

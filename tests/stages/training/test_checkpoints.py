@@ -18,7 +18,7 @@ from tests.pipeline.run.test_command import command, environment, write_world
 pytestmark = pytest.mark.long
 
 TRAIN = "max_steps: 60, save_steps: 7, logging_steps: 10, learning_rate: 1.0e-3, per_device_train_batch_size"
-"""A log of every 10 steps, and epochs of 2 or 4, fall in between the checkpoints."""
+"""Logs (every 10 steps) and epochs (of 2 or 4 steps) do not end where checkpoints are saved (every 7 steps)."""
 KINDS = {
     "full": (
         f"kind: sft, data: {{train: ./rows.jsonl}}, weights: {{prompt: 0.2, completion: 0.8}}, train: {{{TRAIN}: 2}}"
@@ -41,7 +41,7 @@ KINDS = {
 
 
 KILLED_AT = {"full": (14, 28)}
-"""Steps after which a kind is killed, if not once."""
+"""Kind -> steps after which it is killed; the others are killed once, after 21."""
 
 
 def write_recipe(folder: Path, model: Path, kind: str) -> None:
@@ -61,13 +61,13 @@ def wait_for_checkpoint(process: subprocess.Popen[str], store: Path, step: int) 
         for seal in store.glob("unfinished/*/checkpoints/checkpoint-*/sealed.json"):
             if int(seal.parent.name.partition("-")[2]) >= step:
                 return seal.parent
-        assert process.poll() is None, "it ended before it was to be killed"
+        assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.005)
     raise AssertionError("no checkpoint")
 
 
 def outcome(folder: Path, runs: str) -> tuple[dict[str, str], dict[str, Any]]:
-    """The files of the step with their hashes, and its metrics."""
+    """The hashes of the step's files, and its metrics."""
     manifest = json.loads((folder / runs / "small" / "it" / "stage.json").read_text())
     return manifest["outputs"], manifest["metrics"]
 
@@ -75,39 +75,42 @@ def outcome(folder: Path, runs: str) -> tuple[dict[str, str], dict[str, Any]]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_and_run_again(tmp_path: Path, model_folder: Path, kind: str) -> None:
     write_recipe(tmp_path, model_folder, kind)
-    assert command(tmp_path, "--runs", "whole").returncode == 0
+    assert command(tmp_path, "--runs", "uninterrupted").returncode == 0
     store = tmp_path / "killed" / "store"
-    for at in KILLED_AT.get(kind, (21,)):
+    for killed_at in KILLED_AT.get(kind, (21,)):
         process = start(tmp_path, "killed")
-        wait_for_checkpoint(process, store, at)
+        wait_for_checkpoint(process, store, killed_at)
         process.kill()
         process.wait()
     planned = command(tmp_path, "--runs", "killed", "--plan")
     assert "continues from its checkpoint" in planned.stdout
     done = command(tmp_path, "--runs", "killed")
     assert done.returncode == 0, done.stdout
-    step = re.search(r"went on from step (\d+)", done.stdout)
+    step = re.search(r"resumed from step (\d+)", done.stdout)
     assert step
     assert int(step[1]) >= 21
-    (files, metrics), (expected, whole) = outcome(tmp_path, "killed"), outcome(tmp_path, "whole")
-    assert files == expected
+    (files, metrics), (expected_files, expected_metrics) = (
+        outcome(tmp_path, "killed"),
+        outcome(tmp_path, "uninterrupted"),
+    )
+    assert files == expected_files
     assert "model.safetensors" in files
-    for changing in ("seconds", "notes"):
-        del metrics[changing], whole[changing]
-    assert metrics == whole
+    for name in ("seconds", "notes"):
+        del metrics[name], expected_metrics[name]
+    assert metrics == expected_metrics
     assert not list((store / "unfinished").iterdir())
 
 
-def test_a_damaged_checkpoint_is_named_and_not_used(tmp_path: Path, model_folder: Path) -> None:
-    """One byte of the last checkpoint's optimiser state is flipped: training goes on from the one before."""
+def test_a_damaged_checkpoint_is_reported_and_not_used(tmp_path: Path, model_folder: Path) -> None:
+    """One bit of the last checkpoint's optimiser state is flipped: training resumes from the one before."""
     write_recipe(tmp_path, model_folder, "full")
-    assert command(tmp_path, "--runs", "whole").returncode == 0
+    assert command(tmp_path, "--runs", "uninterrupted").returncode == 0
     process = start(tmp_path, "killed")
     last = wait_for_checkpoint(process, tmp_path / "killed" / "store", 21)
     process.kill()
     process.wait()
     (lock,) = (tmp_path / "killed" / "store" / "locks").glob("*.worker")
-    with FileLock(lock):  # its worker is gone, too
+    with FileLock(lock):  # the worker has ended too
         pass
     sealed = sorted(last.parent.glob("*/sealed.json"), key=lambda seal: int(seal.parent.name.partition("-")[2]))
     last = sealed[-1].parent
@@ -117,5 +120,5 @@ def test_a_damaged_checkpoint_is_named_and_not_used(tmp_path: Path, model_folder
     done = command(tmp_path, "--runs", "killed")
     assert done.returncode == 0
     assert f"{last.name} is not used: optimizer.pt was changed after it was written" in done.stdout
-    assert f"went on from step {sealed[-2].parent.name.partition('-')[2]}," in done.stdout
-    assert outcome(tmp_path, "killed")[0] == outcome(tmp_path, "whole")[0]
+    assert f"resumed from step {sealed[-2].parent.name.partition('-')[2]}," in done.stdout
+    assert outcome(tmp_path, "killed")[0] == outcome(tmp_path, "uninterrupted")[0]

@@ -1,5 +1,4 @@
-"""Attention implementations, torch.compile and Liger by their usual fields: none changes the weighted loss, nor what
-is published."""
+"""Attention implementations, torch.compile and Liger change neither the weighted loss nor the published model."""
 
 from __future__ import annotations
 
@@ -24,14 +23,14 @@ PLAIN = TRAIN | {"max_steps": 3, "lr_scheduler_type": "constant"}
 
 
 def losses(out: Path) -> list[float]:
-    """The losses of the steps, and that of the evaluation after them."""
+    """The losses of the steps, and of the evaluation after them."""
     rows = [json.loads(line) for line in (out / "training_log.jsonl").read_text().splitlines()]
     return [row[name] for row in rows for name in ("loss", "eval_loss") if name in row]
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> dict[str, Path]:
-    """What is published where nothing is asked for: without and with an adapter."""
+    """The models published with no such option, without and with an adapter."""
     folder = tmp_path_factory.mktemp("plain")
     return {
         "full": sft(folder / "full", model_folder, train=PLAIN, lora=None),
@@ -41,19 +40,22 @@ def plain(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> dict[
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
 @pytest.mark.parametrize(
-    "asked",
+    "options",
     [
         {"model_init_kwargs": {"attn_implementation": "eager"}},
         {"model_init_kwargs": {"attn_implementation": "sdpa"}},
-        {"torch_compile": True, "torch_compile_backend": "eager"},  # traced whole; inductor would take minutes here
+        {
+            "torch_compile": True,
+            "torch_compile_backend": "eager",
+        },  # traces the complete model; inductor would take minutes
     ],
     ids=["eager", "sdpa", "compiled"],
 )
 def test_one_loss_and_one_model(
-    tmp_path: Path, model_folder: Path, plain: dict[str, Path], asked: dict[str, Any], kind: str
+    tmp_path: Path, model_folder: Path, plain: dict[str, Path], options: dict[str, Any], kind: str
 ) -> None:
     lora = {"full": None, "lora": LORA}[kind]
-    out = sft(tmp_path / "asked", model_folder, train=PLAIN | asked, lora=lora)
+    out = sft(tmp_path / "s", model_folder, train=PLAIN | options, lora=lora)
     assert len(losses(out)) == 4
     assert losses(out) == pytest.approx(losses(plain[kind]), abs=1e-5)
     assert {path.name for path in out.iterdir()} == {path.name for path in plain[kind].iterdir()}
@@ -81,13 +83,13 @@ def test_an_attention_that_is_not_installed(tmp_path: Path, model_folder: Path) 
 
 
 @pytest.mark.parametrize("version", [2, 3, 4])
-def test_no_kernel_of_the_hub_takes_its_place(
+def test_no_kernel_of_the_hub_replaces_it(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, version: int
 ) -> None:
-    """As if the package `kernels` were installed: transformers would fetch its own choice, and run it."""
+    """If the package `kernels` were installed, transformers would fetch and run a kernel of its choice."""
     monkeypatch.setattr(import_utils, "is_kernels_available", lambda: True)
     train = PLAIN | {"model_init_kwargs": {"attn_implementation": f"flash_attention_{version}"}}
-    with pytest.raises(UserError, match="would run a kernel from the hub, which is code of others"):
+    with pytest.raises(UserError, match="would run a kernel from the hub instead, which is third-party code"):
         sft(tmp_path / "s", model_folder, train=train, lora=None)
 
 
@@ -111,5 +113,5 @@ def test_liger_needs_its_package_and_a_gpu(tmp_path: Path, model_folder: Path, m
         with pytest.raises(UserError, match="pip install liger-kernel"):
             config.check({"model": model_folder})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="run on GPUs, and there is none here"):
+    with pytest.raises(UserError, match="need a GPU, and there is none here"):
         sft(tmp_path / "s", model_folder, train=PLAIN | {"use_liger_kernel": True}, lora=None)

@@ -1,4 +1,4 @@
-"""Training in several processes: the same numbers as in one, one error where one fails, and none left behind."""
+"""Training in several processes: the same numbers as in one process, one error if one fails, none left behind."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ ROWS = [{"prompt": "ab" * n, "completion": "cde" * (9 - n)} for n in range(1, 9)
 FAILS_ON_RANK_1 = """\
 import os
 if os.environ.get("RANK") == "1":
-    import stages.training
+    import stages.training.loop
     from stages.base import UserError
     def train(trainer, context, sums=None):
-        raise UserError("rows.jsonl:3: rank 1 has no use for it; mend it")
-    stages.training.train = train
+        raise UserError("rows.jsonl:3: rank 1 cannot use this row; correct it")
+    stages.training.loop.train = train
 """
 
 
@@ -60,7 +60,7 @@ def write(folder: Path, model: Path) -> None:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
-    """A folder in which the recipe ran once."""
+    """A folder in which the recipe has run once."""
     folder = tmp_path_factory.mktemp("launch")
     write(folder, model_folder)
     done = command(folder)
@@ -69,13 +69,13 @@ def world(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:
-    """The logged steps of a published training."""
+    """The log rows of a published training's steps."""
     rows = [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
     return [row for row in rows if "loss" in row]
 
 
 def assert_same_training(one: Path, other: Path) -> None:
-    """Equal losses, gradients and weights to 1e-4; the rows differ in length, so means of means would not be equal."""
+    """Losses, gradient norms and weights agree to 1e-4. Rows differ in length, so means of means would not agree."""
     logs = log_of(one), log_of(other)
     assert len(logs[0]) == len(logs[1]) == 5
     for key in ("loss", "grad_norm"):
@@ -88,25 +88,25 @@ def assert_same_training(one: Path, other: Path) -> None:
 
 def processes_of(folder: Path) -> list[psutil.Process]:
     """The processes that work on a job in `folder`."""
-    found = []
+    processes = []
     for process in psutil.process_iter():
         try:
             if any(part.startswith(f"{folder}{os.sep}") and part.endswith("job.json") for part in process.cmdline()):
-                found.append(process)
+                processes.append(process)
         except psutil.Error:
             continue
-    return found
+    return processes
 
 
 def assert_none_left(folder: Path, seconds: float = 5) -> None:
     deadline = time.monotonic() + seconds
-    while left := processes_of(folder):
-        assert time.monotonic() < deadline, [process.cmdline() for process in left]
+    while processes := processes_of(folder):
+        assert time.monotonic() < deadline, [process.cmdline() for process in processes]
         time.sleep(0.05)
 
 
 def test_two_processes_train_as_one(world: Path) -> None:
-    """4 rows on one process are 2 on each of two; and only one of them publishes."""
+    """A batch of 4 rows on one process is 2 rows on each of two. Only one of them publishes."""
     results = world / "runs" / "small"
     assert_same_training(results / "one", results / "two")
     assert {file.name for file in (results / "one").iterdir()} == {file.name for file in (results / "two").iterdir()}
@@ -118,10 +118,10 @@ def test_two_processes_train_as_one(world: Path) -> None:
 
 
 def test_sharded_by_fsdp2_training_is_the_same(world: Path) -> None:
-    """accelerate's own FSDP2 path, over gloo: trained sharded, gathered, published as one model.
+    """accelerate's FSDP2 over gloo: the model is trained sharded, gathered, and published as one model.
 
-    accelerate shards on accelerators only (AcceleratorState asks for MULTI_GPU or its like, and gives CPU processes
-    plain DDP without a word), so the processes below tell it that gloo is a GPU's backend. All else is its code.
+    accelerate shards on accelerators only (AcceleratorState needs MULTI_GPU or the like, and silently gives CPU
+    processes plain DDP), so the processes below present gloo as a GPU's backend. The rest is accelerate's code.
     """
     call = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", __name__]
     sharding = {
@@ -142,7 +142,7 @@ def test_sharded_by_fsdp2_training_is_the_same(world: Path) -> None:
 
 
 def test_one_failing_process_fails_the_step(tmp_path: Path, model_folder: Path) -> None:
-    """The step says what that process said, and those that wait for it end as well."""
+    """The step has that process's error, and the processes that wait for it end as well."""
     write(tmp_path, model_folder)
     (tmp_path / "hook").mkdir()
     (tmp_path / "hook" / "sitecustomize.py").write_text(FAILS_ON_RANK_1)
@@ -154,7 +154,7 @@ def test_one_failing_process_fails_the_step(tmp_path: Path, model_folder: Path) 
     assert done.returncode == 1, done.stderr
     steps = json.loads((tmp_path / "runs" / "small" / "run.json").read_text())["steps"]
     two = next(step for step in steps if step["step"] == "two")
-    assert (two["state"], two["error"]) == ("failed", "rows.jsonl:3: rank 1 has no use for it; mend it")
+    assert (two["state"], two["error"]) == ("failed", "rows.jsonl:3: rank 1 cannot use this row; correct it")
     assert "Traceback" not in done.stdout + done.stderr
     assert_none_left(tmp_path)
 
@@ -181,7 +181,7 @@ def test_a_killed_run_leaves_no_process(tmp_path: Path, model_folder: Path) -> N
 
 
 def test_more_processes_than_gpus(tmp_path: Path, model_folder: Path) -> None:
-    """Said at its place in the recipe, before anything runs."""
+    """The error names the place in the recipe, before anything runs."""
     write(tmp_path, model_folder)
     call = [sys.executable, "-P", "-m", "pipeline.cli", "r.yaml", "--set", "stages.two.launch.num_processes=4"]
     gpus = {"CUDA_VISIBLE_DEVICES": "0,1"}
@@ -200,7 +200,7 @@ def test_a_step_waits_for_as_many_gpus_as_processes(monkeypatch: pytest.MonkeyPa
     assert [executor.has_room(processes=processes) for processes in (1, 4)] == [True, True]
     assert executor.unmet_requirement(stage(4)) is None
     assert executor.unmet_requirement(stage(5))
-    shared = LocalExecutor(jobs=8)  # two steps a GPU: four processes still go on four GPUs
+    shared = LocalExecutor(jobs=8)  # two steps per GPU: four processes still use four GPUs
     assert shared.has_room(processes=4)
     assert not shared.has_room(processes=5)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -213,15 +213,15 @@ def stage(processes: int) -> SFTStage:
 
 
 def test_sharding_needs_gpus(tmp_path: Path) -> None:
-    """accelerate would train unsharded copies without a word."""
+    """accelerate would silently train unsharded copies."""
     if torch.cuda.is_available():
-        pytest.skip("there is one")
+        pytest.skip("this machine has one")
     with pytest.raises(UserError, match="use_fsdp: accelerate shards a model on GPUs only"):
         run_ranks(Launch.model_validate({"num_processes": 2, "use_fsdp": True}), "stages", [], tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("section", "said"),
+    ("section", "message"),
     [
         ({}, "num_processes"),
         ({"num_processes": 0}, "greater than or equal to 1"),
@@ -233,10 +233,10 @@ def test_sharding_needs_gpus(tmp_path: Path) -> None:
         ({"num_procs": 2}, "num_procs"),
     ],
 )
-def test_the_section_is_checked(section: dict[str, Any], said: str) -> None:
+def test_the_section_is_checked(section: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError) as caught:
         Launch.model_validate(section)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 if __name__ == "__main__":  # one rank of the sharded training
@@ -247,20 +247,20 @@ if __name__ == "__main__":  # one rank of the sharded training
 
     PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)  # type: ignore[method-assign]
     folder = Path(sys.argv[1])
-    own = folder / f"fsdp-{os.environ['RANK']}"
+    rank_folder = folder / f"fsdp-{os.environ['RANK']}"
     for name in ("out", "scratch"):
-        (own / name).mkdir(parents=True)
+        (rank_folder / name).mkdir(parents=True)
     stage = json.loads((folder / "runs" / "small" / "two" / "stage.json").read_text())["config"]
-    given = {"model": Input(folder / "model"), "train": Input(folder / "rows.jsonl")}
+    inputs = {"model": Input(folder / "model"), "train": Input(folder / "rows.jsonl")}
     run(
         Context(
             recipe="small",
             step="two",
             config=SFTStage.model_validate(stage),
-            inputs=given,
-            out=own / "out",
-            scratch=own / "scratch",
-            checkpoints=own / "checkpoints",
+            inputs=inputs,
+            out=rank_folder / "out",
+            scratch=rank_folder / "scratch",
+            checkpoints=rank_folder / "checkpoints",
             cache=folder / "cache",
             progress=lambda *_: None,
         )

@@ -1,4 +1,4 @@
-"""LoRA and QLoRA: what is published is the full model, the adapter merged into unquantised weights."""
+"""LoRA and QLoRA publish the full model, with the adapter merged into unquantised weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import stages.sft.stage
 from stages.base import Context, Input, StageConfig, UserError
 from stages.dpo.config import DPOStage
 from stages.sft.config import SFTStage
-from stages.training.loop import load_model
+from stages.training.model_io import load_model
 from tests.tiny import byte_tokenizer, tiny_model
 
 LORA = {"r": 4, "lora_alpha": 64, "target_modules": ["q_proj", "v_proj", "down_proj"]}
@@ -34,7 +34,7 @@ needs_bitsandbytes = pytest.mark.skipif(not importlib.util.find_spec("bitsandbyt
 
 @pytest.fixture(scope="module")
 def wide_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose matrices are whole blocks of 64, bitsandbytes' unit."""
+    """A model whose matrices are multiples of 64, the block size of bitsandbytes."""
     folder = tmp_path_factory.mktemp("wide")
     config = tiny_model().config
     config.hidden_size, config.intermediate_size, config.head_dim = 64, 128, 16
@@ -45,7 +45,7 @@ def wide_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(runner: ModuleType, folder: Path, model: Path, rows: list[dict[str, str]], config: StageConfig) -> Path:
-    """Run a stage: what it published."""
+    """Run a stage and return the folder that it publishes."""
     folder.mkdir()
     for name in ("out", "scratch"):
         (folder / name).mkdir()
@@ -79,7 +79,7 @@ def dpo(folder: Path, model: Path, **section: Any) -> Path:
 
 
 def assert_merged(base: Path, out: Path) -> None:
-    """W + (alpha / r) B A, reckoned in float64, and every other weight as it was; in one plain model."""
+    """Adapted weights are W + (alpha / r) B A, computed in float64; all others are unchanged, in one plain model."""
     before, after = (load_file(folder / "model.safetensors") for folder in (base, out))
     adapter = load_file(out / "adapter" / "adapter_model.safetensors")
     assert before.keys() == after.keys()
@@ -106,7 +106,7 @@ def first_row(out: Path) -> dict[str, Any]:
 
 
 def test_lora_publishes_the_merged_model_and_dpo_starts_from_it(tmp_path: Path, model_folder: Path) -> None:
-    """At a learning rate of 0, what DPO publishes is what it started from: the merged model, to the byte."""
+    """At a learning rate of 0, DPO publishes the model that it started from: the merged one, to the byte."""
     out = sft(tmp_path / "sft", model_folder)
     assert_merged(model_folder, out)
     again = sft(tmp_path / "again", model_folder)
@@ -120,8 +120,7 @@ def test_lora_publishes_the_merged_model_and_dpo_starts_from_it(tmp_path: Path, 
 
 @needs_bitsandbytes
 def test_qlora_publishes_a_full_precision_merge(tmp_path: Path, wide_folder: Path) -> None:
-    """The adapter learned on 4-bit weights is merged into the weights before quantisation; DPO, quantised too, goes on
-    from there."""
+    """An adapter that trained on 4-bit weights is merged into the unquantised ones, and quantised DPO starts there."""
     out = sft(tmp_path / "sft", wide_folder, quantization=NF4)
     assert_merged(wide_folder, out)
     log = [json.loads(line) for line in (out / "training_log.jsonl").read_text().splitlines()]
@@ -137,10 +136,10 @@ def test_qlora_publishes_a_full_precision_merge(tmp_path: Path, wide_folder: Pat
 
 @needs_bitsandbytes
 def test_an_evaluation_in_between_changes_no_4bit_training(tmp_path: Path, wide_folder: Path) -> None:
-    """bitsandbytes' CPU kernel for evaluation has no gradient; were it to stay in place, nothing would train on."""
+    """bitsandbytes' CPU kernel for evaluation has no gradient: if it stayed in place, training would stop."""
     evaluated = TRAIN | {"eval_strategy": "steps", "eval_steps": 2}
-    given = {"plain": TRAIN, "evaluated": evaluated}
-    outs = [sft(tmp_path / name, wide_folder, quantization=NF4, train=train) for name, train in given.items()]
+    trainings = {"plain": TRAIN, "evaluated": evaluated}
+    outs = [sft(tmp_path / name, wide_folder, quantization=NF4, train=train) for name, train in trainings.items()]
     adapters = [load_file(out / "adapter" / "adapter_model.safetensors") for out in outs]
     assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
 
@@ -155,7 +154,7 @@ def test_quantisation_without_bitsandbytes(model_folder: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    ("section", "said"),
+    ("section", "message"),
     [
         ({"quantization": NF4}, "quantised weights cannot be trained; add 'lora'"),
         ({"quantization": {}, "lora": LORA}, "load_in_4bit: true"),
@@ -164,7 +163,7 @@ def test_quantisation_without_bitsandbytes(model_folder: Path, monkeypatch: pyte
         ({"quantization": NF4 | {"bnb_4bit_compute_dtype": "bf16"}, "lora": LORA}, "'bfloat16'"),
     ],
 )
-def test_the_section_is_checked(section: dict[str, Any], said: str) -> None:
+def test_the_section_is_checked(section: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError) as caught:
         DPOStage.model_validate({"data": {"train": "./r"}, **section})
-    assert said in str(caught.value)
+    assert message in str(caught.value)

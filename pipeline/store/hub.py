@@ -1,0 +1,195 @@
+"""Repositories of the model hub: resolved to a commit and fetched into the hub's own cache."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from pipeline.store.wheels import BadReferenceError
+from stages.system.integrity import write_json
+
+MODEL_DESCRIPTION = ["*.json", "*.txt", "*.model", "*.jinja"]
+"""Files of a model other than its weights."""
+MODEL_FILES = ["*.safetensors", *MODEL_DESCRIPTION]
+"""Files fetched for a model. Pickles (*.bin, *.pt) can run code when they are read and are never fetched."""
+MODEL_CODE = "*.py"
+"""Also fetched if the stage trusts the model's code."""
+
+DATA_FILES = ["*.jsonl", "*.json", "*.csv", "*.parquet"]
+"""Files fetched for a data set. Scripts are never fetched."""
+DATA_CARD = "README.md"
+"""Maps the data files to splits and subsets."""
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(#(?P<member>.+))?", re.ASCII)
+
+Notice = Callable[[str], None]
+"""Shows a message to the user."""
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A repository of the hub, or one file in it."""
+
+    repo: str
+    """`org/name`."""
+    revision: str | None
+    """A branch, tag or commit; None for the default branch."""
+    kind: Literal["model", "dataset"]
+    member: str | None
+    """A path inside the repository; None for a model folder or a complete data set."""
+
+    @property
+    def commit(self) -> str | None:
+        """The revision if it is a full commit hash, else None."""
+        return self.revision if self.revision and _COMMIT.fullmatch(self.revision) else None
+
+    def __str__(self) -> str:
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"{self.repo}{revision}" + (f"#{self.member}" if self.member else "")
+
+
+def parse_hub(text: str, kind: Literal["model", "dataset"]) -> Hub | None:
+    """Parse `org/name[@revision][#file]`; None if the text has another form. Raises BadReferenceError."""
+    match = _HUB.fullmatch(text)
+    if not match or ".." in text:
+        return None
+    member = match["member"]
+    if kind == "model" and member and not member.endswith(".gguf"):
+        raise BadReferenceError(f"{text!r}: only a .gguf file is a model on its own; leave #{member} out")
+    return Hub(match["repo"], match["revision"], kind, member)
+
+
+def resolve_hub(hub: Hub, notice: Notice | None = None) -> Hub:
+    """Replace the branch or tag by its current commit. See pipeline.store.references.resolve."""
+    if hub.commit:
+        return hub
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        info = HfApi().repo_info(hub.repo, repo_type=hub.kind, revision=hub.revision, timeout=30)
+    except Exception as error:
+        commit = cached_commit(hub)
+        if commit and not isinstance(error, HfHubHTTPError):  # no answer, rather than a refusal
+            if notice:
+                notice(
+                    f"{hub}: the hub does not answer ({type(error).__name__}); using the commit {commit} of its cache"
+                )
+            return replace(hub, revision=commit)
+        raise _hub_error(hub, error) from error
+    return replace(hub, revision=info.sha)
+
+
+def cached_hub_file(hub: Hub) -> Path | None:
+    """Return the path of a single file in the hub's cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if hub.member is None:
+        return None
+    revision = hub.commit or cached_commit(hub)
+    path = try_to_load_from_cache(hub.repo, hub.member, revision=revision, repo_type=hub.kind)
+    return Path(path) if isinstance(path, str) else None
+
+
+def fetch_hub_description(hub: Hub, code: bool) -> Path:
+    """Fetch a model's config and tokenizer; return the cached files of other references. Raises BadReferenceError."""
+    from huggingface_hub import snapshot_download
+
+    missing = f"{hub}: is not fetched yet; use --prefetch"
+    commit = resolve_hub(hub).commit
+    try:
+        if hub.kind == "model" and not hub.member:
+            patterns = [*MODEL_DESCRIPTION, *([MODEL_CODE] if code else [])]
+            return Path(snapshot_download(hub.repo, revision=commit, allow_patterns=patterns, ignore_patterns=["*/*"]))
+        folder = Path(snapshot_download(hub.repo, repo_type=hub.kind, revision=commit, local_files_only=True))
+    except Exception as error:
+        raise BadReferenceError(f"{missing} ({type(error).__name__})") from None
+    if hub.member and not (folder / hub.member).is_file():
+        raise BadReferenceError(missing)
+    return folder / hub.member if hub.member else folder
+
+
+def ref_file(hub: Hub) -> Path:
+    """Return the file in the hub's cache that records the commit of a branch or tag."""
+    from huggingface_hub import constants
+
+    name = f"{hub.kind}s--{hub.repo.replace('/', '--')}"
+    return Path(constants.HF_HUB_CACHE) / name / "refs" / (hub.revision or "main")
+
+
+def cached_commit(hub: Hub) -> str | None:
+    """Return the commit of the revision in the hub's cache."""
+    ref = ref_file(hub)
+    commit = ref.read_text().strip() if ref.is_file() else ""
+    return commit if _COMMIT.fullmatch(commit) else None
+
+
+def fetch_hub(hub: Hub, cache: Path, code: bool) -> Path:
+    """Fetch the repository's files. Raises BadReferenceError."""
+    pinned = resolve_hub(hub)
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    try:
+        if hub.member:
+            return Path(hf_hub_download(hub.repo, hub.member, repo_type=hub.kind, revision=pinned.commit))
+        if hub.kind == "dataset":
+            return _fetch_data_set(pinned, cache)
+        patterns = [*MODEL_FILES, *([MODEL_CODE] if code else [])]
+        subfolders = ["*/*"]  # exports for other runtimes
+        folder = Path(
+            snapshot_download(hub.repo, revision=pinned.commit, allow_patterns=patterns, ignore_patterns=subfolders)
+        )
+    except BadReferenceError:
+        raise
+    except Exception as error:
+        raise _hub_error(hub, error) from error
+    if not any(folder.glob("*.safetensors")):
+        raise BadReferenceError(f"{hub}: has no *.safetensors, and pickles are not read; name a revision that has them")
+    return folder
+
+
+def _fetch_data_set(hub: Hub, cache: Path) -> Path:
+    """Fetch DATA_FILES and the card, and return the snapshot's folder.
+
+    The commit's list of files is saved, because without a network the hub's cache returns an incomplete snapshot.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.utils import filter_repo_objects
+
+    patterns = [*DATA_FILES, DATA_CARD]
+    listing = cache / "hub" / f"{hub.repo.replace('/', '--')}@{hub.commit}.json"
+    if not listing.is_file():
+        names = HfApi().list_repo_files(hub.repo, repo_type="dataset", revision=hub.commit)
+        listing.parent.mkdir(parents=True, exist_ok=True)
+        write_json(listing, list(filter_repo_objects(names, allow_patterns=patterns)))
+    names = json.loads(listing.read_text(encoding="utf-8"))
+    if not set(names) - {DATA_CARD}:
+        raise BadReferenceError(f"{hub}: has no {', '.join(DATA_FILES)}, the only data formats; name another data set")
+    folder = Path(snapshot_download(hub.repo, repo_type="dataset", revision=hub.commit, allow_patterns=patterns))
+    for name in names:
+        if not (folder / name).is_file():
+            raise BadReferenceError(
+                f"{hub}: the hub does not answer, and {name} is missing in its cache (HF_HOME); go online once"
+            )
+    return folder
+
+
+def _hub_error(hub: Hub, error: Exception) -> BadReferenceError:
+    from huggingface_hub import errors
+
+    reason = f"cannot be fetched from the hub ({type(error).__name__}); offline, name a local path, "
+    reason += "or a full commit that the hub's cache (HF_HOME) already has"
+    if isinstance(error, errors.GatedRepoError):
+        reason = "request access on its page, then set HF_TOKEN in the environment"
+    elif isinstance(error, errors.RepositoryNotFoundError):
+        reason = f"no such {hub.kind} on the hub, or a private one; check the name, or set HF_TOKEN"
+    elif isinstance(error, errors.RevisionNotFoundError):
+        reason = "no such revision; leave the @... out for the default branch"
+    elif isinstance(error, errors.RemoteEntryNotFoundError):
+        reason = "no such file in the repository; its page on the hub lists them"
+    return BadReferenceError(f"{hub}: {reason}")

@@ -14,7 +14,7 @@ from pipeline.plan.step import Plan, Step, remove_key, start_reference
 from pipeline.preflight.probe import ProbeStep, run_probe
 from pipeline.run.local_executor import LocalExecutor, machine_memory
 from pipeline.store import references
-from pipeline.store.references import BadReferenceError, Reference
+from pipeline.store.references import BadReferenceError, Local, Reference
 from pipeline.store.store import Published, Store
 from stages.estimate.result import Estimate
 
@@ -114,9 +114,15 @@ def _sources(step: Step) -> dict[str, Reference]:
 
 
 def _model_dtype(step: Step) -> str:
-    """Return the dtype in which a training of the recipe publishes the step's model, else `auto`."""
+    """Return the dtype of the step's model if the recipe or a local config.json names it, else `auto`."""
     source = step.inputs.get("model")
-    return (source.config.published_dtype if isinstance(source, Step) else None) or "auto"
+    if isinstance(source, Step):
+        return source.config.published_dtype or "auto"
+    config = source.path / "config.json" if isinstance(source, Local) else None
+    try:
+        return str(json.loads(config.read_text())["dtype"]) if config else "auto"
+    except (OSError, ValueError, KeyError):  # the stage reports a broken config
+        return "auto"
 
 
 def _request(step: Step, cache: Path) -> ProbeStep:

@@ -14,7 +14,7 @@ from stages.training.config import TrainingStage
 from stages.training.launch import Launch
 
 CHECKPOINTS = 3  # those that stages.training.checkpoints keeps and the one it writes; importing it takes seconds
-SAMPLE = 2_000  # only the first so many rows are tokenised
+SAMPLE = 1_000  # only the first so many rows are tokenised
 PROCESS = 545 * 2**20  # bytes; measured: the peak of `python -m benchmarks.estimate "full 1M"` less the other parts
 ALLOCATOR = 1.2  # bytes that glibc holds for a byte of activations, measured by the case "full 135M"
 AUTOCAST = 0.65  # share of the activations that is left in bfloat16, measured on a Llama of 135M parameters

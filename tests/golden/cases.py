@@ -110,6 +110,8 @@ DATA: dict[str, tuple[list[Any], dict[str, Any], int | None]] = {
 TRAIN = {"max_steps": 3, "per_device_train_batch_size": 4, "logging_steps": 1, "learning_rate": 3e-4, "use_cpu": True}
 NOISY = re.compile(r"grad_norm|accurac|logps|logits|entropy|flos")
 """Logged values that are not compared: sums of many terms, and those that a near tie could change."""
+LOSS_ROW = re.compile(r"\| (train_loss|eval_loss|reward_\w+) \|")
+"""Rows of a card with rounded values, which can differ in the last digit."""
 
 
 def sft(folder: Path) -> Outputs:
@@ -130,7 +132,7 @@ def sft(folder: Path) -> Outputs:
         prepared[name] = {"rows": texts, "dropped": dropped}
     train, evaluation = POCKET / "data" / "instructions.train.jsonl", POCKET / "data" / "instructions.eval.jsonl"
     inputs = {
-        "model": Input(MODEL),
+        "model": Input(MODEL, reference="pocket"),
         "train": write_rows(folder / "train.jsonl", read_rows(train, 12)),
         "eval": write_rows(folder / "eval.jsonl", read_rows(evaluation, 6)),
     }
@@ -151,18 +153,26 @@ def sft(folder: Path) -> Outputs:
 
 
 def trained(step: Context) -> Outputs:
-    """Train; return counts and the losses of the log."""
+    """Train; return counts, the losses of the log, the names of the published files and the card without its losses."""
     metrics = run(step)
     log = [
         {key: value for key, value in row.items() if not NOISY.search(key)}
         for row in read_rows(step.out / "training_log.jsonl")
     ]
-    return {"steps": metrics.steps, "tokens": metrics.tokens, "data": metrics.data, "notes": metrics.notes, "log": log}
+    return {
+        "steps": metrics.steps,
+        "tokens": metrics.tokens,
+        "data": metrics.data,
+        "notes": metrics.notes,
+        "log": log,
+        "files": sorted(str(file.relative_to(step.out)) for file in step.out.rglob("*") if file.is_file()),
+        "card": [line for line in lines(step.out / "README.md") if not LOSS_ROW.match(line)],
+    }
 
 
 def dpo(folder: Path) -> Outputs:
     """Losses of a training on preference pairs, and of one on pairs drawn from instruction data, with LoRA."""
-    model = {"model": Input(MODEL)}
+    model = {"model": Input(MODEL, reference="pocket")}
     pairs = read_rows(POCKET / "data" / "preferences.train.jsonl", 8)
     rows = read_rows(POCKET / "data" / "instructions.train.jsonl", 8)
     drawn = {
@@ -222,7 +232,7 @@ def lm_eval(folder: Path) -> Outputs:
         for i, (question, answer) in enumerate(list(TOWNS.items())[:3])
     ]
     inputs = {
-        "model": Input(MODEL),
+        "model": Input(MODEL, reference="pocket"),
         "include_path": Input(POCKET / "tasks"),
         "data.pocket_knowledge.test": write_rows(
             folder / "knowledge.jsonl", read_rows(POCKET / "data" / "knowledge.test.jsonl", 6)
@@ -248,7 +258,7 @@ def sensitivity(folder: Path) -> Outputs:
     section = {"models": ["base"], "prompts": prompts, "options": options}
     wordings = read_rows(POCKET / "data" / "wordings.test.jsonl")
     sets = write_rows(folder / "sets.jsonl", [wordings[number] for number in (25, 30, 47)])
-    inputs = {"model": Input(MODEL), "data.plain": sets, "data.varied": sets}
+    inputs = {"model": Input(MODEL, reference="pocket"), "data.plain": sets, "data.varied": sets}
     inputs["examples.varied"] = write_rows(folder / "examples.jsonl", examples)
     return scored(context(folder / "step", "sensitivity", section, inputs), "prompts", "responses", "lengths", "posix")
 
@@ -265,7 +275,7 @@ def characteristics(folder: Path) -> Outputs:
     ]
     section = {"models": ["base"], "sets": sets, "options": {"limit": 6, "batch_size": 4}}
     inputs = {
-        "model": Input(MODEL),
+        "model": Input(MODEL, reference="pocket"),
         "data.train": write_rows(folder / "train.jsonl", read_rows(POCKET / "data" / "instructions.train.jsonl", 8)),
         "data.know": write_rows(folder / "know.jsonl", read_rows(POCKET / "data" / "knowledge.test.jsonl", 8)),
     }
@@ -296,20 +306,22 @@ JUDGE_PROMPTS = [
     for is_math in (False, True)
     for is_second in (False, True)
 ]
-INSTRUCTIONS = [
-    {"instruction": question, "output": output, "generator": "reference", "dataset": "own"}
-    for question, output in TOWNS.items()
+INSTRUCTIONS = [  # the first output equals the model's answer, so the judge is not asked
+    {"instruction": question, "output": answer + "!" * 7 * i, "generator": "reference", "dataset": "own"}
+    for i, (question, answer) in enumerate(TOWNS.items())
 ]
 
 
 def reply(request: dict[str, Any]) -> judge.Answer:
-    """A grade, or a preference, that depends on the request's text alone."""
+    """A grade, or a preference against the reference, that depends on the request's text alone."""
     prompt = request["messages"][-1]["content"]
     digest = int(hashlib.sha256(prompt.encode()).hexdigest()[:8], 16)
     if '"instruction"' not in prompt:
         return f"Rating: [[{1 + digest % 10}]]"
-    shares = {"m": 0.3 + digest % 5 / 10, "M": 0.7 - digest % 5 / 10}
-    top = [{"token": token, "bytes": None, "logprob": math.log(share + 1e-9)} for token, share in shares.items()]
+    first_output = re.findall(r'"output": """(.*?)"""', prompt)[0]
+    share = 0.1 + digest % 3 / 10 if first_output.endswith("!") else 0.7 + digest % 3 / 10
+    shares = {"m": share, "M": 1 - share}
+    top = [{"token": token, "bytes": None, "logprob": math.log(value)} for token, value in shares.items()]
     first = {**top[0], "top_logprobs": top}
     return {"message": {"role": "assistant", "content": "m"}, "logprobs": {"content": [first], "refusal": None}}
 

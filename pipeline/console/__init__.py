@@ -1,1 +1,5 @@
-"""Everything that a person sees: lines, tables, the live view of a run, and the command that continues it."""
+"""Everything that a person sees.
+
+run.loop -> console (plain lines, or live_view on a terminal) with progress_summary
+--plan, --status, --estimate, results -> console; recipe_list and resume_command word single answers
+"""

@@ -20,9 +20,8 @@ from pipeline.console.progress_summary import count_steps, format_duration, prog
 from pipeline.console.recipe_list import RecipeEntry
 from pipeline.plan.selection import StepSummary
 from pipeline.plan.step import Plan
-from pipeline.run.job import Progress
 from stages.records.metrics import Metrics
-from stages.records.run_record import RunRecord, StepRecord
+from stages.records.run_record import Progress, RunRecord, StepRecord
 from stages.system.terminal_text import safe
 
 PLAIN_WIDTH = 160

@@ -64,7 +64,7 @@ def decide(
         fingerprint = _fingerprint(step, plan, decisions, resolver)
         result: Published | None = None
         if step.name in forced:
-            reason = "asked for"
+            reason = "forced"
         elif fingerprint is None:
             reason = "an input on the hub is not resolved to a commit yet"
         elif not store.path(step.kind, fingerprint).exists():

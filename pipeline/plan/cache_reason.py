@@ -56,7 +56,7 @@ def reason_missing(
     changes = [[*_settings(step, old), *_inputs(step, old.inputs, settled, resolver)] for old in earlier.of(step)]
     reasons = min(changes, key=len, default=["no result yet"])
     if not reasons and not waiting:
-        reasons = ["names that it shows are others now"]  # of the recipe or its steps, which count for reports alone
+        reasons = ["the recipe or a step that it shows has another name"]  # names count only for reports
     reasons = shorten(reasons, MAX_CHANGES)
     return "; ".join(reasons + ([f"after {', '.join(shorten(waiting, MAX_CHANGES))}"] if waiting else []))
 

@@ -140,7 +140,8 @@ class _Search:
         for number, length in enumerate(self.halving.lengths, 1):
             count = sum(map(len, groups.values()))
             share = "" if length == 1 else f" at {length} of the training"
-            self.say(f"search: rung {number} of {self.halving.rungs}: {count} of {stage}{share}, by {metric} ({goal})")
+            trainings = f"{count} trainings of {stage}{share}, by {metric} ({goal})"
+            self.say(f"search: rung {number} of {self.halving.rungs}: {trainings}")
             results = yield self.plan(groups, length)
             remaining = {name: self.best(name, group, results, length) for name, group in groups.items()}
             groups = {name: group for name, group in remaining.items() if group}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from pipeline.run.job import Job, Progress, StepResult
+from pipeline.run.job import Job, StepResult
 from stages.base import Resources, StageConfig
+from stages.records.run_record import Progress
 
 WORKER_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
@@ -47,7 +48,7 @@ class Executor(Protocol):
 
     @property
     def width(self) -> int:
-        """Number of ordinary steps that run at once, for estimates of time."""
+        """Number of steps of one process that run at once, for estimates of time."""
 
 
 def checked_result(result: StepResult | None, status: int) -> StepResult:

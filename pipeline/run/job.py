@@ -10,6 +10,7 @@ from typing import Any
 
 from stages.base import Input, Resources
 from stages.records.metrics import Metrics
+from stages.records.run_record import Progress
 from stages.system.integrity import write_json
 
 JOB_FILE = "job.json"
@@ -60,15 +61,6 @@ def read_job(file: Path) -> Job:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a running step is."""
-
-    done: int = 0
-    total: int = 0
-    note: str = ""
-
-
-@dataclass(frozen=True)
 class StepResult:
     """How a step ended: with metrics and outputs, or with an error."""
 
@@ -94,7 +86,7 @@ class StepResult:
 
 def encode(message: Progress | StepResult) -> str:
     """A message of a worker as one line of text."""
-    return json.dumps(list(vars(message).values()) if isinstance(message, Progress) else message.to_json())
+    return json.dumps(message if isinstance(message, Progress) else message.to_json())
 
 
 def decode(line: str) -> Progress | StepResult:

@@ -7,22 +7,21 @@ import contextlib
 import heapq
 import os
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import Protocol
 
 from filelock import BaseFileLock, Timeout
 
+from pipeline.console.console import Console
 from pipeline.plan.cache import Decisions, cached_results, changed_input, input_records
 from pipeline.plan.resolver import Resolver
 from pipeline.plan.selection import Selection, steps_to_run
 from pipeline.plan.step import Plan, Step
 from pipeline.recipe.nodes import split_key
 from pipeline.run.executor import Event, Executor
-from pipeline.run.job import Job, Progress, StepResult
+from pipeline.run.job import Job, StepResult
 from pipeline.run.os_errors import explain_os_error
 from pipeline.run.record_writer import RecordWriter
 from pipeline.store.provenance import environment
@@ -31,41 +30,13 @@ from pipeline.store.secrets import mask_file, mask_secrets
 from pipeline.store.store import Published, Store
 from stages.base import Input
 from stages.records.manifest import Manifest
-from stages.records.run_record import StepRecord
+from stages.records.run_record import Progress, StepRecord
 from stages.system.file_names import file_name
 
 POLL_SECONDS = 0.5
 """Interval between looks for a result that another run is computing."""
 LOGS = "logs"
 """The folder of the steps' output, in the run's folder."""
-
-
-class Observer(Protocol):
-    """What a run reports to: the console."""
-
-    def begin(self, steps: Mapping[str, StepRecord], logs: Path) -> None:
-        """Steps are about to run; `steps` stays up to date."""
-
-    def say(self, text: str) -> None:
-        """Show a line."""
-
-    def started(self, step: str, reason: str) -> None:
-        """A step started."""
-
-    def progress(self, step: str, progress: Progress) -> None:
-        """A running step advanced."""
-
-    def finished(self, step: str, notes: Sequence[str], width: int) -> None:
-        """A step was published."""
-
-    def skipped(self, step: str, failed: Sequence[str]) -> None:
-        """A step cannot run because steps it depends on failed."""
-
-    def failed(self, step: str, error: str, log: Path, is_user_error: bool) -> None:
-        """A step failed."""
-
-    def show_summary(self, width: int) -> None:
-        """Refresh the summary of the whole run."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +67,6 @@ class Run:
         decisions: the cache decisions of all steps.
         store: where results are published.
         resolver: has fetched the references of all steps that run.
-        observer: shows the run to the user.
     """
 
     def __init__(
@@ -106,10 +76,10 @@ class Run:
         decisions: Decisions,
         store: Store,
         resolver: Resolver,
-        observer: Observer,
+        console: Console,
     ) -> None:
         self.plan, self.selection, self.decisions = plan, selection, dict(decisions)
-        self.store, self.resolver, self.observer = store, resolver, observer
+        self.store, self.resolver, self.console = store, resolver, console
         self.folder = resolver.runs / plan.recipe.name
         self.record = RecordWriter(self.folder, plan.recipe.name)
         self.results: dict[str, Published] = cached_results(decisions)
@@ -151,7 +121,7 @@ class Run:
         self.store.clean_up_killed_runs()
         self.record.write("running")
         if steps:
-            self.observer.begin(self.record.steps, self.folder / LOGS)
+            self.console.begin(self.record.steps, self.folder / LOGS)
         try:
             self._run_steps(executor)
         except BaseException:
@@ -179,7 +149,7 @@ class Run:
                 is_waiting = self._state(step) == "waiting"
                 if is_waiting and failed:
                     self._set_state(step, "skipped", error=f"needs {', '.join(failed)}")
-                    self.observer.skipped(step.name, failed)
+                    self.console.skipped(step.name, failed)
                     self._unsettled.done(step.name)
                 elif is_waiting or self._is_outdated(step):
                     heapq.heappush(self._ready, (self._position[step.name], step.name))
@@ -241,7 +211,7 @@ class Run:
         started = datetime.now(UTC).isoformat(timespec="seconds")
         self._running[step.name] = _RunningStep(step, job, lock, time.monotonic(), started)
         self._set_state(step, "running")
-        self.observer.started(step.name, self.decisions[step.name].reason)
+        self.console.started(step.name, self.decisions[step.name].reason)
         return True
 
     def _wait_for_other_run(self, step: Step) -> None:
@@ -249,7 +219,7 @@ class Run:
         own = {self._fingerprint(running.step) for running in self._running.values()}
         if step.name not in self._announced and self._fingerprint(step) not in own:
             self._announced.add(step.name)
-            self.observer.say(f"  wait   {step.name}: another run is computing it")
+            self.console.say(f"  wait   {step.name}: another run is computing it")
 
     def _existing_result(self, step: Step) -> Published | None:
         """A usable result that was published since the step was planned, or that a killed run completed."""
@@ -265,7 +235,7 @@ class Run:
         self.results[step.name] = result
         self._completed_now.add(step.name)
         self._set_state(step, "cached")
-        self.observer.say(f"  cached {step.name}: its result exists now")
+        self.console.say(f"  cached {step.name}: its result exists now")
         self._unsettled.done(step.name)
 
     def _job(self, step: Step) -> Job:
@@ -325,9 +295,9 @@ class Run:
         self._unsettled.done(step.name)
         self._set_state(step, "failed" if error else "done", running.seconds, error)
         if error:
-            self.observer.failed(step.name, error, running.job.log, result.is_user_error)
+            self.console.failed(step.name, error, running.job.log, result.is_user_error)
         else:
-            self.observer.finished(step.name, result.metrics.notes if result.metrics else [], self.record.width)
+            self.console.finished(step.name, result.metrics.notes if result.metrics else [], self.record.width)
         self.record.write_if_due()
 
     def _show_progress(self, running: _RunningStep, progress: Progress) -> None:
@@ -335,11 +305,11 @@ class Run:
         self.record.steps[name] = replace(
             self.record.steps[name],
             seconds=running.seconds,
-            progress=(progress.done, progress.total, progress.note),
+            progress=progress,
         )
-        self.observer.progress(name, progress)
+        self.console.progress(name, progress)
         if self.record.write_if_due():
-            self.observer.show_summary(self.record.width)
+            self.console.show_summary(self.record.width)
 
     def _publish(self, running: _RunningStep, result: StepResult) -> None:
         """Publish what the step's worker left. Raises OSError."""

@@ -26,8 +26,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline.recipe.loader import RecipeError
 from pipeline.run import ray_task
 from pipeline.run.executor import DEFAULT_RESOURCES, WORKER_ENVIRONMENT, Event, checked_result
-from pipeline.run.job import Job, Progress, StepResult, decode
+from pipeline.run.job import Job, StepResult, decode
 from stages.base import Resources, StageConfig
+from stages.records.run_record import Progress
 from stages.system.module_command import module_command
 
 cloudpickle.register_pickle_by_value(ray_task)

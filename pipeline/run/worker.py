@@ -28,13 +28,14 @@ from typing import TextIO
 
 from filelock import FileLock
 
-from pipeline.run.job import Job, Progress, StepResult, encode, read_job
+from pipeline.run.job import Job, StepResult, encode, read_job
 from pipeline.run.local_executor import CORES
 from pipeline.run.os_errors import explain_os_error
 from pipeline.store.provenance import machine
 from pipeline.store.store import CHECKPOINTS
 from stages import KINDS
 from stages.base import Context, UserError
+from stages.records.run_record import Progress
 from stages.system.integrity import files_in, write_json
 from stages.system.memory import peak_memory
 from stages.training.launch import Launch, RankFailed, run_ranks

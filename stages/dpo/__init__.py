@@ -1,1 +1,4 @@
-"""Direct preference optimisation: preference rows -> TRL's DPOTrainer, with the start model as reference -> a model."""
+"""Direct preference optimisation.
+
+preference rows -> TRL's DPOTrainer, with the start model as reference (stage) -> stages.training -> a published model
+"""

@@ -1,1 +1,4 @@
-"""Uploads a published model to a repository of the hub, its card completed with scores."""
+"""Uploads a published model to a repository of the hub.
+
+config (checks access) -> stage: model and its card, completed with scores -> hub (one commit)
+"""

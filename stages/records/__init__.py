@@ -1,2 +1,4 @@
-"""Typed records with one definition each: metrics and score rows, the manifest (stage.json), the run record
-(run.json)."""
+"""Typed records with one definition each.
+
+stage.run -> metrics (Metrics, ScoreRow) -> manifest (stage.json); run_record (run.json): the state of each step
+"""

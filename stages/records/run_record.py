@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stages.system.integrity import write_json
 
@@ -18,6 +18,15 @@ STATES = ("done", "cached", "failed", "skipped", "interrupted", "running", "wait
 """States of a step, in the order in which summaries list them."""
 WITHOUT_RESULT = ("failed", "skipped", "interrupted", "waiting")
 """States of steps that were selected and have no result."""
+
+
+class Progress(NamedTuple):
+    """How far a running step is."""
+
+    done: int = 0
+    total: int = 0
+    note: str = ""
+    """Such as `loss 1.234`."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +44,7 @@ class StepRecord:
     """Folder of the result, relative to the runs folder."""
     seconds: float | None = None
     error: str | None = None
-    progress: tuple[int, int, str] | None = None
-    """Units done, units in total, a note such as `loss 1.234`."""
+    progress: Progress | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,6 @@ class RunRecord:
         return False
 
     def to_json(self) -> dict[str, Any]:
-        """The content of the file."""
         return {**vars(self), "steps": [asdict(step) for step in self.steps]}
 
 
@@ -76,7 +83,8 @@ def read_run_record(folder: Path) -> RunRecord:
     """Read run.json in `folder`. Raises OSError or ValueError."""
     body = json.loads((folder / RUN_RECORD).read_text(encoding="utf-8"))
     try:
-        return RunRecord(**{**body, "steps": [StepRecord(**step) for step in body["steps"]]})
+        steps = [StepRecord(**{**s, "progress": s["progress"] and Progress(*s["progress"])}) for s in body["steps"]]
+        return RunRecord(**{**body, "steps": steps})
     except (TypeError, KeyError) as error:
         raise ValueError(f"unknown form of a run record: {error}") from None
 

@@ -1,6 +1,9 @@
 """Weighted instruction tuning: `from stages.sft import WITTrainer, WITConfig`.
 
-The import happens on first use: reading a recipe must not import torch.
+rows -> dataset_cache (tokens with segments) -> row_filter (rows with weighted tokens) -> packing
+-> collator (labels and weights) -> trainer (the loss, with head on CPUs; loss_metrics) -> stages.training
+
+The trainer is imported on first use: reading a recipe must not import torch.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """What all stages that train a model share: their config, loading, checkpoints, trackers, publishing.
 
-config (section of the recipe) -> loop: load model and tokenizer -> TRL trainer with checkpoints and trackers
--> published folder with model_card; launch starts several processes for one step
+config (section of the recipe) -> model_io (model, tokenizer) -> a TRL trainer of sft or dpo -> loop (checkpoints,
+trackers, progress) -> model_io and model_card (published folder); launch starts several processes for one step
 """

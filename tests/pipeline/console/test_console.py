@@ -24,8 +24,7 @@ from rich.table import Table
 
 from pipeline.console.console import Console
 from pipeline.console.live_view import LiveView
-from pipeline.run.job import Progress
-from stages.records.run_record import StepRecord
+from stages.records.run_record import Progress, StepRecord
 from tests.pipeline.run.test_command import command, environment, write_world
 
 pytestmark = pytest.mark.long
@@ -164,16 +163,14 @@ def test_plain_lines_on_a_terminal(world: Path, seen: Seen, variables: dict[str,
     assert b"\x1b" not in screen.written
     assert b"\r" not in screen.written.replace(b"\r\n", b"\n")
     text = "\n".join(screen.lines)
-    assert re.search(
-        r"6 steps, 5 cached\nlogs: runs/small/logs/\n  run    report \(asked for\)\n  done   report ", text
-    )
+    assert re.search(r"6 steps, 5 cached\nlogs: runs/small/logs/\n  run    report \(forced\)\n  done   report ", text)
 
 
 def test_plain_lines_where_there_is_no_terminal(world: Path, seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even where colour is asked for, as CI services do, there is no view."""
+    """Even if colour is requested, as CI services do, there is no view."""
     done = command(world, "--stage", "report")
     assert "\x1b" not in done.stdout
-    assert re.search(r"^  run    report \(asked for\)\n  done   report ", done.stdout, re.MULTILINE)
+    assert re.search(r"^  run    report \(forced\)\n  done   report ", done.stdout, re.MULTILINE)
     monkeypatch.setenv("FORCE_COLOR", "1")
     done = command(world, "--stage", "report")
     assert "\x1b[32mdone" in done.stdout

@@ -333,7 +333,7 @@ def test_a_key_named_like_a_type_is_reported_at_its_own_location(
     place, name = f"r.yaml:6:{columns.splitlines()[5].index(' 5}') + 2}: ", f"stages.wit.data.columns.{key}: "
     assert complain(capsys) == f"run-recipe: {place}{name}should be a valid string, found 5\n"
     Path("r.yaml").write_text(columns.replace(": 5}", ": answer}"))
-    assert f"{place}{name}'{key}' is no column" in complain(capsys)
+    assert f"{place}{name}'{key}' is not a column" in complain(capsys)
     tasks = f"tasks: [{{task: arc_easy, data: {{'{key}': 5}}}}]"
     Path("r.yaml").write_text(GOOD.replace("tasks: [{task: arc_easy}]", tasks))
     assert f"stages.bench.tasks.0.data.{key}: should be a valid string, found 5" in complain(capsys)

@@ -112,7 +112,7 @@ def misspelt_keys(text: str) -> Iterator[Mutant]:
             if path[-2:-1] == ("columns",):
                 place, message = (
                     (entry.value[0], entry.value[1] + 1),
-                    f"'{path[-1]}' is no column that this format reads",
+                    f"'{path[-1]}' is not a column of this format",
                 )
             yield Mutant(f"misspelt {path}", replaced(text, entry.key, end, path[-1]), at(place, path) + message)
 

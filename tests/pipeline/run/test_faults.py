@@ -240,7 +240,7 @@ def test_what_only_the_disk_changed_is_found_before_it_is_used(world: Path) -> N
     assert refused.returncode == 2
     assert "dpo needs wit: its result is damaged: model.safetensors was changed" in refused.stderr
     done = command(world, "--from", "dpo")
-    assert done.returncode == 2, "wit was not asked for"
+    assert done.returncode == 2, "wit was not selected"
     done = command(world, "--force", "dpo")
     assert done.returncode == 0
     assert states(world)["wit"] == "done"

@@ -194,7 +194,7 @@ def test_a_report_joins_runs(world: Path) -> None:
 
 def test_one_cell_of_a_stage(world: Path) -> None:
     steps = plan(world, "--stage", "wit[prompt=0.2,without=none]")
-    assert {name: step["why"] for name, step in steps.items()} == {"wit[prompt=0.2,without=none]": "asked for"}
+    assert {name: step["why"] for name, step in steps.items()} == {"wit[prompt=0.2,without=none]": "forced"}
     after = to_run(world, "--from", "wit[prompt=0.2,without=none]", "--cells", "without=none")
     assert after == {"wit[prompt=0.2,without=none]", "bench[wit,prompt=0.2,without=none]", "report"}
 

@@ -40,7 +40,7 @@ def fixed_versions(versions: Mapping[str, int], packages: Mapping[str, str]) -> 
         for kind, version in versions.items():
             patch.setattr(KINDS[kind], "version", version)
         patch.setattr("pipeline.plan.cache.installed_version", packages.get)
-        patch.setattr("pipeline.store.references.cached_commit", lambda _: COMMIT)
+        patch.setattr("pipeline.store.hub.cached_commit", lambda _: COMMIT)
         yield
 
 

@@ -14,7 +14,7 @@ from rich.text import Text
 from stages.records.run_record import StepRecord
 from stages.system.terminal_text import safe
 
-MAX_LISTED = 16
+MAX_QUEUED = 16
 """Plans with more steps list no queued steps."""
 BAR_WIDTH, MIN_BAR_WIDTH, MIN_NAME_WIDTH = 24, 5, 12
 """In columns; a narrower bar is left out."""
@@ -65,7 +65,7 @@ class LiveView(Progress):
         if len(shown) < len(tasks):
             yield _line(f"  and {len(tasks) - len(shown)} more running", "dim")
         queued = [step for step in list(self.steps.values()) if step.state in ("cached", "waiting")]
-        if len(self.steps) <= MAX_LISTED and (1 + with_notes) * len(tasks) + len(queued) <= room:
+        if len(self.steps) <= MAX_QUEUED and (1 + with_notes) * len(tasks) + len(queued) <= room:
             for step in queued:
                 state = "wait" if step.state == "waiting" else step.state
                 yield _line(f"  {state:6} {safe(step.step)}  {step.kind}", "dim")

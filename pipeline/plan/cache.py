@@ -90,7 +90,7 @@ def input_records(
     records = {}
     for name, source in step.inputs.items():
         if isinstance(source, Step):
-            digest = results[source.name].digest if source.name in results else None
+            digest = results[source.name].manifest.digest if source.name in results else None
             records[name] = InputRecord(step=source.name, fingerprint=decisions[source.name].fingerprint, digest=digest)
         else:
             reference = display_name(resolver.pinned(source))
@@ -104,7 +104,7 @@ def changed_input(step: Step, result: Published, results: Mapping[str, Published
     for name, source in step.inputs.items():
         if isinstance(source, Step) and source.name in results:
             record = result.manifest.inputs.get(name)
-            if record is None or record.digest != results[source.name].digest:
+            if record is None or record.digest != results[source.name].manifest.digest:
                 return source.name
     return None
 

@@ -16,7 +16,7 @@ from pipeline.recipe.nodes import BROKEN, MAX_DEPTH, Key, Node, Problem, TooLarg
 _PATTERN = re.compile(r"(?P<escape>\\)?\$\{(?P<key>[^{}]*)(?P<end>\})?")
 MAX_TEXT = 1_000_000
 """Longest text in characters after interpolation."""
-PLACEHOLDER = "???"
+UNSET_VALUE = "???"
 """A value that must be set by `--set` or by a recipe that extends this one."""
 
 
@@ -55,7 +55,7 @@ class Resolver:
     def _resolve(self, node: Node, key: Key) -> Node:
         if not isinstance(node.content, dict | list | str):
             return node
-        if isinstance(node.content, str) and "${" not in node.content and node.content != PLACEHOLDER:
+        if isinstance(node.content, str) and "${" not in node.content and node.content != UNSET_VALUE:
             return node
         if id(node) in self._axes and (resolved := self._resolved.get(self._cache_key(node))):
             return resolved
@@ -81,8 +81,8 @@ class Resolver:
         if isinstance(node.content, list):
             items = [self._resolve(child, (*key, index)) for index, child in enumerate(node.content)]
             return make_node(items, node.location, node.key_location)
-        if node.content == PLACEHOLDER:
-            raise _InterpolationError(f"is {PLACEHOLDER!r}; set a value here or by --set")
+        if node.content == UNSET_VALUE:
+            raise _InterpolationError(f"is {UNSET_VALUE!r}; set a value here or by --set")
         if (match := _PATTERN.fullmatch(node.content)) and not match["escape"]:
             return replace(self._look_up(match), location=node.location, key_location=node.key_location)
         return self._resolve_text(node)

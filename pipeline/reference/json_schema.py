@@ -28,7 +28,7 @@ from stages.base import StageConfig
 from stages.library_options.option_docs import LIBRARIES, library_of, option_help
 
 ROOT = Path(__file__).parents[2]
-SCHEMA = ROOT / "recipes" / "recipe.schema.json"
+SCHEMA_FILE = ROOT / "recipes" / "recipe.schema.json"
 
 Schema = dict[str, Any]
 REFUSED = "Cannot be set here: "
@@ -36,7 +36,7 @@ REFUSED = "Cannot be set here: "
 
 _PARTS = json.loads(Path(__file__).with_name("recipe_parts.json").read_text(encoding="utf-8"))
 """Definitions of what no config model describes: interpolations, `extends` and the matrix."""
-_NAME = f"^{NAME.pattern}$"
+_NAME_PATTERN = f"^{NAME.pattern}$"
 
 
 @cache
@@ -99,13 +99,13 @@ def _ref(name: str) -> Schema:
 
 def _recipe(head: Schema) -> Schema:
     properties = head["properties"]
-    pattern = f"{_NAME}|{_PARTS['interpolation']['pattern']}"
+    pattern = f"{_NAME_PATTERN}|{_PARTS['interpolation']['pattern']}"
     properties["name"] |= {"pattern": pattern, "not": {"enum": list(RESERVED_NAMES)}}
     properties[MATRIX] = _PARTS[MATRIX] | {"description": properties[MATRIX]["description"]}
     properties["stages"] = {
         "type": "object",
         "minProperties": 1,
-        "propertyNames": {"pattern": _NAME, "not": {"enum": list(RESERVED_STAGE_NAMES)}},
+        "propertyNames": {"pattern": _NAME_PATTERN, "not": {"enum": list(RESERVED_STAGE_NAMES)}},
         "additionalProperties": _ref("stage"),
         "description": properties["stages"]["description"],
     }
@@ -237,4 +237,4 @@ def text() -> str:
 
 
 if __name__ == "__main__":
-    SCHEMA.write_text(text(), encoding="utf-8")
+    SCHEMA_FILE.write_text(text(), encoding="utf-8")

@@ -19,7 +19,7 @@ from pipeline.reference.json_schema import REFUSED, ROOT, Schema, default_note, 
 from stages.library_options.option_docs import LIBRARIES
 
 PAGE = ROOT / "docs" / "reference.md"
-TEMPLATE = Path(__file__).with_name("reference.md.jinja")
+PAGE_TEMPLATE = Path(__file__).with_name("reference.md.jinja")
 
 _TITLES = {
     "SFTConfig": ("SFTConfig", "train of sft"),
@@ -39,7 +39,7 @@ def page() -> str:
     rows = {name: list(_rows(definition, definitions)) for name, definition in definitions.items()}
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
     environment.filters |= {"cell": _escape_cell, "anchor": _anchor}
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    return environment.from_string(PAGE_TEMPLATE.read_text(encoding="utf-8")).render(
         definitions=definitions,
         rows=rows,
         every_stage=rows["stage"] + [row for row in rows["ReportStage"] if row[0].startswith("resources")],

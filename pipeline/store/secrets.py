@@ -6,12 +6,14 @@ import os
 import re
 from pathlib import Path
 
-_NAME = re.compile(r"(^|_)(TOKEN|SECRETS?|PASS|PASSWORD|PASSWD|PASSPHRASE|KEY|APIKEY|CREDENTIALS?|PAT)(_|$)", re.I)
+_SECRET_NAME = re.compile(
+    r"(^|_)(TOKEN|SECRETS?|PASS|PASSWORD|PASSWD|PASSPHRASE|KEY|APIKEY|CREDENTIALS?|PAT)(_|$)", re.I
+)
 
 
 def secret_variables() -> dict[str, str]:
     """Return variable -> value where the name marks a secret, as HF_TOKEN does; a short value could be any word."""
-    return {name: value for name, value in os.environ.items() if _NAME.search(name) and len(value) >= 8}
+    return {name: value for name, value in os.environ.items() if _SECRET_NAME.search(name) and len(value) >= 8}
 
 
 def mask_secrets(text: str) -> str:

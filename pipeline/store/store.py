@@ -29,10 +29,6 @@ class Published:
     path: Path
     manifest: Manifest
 
-    @property
-    def digest(self) -> str:
-        return self.manifest.digest
-
     def damage(self, hash_of: Callable[[Path], str] = file_hash) -> str | None:
         """The first file that is missing or changed, as a sentence; None if the result is intact."""
         return damage(self.path, self.manifest.outputs, hash_of)

@@ -71,7 +71,7 @@ def _wrong_inputs(manifest: Manifest, results: Mapping[str, Published]) -> Itera
         if record.step and record.fingerprint:
             if (source := results.get(record.fingerprint)) is None:
                 yield f"was computed from {record.step} ({record.fingerprint}), which is missing"
-            elif source.digest != record.digest:
+            elif source.manifest.digest != record.digest:
                 yield f"was computed from {record.step}, which was computed again since, with a different result"
 
 

@@ -30,7 +30,7 @@ from stages.inference.language_model import LanguageModel, Tokens
 from stages.records.metrics import Metrics, ScoreRow
 
 PARSER = "en_core_web_sm"
-CHUNK = 512
+PROMPTS_PER_CHUNK = 512
 """Prompts scored between two reports of progress."""
 
 
@@ -133,9 +133,9 @@ def _mean_log_prob(
     truncated = sum(len(tokens) > longest for tokens in encoded)
     prompts = [tokens[:longest] for tokens in encoded if len(tokens) > 1]
     sums: list[float] = []
-    for start in range(0, len(prompts), CHUNK):
+    for start in range(0, len(prompts), PROMPTS_PER_CHUNK):
         context.progress(start, len(prompts), f"{name}: prompts")
-        chunk = prompts[start : start + CHUNK]
+        chunk = prompts[start : start + PROMPTS_PER_CHUNK]
         scores = model.log_probs([tokens[:1] for tokens in chunk], [[tokens[1:]] for tokens in chunk], batch_size)
         sums += [total for (total,) in scores]
     count = sum(len(tokens) - 1 for tokens in prompts)

@@ -23,7 +23,7 @@ from stages.data.formats import (
     to_pair,
 )
 
-MAX_LISTED = 10  # bad rows in an error, which counts the others
+MAX_BAD_ROWS = 10  # bad rows in an error, which counts the others
 DROPPED_ROWS = "dropped_rows.txt"  # beside the trained model: the rows that `on_bad_row: drop` left out
 
 AnyRow = TypeVar("AnyRow", bound=TrainingRow)
@@ -94,9 +94,9 @@ def source_name(path: Path, reading: Reading) -> str:
 
 
 def bad_rows_error(lines: list[str], count: int) -> UserError:
-    """Return the error for `count` bad rows, which lists the first MAX_LISTED of `lines`."""
-    more = [f"and {count - MAX_LISTED} more rows like these"] if count > MAX_LISTED else []
-    return UserError("\n".join([*lines[:MAX_LISTED], *more]))
+    """Return the error for `count` bad rows, which lists the first MAX_BAD_ROWS of `lines`."""
+    more = [f"and {count - MAX_BAD_ROWS} more rows like these"] if count > MAX_BAD_ROWS else []
+    return UserError("\n".join([*lines[:MAX_BAD_ROWS], *more]))
 
 
 def dropped_note(part: str, count: int) -> str:
@@ -120,7 +120,7 @@ def _convert_rows(
             line = f"{source}:{number}: {error.describe(record, reading.columns)}"
             if isinstance(error, UnknownFormat) and reading.on_bad_row == "error":
                 raise UserError(line) from None
-            if bad <= MAX_LISTED:
+            if bad <= MAX_BAD_ROWS:
                 listed.append(line)
             if reading.on_bad_row == "drop" and dropped is not None:
                 dropped.append(line)

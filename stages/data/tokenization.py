@@ -24,7 +24,9 @@ from stages.data.columns import BadRow, weighted_tokens
 from stages.data.reader import bad_rows_error
 from stages.data.segments import Segment
 
-VERSION = 2  # part of the cache key of prepared rows; increase it when the same rows would be prepared differently
+PREPARATION_VERSION = (
+    2  # part of the cache key of prepared rows; increase it when the same rows would be prepared differently
+)
 ROWS_PER_PROCESS = 5_000  # with fewer, starting a process takes longer than its share of the work
 
 ROW_COLUMNS = ({"prompt", "completion"}, {"messages"}, {"text"}, {"input_ids", "loss_weights"})
@@ -111,7 +113,7 @@ def problems(prepared: Dataset) -> Iterator[tuple[int, str]]:
 
 def content_key(*parts: Any) -> str:
     """Return a cache key of what `parts` determine: 32 hex digits of the sha256 of their repr."""
-    return hashlib.sha256(repr((VERSION, *parts)).encode()).hexdigest()[:32]
+    return hashlib.sha256(repr((PREPARATION_VERSION, *parts)).encode()).hexdigest()[:32]
 
 
 @dataclass

@@ -10,7 +10,9 @@ from stages.estimate.model_size import build, model_size, saved_activations
 from stages.estimate.result import Disk, Estimate, EstimateInputs, Memory, Remedy, attempt
 from stages.evaluation.config import EvaluationStage
 
-PROCESS = 530 * 2**20  # bytes; measured: the peak of `python -m benchmarks.estimate "lm_eval 30M"` less the other parts
+EVALUATION_PROCESS = (
+    530 * 2**20
+)  # bytes; measured: the peak of `python -m benchmarks.estimate "lm_eval 30M"` less the other parts
 BYTES_PER_TOKEN = 40  # on disk, for an answer or sample
 LOGIT_COPIES = 3  # logits, their log-softmax, and the log-softmax of the batch before
 
@@ -67,7 +69,7 @@ def _memory(stage: EvaluationStage, inputs: EstimateInputs, model: Any, scores: 
         weights=weights // gpus,
         activations=layer + cache // gpus,
         logits=4 * text.vocab_size * rows * (LOGIT_COPIES * length if scores else 1),
-        libraries=PROCESS if on_cpu else 0,
+        libraries=EVALUATION_PROCESS if on_cpu else 0,
     )
-    loading = PROCESS + 2 * weights if on_cpu else 0  # the file beside the model
+    loading = EVALUATION_PROCESS + 2 * weights if on_cpu else 0  # the file beside the model
     return memory.model_copy(update={"loading": max(0, loading - memory.total)})

@@ -13,15 +13,17 @@ from stages.library_options.option_docs import option_help
 from stages.training.config import TrainingStage
 from stages.training.launch import Launch
 
-CHECKPOINTS = 3  # those that stages.training.checkpoints keeps and the one it writes; importing it takes seconds
+STORED_CHECKPOINTS = 3  # those that stages.training.checkpoints keeps and the one it writes; importing it takes seconds
 SAMPLE = 1_000  # only the first so many rows are tokenised
-PROCESS = 545 * 2**20  # bytes; measured: the peak of `python -m benchmarks.estimate "full 1M"` less the other parts
+TRAINING_PROCESS = (
+    545 * 2**20
+)  # bytes; measured: the peak of `python -m benchmarks.estimate "full 1M"` less the other parts
 ALLOCATOR = 1.2  # bytes that glibc holds for a byte of activations, measured by the case "full 135M"
 AUTOCAST = 0.65  # share of the activations that is left in bfloat16, measured on a Llama of 135M parameters
-CHUNK = 48 * 2**20  # bytes of the logits that stages.sft.head holds at a time, on CPUs
+LOGITS_CHUNK = 48 * 2**20  # bytes of the logits that stages.sft.head holds at a time, on CPUs
 TILE, TILE_COPIES = (4096, 32768), {"cpu": 8, "cuda": 1}  # positions and vocabulary of a tile of TRL's fused head
 # part of an optimiser's name -> values that it keeps for each trainable parameter; others keep none
-STATES = {"adafactor": 0.1, "adalomo": 0.1, "ademamix": 3, "adam": 2, "lion": 1, "rmsprop": 1, "adagrad": 1}
+OPTIMISER_STATES = {"adafactor": 0.1, "adalomo": 0.1, "ademamix": 3, "adam": 2, "lion": 1, "rmsprop": 1, "adagrad": 1}
 
 
 class Rows(NamedTuple):
@@ -43,7 +45,7 @@ def shards(launch: Launch | None) -> tuple[int, ...]:
 
 def optimiser_bytes(name: str, size: ModelSize) -> int:
     """Return the bytes of the state of `name`, one of transformers' OptimizerNames; GaLore and APOLLO as full rank."""
-    values = next((count for part, count in STATES.items() if part in name), 0)
+    values = next((count for part, count in OPTIMISER_STATES.items() if part in name), 0)
     bits = 8 if "8bit" in name else 4 if "4bit" in name else 0
     return round(values * (size.trainable * bits / 8 if bits else size.trainable_bytes))
 
@@ -68,7 +70,7 @@ def estimate_training(stage: TrainingStage, inputs: EstimateInputs, has_referenc
     values |= {"parameters": size.base, "trainable": size.trainable, "optimiser_steps": steps, "tokens": tokens}
     if rows and rows.total > SAMPLE:
         values["notes"] = [f"tokens are those of the first {SAMPLE:,} of {rows.total:,} rows, scaled up"]
-    checkpoints = CHECKPOINTS * (size.trainable_bytes + optimiser_bytes(training.options["optim"], size))
+    checkpoints = STORED_CHECKPOINTS * (size.trainable_bytes + optimiser_bytes(training.options["optim"], size))
     published = training.base_bytes + (size.trainable_bytes if stage.lora else 0)
     values["disk"] = Disk(published=published, checkpoints=checkpoints)
     if tokens:  # 2 N forward, 2 N backward, 2 T for gradients; 2 N each to recompute activations and for the reference
@@ -153,9 +155,11 @@ class Training:
             optimiser=optimiser_bytes(self.options["optim"], size) // split[2],
             activations=activations,
             logits=logits,
-            libraries=PROCESS if on_cpu else 0,
+            libraries=TRAINING_PROCESS if on_cpu else 0,
         )
-        loading = PROCESS + 2 * self.base_bytes if on_cpu and self.stage.reads_weights else 0  # the file and the model
+        loading = (
+            TRAINING_PROCESS + 2 * self.base_bytes if on_cpu and self.stage.reads_weights else 0
+        )  # the file and the model
         return memory.model_copy(update={"loading": max(0, loading - memory.total)})
 
     def _forward(self, longest: int) -> tuple[int, int]:
@@ -171,7 +175,7 @@ class Training:
         if (not on_cpu and not self.options["fp16"]) if self.options["bf16"] is None else self.options["bf16"]:
             saved = AUTOCAST * saved + 2 * self.size.multiplied  # with the weights in bfloat16
         head, positions = self.model.get_output_embeddings().weight, rows * (longest - 1)
-        logits = min(CHUNK, positions * text.vocab_size * 4)
+        logits = min(LOGITS_CHUNK, positions * text.vocab_size * 4)
         if self.has_reference or not on_cpu:
             logits = TILE_COPIES[self.device] * min(positions, TILE[0]) * min(text.vocab_size, TILE[1]) * 4
         return round(saved * (ALLOCATOR if on_cpu else 1)), logits + (4 * head.numel() if head.requires_grad else 0)

@@ -15,7 +15,7 @@ from stages.system.integrity import build_once, content_hash, file_hash
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-VERSION = 1  # part of the cache key; increase it when the same file would give another folder
+CONVERSION_VERSION = 1  # part of the cache key; increase it when the same file would give another folder
 
 PAD_TOKENS = ("<|endoftext|>", "<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<unk>")
 """Special tokens that can serve as padding, in order of preference; none of them ends a turn."""
@@ -27,7 +27,7 @@ def to_safetensors(path: Path, cache: Path) -> Path:
     The folder is in `cache/gguf/` under the hash of the file and VERSION. If several processes ask, one converts.
     Raises UserError if transformers cannot read the file.
     """
-    folder = cache / "gguf" / content_hash([file_hash(path), VERSION])
+    folder = cache / "gguf" / content_hash([file_hash(path), CONVERSION_VERSION])
     build_once(folder, partial(_convert, path))
     return folder
 

@@ -12,7 +12,7 @@ from stages.records.metrics import Metrics, Record
 from stages.system.integrity import content_hash, write_json
 
 MANIFEST = "stage.json"
-SCHEMA = 2  # version of the file's form; raise it if an older reader would misread the new form
+MANIFEST_SCHEMA = 2  # version of the file's form; raise it if an older reader would misread the new form
 
 
 class ManifestError(Exception):
@@ -66,7 +66,7 @@ class Manifest(Record):
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write stage.json into `folder`. Raises OSError."""
-    body = {"schema": SCHEMA, **manifest.model_dump(mode="json", exclude_unset=True, exclude={"sha256"})}
+    body = {"schema": MANIFEST_SCHEMA, **manifest.model_dump(mode="json", exclude_unset=True, exclude={"sha256"})}
     write_json(folder / MANIFEST, body | {"sha256": content_hash(body)})
 
 
@@ -77,8 +77,8 @@ def read_manifest(folder: Path, fingerprint: str | None = None) -> Manifest:
     """
     try:
         body = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if body["schema"] != SCHEMA:
-            raise ManifestError(f"{MANIFEST} has form {body['schema']}, but this version reads form {SCHEMA}")
+        if body["schema"] != MANIFEST_SCHEMA:
+            raise ManifestError(f"{MANIFEST} has form {body['schema']}, but this version reads form {MANIFEST_SCHEMA}")
         manifest = Manifest.model_validate(body)
         del body["sha256"]
     except FileNotFoundError:

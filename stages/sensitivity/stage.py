@@ -23,7 +23,7 @@ from stages.records.metrics import Metrics
 from stages.sensitivity.config import Options, SensitivityStage
 from stages.sensitivity.sets import FewShotPrompt, Prompts, PromptSet, read_sets
 
-CHUNK = 64
+SETS_PER_CHUNK = 64
 """Sets measured together. An interrupted step resumes after the last complete chunk."""
 
 
@@ -52,10 +52,10 @@ def run(context: Context) -> Metrics:
     done, total = 0, sum(map(len, encoded.values()))
     for entry in config.prompts:
         measurements: list[Measurement] = []
-        for start in range(0, len(encoded[entry.name]), CHUNK):
+        for start in range(0, len(encoded[entry.name]), SETS_PER_CHUNK):
             context.progress(done, total, f"{entry.name}: sets of prompts")
             if (key := f"{entry.name} {start}") not in log:
-                log.add(key, measure(model, config.options, entry, encoded[entry.name][start : start + CHUNK]))
+                log.add(key, measure(model, config.options, entry, encoded[entry.name][start : start + SETS_PER_CHUNK]))
                 log.flush()
             measurements += [Measurement(*values) for values in log[key]]
             done += len(log[key])

@@ -19,8 +19,8 @@ from stages.records.metrics import Metrics, ScoreRow
 from stages.training.config import TrainingStage
 
 CARD = "README.md"
-TEMPLATE = Path(__file__).with_name("card.md.jinja")
-PLACEHOLDER = "path/to/this/folder"  # the name of a model that is not on the hub
+CARD_TEMPLATE = Path(__file__).with_name("card.md.jinja")
+LOCAL_NAME = "path/to/this/folder"  # the name of a model that is not on the hub
 _RESULTS = ("train_loss", "eval_loss", "reward_margin", "reward_accuracy", "steps", "tokens")
 
 
@@ -80,7 +80,7 @@ def write_card(context: Context, metrics: Metrics) -> None:
     (context.out / CARD).write_text(card(model), encoding="utf-8")
 
 
-def card(model: Input, name: str = PLACEHOLDER, scores: Sequence[ScoreRow] = (), licence: str | None = None) -> str:
+def card(model: Input, name: str = LOCAL_NAME, scores: Sequence[ScoreRow] = (), licence: str | None = None) -> str:
     """Return the card of a training's output, to be loaded by `name`, with the hub's identifier of its licence."""
     trainings, base = _history(model)
     scores = [row for row in scores if row.value is not None]
@@ -99,8 +99,8 @@ def card(model: Input, name: str = PLACEHOLDER, scores: Sequence[ScoreRow] = (),
     return str(
         ModelCard.from_template(
             data,
-            template_str=TEMPLATE.read_text(encoding="utf-8"),
-            title=" and ".join(titles) if name == PLACEHOLDER else name.rpartition("/")[2],
+            template_str=CARD_TEMPLATE.read_text(encoding="utf-8"),
+            title=" and ".join(titles) if name == LOCAL_NAME else name.rpartition("/")[2],
             summary=summary,
             name=name,
             prompt=_prompt(model.path),

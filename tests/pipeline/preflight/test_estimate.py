@@ -13,7 +13,7 @@ from transformers.training_args import OptimizerNames
 
 from benchmarks.estimate import CASES, MOST, TASK, estimated, make_world, peak
 from stages.estimate.model_size import ModelSize, build, model_size
-from stages.estimate.training import CHECKPOINTS, optimiser_bytes, shards
+from stages.estimate.training import STORED_CHECKPOINTS, optimiser_bytes, shards
 from stages.training.checkpoints import CHECKPOINTS_KEPT
 from stages.training.config import LoraOptions
 from stages.training.launch import Launch
@@ -186,7 +186,7 @@ def test_optimiser_states_and_shards(model_folder: Path) -> None:
         "lomo": 0,
     }
     assert 0 < states["adafactor"] < TINY
-    assert CHECKPOINTS == CHECKPOINTS_KEPT + 1
+    assert STORED_CHECKPOINTS == CHECKPOINTS_KEPT + 1
     assert shards(Launch(num_processes=4)) == (1, 1, 1)
     assert shards(Launch(num_processes=4, use_fsdp=True)) == (4, 4, 4)
     assert shards(Launch(num_processes=4, use_fsdp=True, fsdp_sharding_strategy="SHARD_GRAD_OP")) == (1, 4, 4)

@@ -17,7 +17,7 @@ from jsonschema import Draft7Validator
 from pipeline.cli import main
 from pipeline.recipe.loader import RecipeError, RecipeHead, load
 from pipeline.recipe.yaml_reader import parse
-from pipeline.reference.json_schema import SCHEMA, text
+from pipeline.reference.json_schema import SCHEMA_FILE, text
 from pipeline.reference.reference_page import PAGE, page
 from stages import KINDS
 from stages.library_options.option_models import options
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[3]
 RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if "tasks" not in path.parts)
 COPIES = 12
 """Mutated copies of each recipe."""
-VALIDATOR = Draft7Validator(json.loads(SCHEMA.read_text(encoding="utf-8")))
+VALIDATOR = Draft7Validator(json.loads(SCHEMA_FILE.read_text(encoding="utf-8")))
 
 
 def values(recipe: str) -> Any:
@@ -47,7 +47,7 @@ def errors(recipe: str) -> list[str]:
 
 def test_the_schema_and_the_reference_are_up_to_date() -> None:
     """If this fails, run `make schema`."""
-    assert SCHEMA.read_text(encoding="utf-8") == text()
+    assert SCHEMA_FILE.read_text(encoding="utf-8") == text()
     assert PAGE.read_text(encoding="utf-8") == page()
 
 
@@ -59,7 +59,7 @@ def test_the_schema_is_valid() -> None:
 def test_every_recipe_names_the_schema_and_fits_it(recipe: Path) -> None:
     lines = recipe.read_text(encoding="utf-8").splitlines()[:2]
     (named,) = re.findall(r"^# yaml-language-server: \$schema=(\S+)$", "\n".join(lines), re.MULTILINE)
-    assert (recipe.parent / named).resolve() == SCHEMA
+    assert (recipe.parent / named).resolve() == SCHEMA_FILE
     assert errors(recipe.read_text(encoding="utf-8")) == []
 
 

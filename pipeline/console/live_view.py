@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, Task, TaskID
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from stages.records.run_record import StepRecord
@@ -16,37 +16,26 @@ from stages.system.terminal_text import safe
 
 MAX_LISTED = 16
 """Plans with more steps list no queued steps."""
-SPEED_SECONDS = 300.0
-"""Window for a step's speed, from which the remaining time is estimated."""
-REFRESH_PER_SECOND = 4
-BAR_WIDTH, MIN_BAR_WIDTH = 24, 5
-"""Columns of a bar; a narrower bar is left out."""
-MIN_NAME_WIDTH = 12
+BAR_WIDTH, MIN_BAR_WIDTH, MIN_NAME_WIDTH = 24, 5, 12
+"""In columns; a narrower bar is left out."""
 STATE_WIDTH = 8
 """Columns of a step's state, as in the console's other lines."""
 
 
 class LiveView(Progress):
-    """rich's Progress with a note under each bar and the queued steps below, cut to the size of the terminal.
-
-    Args:
-        console: a terminal.
-    """
+    """rich's Progress with a note under each bar and the queued steps below, cut to the size of the terminal."""
 
     def __init__(self, console: Console) -> None:
         self._terminal = console
         self.steps: Mapping[str, StepRecord] = {}
-        """Step -> its record in run.json."""
         self.logs = Path()
-        """Folder of the steps' logs."""
         self.status = ""
-        """Progress of the run as a whole."""
         self._task_ids: dict[str, TaskID] = {}
         super().__init__(  # draws the view, so all other attributes are set above
             console=console,
             transient=True,
-            refresh_per_second=REFRESH_PER_SECOND,
-            speed_estimate_period=SPEED_SECONDS,
+            refresh_per_second=4,
+            speed_estimate_period=300,  # seconds that the remaining time is estimated from
         )
 
     def begin_step(self, step: str) -> None:
@@ -58,7 +47,6 @@ class LiveView(Progress):
         self.update(self._task_ids[step], completed=done, total=total if total > 1 else None, note=safe(note))
 
     def end_step(self, step: str) -> None:
-        """Remove the step's bar, if any, after drawing its last state."""
         if step in self._task_ids:
             self.refresh()
             self.remove_task(self._task_ids.pop(step))
@@ -94,8 +82,6 @@ def _widths(tasks: list[Task], width: int) -> tuple[int, int, int]:
 
 
 def _bar(task: Task, name: int, bar: int, count: int) -> Table:
-    """Draw one step on one line."""
-    grid = Table.grid(padding=(0, 1))
     cells: list[tuple[int, RenderableType]] = [
         (STATE_WIDTH, Text("  run", "cyan")),
         (name, Text(task.description)),
@@ -104,8 +90,8 @@ def _bar(task: Task, name: int, bar: int, count: int) -> Table:
         (7, Text(_clock(task.elapsed))),
         (12, Text(f"{_clock(task.time_remaining)} left" if task.time_remaining is not None else "")),
     ]
-    for columns, _ in cells:
-        grid.add_column(width=columns, no_wrap=True, overflow="ellipsis")
+    columns = [Column(width=width, no_wrap=True, overflow="ellipsis") for width, _ in cells]
+    grid = Table.grid(*columns, padding=(0, 1))
     grid.add_row(*(cell for _, cell in cells))
     return grid
 
@@ -119,5 +105,4 @@ def _clock(seconds: float | None) -> str:
 
 
 def _line(text: str, style: str) -> Text:
-    """Return one line, cut at the width of the terminal."""
     return Text(text, style, no_wrap=True, overflow="ellipsis")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from stages.records.run_record import STATES, StepRecord
 
@@ -22,17 +22,11 @@ def count_steps(steps: Sequence[StepRecord]) -> str:
     return ", ".join([f"{counts['done']} of {selected} steps done", *others])
 
 
-def seconds_left(steps: Iterable[StepRecord], width: int) -> float | None:
-    """Estimate the time left from the mean time of each kind of step so far.
+def seconds_left(steps: Sequence[StepRecord], width: int) -> float | None:
+    """Estimate the seconds left from the mean time of each kind of step so far; None if a kind has not finished yet.
 
-    Args:
-        steps: all steps of the run. Reports are not counted: they take a moment.
-        width: how many steps run at once.
-
-    Returns:
-        Seconds; None if no step of a kind that is still to run has finished.
+    `width` is how many steps run at once. Reports are not counted: they take a moment.
     """
-    steps = list(steps)
     times: dict[str, list[float]] = {}
     for step in steps:
         if step.state == "done" and step.seconds is not None:

@@ -8,22 +8,17 @@ from pathlib import Path
 
 from pipeline.recipe.yaml_reader import NotYAMLError, parse
 
-PATTERNS = ("*.y*ml", "recipes/*.y*ml", "recipes/*/*.y*ml")
-"""Relative to the current folder."""
-
 
 @dataclass(frozen=True)
 class RecipeEntry:
-    """One line of the list."""
-
     path: Path
     about: str
-    """A description in one line."""
 
 
 def list_recipes(folder: Path) -> list[RecipeEntry]:
-    """List the readable files at PATTERNS that have `stages` or `extends`."""
-    files = [path for pattern in PATTERNS for path in sorted(folder.glob(pattern)) if path.is_file()]
+    """List the readable files in `folder` and its folder `recipes` that have `stages` or `extends`."""
+    patterns = ("*.y*ml", "recipes/*.y*ml", "recipes/*/*.y*ml")
+    files = [path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file()]
     return [RecipeEntry(path.relative_to(folder), about) for path in files if (about := _describe(path)) is not None]
 
 

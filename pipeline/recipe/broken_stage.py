@@ -15,19 +15,17 @@ from stages.base import Need, StageConfig
 
 _STAND_INS: tuple[Any, ...] = (1, "-", {}, [])
 """Values tried for a required key, one per round."""
-_ROUNDS = 12
 
 
 def references_of(kind: type[StageConfig], section: dict[str, Any], error: ValidationError) -> list[Need]:
     """Return the references in the valid values of `section`, which has the validation errors `error`.
 
-    Wrong values are removed and required ones replaced by stand-ins until the section is valid. If that fails, the
-    result is empty.
+    Wrong values are removed and required ones replaced by stand-ins until the section is valid, or for 12 rounds.
     """
     section = copy.deepcopy(section)
     stand_ins: dict[Key, Iterator[Any]] = {}
     wrong: set[Key] = set()
-    for _ in range(_ROUNDS):
+    for _ in range(12):
         errors = errors_by_key(error, section)
         wrong |= errors.keys()
         for key in sorted(errors, key=len, reverse=True):  # inner keys first

@@ -21,7 +21,7 @@ PLACEHOLDER = "???"
 
 
 class _InterpolationError(Exception):
-    """An interpolation is wrong; the message quotes it and says why."""
+    """The message quotes a wrong interpolation and says why."""
 
 
 class Resolver:
@@ -32,6 +32,7 @@ class Resolver:
 
     def __init__(self, tree: Node) -> None:
         self.tree = tree
+        self._body = replace(tree, content={name: node for name, node in tree.content.items() if name != MATRIX})
         self.problems: list[Problem] = []
         """Errors so far; the values they concern are BROKEN."""
         self._cell = Cell()
@@ -43,20 +44,13 @@ class Resolver:
         """id -> key of the nodes that are being resolved, outermost first."""
 
     def resolve_matrix(self) -> Node | None:
-        """Resolve the section `matrix`. None if the recipe has none."""
         node = self.tree.child(MATRIX)
         return None if node is None else self._resolve(node, (MATRIX,))
 
     def resolve_cell(self, cell: Cell) -> Node:
-        """Resolve the recipe for one cell; the result has no matrix."""
+        """Resolve the recipe without its matrix for one cell."""
         self._cell = cell
-        sections = {name: node for name, node in self.tree.content.items() if name != MATRIX}
-        resolved = {name: self._resolve(node, (name,)) for name, node in sections.items()}
-        try:
-            return make_node(resolved, self.tree.location, self.tree.key_location)
-        except TooLargeError as error:
-            self.problems.append(Problem(self.tree.location, (), str(error)))
-            return replace(self.tree, content=BROKEN)
+        return self._resolve(self._body, ())
 
     def _resolve(self, node: Node, key: Key) -> Node:
         if not isinstance(node.content, dict | list | str):
@@ -113,7 +107,6 @@ class Resolver:
         return replace(node, content="".join(parts) + text[end:], axes=axes)
 
     def _look_up(self, match: re.Match[str]) -> Node:
-        """Return the resolved value of an interpolation."""
         if not match["end"]:
             raise _InterpolationError("'${' is not closed by '}'; write \\${ for the two characters themselves")
         key = split_key(match["key"])
@@ -124,17 +117,16 @@ class Resolver:
         return self._descend(self.tree, (), key, match)
 
     def _look_up_axis(self, match: re.Match[str], key: Key) -> Node:
-        """Return the cell's value of `${matrix.AXIS}`, or of a key within that value."""
         if id(self.tree.content[MATRIX]) in self._in_progress:
             raise _InterpolationError(f"{match[0]!r} is inside the matrix; write the value there")
-        if not self._cell.values:  # the matrix itself is wrong
+        axes = self._cell.values
+        if not axes:  # the matrix itself is wrong
             return replace(self.tree.content[MATRIX], content=BROKEN)
-        value = self._cell.values.get(str(key[1])) if len(key) > 1 else None
-        if value is None:
-            axes = self._cell.values
-            hint = did_you_mean(str(key[1]), axes) if len(key) > 1 else ""
-            raise _InterpolationError(f"{match[0]!r} names no axis of the matrix{hint}; it has {', '.join(axes)}")
-        return self._descend(value, key[:2], key[2:], match, resolved=True)
+        axis = str(key[1]) if len(key) > 1 else ""
+        if axis not in axes:
+            text = f"{match[0]!r} names no axis of the matrix{did_you_mean(axis, axes)}; it has {', '.join(axes)}"
+            raise _InterpolationError(text)
+        return self._descend(axes[axis], key[:2], key[2:], match, resolved=True)
 
     def _descend(self, node: Node, prefix: Key, key: Key, match: re.Match[str], resolved: bool = False) -> Node:
         """Return the resolved value under `key` within `node`, whose own key is `prefix`."""

@@ -18,7 +18,7 @@ from pipeline.recipe.broken_stage import references_of
 from pipeline.recipe.did_you_mean import did_you_mean
 from pipeline.recipe.interpolation import Resolver
 from pipeline.recipe.matrix import Cell, read_matrix, select_cells
-from pipeline.recipe.nodes import BROKEN, Key, Node, Problem, RecipeError, SourceMap, dotted
+from pipeline.recipe.nodes import BROKEN, Key, Node, Problem, RecipeError, dotted
 from pipeline.recipe.recipe_files import apply_override, read_file
 from pipeline.recipe.search_config import Halving
 from pipeline.recipe.validation_messages import explain
@@ -62,75 +62,58 @@ class Recipe:
     seed: int
     model: str | None
     stages: dict[str, StageConfig]
-    source_map: SourceMap
+    source_map: Node
     problems: list[Problem] = field(default_factory=list)
     """Errors so far; planning adds its own and raises all together."""
     broken: Mapping[str, Sequence[Need]] = field(default_factory=dict)
     """Stages with errors, and `base` if the model is wrong -> the references that their sections still have. Stages
     that refer to them are not wrong for that."""
     labels: Mapping[str, str] = field(default_factory=dict)
-    """Axis of the matrix -> label of the cell's value."""
     search: Halving | None = None
-    """How to select the cells that run in full; None runs all."""
     axes: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Stage, or `base` for the model -> the axes that its own section depends on."""
 
     def problem(self, key: Key, text: str) -> Problem:
-        """Build a problem at the location of the value under `key`."""
         return Problem(self.source_map.locate_value(key), key, text)
 
     def error(self, key: Key, text: str) -> RecipeError:
-        """Build an error at the location of the value under `key`."""
         return RecipeError([], [self.problem(key, text)])
 
 
 def load(path: Path, overrides: Sequence[str] = (), cells: Sequence[str] = ()) -> list[Recipe]:
     """Read the recipe at `path` and return one Recipe per cell; one if it has no matrix.
 
+    Errors in single keys are in `problems` of the first Recipe. Raises RecipeError if it cannot be read at all.
+
     Args:
         path: a YAML file.
         overrides: `KEY=VALUE`, as after `--set`.
         cells: filters of the matrix, as after `--cells`; empty for all cells.
-
-    Raises:
-        RecipeError: the recipe cannot be read at all. Errors in single keys are in `problems` of the first Recipe.
     """
     tree, problems = read_file(path)
     for override in overrides:
         tree = apply_override(tree, override, problems)
     resolver = Resolver(tree)
-    selected, matrix_problems = _read_cells(resolver, cells)
+    matrix = resolver.resolve_matrix()
+    all_cells, matrix_problems = read_matrix(matrix) if matrix else ([], [])
+    selected = select_cells(all_cells, cells) if cells and not matrix_problems else all_cells
     reader = _RecipeReader()
-    recipes = [reader.read(resolver.resolve_cell(cell), cell) for cell in selected]
+    recipes = [reader.read(resolver.resolve_cell(cell), cell) for cell in selected or [Cell()]]
     if reader.secret_errors:
         raise RecipeError(reader.secret_errors)
     recipes[0].problems.extend([*problems, *matrix_problems, *resolver.problems, *reader.problems])
     return recipes
 
 
-def _read_cells(resolver: Resolver, filters: Sequence[str]) -> tuple[list[Cell], list[Problem]]:
-    """Return the cells and the matrix's errors; one cell without values if there is no matrix."""
-    matrix = resolver.resolve_matrix()
-    cells, problems = read_matrix(matrix) if matrix else ([], [])
-    if filters and not problems:
-        if not cells:
-            raise RecipeError([f"--cells {filters[0]}: the recipe has no matrix"])
-        try:
-            cells = select_cells(cells, filters)
-        except ValueError as error:
-            raise RecipeError([str(error)]) from None
-    return cells or [Cell()], problems
-
-
-def _secret_errors(value: Any, key: Key, source_map: SourceMap) -> Iterator[str]:
+def _secret_errors(value: Any, key: Key, tree: Node) -> Iterator[str]:
     """Yield an error for each text with a secret from the environment, because results record the recipe."""
     if isinstance(value, dict | list):
         for name, item in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _secret_errors(item, (*key, name), source_map)
+            yield from _secret_errors(item, (*key, name), tree)
     elif isinstance(value, str):
         for name, secret in secret_variables().items():
             if secret in value:
-                location = mask_secrets(str(source_map.locate_value(key)))
+                location = mask_secrets(str(tree.locate_value(key)))
                 yield f"{location}: {dotted(key)}: contains the secret of the environment variable {name}; remove it"
 
 
@@ -145,84 +128,88 @@ class _RecipeReader:
         """Stage, its section's id, seed -> the section, to keep its id in use, and its config or remaining needs."""
 
     def read(self, tree: Node, cell: Cell) -> Recipe:
-        """Validate the recipe of one cell."""
         if tree.content is BROKEN:
-            return Recipe("", 23, None, {}, SourceMap(tree), labels=cell.labels)
-        source_map, sections, model = SourceMap(tree), tree.child("stages"), tree.child("model")
-        head = self._read_head(tree, source_map)
+            return Recipe("", 23, None, {}, tree, labels=cell.labels)
+        top = {name: node.content for name, node in tree.content.items()}
+        sections, model = top.get("stages"), top.get("model")
+        head = self._read_head(tree)
         seed = head.seed if head else 23  # so that not every stage reports a wrong one
         stages: dict[str, StageConfig] = {}
         broken: dict[str, Sequence[Need]] = {}
-        axes = {BASE: model.axes if model else frozenset()}
-        for name, section in sections.content.items() if sections and isinstance(sections.content, dict) else ():
+        top_axes = {name: node.axes for name, node in tree.content.items()}
+        axes = {BASE: top_axes.get("model", frozenset())}
+        for name, section in sections.items() if isinstance(sections, dict) else ():
             key = (name, id(section), seed)
             if key not in self._stages:
-                self._stages[key] = section, self._read_stage(name, section.to_plain(), seed, source_map)
+                self._stages[key] = section, self._read_stage(name, section.to_plain(), seed, tree)
             config = self._stages[key][1]
             axes[name] = section.axes
             if isinstance(config, StageConfig):
                 stages[name] = config
-                axes[name] |= _seed_axes(section, config, tree)
+                if "seed" in type(config).model_fields and section.child("seed") is None:
+                    axes[name] |= top_axes.get("seed", frozenset())
             else:
                 broken[name] = config
-        if model and model.content is not None and not isinstance(model.content, str):
+        if not isinstance(model, str | None):
             broken[BASE] = ()
-        recipe_name = tree.child("name")
         return Recipe(
-            name=str(recipe_name.content if recipe_name else None),
+            name=str(top.get("name")),
             seed=seed,
-            model=str(model.content) if model and model.content is not None else None,
+            model=None if model is None else str(model),
             stages=stages,
-            source_map=source_map,
+            source_map=tree,
             broken=broken,
             labels=cell.labels,
             search=head.search if head else None,
             axes=axes,
         )
 
-    def _read_head(self, tree: Node, source_map: SourceMap) -> RecipeHead | None:
+    def _read_head(self, tree: Node) -> RecipeHead | None:
         """Validate the top-level keys; of the stages only that they are a section and not empty."""
         key = tuple(id(node) for name, node in tree.content.items() if name != "stages")
         if key in self._heads:
             return self._heads[key][1]
         values = {name: node.to_plain() for name, node in tree.content.items() if name != "stages"}
-        self.secret_errors += _secret_errors(values, (), source_map)
+        self.secret_errors += _secret_errors(values, (), tree)
         if "stages" in tree.content:
             stages = tree.content["stages"].content
             values["stages"] = {} if isinstance(stages, dict) else tree.content["stages"].to_plain()
             if stages == {}:
-                self._report(source_map, ("stages",), f"names no stage; the kinds are {', '.join(KINDS)}")
+                self._report(tree, ("stages",), f"names no stage; the kinds are {', '.join(KINDS)}")
         head = None
         try:
             head = RecipeHead.model_validate(values)
             if not NAME.fullmatch(head.name) or head.name in RESERVED_NAMES:
-                self._report(source_map, ("name",), f"{head.name!r} is no folder name; {_NAME_RULE}")
+                self._report(tree, ("name",), f"{head.name!r} is no folder name; {_NAME_RULE}")
             elif any(other.name != head.name for _, other in self._heads.values() if other):
-                self._report(source_map, ("name",), "is not the same for all cells of the matrix; one run has one name")
+                self._report(tree, ("name",), "is not the same for all cells of the matrix; one run has one name")
         except ValidationError as error:
-            self.problems += explain(error, RecipeHead, values, (), source_map)
+            self.problems += explain(error, RecipeHead, values, (), tree)
         self._heads[key] = tree, head
         return head
 
-    def _read_stage(self, name: str, section: Any, seed: int, source_map: SourceMap) -> StageConfig | Sequence[Need]:
+    def _read_stage(self, name: str, section: Any, seed: int, tree: Node) -> StageConfig | Sequence[Need]:
         """Return the stage's config; if it has errors, report them and return its remaining references."""
         key: Key = ("stages", name)
-        self.secret_errors += _secret_errors(section, key, source_map)
+        self.secret_errors += _secret_errors(section, key, tree)
         if section is BROKEN:
             return ()
         if not NAME.fullmatch(name) or name in RESERVED_STAGE_NAMES:
             text = f"is no stage name; {_NAME_RULE}; {', '.join(RESERVED_STAGE_NAMES)} are reserved"
-            self.problems.append(Problem(source_map.locate_key(key), key, text))
+            self.problems.append(Problem(tree.nearest(key).key_location, key, text))
         if not isinstance(section, dict):
-            self._report(source_map, key, "a stage is a mapping with the key 'kind' and the keys of that kind")
+            self._report(tree, key, "a stage is a mapping with the key 'kind' and the keys of that kind")
             return ()
         kind = section.get("kind")
         if not isinstance(kind, str) or kind not in KINDS:
             if "kind" not in section:
-                self.problems.append(_missing_kind(key, section, source_map))
+                typo = difflib.get_close_matches("kind", section, n=1)
+                text = "unknown key; did you mean 'kind'?" if typo else f"needs 'kind', one of {', '.join(KINDS)}"
+                key = (*key, *typo)
+                self.problems.append(Problem(tree.nearest(key).key_location, key, text))
             elif kind is not BROKEN:
                 text = f"{kind!r} is unknown{did_you_mean(str(kind), KINDS)}; the kinds are {', '.join(KINDS)}"
-                self._report(source_map, (*key, "kind"), text)
+                self._report(tree, (*key, "kind"), text)
             return ()
         values = {name: value for name, value in section.items() if name != "kind"}
         if "seed" in KINDS[kind].model_fields:
@@ -230,21 +217,8 @@ class _RecipeReader:
         try:
             return KINDS[kind].model_validate(values)
         except ValidationError as error:
-            self.problems += explain(error, KINDS[kind], values, key, source_map)
+            self.problems += explain(error, KINDS[kind], values, key, tree)
             return references_of(KINDS[kind], values, error)
 
-    def _report(self, source_map: SourceMap, key: Key, text: str) -> None:
-        self.problems.append(Problem(source_map.locate_value(key), key, text))
-
-
-def _seed_axes(section: Node, config: StageConfig, tree: Node) -> frozenset[str]:
-    """Return the axes of the recipe's seed if the stage uses that seed."""
-    seed = tree.child("seed")
-    uses_seed = "seed" in type(config).model_fields and section.child("seed") is None
-    return seed.axes if seed and uses_seed else frozenset()
-
-
-def _missing_kind(key: Key, section: dict[str, Any], source_map: SourceMap) -> Problem:
-    for name in difflib.get_close_matches("kind", section, n=1):
-        return Problem(source_map.locate_key((*key, name)), (*key, name), "unknown key; did you mean 'kind'?")
-    return Problem(source_map.locate_key(key), key, f"needs 'kind', one of {', '.join(KINDS)}")
+    def _report(self, tree: Node, key: Key, text: str) -> None:
+        self.problems.append(Problem(tree.locate_value(key), key, text))

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.recipe.did_you_mean import did_you_mean, list_choices
-from pipeline.recipe.nodes import BROKEN, Key, Node, Problem
+from pipeline.recipe.nodes import BROKEN, Key, Node, Problem, RecipeError
 
 MATRIX = "matrix"
 MAX_CELLS = 100_000
@@ -31,16 +31,16 @@ _LABEL = re.compile(r"[^\s\[\],=\x00-\x1f]{1,60}")
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination of values."""
+    """One combination of values: axis -> its label, as a person writes it, and axis -> its value."""
 
     labels: Mapping[str, str] = field(default_factory=dict)
-    """Axis -> label of its value, as a person writes it."""
     values: Mapping[str, Node] = field(default_factory=dict)
-    """Axis -> value; the node's `axes` contain the axis."""
 
 
 def label_value(value: Any) -> str:
-    """Return the label of a plain value in step names and `--cells`; 0.20 and 0.2 have the same."""
+    """Return the label of a value in step names and `--cells`; 0.20 and 0.2 have the same, sections and lists none."""
+    if isinstance(value, dict | list):
+        return ""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, float):
@@ -60,17 +60,15 @@ def read_matrix(matrix: Node) -> tuple[list[Cell], list[Problem]]:
 
 
 def select_cells(cells: Sequence[Cell], filters: Sequence[str]) -> list[Cell]:
-    """Return the cells that match one of the `--cells` filters, AXIS=VALUE[,AXIS=VALUE].
-
-    Raises:
-        ValueError: a filter matches no cell; the message lists the valid names.
-    """
+    """Return the cells that match one of the `--cells` filters, AXIS=VALUE[,AXIS=VALUE]. Raises RecipeError."""
+    if not cells:
+        raise RecipeError([f"--cells {filters[0]}: the recipe has no matrix"])
     matches: set[int] = set()
     for text in filters:
         labels = dict(_parse_condition(part, cells, text) for part in text.split(","))
         indices = [i for i, cell in enumerate(cells) if labels.items() <= cell.labels.items()]
         if not indices:
-            raise ValueError(f"--cells {text}: the matrix has no such cell")
+            raise RecipeError([f"--cells {text}: the matrix has no such cell"])
         matches |= set(indices)
     return [cells[i] for i in sorted(matches)]
 
@@ -80,14 +78,14 @@ def _parse_condition(part: str, cells: Sequence[Cell], text: str) -> tuple[str, 
     axes = list(cells[0].labels)
     if not equals or axis not in axes:
         hint = did_you_mean(axis, axes) if equals else "; write AXIS=VALUE"
-        raise ValueError(f"--cells {text}: {axis!r} is no axis of the matrix{hint}; it has {', '.join(axes) or 'none'}")
+        raise RecipeError([f"--cells {text}: {axis!r} is no axis of the matrix{hint}; it has {', '.join(axes)}"])
     labels = list(dict.fromkeys(cell.labels[axis] for cell in cells))
     if value not in labels:
         with contextlib.suppress(ValueError):
             value = label_value(float(value))
     if value not in labels:
         hint = did_you_mean(value, labels) + list_choices("it is", labels)
-        raise ValueError(f"--cells {text}: {axis} is never {value!r}{hint}")
+        raise RecipeError([f"--cells {text}: {axis} is never {value!r}{hint}"])
     return axis, value
 
 
@@ -124,7 +122,6 @@ class _MatrixReader:
         return [Cell(labels, {axis: axes[axis][label] for axis, label in labels.items()}) for labels in cells]
 
     def read_axis(self, name: str, node: Node) -> dict[str, Node]:
-        """Return label -> value."""
         if not _AXIS.fullmatch(name):
             text = "is not a valid name of an axis; use letters, digits and _"
             self.problems.append(Problem(node.key_location, (MATRIX, name), text))
@@ -138,21 +135,15 @@ class _MatrixReader:
         for part, value in items:
             if value.content is BROKEN:
                 return {}
-            label = part if isinstance(part, str) else self.read_label(name, part, value)
+            label = part if isinstance(part, str) else label_value(value.content)
             if not _LABEL.fullmatch(label):
                 text = f"{label!r} is not a valid name; use 1 to 60 characters, none of [ ] , = or space"
-                self.report(value, (name, part), text)
+                unnamed = "needs a short name: make the axis a mapping, {NAME: value, ...}"
+                self.report(value, (name, part), text if isinstance(part, str) else unnamed)
             elif label in values:
                 self.report(value, (name, part), f"is listed twice: {label}; remove one")
             values[label] = value.with_axis(name)
         return values
-
-    def read_label(self, axis: str, part: int, value: Node) -> str:
-        label = "" if isinstance(value.content, dict | list) else label_value(value.content)
-        if not _LABEL.fullmatch(label):
-            self.report(value, (axis, part), "needs a short name: make the axis a mapping, {NAME: value, ...}")
-            return f"item{part}"
-        return label
 
     def read_cell_list(self, matrix: Node, name: str, axes: dict[str, dict[str, Node]]) -> Iterator[dict[str, str]]:
         """Yield the items of `exclude` or `include` as axis -> label. Values new to `include` are added to `axes`."""
@@ -180,12 +171,10 @@ class _MatrixReader:
                 yield labels
 
     def find_label(self, value: Node, key: Key, values: dict[str, Node], axis: Node) -> str:
-        """Return the label of a value in `exclude` or `include`."""
-        if isinstance(value.content, dict | list) or not _LABEL.fullmatch(label_value(value.content)):
-            self.report(value, key, "must be one value of the axis: a plain value or its name")
-            return ""
         label = label_value(value.content)
-        if label not in values and isinstance(axis.content, dict):
+        if not _LABEL.fullmatch(label):
+            self.report(value, key, "must be one value of the axis: a plain value or its name")
+        elif label not in values and isinstance(axis.content, dict):
             hint = did_you_mean(label, values) + list_choices("it has", values)
             self.report(value, key, f"{label!r} is no value of the axis{hint}")
         elif label not in values and key[0] == "include":

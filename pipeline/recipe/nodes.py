@@ -13,7 +13,6 @@ Key = tuple[str | int, ...]
 MAX_VALUES = 500_000
 """Limit for one recipe with all aliases and `${...}` expanded: more than any grid has, less than fills the memory."""
 MAX_DEPTH = 40
-"""Limit for sections within sections."""
 
 
 def split_key(key: str) -> Key:
@@ -31,20 +30,19 @@ def split_key_within(value: Any, key: str) -> Key:
 
 
 def item_of(value: Any, part: str | int) -> Any:
-    """Return the item of a plain mapping or list, or None."""
+    """Return the item of a section or list, or None."""
     if isinstance(value, dict):
-        return value.get(part)
+        return value.get(str(part))
     return value[part] if isinstance(value, list) and isinstance(part, int) and part < len(value) else None
 
 
 def dotted(key: Key) -> str:
-    """Join the parts of a key with dots."""
     return ".".join(map(str, key))
 
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A line and column of a recipe file, counted from 1, or an override on the command line, which has neither."""
+    """A line and column of a recipe file, counted from 1, or a `--set` override, which has neither."""
 
     file: str
     line: int | None
@@ -63,8 +61,6 @@ class Location:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One error in a recipe."""
-
     location: Location
     key: Key
     text: str
@@ -84,7 +80,6 @@ class RecipeError(Exception):
         lines = [str(problem) for problem in sorted(unique.values(), key=lambda problem: problem.location.order)]
         super().__init__("\n".join([*lines, *errors]))
         self.problems = list(problems)
-        """The errors that have a location in the recipe."""
 
 
 class Broken:
@@ -129,20 +124,21 @@ class Node:
             return [node.to_plain() for node in self.content]
         return self.content
 
-    def find(self, key: Key) -> Node | None:
-        """Return the value under `key`."""
-        node: Node | None = self
+    def child(self, part: str | int) -> Node | None:
+        return item_of(self.content, part)
+
+    def nearest(self, key: Key) -> Node:
+        """Return the value under `key`, or its nearest parent in the recipe."""
+        node = self
         for part in key:
-            node = node.child(part) if node else None
+            if (child := node.child(part)) is None:
+                break
+            node = child
         return node
 
-    def child(self, part: str | int) -> Node | None:
-        """Return the value under one part of a key."""
-        if isinstance(self.content, dict):
-            return self.content.get(str(part))
-        if isinstance(self.content, list) and isinstance(part, int) and part < len(self.content):
-            return self.content[part]
-        return None
+    def locate_value(self, key: Key) -> Location:
+        """Return the location to report for a wrong value under `key`."""
+        return self.nearest(key).error_location
 
     def with_axis(self, axis: str) -> Node:
         """Mark this value and everything in it as depending on `axis`."""
@@ -163,11 +159,7 @@ class Node:
         return make_node(merged, self.location, self.key_location)
 
     def with_value(self, key: Key, value: Node) -> Node:
-        """Merge `value` over the value under `key`; missing sections are created.
-
-        Raises:
-            ValueError: a part of the key is not an item of a list.
-        """
+        """Merge `value` over the value under `key`; missing sections are created. Raises ValueError."""
         if not key:
             return value.merged_over(self)
         part, *rest = key
@@ -192,26 +184,3 @@ def make_node(content: dict[str, Node] | list[Node], location: Location, key_loc
     if size > MAX_VALUES:
         raise TooLargeError(f"has more than {MAX_VALUES:,} values with its aliases expanded; repeat less")
     return Node(content, location, key_location, size, depth, frozenset().union(*(node.axes for node in children)))
-
-
-@dataclass(frozen=True)
-class SourceMap:
-    """Key -> Location, for all keys of a recipe and of the recipes it extends."""
-
-    tree: Node
-
-    def locate_value(self, key: Key) -> Location:
-        """Return the location of the value under `key`, or of its nearest parent in the recipe."""
-        return self._nearest(key).error_location
-
-    def locate_key(self, key: Key) -> Location:
-        """Return the location of `key` itself, or of its nearest parent in the recipe."""
-        return self._nearest(key).key_location
-
-    def _nearest(self, key: Key) -> Node:
-        node = self.tree
-        for part in key:
-            if (child := node.child(part)) is None:
-                break
-            node = child
-        return node

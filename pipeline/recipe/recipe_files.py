@@ -11,18 +11,20 @@ from pipeline.recipe.yaml_reader import NotYAMLError, parse
 
 
 def read_file(path: Path, seen: tuple[Path, ...] = ()) -> tuple[Node, list[Problem]]:
-    """Read the values at `path`, merged over those that it extends, and their problems.
+    """Read the values at `path`, merged over those that it extends, and their problems. Raises RecipeError.
 
-    Raises:
-        RecipeError: a file cannot be read, is not a recipe, or extends itself (`seen` are the files that extend it).
+    `seen` are the files that extend it.
     """
     try:
         if path.resolve() in seen:
             raise RecipeError([f"{path}: extends itself by way of {', '.join(map(str, seen))}"])
         text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise RecipeError([f"{path}: cannot be read: it is not UTF-8 text"]) from None
     except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         hint = _similar_file(path) if isinstance(error, FileNotFoundError) else ""
-        raise RecipeError([f"{path}: cannot be read: {_reason(error)}{hint}"]) from None
+        raise RecipeError([f"{path}: cannot be read: {reason}{hint}"]) from None
     try:
         tree, problems = parse(text, str(path), path.parent)
     except NotYAMLError as error:
@@ -41,9 +43,8 @@ def read_file(path: Path, seen: tuple[Path, ...] = ()) -> tuple[Node, list[Probl
         if exists:
             base, base_problems = read_file(extended, (*seen, path.resolve()))
             return tree.merged_over(base), base_problems + problems
-        files = [
-            str(file.relative_to(path.parent)) for part in ("*", "*/*") for file in path.parent.glob(f"{part}.yaml")
-        ]
+        nearby = (file for pattern in ("*.yaml", "*/*.yaml") for file in path.parent.glob(pattern))
+        files = [str(file.relative_to(path.parent)) for file in nearby]
         text = f"{extended}: {reason}{did_you_mean(parent.content, files)}"
     else:
         text = "must be the path of one recipe file, relative to this one"
@@ -55,8 +56,8 @@ def apply_override(tree: Node, override: str, problems: list[Problem]) -> Node:
     name, equals, text = override.partition("=")
     key, location = split_key(name.strip()), Location(f"--set {override}", None, None, Path.cwd())
     if not equals or not key:
-        example = "write --set KEY=VALUE, for example --set stages.wit.weights.prompt=0.4"
-        problems.append(Problem(location, (), example))
+        text = "write --set KEY=VALUE, for example --set stages.wit.weights.prompt=0.4"
+        problems.append(Problem(location, (), text))
         return tree
     try:
         value, value_problems = parse(text, location.file, location.folder, lines=False)
@@ -70,13 +71,5 @@ def apply_override(tree: Node, override: str, problems: list[Problem]) -> Node:
 
 
 def _similar_file(path: Path) -> str:
-    """Suggest a recipe file for a mistyped path."""
     folder = path.parent if path.parent.is_dir() else Path("recipes")
-    names = sorted(str(file) for file in folder.glob("*.yaml")) if folder.is_dir() else []
-    return did_you_mean(str(path), names)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    return "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
+    return did_you_mean(str(path), sorted(map(str, folder.glob("*.yaml"))))

@@ -14,13 +14,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import TypeVar
 
 from pydantic import Field
 
 from stages.base import Config
-
-Candidate = TypeVar("Candidate")
 
 
 class Halving(Config):
@@ -49,7 +46,7 @@ class Halving(Config):
         return max(1, math.ceil(candidates / self.factor))
 
 
-def rank(values: Mapping[Candidate, float], goal: str) -> list[Candidate]:
+def rank(values: Mapping[str, float], goal: str) -> list[str]:
     """Sort the candidates, best first, ties in their order. `goal` is `lowest` or `highest`."""
     return sorted(values, key=lambda candidate: values[candidate], reverse=goal == "highest")
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import reduce
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from pipeline.recipe.did_you_mean import did_you_mean, list_choices
-from pipeline.recipe.nodes import BROKEN, Key, Problem, SourceMap, item_of, split_key_within
+from pipeline.recipe.nodes import BROKEN, Key, Node, Problem, item_of, split_key_within
 from stages.base import AT_KEY, StageConfig
 from stages.library_options.option_models import Options
 
@@ -17,14 +18,14 @@ _ANY = object()
 
 
 def explain(
-    error: ValidationError, model: type[BaseModel], section: dict[str, Any], key: Key, source_map: SourceMap
+    error: ValidationError, model: type[BaseModel], section: dict[str, Any], key: Key, tree: Node
 ) -> Iterator[Problem]:
-    """Yield the problems of `section`, which has the key `key`, except for values that are already BROKEN."""
+    """Yield the problems of `section`, at `key` in `tree`, except for values that are already BROKEN."""
     for inner_key, details in errors_by_key(error, section).items():
         full_key, kind, value = key + inner_key, details[0]["type"], details[0]["input"]
-        location = source_map.locate_value(full_key)
+        location = tree.locate_value(full_key)
         if kind == "extra_forbidden":
-            yield Problem(source_map.locate_key(full_key), full_key, _explain_unknown_key(model, inner_key))
+            yield Problem(tree.nearest(full_key).key_location, full_key, _explain_unknown_key(model, inner_key))
         elif value is BROKEN:
             continue
         elif kind == "missing":
@@ -51,10 +52,7 @@ def _key_of(details: ErrorDetails, section: dict[str, Any]) -> Key:
     if key is None:
         key = _keys_in(section, location, _ANY) or ()
     if details["type"] == AT_KEY:
-        at_section: Any = section
-        for part in key:
-            at_section = item_of(at_section, part)
-        end = split_key_within(at_section, details["ctx"]["key"])
+        end = split_key_within(reduce(item_of, key, section), details["ctx"]["key"])
     return key + end
 
 
@@ -116,32 +114,24 @@ def _choices_at(model: type[BaseModel], key: Key) -> list[str]:
         key = key[:-1]
     owner = _model_at(model, key[:-1])
     field = owner.model_fields.get(str(key[-1])) if owner and key else None
-    return list(dict.fromkeys(map(str, _literals(field.annotation)))) if field else []
-
-
-def _literals(annotation: Any) -> Iterator[Any]:
-    if get_origin(annotation) is Literal:
-        yield from get_args(annotation)
-    else:
-        for part in get_args(annotation):
-            yield from _literals(part)
+    literals = [part for part in _types_in(field.annotation) if get_origin(part) is Literal] if field else []
+    return list(dict.fromkeys(str(word) for literal in literals for word in get_args(literal)))
 
 
 def _model_at(model: type[BaseModel], key: Key) -> type[BaseModel] | None:
-    """Return the config model of the section at `key` within `model`."""
     for part in key:
         if isinstance(part, int):
             continue
         field = model.model_fields.get(str(part))
-        inner = next(_models_in(field.annotation), None) if field else None
+        types = [part for part in _types_in(field.annotation) if isinstance(part, type)] if field else []
+        inner = next((part for part in types if issubclass(part, BaseModel)), None)
         if inner is None:
             return None
         model = inner
     return model
 
 
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
+def _types_in(annotation: Any) -> Iterator[Any]:
+    yield annotation
     for part in get_args(annotation):
-        yield from _models_in(part)
+        yield from _types_in(part)

@@ -35,20 +35,13 @@ _Loader.add_implicit_resolver(
 
 
 class NotYAMLError(Exception):
-    """The text is not valid YAML; the message says where and why."""
+    """The text is not valid YAML, or exceeds the limits of a recipe; the message says where and why."""
 
 
 def parse(text: str, name: str, folder: Path, lines: bool = True) -> tuple[Node, list[Problem]]:
-    """Parse the one document in `text`, and return its errors in single keys and values, which are omitted or BROKEN.
+    """Parse the one document in `text`. Errors in single keys and values, which are omitted or BROKEN, are returned.
 
-    Args:
-        text: content of a file, or of `--set KEY=`.
-        name: file name for messages.
-        folder: folder that relative paths in the text start from.
-        lines: whether locations have line and column.
-
-    Raises:
-        NotYAMLError: the text is not valid YAML, or exceeds the limits of a recipe.
+    Relative paths in the text start from `folder`. Locations have the file `name`, and a line and column if `lines`.
     """
     if match := _UNPRINTABLE.search(text):
         before = text[: match.start()]
@@ -61,15 +54,13 @@ def parse(text: str, name: str, folder: Path, lines: bool = True) -> tuple[Node,
         raise NotYAMLError(reader.explain(error, text)) from None
     except yaml.YAMLError as error:
         raise NotYAMLError(f"{name}: not valid YAML: {error}") from None
-    finally:
-        reader.loader.dispose()
 
 
 @dataclass
 class _Reader:
     """Builds the tree from the parser's events, because yaml.compose overflows the stack on deep nesting."""
 
-    loader: _Loader
+    loader: Any  # a _Loader; PyYAML's stubs say that its events may be None
     name: str
     folder: Path
     lines: bool
@@ -78,18 +69,15 @@ class _Reader:
     """None while the anchor's own value is being read."""
 
     def read_document(self) -> Node:
-        self.next_event()  # start of the stream
-        if isinstance(event := self.next_event(), yaml.StreamEndEvent):
+        self.loader.get_event()  # start of the stream
+        if isinstance(event := self.loader.get_event(), yaml.StreamEndEvent):
             location = self.locate(event.start_mark)
             return Node(None, location, location)
-        tree = self.read_value(self.next_event(), (), None)
-        self.next_event()  # end of the document
-        if not isinstance(event := self.next_event(), yaml.StreamEndEvent):
+        tree = self.read_value(self.loader.get_event(), (), None)
+        self.loader.get_event()  # end of the document
+        if not isinstance(event := self.loader.get_event(), yaml.StreamEndEvent):
             raise NotYAMLError(f"{self.locate(event.start_mark)}: not valid YAML: a recipe is one document, not two")
         return tree
-
-    def next_event(self) -> Any:
-        return self.loader.get_event()
 
     def locate(self, mark: Any) -> Location:
         if not self.lines:
@@ -97,7 +85,6 @@ class _Reader:
         return Location(self.name, mark.line + 1, mark.column + 1, self.folder)
 
     def explain(self, error: yaml.MarkedYAMLError, text: str) -> str:
-        """Write the parser's error in one line."""
         mark, start = error.problem_mark or error.context_mark, error.context_mark
         reason = f"{error.problem or error.context}"
         if error.context and start and mark and start.line != mark.line:
@@ -107,20 +94,24 @@ class _Reader:
         return f"{self.locate(mark) if mark else self.name}: not valid YAML: {reason}"
 
     def read_value(self, event: Any, key: Key, key_location: Location | None) -> Node:
-        """Read the value that begins with `event`."""
         location = self.locate(event.start_mark)
+        anchor = event.anchor
         if isinstance(event, yaml.AliasEvent):
-            return self.read_alias(event.anchor, location, key_location or location)
+            if anchor not in self.anchors:
+                raise NotYAMLError(f"{location}: not valid YAML: *{anchor} has no &{anchor} before it")
+            if (node := self.anchors[anchor]) is None:
+                raise NotYAMLError(f"{location}: not valid YAML: *{anchor} is inside &{anchor} itself")
+            return replace(node, location=location, key_location=key_location or location)
         if len(key) >= MAX_DEPTH:
             raise NotYAMLError(f"{location}: nested deeper than {MAX_DEPTH} levels; make it flatter")
-        if event.anchor is not None:
-            self.anchors[event.anchor] = None
+        if anchor is not None:
+            self.anchors[anchor] = None
         try:
             node = self.read_content(event, key, location, key_location or location)
         except TooLargeError as error:
             raise NotYAMLError(f"{key_location or location}: {error}") from None
-        if event.anchor is not None:
-            self.anchors[event.anchor] = node
+        if anchor is not None:
+            self.anchors[anchor] = node
         return node
 
     def read_content(self, event: Any, key: Key, location: Location, key_location: Location) -> Node:
@@ -133,7 +124,7 @@ class _Reader:
             return make_node(self.read_section(key), location, key_location)
         if isinstance(event, yaml.SequenceStartEvent):
             items: list[Node] = []
-            while not isinstance(event := self.next_event(), yaml.SequenceEndEvent):
+            while not isinstance(event := self.loader.get_event(), yaml.SequenceEndEvent):
                 items.append(self.read_value(event, (*key, len(items)), None))
             return make_node(items, location, key_location)
         return Node(self.read_scalar(event, key, location), location, key_location)
@@ -141,13 +132,13 @@ class _Reader:
     def read_section(self, key: Key) -> dict[str, Node]:
         section: dict[str, Node] = {}
         merged: dict[str, Node] = {}
-        while not isinstance(event := self.next_event(), yaml.MappingEndEvent):
+        while not isinstance(event := self.loader.get_event(), yaml.MappingEndEvent):
             location = self.locate(event.start_mark)
             if isinstance(event, yaml.ScalarEvent) and event.value == "<<" and event.implicit[0]:
-                merged = self.merge(self.read_value(self.next_event(), key, location), key) | merged
+                merged = self.merge(self.read_value(self.loader.get_event(), key, location), key) | merged
                 continue
             name = self.read_key(event, key, location)
-            node = self.read_value(self.next_event(), (*key, name or "?"), location)
+            node = self.read_value(self.loader.get_event(), (*key, name or "?"), location)
             if name in section:
                 text = f"is a duplicate key; the first is in line {section[name].key_location.line}, remove one"
                 self.problems.append(Problem(location, (*key, name), text))
@@ -156,7 +147,6 @@ class _Reader:
         return merged | section
 
     def read_key(self, event: Any, section: Key, location: Location) -> str | None:
-        """Return the text of a key; None, with a problem, if it is not text."""
         if isinstance(event, yaml.ScalarEvent):
             tag = event.tag or self.loader.resolve(yaml.ScalarNode, event.value, event.implicit)
             if tag in (_TAG + "str", _TAG + "value", "!"):
@@ -167,13 +157,6 @@ class _Reader:
             text = "a key must be text, not a list, section or alias"
         self.problems.append(Problem(location, section, text))
         return None
-
-    def read_alias(self, anchor: str | None, location: Location, key_location: Location) -> Node:
-        if anchor not in self.anchors:
-            raise NotYAMLError(f"{location}: not valid YAML: *{anchor} has no &{anchor} before it")
-        if (node := self.anchors[anchor]) is None:
-            raise NotYAMLError(f"{location}: not valid YAML: *{anchor} is inside &{anchor} itself")
-        return replace(node, location=location, key_location=key_location)
 
     def merge(self, node: Node, key: Key) -> dict[str, Node]:
         """Merge the sections of `<<: *anchor` or `<<: [*a, *b]`; the first of several wins."""

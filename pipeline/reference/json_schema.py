@@ -21,7 +21,6 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
-from pipeline.recipe.interpolation import PLACEHOLDER
 from pipeline.recipe.loader import NAME, RESERVED_NAMES, RESERVED_STAGE_NAMES, RecipeHead
 from pipeline.recipe.matrix import MATRIX
 from stages import KINDS
@@ -35,27 +34,9 @@ Schema = dict[str, Any]
 REFUSED = "Cannot be set here: "
 """Prefix of the description of a refused key; the reason follows."""
 
-_INTERPOLATION = {
-    "type": "string",
-    "pattern": rf"\$\{{|^{PLACEHOLDER.replace('?', '[?]')}$",
-    "description": f"${{stages.NAME.KEY}}, the value of that key; ${{matrix.AXIS}}, the cell's value; {PLACEHOLDER}, a"
-    " value that --set or an extending recipe must set.",
-}
-_EXTENDS = "Another recipe, relative to this one. This one is merged over it, section by section; lists are replaced."
-_KIND = "What the stage does. The other keys depend on it."
+_PARTS = json.loads(Path(__file__).with_name("recipe_parts.json").read_text(encoding="utf-8"))
+"""Definitions of what no config model describes: interpolations, `extends` and the matrix."""
 _NAME = f"^{NAME.pattern}$"
-_CELLS = {"type": "array", "items": {"type": "object", "minProperties": 1, "description": "Axis -> value."}}
-_MATRIX = {
-    "type": "object",
-    "properties": {
-        "exclude": _CELLS | {"description": "Leaves out the cells that match one of these."},
-        "include": _CELLS | {"description": "Further cells; each sets every axis."},
-    },
-    "additionalProperties": {
-        "anyOf": [{"type": "array", "minItems": 1}, {"type": "object", "minProperties": 1}],
-        "description": "The values of this axis, as a list or by name; stages use them as ${matrix.AXIS}.",
-    },
-}
 
 
 @cache
@@ -90,7 +71,7 @@ def schema() -> Schema:
         "then": _ref("recipe_partial"),
         "else": _ref("recipe"),
         "definitions": {
-            "interpolation": _INTERPOLATION,
+            "interpolation": _PARTS["interpolation"],
             **definitions,
             **{name: value for name, value in partial.items() if value != definitions[name.removesuffix("_partial")]},
         },
@@ -117,26 +98,23 @@ def _ref(name: str) -> Schema:
 
 
 def _recipe(head: Schema) -> Schema:
-    """Return the definition of a recipe: RecipeHead with what its types do not express."""
     properties = head["properties"]
-    stages = {
+    pattern = f"{_NAME}|{_PARTS['interpolation']['pattern']}"
+    properties["name"] |= {"pattern": pattern, "not": {"enum": list(RESERVED_NAMES)}}
+    properties[MATRIX] = _PARTS[MATRIX] | {"description": properties[MATRIX]["description"]}
+    properties["stages"] = {
         "type": "object",
         "minProperties": 1,
         "propertyNames": {"pattern": _NAME, "not": {"enum": list(RESERVED_STAGE_NAMES)}},
         "additionalProperties": _ref("stage"),
+        "description": properties["stages"]["description"],
     }
-    name = {"pattern": f"{_NAME}|{_INTERPOLATION['pattern']}", "not": {"enum": list(RESERVED_NAMES)}}
-    properties |= {
-        "name": properties["name"] | name,
-        MATRIX: _MATRIX | {"description": properties[MATRIX]["description"]},
-        "stages": stages | {"description": properties["stages"]["description"]},
-    }
-    return head | {"properties": {"extends": {"type": "string", "description": _EXTENDS}, **properties}}
+    return head | {"properties": {"extends": _PARTS["extends"], **properties}}
 
 
 def _stage(refs: dict[str, Schema], texts: list[str]) -> Schema:
-    """Return the definition of a stage: the section of its kind."""
-    kind = {"enum": list(refs), "enumDescriptions": texts, "description": _KIND}
+    about = "What the stage does. The other keys depend on it."
+    kind = {"enum": list(refs), "enumDescriptions": texts, "description": about}
     rules = [
         {"if": {"properties": {"kind": {"const": kind}}, "required": ["kind"]}, "then": ref}
         for kind, ref in refs.items()
@@ -199,10 +177,10 @@ class _Generator(GenerateJsonSchema):
     def model_schema(self, schema: Any) -> Schema:
         section = super().model_schema(schema)
         model, properties = schema["cls"], section.setdefault("properties", {})
-        description = _one_line((model.__doc__ or "").partition("\n\n")[0])
+        description = " ".join((model.__doc__ or "").partition("\n\n")[0].split())
         for name, text in _docstrings(model).items():
             if name in properties:
-                properties[name]["description"] = re.sub(r"\bNone\b", "null", _one_line(text))
+                properties[name]["description"] = re.sub(r"\bNone\b", "null", " ".join(text.split()))
         if library := library_of(model):
             _add_help(properties, library, model)
         if issubclass(model, StageConfig):
@@ -232,11 +210,7 @@ class _Generator(GenerateJsonSchema):
 
 
 def _docstrings(model: type[BaseModel]) -> dict[str, str]:
-    """Return field -> the docstring under it.
-
-    pydantic's use_attribute_docstrings reads them whenever the models are imported, which adds a third to the start-up
-    time of the command.
-    """
+    """Return field -> the docstring under it. pydantic's use_attribute_docstrings would slow the command's start."""
     texts: dict[str, str] = {}
     for cls in reversed(model.__mro__[: model.__mro__.index(BaseModel)]):
         with contextlib.suppress(OSError):  # classes of create_model have no source
@@ -245,10 +219,6 @@ def _docstrings(model: type[BaseModel]) -> dict[str, str]:
                 if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
                     texts[ast.unparse(field.target)] = ast.literal_eval(text.value)
     return texts
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _add_help(properties: Schema, library: str, model: Any) -> None:
@@ -263,7 +233,6 @@ def _add_help(properties: Schema, library: str, model: Any) -> None:
 
 
 def text() -> str:
-    """Return the content of the file."""
     return json.dumps(schema(), indent=1, ensure_ascii=False) + "\n"
 
 

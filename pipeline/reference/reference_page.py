@@ -34,12 +34,7 @@ _WORDS = {"string": "text", "integer": "whole number", "boolean": "true, false",
 _SIGNS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 
 
-Row = tuple[str, str, str, str]
-"""Key, type, default, meaning."""
-
-
 def page() -> str:
-    """Return the page, as Markdown."""
     definitions = schema()["definitions"]
     rows = {name: list(_rows(definition, definitions)) for name, definition in definitions.items()}
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
@@ -51,12 +46,12 @@ def page() -> str:
         refused={name: _refused(definition) for name, definition in definitions.items()},
         libraries=LIBRARIES,
         titles=_TITLES,
-        options=_options(build_parser()),
+        options=_options(),
     )
 
 
-def _rows(section: Schema, definitions: Schema, prefix: str = "") -> Iterator[Row]:
-    """Yield the keys of a section and of the sections in it, except for the options of libraries."""
+def _rows(section: Schema, definitions: Schema, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+    """Yield key, type, default and meaning of the keys of a section and of its sections, except libraries' options."""
     for name, value in section.get("properties", {}).items():
         if value.get("not") == {}:
             continue
@@ -99,7 +94,6 @@ def _plain(value: object) -> str:
 
 
 def _refused(section: Schema) -> dict[str, list[str]]:
-    """Return reason -> refused keys."""
     reasons: dict[str, list[str]] = {}
     for name, value in section.get("properties", {}).items():
         if value.get("not") == {}:
@@ -107,9 +101,8 @@ def _refused(section: Schema) -> dict[str, list[str]]:
     return reasons
 
 
-def _options(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
-    """Yield the command's options and their help."""
-    for action in parser._actions:
+def _options() -> Iterator[tuple[str, str]]:
+    for action in build_parser()._actions:
         if action.dest != "help":
             value = "\\|".join(map(str, action.choices or ())) or (action.metavar if action.nargs != 0 else "")
             name = " ".join(filter(None, (", ".join(action.option_strings), str(value or ""))))

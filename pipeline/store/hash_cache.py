@@ -6,6 +6,7 @@ the files it uses in full (pipeline.run.loop).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -15,24 +16,17 @@ from stages.system.integrity import file_hash, write_json
 SETTLED_SECONDS = 2.0
 """Files changed more recently are not cached: they may change again within one tick of the file system's clock."""
 
-Signature = list[int]
-
 
 class HashCache:
-    """sha256 of files by path.
-
-    Args:
-        file: keeps the hashes between runs.
-    """
+    """sha256 of files by path; `file` keeps the hashes between runs."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self._hashes: dict[str, tuple[Signature, str]] = {}
+        self._hashes: dict[str, tuple[list[int], str]] = {}
+        """Path -> size, times and inode; hash."""
         self._changed = False
-        try:
+        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):  # no file yet, or a damaged one
             self._hashes = {path: (sig, sha) for path, (sig, sha) in json.loads(file.read_text("utf-8")).items()}
-        except (OSError, ValueError, AttributeError, TypeError):
-            self._hashes = {}  # no file yet, or a damaged one
 
     def hash_file(self, path: Path) -> str:
         """Return the hash of the file's bytes, in hex. Raises OSError."""

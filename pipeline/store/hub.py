@@ -13,7 +13,6 @@ from pipeline.store.wheels import BadReferenceError
 from stages.system.integrity import write_json
 
 MODEL_DESCRIPTION = ["*.json", "*.txt", "*.model", "*.jinja"]
-"""Files of a model other than its weights."""
 MODEL_FILES = ["*.safetensors", *MODEL_DESCRIPTION]
 """Files fetched for a model. Pickles (*.bin, *.pt) can run code when they are read and are never fetched."""
 MODEL_CODE = "*.py"
@@ -22,13 +21,9 @@ MODEL_CODE = "*.py"
 DATA_FILES = ["*.jsonl", "*.json", "*.csv", "*.parquet"]
 """Files fetched for a data set. Scripts are never fetched."""
 DATA_CARD = "README.md"
-"""Maps the data files to splits and subsets."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(#(?P<member>.+))?", re.ASCII)
-
-Notice = Callable[[str], None]
-"""Shows a message to the user."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +31,6 @@ class Hub:
     """A repository of the hub, or one file in it."""
 
     repo: str
-    """`org/name`."""
     revision: str | None
     """A branch, tag or commit; None for the default branch."""
     kind: Literal["model", "dataset"]
@@ -45,7 +39,7 @@ class Hub:
 
     @property
     def commit(self) -> str | None:
-        """The revision if it is a full commit hash, else None."""
+        """The revision if it is a full commit hash."""
         return self.revision if self.revision and _COMMIT.fullmatch(self.revision) else None
 
     def __str__(self) -> str:
@@ -64,8 +58,11 @@ def parse_hub(text: str, kind: Literal["model", "dataset"]) -> Hub | None:
     return Hub(match["repo"], match["revision"], kind, member)
 
 
-def resolve_hub(hub: Hub, notice: Notice | None = None) -> Hub:
-    """Replace the branch or tag by its current commit. See pipeline.store.references.resolve."""
+def resolve(hub: Hub, notice: Callable[[str], None] | None = None) -> Hub:
+    """Replace the branch or tag by its current commit. Raises BadReferenceError.
+
+    `notice` receives a message if the hub does not answer and the commit comes from the local cache.
+    """
     if hub.commit:
         return hub
     from huggingface_hub import HfApi
@@ -77,22 +74,19 @@ def resolve_hub(hub: Hub, notice: Notice | None = None) -> Hub:
         commit = cached_commit(hub)
         if commit and not isinstance(error, HfHubHTTPError):  # no answer, rather than a refusal
             if notice:
-                notice(
-                    f"{hub}: the hub does not answer ({type(error).__name__}); using the commit {commit} of its cache"
-                )
+                reason = f"the hub does not answer ({type(error).__name__})"
+                notice(f"{hub}: {reason}; using the commit {commit} of its cache")
             return replace(hub, revision=commit)
         raise _hub_error(hub, error) from error
     return replace(hub, revision=info.sha)
 
 
 def cached_hub_file(hub: Hub) -> Path | None:
-    """Return the path of a single file in the hub's cache."""
     from huggingface_hub import try_to_load_from_cache
 
     if hub.member is None:
         return None
-    revision = hub.commit or cached_commit(hub)
-    path = try_to_load_from_cache(hub.repo, hub.member, revision=revision, repo_type=hub.kind)
+    path = try_to_load_from_cache(hub.repo, hub.member, revision=hub.revision, repo_type=hub.kind)
     return Path(path) if isinstance(path, str) else None
 
 
@@ -101,7 +95,7 @@ def fetch_hub_description(hub: Hub, code: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     missing = f"{hub}: is not fetched yet; use --prefetch"
-    commit = resolve_hub(hub).commit
+    commit = resolve(hub).commit
     try:
         if hub.kind == "model" and not hub.member:
             patterns = [*MODEL_DESCRIPTION, *([MODEL_CODE] if code else [])]
@@ -109,9 +103,10 @@ def fetch_hub_description(hub: Hub, code: bool) -> Path:
         folder = Path(snapshot_download(hub.repo, repo_type=hub.kind, revision=commit, local_files_only=True))
     except Exception as error:
         raise BadReferenceError(f"{missing} ({type(error).__name__})") from None
-    if hub.member and not (folder / hub.member).is_file():
+    path = folder / (hub.member or "")
+    if not path.exists():
         raise BadReferenceError(missing)
-    return folder / hub.member if hub.member else folder
+    return path
 
 
 def ref_file(hub: Hub) -> Path:
@@ -123,7 +118,6 @@ def ref_file(hub: Hub) -> Path:
 
 
 def cached_commit(hub: Hub) -> str | None:
-    """Return the commit of the revision in the hub's cache."""
     ref = ref_file(hub)
     commit = ref.read_text().strip() if ref.is_file() else ""
     return commit if _COMMIT.fullmatch(commit) else None
@@ -131,7 +125,7 @@ def cached_commit(hub: Hub) -> str | None:
 
 def fetch_hub(hub: Hub, cache: Path, code: bool) -> Path:
     """Fetch the repository's files. Raises BadReferenceError."""
-    pinned = resolve_hub(hub)
+    pinned = resolve(hub)
     from huggingface_hub import hf_hub_download, snapshot_download
 
     try:
@@ -140,30 +134,25 @@ def fetch_hub(hub: Hub, cache: Path, code: bool) -> Path:
         if hub.kind == "dataset":
             return _fetch_data_set(pinned, cache)
         patterns = [*MODEL_FILES, *([MODEL_CODE] if code else [])]
-        subfolders = ["*/*"]  # exports for other runtimes
-        folder = Path(
-            snapshot_download(hub.repo, revision=pinned.commit, allow_patterns=patterns, ignore_patterns=subfolders)
-        )
+        exports = ["*/*"]  # for other runtimes
+        snapshot = snapshot_download(hub.repo, revision=pinned.commit, allow_patterns=patterns, ignore_patterns=exports)
     except BadReferenceError:
         raise
     except Exception as error:
         raise _hub_error(hub, error) from error
-    if not any(folder.glob("*.safetensors")):
+    if not any(Path(snapshot).glob("*.safetensors")):
         raise BadReferenceError(f"{hub}: has no *.safetensors, and pickles are not read; name a revision that has them")
-    return folder
+    return Path(snapshot)
 
 
 def _fetch_data_set(hub: Hub, cache: Path) -> Path:
-    """Fetch DATA_FILES and the card, and return the snapshot's folder.
-
-    The commit's list of files is saved, because without a network the hub's cache returns an incomplete snapshot.
-    """
+    """Fetch DATA_FILES and the card, and return the snapshot's folder."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.utils import filter_repo_objects
 
     patterns = [*DATA_FILES, DATA_CARD]
     listing = cache / "hub" / f"{hub.repo.replace('/', '--')}@{hub.commit}.json"
-    if not listing.is_file():
+    if not listing.is_file():  # saved, because without a network the hub's cache returns an incomplete snapshot
         names = HfApi().list_repo_files(hub.repo, repo_type="dataset", revision=hub.commit)
         listing.parent.mkdir(parents=True, exist_ok=True)
         write_json(listing, list(filter_repo_objects(names, allow_patterns=patterns)))
@@ -173,9 +162,8 @@ def _fetch_data_set(hub: Hub, cache: Path) -> Path:
     folder = Path(snapshot_download(hub.repo, repo_type="dataset", revision=hub.commit, allow_patterns=patterns))
     for name in names:
         if not (folder / name).is_file():
-            raise BadReferenceError(
-                f"{hub}: the hub does not answer, and {name} is missing in its cache (HF_HOME); go online once"
-            )
+            reason = f"the hub does not answer, and {name} is missing in its cache (HF_HOME); go online once"
+            raise BadReferenceError(f"{hub}: {reason}")
     return folder
 
 

@@ -17,7 +17,8 @@ from pipeline.store.secrets import mask_secrets
 @cache
 def environment() -> dict[str, Any]:
     """Return versions, commit and command, the same for every step of a run."""
-    commit = _git("rev-parse", "HEAD") if _git("ls-files", "--error-unmatch", __file__) else None
+    in_checkout = _output("git", "ls-files", "--error-unmatch", __file__)
+    commit = _output("git", "rev-parse", "HEAD") if in_checkout else None
     return {
         "python": platform.python_version(),
         "system": platform.platform(),
@@ -27,7 +28,7 @@ def environment() -> dict[str, Any]:
         "gpus": _output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"),
         "packages": dict(sorted((package.name, package.version) for package in metadata.distributions())),
         "commit": commit,
-        "uncommitted_changes": bool(_git("status", "--porcelain")) if commit else None,
+        "uncommitted_changes": bool(_output("git", "status", "--porcelain")) if commit else None,
         "command": [Path(sys.argv[0]).name, *map(mask_secrets, sys.argv[1:])],
     }
 
@@ -42,15 +43,10 @@ def installed_version(package: str) -> str | None:
 
 
 def machine() -> dict[str, Any]:
-    """Return the device and threads of this process, after its stage has run.
-
-    `repeatable` is whether the same step gives the same bytes on such a machine; if not, `why_not` gives the reason.
-    """
+    """Return device and threads, after the stage has run, and whether it would give the same bytes again."""
     torch: Any = sys.modules.get("torch")
-    if torch is None:
-        return {"device": "cpu", "threads": 1, "repeatable": True}
-    threads = torch.get_num_threads()
-    if not torch.cuda.is_initialized():
+    threads = torch.get_num_threads() if torch else 1
+    if not torch or not torch.cuda.is_initialized():
         return {"device": "cpu", "threads": threads, "repeatable": True}
     device = {"device": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "threads": threads}
     if torch.are_deterministic_algorithms_enabled():
@@ -60,7 +56,6 @@ def machine() -> dict[str, Any]:
 
 
 def _processor() -> str | None:
-    """Return the CPU's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -68,17 +63,11 @@ def _processor() -> str | None:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
 
 
-def _git(*arguments: str) -> str | None:
-    """Return git's output in this file's folder, or None outside a checkout."""
-    return _output("git", *arguments)
-
-
 def _output(*command: str) -> str | None:
     """Return what a command prints in this file's folder, or None if it fails."""
     try:
-        process = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=20, check=True
-        )
+        return subprocess.check_output(
+            command, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True, timeout=20
+        ).strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return process.stdout.strip()

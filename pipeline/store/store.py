@@ -22,20 +22,15 @@ from stages.system.integrity import damage, file_hash
 
 CHECKPOINTS = "checkpoints"
 """The part of an unfinished step that its next attempt continues from."""
-OTHER_FOLDERS = ("unfinished", "locks")
-"""Folders of a store that hold no results."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """One published result."""
-
     path: Path
     manifest: Manifest
 
     @property
     def digest(self) -> str:
-        """Hash of the result's files: two results of one fingerprint are equal if their digests are."""
         return self.manifest.digest
 
     def damage(self, hash_of: Callable[[Path], str] = file_hash) -> str | None:
@@ -44,13 +39,10 @@ class Published:
 
 
 class Store:
-    """The published results below one folder."""
-
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def path(self, kind: str, fingerprint: str) -> Path:
-        """The folder of a result, whether it exists or not."""
         return self.root / kind / fingerprint
 
     def find(self, kind: str, fingerprint: str) -> Published | None:
@@ -62,39 +54,30 @@ class Store:
             return None
 
     def result_folders(self) -> Iterator[Path]:
-        """The folders of all results."""
         for kind in sorted(self.root.iterdir()) if self.root.is_dir() else []:
-            if kind.is_dir() and kind.name not in OTHER_FOLDERS:
+            if kind.is_dir() and kind.name not in ("unfinished", "locks"):
                 yield from sorted(folder for folder in kind.iterdir() if folder.is_dir())
 
     def unfinished(self, fingerprint: str) -> Path:
-        """The folder in which a step is in progress."""
         return self.root / "unfinished" / fingerprint
 
     def has_checkpoint(self, fingerprint: str) -> bool:
-        """Whether an interrupted attempt left something to continue from."""
         checkpoints = self.unfinished(fingerprint) / CHECKPOINTS
         return checkpoints.is_dir() and any(checkpoints.iterdir())
 
     def lock(self, fingerprint: str) -> FileLock:
-        """The lock of a step, not acquired yet. The system releases it when the run's process ends, however it ends."""
+        """The lock of a step, for `publish`, `recover` and `clean_up`. It is released when the run's process ends."""
         folder = self.root / "locks"
         folder.mkdir(parents=True, exist_ok=True)
         return FileLock(folder / fingerprint)
 
     def publish(self, output: Path, manifest: Manifest) -> Published:
-        """Complete the folder `output` with its manifest and move it to its place. Raises OSError.
-
-        A result that is in the place already is replaced. The caller holds the step's lock.
-        """
+        """Complete the folder `output` with its manifest and move it to its place, over any older. Raises OSError."""
         write_manifest(output, manifest)
         return self._move(output, manifest)
 
     def recover(self, fingerprint: str) -> Published | None:
-        """Publish a result that was complete when its run was killed; None if there is none. Raises OSError.
-
-        The caller holds the step's lock.
-        """
+        """Publish a result that was complete when its run was killed; None if there is none. Raises OSError."""
         output = self.unfinished(fingerprint) / "out"
         try:
             manifest = read_manifest(output, fingerprint)
@@ -103,7 +86,7 @@ class Store:
         return None if damage(output, manifest.outputs) else self._move(output, manifest)
 
     def clean_up(self, fingerprint: str) -> None:
-        """Delete what is left of an unfinished step, except its checkpoints. The caller holds the step's lock."""
+        """Delete what is left of an unfinished step, except its checkpoints."""
         folder = self.unfinished(fingerprint)
         for entry in list(folder.iterdir()) if folder.is_dir() else []:
             if entry.name != CHECKPOINTS or not any(entry.iterdir()):

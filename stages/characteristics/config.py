@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from stages.base import Config, Need
 from stages.data.formats import Row
 from stages.data.reader import read_examples
-from stages.evaluation.config import EvaluationStage, unique_names
+from stages.evaluation.config import EvaluationStage, unique_by
 from stages.models.model_folder import check_model
 from stages.training.config import SFTData
 
@@ -45,12 +45,11 @@ class CharacteristicsStage(EvaluationStage):
     version: ClassVar[int] = 2
     fingerprint_exclude: ClassVar[tuple[str, ...]] = ("options.batch_size",)
 
-    sets: Annotated[list[PromptSet], Field(min_length=1), AfterValidator(unique_names)]
+    sets: Annotated[list[PromptSet], Field(min_length=1), unique_by("name")]
     """The prompts to describe."""
     options: Options = Options()
 
     def needs(self) -> dict[str, Need]:
-        """Name the file of a set `data.NAME`."""
         files = {f"data.{s.name}": Need("data", s.data.train, f"sets.{i}.data.train") for i, s in enumerate(self.sets)}
         return super().needs() | files
 
@@ -63,7 +62,6 @@ class CharacteristicsStage(EvaluationStage):
             yield row
 
     def check(self, files: dict[str, Path]) -> None:
-        """Check that the model can be loaded, and read every row. Raises UserError."""
         check_model(files["model"], self.trust_remote_code, "models")
         for prompt_set in self.sets:
             path = files[f"data.{prompt_set.name}"]

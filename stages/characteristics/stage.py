@@ -30,17 +30,12 @@ from stages.inference.language_model import LanguageModel, Tokens
 from stages.records.metrics import Metrics, ScoreRow
 
 PARSER = "en_core_web_sm"
-LONGEST_NGRAM = 4
 CHUNK = 512
 """Prompts scored between two reports of progress."""
 
 
 def run(context: Context) -> Metrics:
-    """Describe the sets with the model `context.inputs["model"]`.
-
-    Returns:
-        Metrics in the form of the lm_eval stage's: {"results", "seconds", "notes", "environment"}.
-    """
+    """Describe the sets with the model `context.inputs["model"]`."""
     config: CharacteristicsStage = context.config
     start_time = time.monotonic()
     context.progress(0, 1, f"loading {config.models[0]}")
@@ -59,9 +54,12 @@ def run(context: Context) -> Metrics:
             for tokens, (_, response) in zip(encoded, texts, strict=True)
             if response and tokens
         ]
-        results += _mean_row(name, "prompt_length", [float(len(tokens)) for tokens in encoded])
-        results += _mean_row(name, "generation_ratio", ratios)
-        results += _mean_row(name, "parse_tree_depth", [float(parse(prompt)) for prompt in prompts] if parse else [])
+        by_prompt = {
+            "prompt_length": [float(len(tokens)) for tokens in encoded],
+            "generation_ratio": ratios,
+            "parse_tree_depth": [float(parse(prompt)) for prompt in prompts] if parse else [],
+        }
+        results += [score_row(name, key, each, each, higher_is_better=None) for key, each in by_prompt.items() if each]
         results.append(_row(name, "ngram_diversity", ngram_diversity(prompts)))
         log_prob, truncated = _mean_log_prob(model, encoded, config.options.batch_size, context, name)
         if log_prob is not None:
@@ -81,11 +79,6 @@ def _row(task: str, metric: str, value: float) -> ScoreRow:
     return score_row(task, metric, [value], [], higher_is_better=None)
 
 
-def _mean_row(task: str, metric: str, values: list[float]) -> list[ScoreRow]:
-    """The mean over prompts. Empty if no prompt has a value."""
-    return [score_row(task, metric, values, values, higher_is_better=None)] if values else []
-
-
 def _texts(row: Row) -> tuple[str, str]:
     """Prompt and response of a row as text. Plain text is a prompt."""
     if isinstance(row, Example):
@@ -101,25 +94,17 @@ def _joined(text: Text) -> str:
 
 
 def ngram_diversity(texts: Sequence[str]) -> float:
-    """Sum over n = 1..4 of distinct n-grams / all n-grams (Shaib et al., arXiv 2403.00553), within texts.
-
-    Returns:
-        A value from 0, if there are no words, to 4.
-    """
+    """Sum over n = 1..4 of distinct n-grams / all n-grams (Shaib et al., arXiv 2403.00553), within texts."""
     words = [text.split() for text in texts]
     total = 0.0
-    for n in range(1, LONGEST_NGRAM + 1):
+    for n in range(1, 5):
         ngrams = [tuple(text[i : i + n]) for text in words for i in range(len(text) - n + 1)]
         total += len(set(ngrams)) / len(ngrams) if ngrams else 0.0
     return total
 
 
 def tree_depth(heads: Sequence[int]) -> int:
-    """Count the words on the longest path to a root.
-
-    Args:
-        heads: for each word the index of its head. A root is its own head.
-    """
+    """Count the words on the longest path to a root. `heads` has the index of each word's head; a root is its own."""
 
     def depth(word: int) -> int:
         words = 1

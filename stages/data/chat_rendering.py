@@ -19,8 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from stages.data.segments import Segment
 
-_PRIVATE_USE = range(0xF0000, 0x110000)
-"""Characters that mark the start and end of each message's content in a second rendering."""
+_PRIVATE_USE = range(0xF0000, 0x110000)  # characters that mark each message's content in a second rendering
 
 Message = dict[str, Any]
 

@@ -38,11 +38,7 @@ class BadRow(ValueError):
 
 
 def read_as(path: Path, convert: Callable[[Record, int], Item]) -> list[Item]:
-    """Return `convert(row, number)` for every row of a file.
-
-    Raises:
-        UserError: the file cannot be read, or `convert` raised BadRow; the message names file and line.
-    """
+    """Return `convert(row, number)` for every row of a file. Raises UserError, with file and line, for a bad row."""
     items = []
     for number, row in read_rows(path):
         try:
@@ -63,7 +59,6 @@ def text(row: Record, column: str) -> str:
 
 
 def text_or_messages(row: Record, column: str) -> Text:
-    """Return the column's text or messages."""
     return messages(row, column) if isinstance(row.get(column), list) else text(row, column)
 
 

@@ -20,8 +20,7 @@ from stages.base import UserError
 Record = dict[str, Any]
 """One row of a file: column -> value."""
 
-PARQUET_BATCH = 256
-"""Rows of a Parquet file in memory at a time."""
+PARQUET_BATCH = 256  # rows in memory at a time
 
 
 @dataclass(frozen=True)
@@ -32,11 +31,7 @@ class Unreadable:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, Record]]:
-    """Yield (line or row number from 1, record) for every row of a file.
-
-    Raises:
-        UserError: the file or one of its rows cannot be read, or the file is empty.
-    """
+    """Yield what `read_file` does, but raise UserError for a bad row."""
     for number, row in read_file(path):
         if isinstance(row, Unreadable):
             raise UserError(f"{path}:{number}: {row.reason}")
@@ -46,8 +41,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, Record]]:
 def read_file(path: Path) -> Iterator[tuple[int, Record | Unreadable]]:
     """Yield (line or row number from 1, record) for every row of a file, with Unreadable for each bad row.
 
-    Raises:
-        UserError: the file as such cannot be read, or is empty.
+    Raises UserError if the file as such cannot be read, or is empty.
     """
     empty = True
     for number, row in _read_any(path):
@@ -62,8 +56,7 @@ def read_file(path: Path) -> Iterator[tuple[int, Record | Unreadable]]:
 def read_folder(folder: Path, subset: str | None, split: str) -> Iterator[tuple[int, Record]]:
     """Yield (number from 1, record) for every row of one split of a data set folder, as datasets.load_dataset does.
 
-    Raises:
-        UserError: the folder cannot be read, or has no such subset or split; the message lists those it has.
+    Raises UserError if the folder cannot be read, or has no such subset or split; the message lists those it has.
     """
     import datasets
 

@@ -24,8 +24,7 @@ from stages.data.columns import (
 )
 from stages.data.files import Record
 
-EOS_MARKER = "###eos_token###"
-"""Text that the paper's data sets have where the tokenizer's EOS token belongs."""
+EOS_MARKER = "###eos_token###"  # in the paper's data sets, where the tokenizer's EOS token belongs
 
 SHAREGPT_ROLES = {
     "system": "system",
@@ -207,7 +206,9 @@ def _exchange(column: str, turns: list[Any]) -> tuple[str, str]:
 
 def to_pair(row: Record) -> Pair:
     """Convert a preference row. If chosen and rejected are complete conversations, their shared start is the prompt."""
-    if _has_complete_conversations(row):
+    answers = [row.get("chosen"), row.get("rejected")]
+    are_conversations = all(isinstance(answer, list) and len(answer) > 1 for answer in answers)
+    if are_conversations and isinstance(row.get("prompt"), str | None):
         parts = _split_prompt(messages(row, "chosen"), messages(row, "rejected"))
     else:
         parts = {name: text_or_messages(row, name) for name in ("prompt", "chosen", "rejected")}
@@ -216,12 +217,6 @@ def to_pair(row: Record) -> Pair:
     if parts["chosen"] == parts["rejected"]:
         raise BadRow(None, "chosen and rejected are the same; remove the row")
     return Pair(**parts, tools=tools(row) if isinstance(parts["prompt"], list) else None)
-
-
-def _has_complete_conversations(row: Record) -> bool:
-    answers = [row.get(name) for name in ("chosen", "rejected")]
-    complete = all(isinstance(answer, list) and len(answer) > 1 for answer in answers)
-    return complete and isinstance(row.get("prompt"), str | None)
 
 
 def _split_prompt(chosen: Messages, rejected: Messages) -> dict[str, Text]:
@@ -257,7 +252,6 @@ FORMATS = {
 """The values of `data.format` except `auto`."""
 
 PAIR_COLUMNS = ("prompt", "chosen", "rejected", "tools")
-"""The columns of preference rows."""
 
 FORMAT_BY_COLUMNS = (
     (("prompt", "completion"), "prompt_completion"),

@@ -23,11 +23,8 @@ from stages.data.formats import (
     to_pair,
 )
 
-MAX_LISTED = 10
-"""How many bad rows an error lists; it counts the others."""
-
-DROPPED_ROWS = "dropped_rows.txt"
-"""A file next to the trained model: the rows that `on_bad_row: drop` left out."""
+MAX_LISTED = 10  # bad rows in an error, which counts the others
+DROPPED_ROWS = "dropped_rows.txt"  # beside the trained model: the rows that `on_bad_row: drop` left out
 
 AnyRow = TypeVar("AnyRow", bound=TrainingRow)
 
@@ -139,7 +136,6 @@ def _convert_rows(
 
 
 def _rename(record: Record | Unreadable, columns: dict[str, str]) -> Record:
-    """Give the record's columns our names."""
     if isinstance(record, Unreadable):
         raise BadRow(None, record.reason)
     for ours, theirs in columns.items():

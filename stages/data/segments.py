@@ -34,11 +34,6 @@ def weights_by_segment(
     `system` and `template` default to `prompt`. TEXT weighs as much as a completion; GIVEN weighs 1, which leaves a
     token's own weight unchanged.
     """
-    return [
-        prompt,
-        completion,
-        prompt if system is None else system,
-        prompt if template is None else template,
-        completion,
-        1.0,
-    ]
+    system = prompt if system is None else system
+    template = prompt if template is None else template
+    return [prompt, completion, system, template, completion, 1.0]

@@ -24,11 +24,8 @@ from stages.data.columns import BadRow, weighted_tokens
 from stages.data.reader import bad_rows_error
 from stages.data.segments import Segment
 
-VERSION = 2
-"""Part of the cache key of prepared rows; increase it when the same rows would be prepared differently."""
-
-ROWS_PER_PROCESS = 5_000
-"""With fewer rows, starting a process takes longer than its share of the work."""
+VERSION = 2  # part of the cache key of prepared rows; increase it when the same rows would be prepared differently
+ROWS_PER_PROCESS = 5_000  # with fewer, starting a process takes longer than its share of the work
 
 ROW_COLUMNS = ({"prompt", "completion"}, {"messages"}, {"text"}, {"input_ids", "loss_weights"})
 """The sets of columns that rows can have."""

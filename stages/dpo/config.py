@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -15,8 +15,6 @@ from stages.library_options.option_models import Options, options
 from stages.training.config import TrainingData, TrainingStage
 
 if TYPE_CHECKING:
-    from typing import Self
-
     DPOOptions = Options
 else:
     DPOOptions = options("DPOConfig")
@@ -33,7 +31,6 @@ class DPOData(TrainingData):
     completion, rejected a different one of another row, drawn with the seed."""
 
     def known_columns(self) -> set[str]:
-        """Return the keys that `columns` may have."""
         if self.rejected == "column":
             return set(PAIR_COLUMNS)
         return columns_of(["prompt_completion", "alpaca", "official"] if self.format == "auto" else [self.format])
@@ -69,6 +66,5 @@ class DPOStage(TrainingStage):
         return self
 
     def rows(self, path: Path, split: str, dropped: list[str] | None = None) -> Iterator[tuple[int, Pair]]:
-        """Yield (number in the file, pair); see TrainingStage.rows."""
         data = self.data
         return read_pairs(path, data.reading(split, data.format), data.rejected, self.seed, dropped)

@@ -11,8 +11,7 @@ from typing import Any
 class AnswerLog:
     """A mapping of keys to JSON values in an append-only file of JSON lines. The last value of a key counts.
 
-    Args:
-        file: created if it does not exist. An incomplete last line, as a killed process leaves one, is removed.
+    An incomplete last line, as a killed process leaves one, is removed.
     """
 
     def __init__(self, file: Path) -> None:

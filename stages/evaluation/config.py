@@ -13,22 +13,21 @@ from stages.base import Need, StageConfig, UserError
 from stages.models.model_folder import REMOTE_CODE
 
 
-def repeated(names: list[str]) -> list[str]:
-    """Return the names that occur more than once."""
-    return [name for name, count in Counter(names).items() if count > 1]
-
-
 def unique(names: list[str]) -> list[str]:
     """Return `names`. Raises ValueError if a name occurs more than once."""
-    if duplicates := repeated(names):
+    if duplicates := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"named more than once: {', '.join(duplicates)}")
     return names
 
 
-def unique_names(entries: list[Any]) -> list[Any]:
-    """Return `entries`. Raises ValueError if two have the same `name`."""
-    unique([entry.name for entry in entries])
-    return entries
+def unique_by(attribute: str) -> AfterValidator:
+    """Create the validator of a list whose entries must differ in `attribute`."""
+
+    def validate(entries: list[Any]) -> list[Any]:
+        unique([getattr(entry, attribute) for entry in entries])
+        return entries
+
+    return AfterValidator(validate)
 
 
 class EvaluationStage(StageConfig):
@@ -43,18 +42,15 @@ class EvaluationStage(StageConfig):
     from the hub. They can do anything on this machine that you can do."""
 
     def needs(self) -> dict[str, Need]:
-        """Name the model `model`. Before the split, further models are `model.1` and so on."""
         return {
             "model" if i == 0 else f"model.{i}": Need("model", model, f"models.{i}", self.trust_remote_code)
             for i, model in enumerate(self.models)
         }
 
     def split(self) -> dict[str, Self]:
-        """Make one step per model."""
         return {f"[{model}]": self.model_copy(update={"models": [model]}) for model in self.models}
 
     def foreign_code(self, files: dict[str, Path]) -> list[str]:
-        """Announce the model's own code."""
         return [REMOTE_CODE] if self.trust_remote_code else []
 
 

@@ -15,7 +15,6 @@ from stages.system.integrity import content_hash
 class PastRun:
     """The last run of one recipe."""
 
-    name: str
     scores: dict[str, Input]
     """Each step that scored a model -> its result, with the lineage of the model."""
     missing: list[str]
@@ -23,11 +22,7 @@ class PastRun:
 
 
 def read_past_run(folder: Path) -> PastRun:
-    """Read the run in `folder`. A run that does not exist yet has no scores and misses nothing.
-
-    Raises:
-        UserError: if run.json or a manifest cannot be read.
-    """
+    """Read the run in `folder`, which may not exist yet. Raises UserError if run.json or a manifest is unreadable."""
     steps = _steps(folder)
     finished = {step.fingerprint: step for step in steps if step.path}
     manifests = {fingerprint: _manifest(folder, step) for fingerprint, step in finished.items()}
@@ -51,7 +46,6 @@ def read_past_run(folder: Path) -> PastRun:
 
     results = {step.step: result(step) for step in steps if step.path}
     return PastRun(
-        folder.name,
         {name: output for name, output in results.items() if output.metrics.results is not None},
         [step.step for step in steps if not step.path and step.kind not in ("report", "push")],
     )

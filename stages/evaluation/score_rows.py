@@ -21,12 +21,7 @@ def score_row(
     headline: bool = False,
     higher_is_better: bool | None = True,
 ) -> ScoreRow:
-    """Average `values` into one row of a stage's `results`; None if there are none.
-
-    Args:
-        values: what is averaged.
-        items: one number per item. The standard error is their standard deviation (n - 1) divided by sqrt(n).
-    """
+    """Average `values` into one row; the standard error is that of the mean of `items`, one number per item."""
     return ScoreRow(
         task=task,
         metric=metric,

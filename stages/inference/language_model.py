@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -27,24 +27,16 @@ class LanguageModel:
 
     Args:
         path: a folder that from_pretrained loads. Weights are read from safetensors only.
-        name: the model's name in messages.
         dtype: dtype of the weights: auto, float32, bfloat16 or float16.
-        trust_remote_code: whether the folder's own Python files may run.
-
-    Raises:
-        UserError: the model cannot be loaded.
     """
 
     def __init__(self, path: Path, name: str, dtype: str, trust_remote_code: bool) -> None:
         try:
-            self.tokenizer = cast(
-                PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+            self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                path, trust_remote_code=trust_remote_code
             )
-            self.model = cast(
-                PreTrainedModel,
-                AutoModelForCausalLM.from_pretrained(
-                    path, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
-                ),
+            self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                path, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
             )
         except (OSError, ValueError) as error:
             raise UserError(f"{name} cannot be loaded: {why_not_loaded(error)}") from None
@@ -73,11 +65,7 @@ class LanguageModel:
         }
 
     def encode(self, messages: Sequence[dict[str, str]] | str) -> Tokens:
-        """Tokenize plain text, or messages in the chat template with its generation prompt.
-
-        Raises:
-            UserError: the tokenizer has no chat template, or its template rejects the messages.
-        """
+        """Tokenize plain text, or messages in the chat template with its generation prompt."""
         if isinstance(messages, str):
             return list(self.tokenizer(messages)["input_ids"])
         if not self.tokenizer.chat_template:
@@ -89,11 +77,11 @@ class LanguageModel:
             text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
         except Exception as error:  # templates raise errors of any type
             raise UserError(f"the chat template of {self.name} rejects the prompt: {error}") from None
-        return list(self.tokenizer(cast(str, text), add_special_tokens=False)["input_ids"])
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def decode(self, tokens: Tokens) -> str:
         """Return the text of an answer without special tokens."""
-        return cast(str, self.tokenizer.decode(tokens, skip_special_tokens=True))
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
     def check_length(self, prompt: Tokens, max_new_tokens: int, place: str) -> None:
         """Raise UserError, which names `place`, if `prompt` and its answer exceed the model's context."""
@@ -127,12 +115,10 @@ class LanguageModel:
                 eos_token_id=sorted(self.eos_ids) or None,
             )
             for row, i in enumerate(batch):
-                answers[i] = self._until_eos(output[row, ids.shape[1] :].tolist())
+                tokens = output[row, ids.shape[1] :].tolist()
+                end = next((n for n, token in enumerate(tokens) if token in self.eos_ids), len(tokens) - 1)
+                answers[i] = tokens[: end + 1]
         return answers
-
-    def _until_eos(self, tokens: Tokens) -> Tokens:
-        end = next((i for i, token in enumerate(tokens) if token in self.eos_ids), len(tokens) - 1)
-        return tokens[: end + 1]
 
     @torch.inference_mode()
     def log_probs(
@@ -196,11 +182,8 @@ class LanguageModel:
 
 
 def _batches(prompts: Sequence[Tokens], sizes: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Group the indices of `prompts`, longest first: little padding, and memory that runs out does so at once.
-
-    The `sizes` in a batch sum to at most `batch_size`, unless it holds a single prompt.
-    """
-    batch: list[int] = []
+    """Group indices, longest prompts first; the `sizes` in a batch of several sum to at most `batch_size`."""
+    batch: list[int] = []  # the longest first: memory that runs out does so at once
     for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True):
         if batch and sum(sizes[k] for k in batch) + sizes[i] > batch_size:
             yield batch

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from stages.base import UserError
 from stages.judge.config import AlpacaEval
-from stages.judge.judge_client import Judge, Reply
+from stages.judge.judge_client import Judge, Reply, text_of
 from stages.judge.questions import Instruction
 from stages.records.metrics import ScoreRow
 from stages.system.library_versions import require_version
@@ -42,24 +41,23 @@ def annotate(
     if single.batch_size != 1:
         raise UserError(f"alpaca_eval.annotator: {section.annotator!r} compares in batches; name another")
     single.fn_completions = _completions(single, judge)
-    references = [asdict(item) for item in instructions]
+    references = [asdict(item) | {"index": index} for index, item in enumerate(instructions)]
     ours = [row | {"output": output, "generator": name} for row, output in zip(references, outputs, strict=True)]
     rows = annotator.annotate_head2head(outputs_1=references, outputs_2=ours, chunksize=None)
     by_index = {row["index"]: row for row in rows}
-    return [by_index[item.index] for item in instructions]
+    return [by_index[index] for index in range(len(instructions))]
 
 
 def _completions(single: Any, judge: Judge) -> Callable[..., dict[str, list[Any]]]:
-    """A function for completions for one of the package's annotators."""
     from alpaca_eval.utils import prompt_to_chatml
 
     parameters = {key: value for key, value in single.completions_kwargs.items() if key != "model_name"}
 
     def as_package(reply: Reply) -> dict[str, Any]:
-        return reply.choice | {"text": reply.text, "total_tokens": 0}
+        return reply | {"text": text_of(reply), "total_tokens": 0}
 
     def parse(reply: Reply) -> Any:
-        completion = as_package(reply) if single.completion_key == "completions_all" else reply.text
+        completion = as_package(reply) if single.completion_key == "completions_all" else text_of(reply)
         try:
             (value,) = single.fn_completion_parser(completion)
         except (ValueError, AssertionError, KeyError, TypeError, IndexError):
@@ -71,7 +69,7 @@ def _completions(single: Any, judge: Judge) -> Callable[..., dict[str, list[Any]
         requests = {key: prompt_to_chatml(prompt.strip()) for key, prompt in zip(keys, prompts, strict=True)}
         judgements = judge.ask(requests, parse, **parameters)
         replies = [judgements[key][0] for key in keys]
-        return {"completions": [reply.text for reply in replies], "completions_all": list(map(as_package, replies))}
+        return {"completions": list(map(text_of, replies)), "completions_all": list(map(as_package, replies))}
 
     return complete
 
@@ -91,7 +89,7 @@ def score(
     None if the package cannot compute them: for fewer than five answers, or if all have one length.
     """
     import pandas as pd
-    from alpaca_eval.metrics import get_length_controlled_winrate, get_winrate
+    from alpaca_eval.metrics import get_length_controlled_winrate, get_winrate, glm_winrate
 
     frame = pd.DataFrame(annotations)
     model = "length_controlled_v1" if difficulties else "length_controlled_minimal"
@@ -100,12 +98,16 @@ def score(
         difficulties = scratch / "df_gamed.csv"
         columns = {"model": "none", "index": range(frame["index"].max() + 1), "instruction_difficulty": 0.0}
         pd.DataFrame(columns).to_csv(difficulties, index=False)
-    with _local_difficulties(difficulties):
-        try:
-            percent = get_length_controlled_winrate(frame, glm_name=model, save_weights_dir=None)
-            length_controlled = list(map(float, frame["glm_preference"]))
-        except ValueError:
-            percent = get_winrate(frame)
+    # the package would download its own table, which is wrong for other instructions
+    download = glm_winrate.hf_hub_download
+    glm_winrate.hf_hub_download = lambda **_: str(difficulties)
+    try:
+        percent = get_length_controlled_winrate(frame, glm_name=model, save_weights_dir=None)
+        length_controlled = list(map(float, frame["glm_preference"]))
+    except ValueError:
+        percent = get_winrate(frame)
+    finally:
+        glm_winrate.hf_hub_download = download
     rows = [
         ScoreRow(
             task="alpaca_eval",
@@ -120,16 +122,3 @@ def score(
         for metric, error in (("win_rate", "standard_error"), ("length_controlled_winrate", "lc_standard_error"))
     ]
     return rows, length_controlled
-
-
-@contextmanager
-def _local_difficulties(table: Path) -> Iterator[None]:
-    """Let the package read `table`: otherwise it downloads its own, which is wrong for other instructions."""
-    from alpaca_eval.metrics import glm_winrate
-
-    download = glm_winrate.hf_hub_download
-    glm_winrate.hf_hub_download = lambda **_: str(table)
-    try:
-        yield
-    finally:
-        glm_winrate.hf_hub_download = download

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar, Literal, Self
@@ -12,7 +11,7 @@ from pydantic import Field, model_validator
 from stages.base import Config, Need, UserError
 from stages.evaluation.config import EvaluationStage, require_vllm
 from stages.judge.questions import RequestEstimate, estimate_alpaca_eval, estimate_mt_bench
-from stages.models.model_folder import REMOTE_CODE, check_context, check_model
+from stages.models.model_folder import check_context, check_model
 
 
 class MTBench(Config):
@@ -90,11 +89,9 @@ class JudgeStage(EvaluationStage):
 
     @property
     def versioned_packages(self) -> tuple[str, ...]:
-        """alpaca_eval, which defines prompts, parsers and metrics."""
         return ("alpaca_eval",) if self.alpaca_eval else ()
 
     def needs(self) -> dict[str, Need]:
-        """The models and the benchmarks' files."""
         references: dict[str, str] = {}
         if self.mt_bench is not None:
             references |= {f"mt_bench.{field}": reference for field, reference in self.mt_bench}
@@ -105,7 +102,8 @@ class JudgeStage(EvaluationStage):
         return super().needs() | {key: Need("data", reference, key) for key, reference in references.items()}
 
     def check(self, files: dict[str, Path]) -> None:
-        """Check that every file is readable, that packages are installed and that the endpoint has the judge."""
+        from stages.judge.endpoint import require_model  # HTTP and TLS are slow to import
+
         check_model(files["model"], self.trust_remote_code, "models")
         check_context(files["model"], self.options.max_new_tokens, "options.max_new_tokens")
         self.request_estimates(files)
@@ -113,38 +111,16 @@ class JudgeStage(EvaluationStage):
             if find_spec(package) is None:
                 raise UserError(f"needs the package {package}; pip install -e '.[judge]'", "judge")
         require_vllm(self.options.backend)
-        _require_judge(self.judge)
+        require_model(self.judge)
 
     def request_estimates(self, files: dict[str, Path]) -> list[RequestEstimate]:
         """Estimate each benchmark's requests to the judge. Raises UserError for a file that cannot be used."""
-        sections = {"mt_bench": self.mt_bench, "alpaca_eval": self.alpaca_eval}
-        benchmarks = [name for name, section in sections.items() if section is not None]
-        data = tuple((name, path) for name, path in sorted(files.items()) if name.partition(".")[0] in benchmarks)
-        return [_estimate(name, data, self.options.limit, self.options.max_new_tokens) for name in benchmarks]
+        sections = {estimate_mt_bench: self.mt_bench, estimate_alpaca_eval: self.alpaca_eval}
+        data = tuple((name, path) for name, path in sorted(files.items()) if name != "model")
+        limit, max_new_tokens = self.options.limit, self.options.max_new_tokens
+        return [estimate(data, limit, max_new_tokens) for estimate, section in sections.items() if section]
 
     def paid_requests(self, files: dict[str, Path]) -> list[str]:
-        """Calls and tokens of the judge, if all files are on this machine."""
         if all(name in files for name, need in self.needs().items() if need.kind == "data"):
             return [f"{self.judge}: {estimate}" for estimate in self.request_estimates(files)]
         return [f"{self.judge}: the number of calls is known once its files are here; --prefetch fetches them"]
-
-    def foreign_code(self, files: dict[str, Path]) -> list[str]:
-        """Python of the model's folder."""
-        return [REMOTE_CODE] if self.trust_remote_code else []
-
-
-@cache
-def _estimate(
-    benchmark: str, files: tuple[tuple[str, Path], ...], limit: int | None, max_new_tokens: int
-) -> RequestEstimate:
-    """Read the files once for all models of the stage."""
-    estimate = {"mt_bench": estimate_mt_bench, "alpaca_eval": estimate_alpaca_eval}[benchmark]
-    return estimate(dict(files), limit, max_new_tokens)
-
-
-@cache
-def _require_judge(judge: str) -> None:
-    """Ask the endpoint once for all models of the stage."""
-    from stages.judge.endpoint import require_model  # HTTP and TLS are slow to import
-
-    require_model(judge)

@@ -11,6 +11,7 @@ import json
 import os
 import urllib.error
 import urllib.request
+from functools import cache
 
 from stages.base import UserError
 
@@ -20,12 +21,12 @@ LIST_TIMEOUT = 20.0
 
 
 def base_url() -> str:
-    """Return the endpoint's address."""
     return os.environ.get("OPENAI_BASE_URL", OPENAI).rstrip("/")
 
 
+@cache
 def require_model(name: str) -> None:
-    """Raise UserError if the endpoint is down, rejects the key or does not have the model."""
+    """Raise UserError if the endpoint is down, rejects the key or does not have the model. Asks it once."""
     url = base_url()
     if not url.startswith(("http://", "https://")):
         raise UserError(f"OPENAI_BASE_URL is {url!r}, which is not an http or https address", "judge")

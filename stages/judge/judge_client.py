@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from typing import Any, cast
 
 from stages.base import UserError
@@ -17,17 +16,13 @@ UNREADABLE = {"message": {"content": ""}}
 """Replaces a response that is not a chat completion. No parser can read it, so the request is repeated."""
 
 
-@dataclass(frozen=True)
-class Reply:
-    """The judge's reply to one request."""
+Reply = dict[str, Any]
+"""First choice of the API's response, and under `model` the model that responded."""
 
-    choice: dict[str, Any]
-    """First choice of the API's response, and under `model` the model that responded."""
 
-    @property
-    def text(self) -> str:
-        """Its message, or an empty string."""
-        return self.choice["message"].get("content") or ""
+def text_of(reply: Reply) -> str:
+    """Return the reply's message, or an empty string."""
+    return reply["message"].get("content") or ""
 
 
 class Judge:
@@ -62,15 +57,15 @@ class Judge:
         for attempt in range(self.options.attempts):
             log_key = f"{key} {attempt}"
             if log_key not in self.answer_log:
-                self.answer_log.add(log_key, self._choice(messages, parameters))
+                self.answer_log.add(log_key, self._request(messages, parameters))
                 self.answer_log.flush()
-            reply = Reply(self.answer_log[log_key])
+            reply: Reply = self.answer_log[log_key]
             if (verdict := parse(reply)) is not None:
                 break
         self.on_judgements(1)
         return reply, verdict
 
-    def _choice(self, messages: list[dict[str, str]], parameters: dict[str, Any]) -> dict[str, Any]:
+    def _request(self, messages: list[dict[str, str]], parameters: dict[str, Any]) -> Reply:
         import openai
 
         try:

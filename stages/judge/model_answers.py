@@ -21,14 +21,15 @@ Conversation = list[dict[str, str]]
 class AnswerGenerator:
     """The evaluated model, loaded from the folder `path`. Raises UserError if it cannot be loaded."""
 
-    def __init__(self, config: JudgeStage, path: Path, answer_log: AnswerLog) -> None:
-        self.config, self.options, self.answer_log = config, config.options, answer_log
+    def __init__(
+        self, config: JudgeStage, path: Path, answer_log: AnswerLog, on_answers: Callable[[int], None]
+    ) -> None:
+        self.config, self.options = config, config.options
+        self.answer_log, self.on_answers = answer_log, on_answers
         self.model = LanguageModel(path, config.models[0], config.options.dtype, config.trust_remote_code)
         self.backend = _VLLM(path, config) if config.options.backend == "vllm" else self.model
 
-    def generate(
-        self, conversations: Sequence[Conversation], temperature: float, name: str, on_answers: Callable[[int], None]
-    ) -> list[str]:
+    def generate(self, conversations: Sequence[Conversation], temperature: float, name: str) -> list[str]:
         """Answer the conversations, logged as `name`. Each batch has its own seed, so that resuming does not change the
         next ones. Raises UserError if a conversation is too long or the tokenizer has no chat template."""
         options, answers = self.options, []
@@ -38,19 +39,18 @@ class AnswerGenerator:
         for start in range(0, len(prompts), options.batch_size):
             key = f"{name} {start}"
             if key not in self.answer_log:
-                torch.manual_seed(_seed(self.config.seed, key))
+                digest = hashlib.sha256(f"{self.config.seed} {key}".encode()).digest()
+                torch.manual_seed(int.from_bytes(digest[:4], "big"))
                 batch = prompts[start : start + options.batch_size]
                 outputs = self.backend.generate(batch, options.max_new_tokens, options.batch_size, temperature)
                 self.answer_log.add(key, [self.model.decode(tokens).strip() for tokens in outputs])
                 self.answer_log.flush()
             answers += self.answer_log[key]
-            on_answers(len(self.answer_log[key]))
+            self.on_answers(len(self.answer_log[key]))
         return answers
 
 
 class _VLLM:
-    """vLLM on as many GPUs as the stage's resources name."""
-
     def __init__(self, path: Path, config: JudgeStage) -> None:
         try:
             from vllm import LLM
@@ -81,7 +81,3 @@ def _prompt(conversation: Conversation, options: Options) -> Conversation | str:
     if options.apply_chat_template:
         return [*system, *conversation]
     return "\n\n".join(message["content"] for message in [*system, *conversation]) + "\n\n"
-
-
-def _seed(seed: int, key: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed} {key}".encode()).digest()[:4], "big")

@@ -8,13 +8,13 @@ coding are graded with a reference answer; writing and roleplay are sampled at t
 from __future__ import annotations
 
 import re
-import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
+from statistics import fmean
 from typing import Any
 
 from stages.evaluation.score_rows import score_row
-from stages.judge.judge_client import Judge, Reply
+from stages.judge.judge_client import Judge, Reply, text_of
 from stages.judge.model_answers import AnswerGenerator
 from stages.judge.questions import Question, Template, template_names
 from stages.records.metrics import ScoreRow
@@ -29,17 +29,13 @@ Grades = dict[str, tuple[float | None, float | None]]
 _GRADE = re.compile(r"\[\[(\d+(?:\.\d+)?)\]\]")
 
 
-def generate_answers(
-    questions: list[Question], generator: AnswerGenerator, on_answers: Callable[[int], None]
-) -> Answers:
-    """Let the model answer both turns of every question."""
+def generate_answers(questions: list[Question], generator: AnswerGenerator) -> Answers:
     answers: dict[str, list[str]] = {question.id: [] for question in questions}
     for turn in (1, 2):
         for temperature in sorted({question.temperature for question in questions}):
             group = [question for question in questions if question.temperature == temperature]
             conversations = [_conversation(question, answers[question.id]) for question in group]
-            name = f"mt_bench turn {turn} at {temperature:g}"
-            texts = generator.generate(conversations, temperature, name, on_answers)
+            texts = generator.generate(conversations, temperature, f"mt_bench turn {turn} at {temperature:g}")
             for question, text in zip(group, texts, strict=True):
                 answers[question.id].append(text)
     return {name: (first, second) for name, (first, second) in answers.items()}
@@ -59,9 +55,8 @@ def grade_answers(
     requests: dict[str, list[dict[str, str]]] = {}
     for question in questions:
         first, second = answers[question.id]
-        values = {"question": question.turns[0], "answer": first}
+        values = {"question": question.turns[0], "answer": first, "answer_1": first, "answer_2": second}
         values |= {"question_1": question.turns[0], "question_2": question.turns[1]}
-        values |= {"answer_1": first, "answer_2": second}
         if question.reference:
             values |= {"ref_answer_1": question.reference[0], "ref_answer_2": question.reference[1]}
         for turn, name in enumerate(template_names(question), 1):
@@ -73,7 +68,7 @@ def grade_answers(
 
 def parse_grade(reply: Reply) -> float | None:
     """The last number from 1 to 10 in double brackets, as in [[7]]; None if there is none."""
-    numbers = _GRADE.findall(reply.text)
+    numbers = _GRADE.findall(text_of(reply))
     grade = float(numbers[-1]) if numbers else 0.0
     return grade if 1 <= grade <= 10 else None
 
@@ -81,24 +76,22 @@ def parse_grade(reply: Reply) -> float | None:
 def score_rows(questions: list[Question], grades: Grades) -> list[ScoreRow]:
     """Mean grades of all questions, each turn and each category; standard errors are over the questions' means."""
     read = {question.id: _read(grades[question.id]) for question in questions}
-    every, means = list(chain(*read.values())), [statistics.fmean(both) for both in read.values() if both]
+    every, means = list(chain(*read.values())), [fmean(both) for both in read.values() if both]
     rows = [
         score_row("mt_bench", "score_over_10", [g / 10 for g in every], [m / 10 for m in means], headline=True),
         score_row("mt_bench", "score", every, means),
     ]
     for turn in (0, 1):
-        turn_grades = [grade for question in questions if (grade := grades[question.id][turn]) is not None]
+        turn_grades = _read([grades[question.id][turn] for question in questions])
         rows.append(score_row(f"mt_bench_turn_{turn + 1}", "score", turn_grades, turn_grades))
     for category in sorted({question.category for question in questions}):
         members = [both for q in questions if q.category == category and (both := read[q.id])]
-        category_means = list(map(statistics.fmean, members))
-        rows.append(score_row(f"mt_bench_{category}", "score", list(chain(*members)), category_means))
+        rows.append(score_row(f"mt_bench_{category}", "score", list(chain(*members)), list(map(fmean, members))))
     return rows
 
 
 def samples(questions: list[Question], answers: Answers, grades: Grades) -> list[dict[str, Any]]:
-    """One sample per question."""
-    means = {name: statistics.fmean(read) if (read := _read(both)) else None for name, both in grades.items()}
+    means = {name: fmean(read) if (read := _read(both)) else None for name, both in grades.items()}
     return [
         {
             "prompts": question.turns,
@@ -112,5 +105,5 @@ def samples(questions: list[Question], answers: Answers, grades: Grades) -> list
     ]
 
 
-def _read(grades: tuple[float | None, float | None]) -> list[float]:
+def _read(grades: Sequence[float | None]) -> list[float]:
     return [grade for grade in grades if grade is not None]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from stages.base import UserError
@@ -16,12 +17,12 @@ WITH_REFERENCE = ("math", "reasoning", "coding")
 TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
 """Sampling temperature by category; the others are greedy."""
 TEMPLATES = ("single-v1", "single-math-v1", "single-v1-multi-turn", "single-math-v1-multi-turn")
-CHARACTERS_PER_TOKEN = 4
-"""Rough average for English."""
-TYPICAL_VERDICT_TOKENS = 250
-"""Rough length of an MT-Bench judgement with its explanation."""
-ALPACA_EVAL_PROMPT_TOKENS = 350
-"""Rough length of the package's own prompt."""
+CHARACTERS_PER_TOKEN = 4  # rough average for English
+TYPICAL_VERDICT_TOKENS = 250  # rough length of an MT-Bench judgement with its explanation
+ALPACA_EVAL_PROMPT_TOKENS = 350  # rough length of the package's own prompt
+
+Files = tuple[tuple[str, Path], ...]
+"""Pairs of name and path. Estimates are cached, so that all models of a stage share one."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +33,11 @@ class Question:
     category: str
     turns: tuple[str, str]
     reference: tuple[str, str] | None
-
-    @property
-    def temperature(self) -> float:
-        """Sampling temperature of the answers."""
-        return TEMPERATURES.get(self.category, 0.0)
+    temperature: float
 
 
 @dataclass(frozen=True)
 class Template:
-    """A prompt for the judge."""
-
     system: str
     prompt: str
 
@@ -59,8 +54,6 @@ class Instruction:
     instruction: str
     output: str
     generator: str
-    index: int = 0
-    """Its row in the file, from 0."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +82,7 @@ def read_questions(files: Mapping[str, Path], limit: int | None) -> list[Questio
         reference = references.get(name) if category in WITH_REFERENCE else None
         if category in WITH_REFERENCE and reference is None:
             raise BadRow(None, f"is of the category {category}, but the references have no answer to {name}")
-        return Question(name, category, _turns(row), reference)
+        return Question(name, category, _turns(row), reference, TEMPERATURES.get(category, 0.0))
 
     questions = read_as(path, question)
     if len({question.id for question in questions}) < len(questions):
@@ -119,7 +112,6 @@ def _turns(row: Record) -> tuple[str, str]:
 
 
 def read_templates(files: Mapping[str, Path]) -> dict[str, Template]:
-    """Read the judge's prompts for MT-Bench. Raises UserError."""
     path = files["mt_bench.prompts"]
     templates = dict(read_as(path, _template))
     if missing := [name for name in TEMPLATES if name not in templates]:
@@ -134,7 +126,7 @@ def _template(row: Record, _: int) -> tuple[str, Template]:
 def read_instructions(files: Mapping[str, Path], limit: int | None) -> list[Instruction]:
     """Read AlpacaEval's instructions with their reference outputs. Raises UserError."""
     path = files["alpaca_eval.instructions"]
-    instructions = [replace(item, index=index) for index, item in enumerate(read_as(path, _instruction))]
+    instructions = read_as(path, _instruction)
     if len({item.generator for item in instructions}) > 1:
         raise UserError(f"{path}: has outputs of several generators; keep those of one reference model")
     if len({item.instruction for item in instructions}) < len(instructions):
@@ -155,9 +147,10 @@ def template_names(question: Question) -> tuple[str, str]:
     return name, f"{name}-multi-turn"
 
 
-def estimate_mt_bench(files: Mapping[str, Path], limit: int | None, max_new_tokens: int) -> RequestEstimate:
+@cache
+def estimate_mt_bench(files: Files, limit: int | None, max_new_tokens: int) -> RequestEstimate:
     """Estimate one request per turn, with answers of full length. Raises UserError."""
-    questions, templates = read_questions(files, limit), read_templates(files)
+    questions, templates = read_questions(dict(files), limit), read_templates(dict(files))
     tokens = 0
     for question in questions:
         for name in template_names(question):
@@ -169,9 +162,10 @@ def estimate_mt_bench(files: Mapping[str, Path], limit: int | None, max_new_toke
     return RequestEstimate("MT-Bench", calls, tokens, calls * TYPICAL_VERDICT_TOKENS)
 
 
-def estimate_alpaca_eval(files: Mapping[str, Path], limit: int | None, max_new_tokens: int) -> RequestEstimate:
+@cache
+def estimate_alpaca_eval(files: Files, limit: int | None, max_new_tokens: int) -> RequestEstimate:
     """Estimate one request per instruction, with answers of full length. Raises UserError."""
-    instructions = read_instructions(files, limit)
+    instructions = read_instructions(dict(files), limit)
     tokens = sum(_tokens(item.instruction) + _tokens(item.output) for item in instructions)
     tokens += (ALPACA_EVAL_PROMPT_TOKENS + max_new_tokens) * len(instructions)
     return RequestEstimate("AlpacaEval", len(instructions), tokens, len(instructions))

@@ -19,7 +19,6 @@ from stages.judge.questions import read_instructions, read_questions, read_templ
 from stages.records.metrics import Metrics, ScoreRow
 
 BenchmarkResult = tuple[list[ScoreRow], list[str]]
-"""Rows and notes of one benchmark."""
 
 
 def run(context: Context) -> Metrics:
@@ -37,17 +36,12 @@ def run(context: Context) -> Metrics:
         seconds=round(time.monotonic() - start, 3),
         samples={name: f"samples_{name}.jsonl" for name in benchmarks},
         notes=[note for _, notes in benchmarks.values() for note in notes],
-        environment={
-            "judge": config.judge,
-            "backend": config.options.backend,
-            **evaluation.generator.model.environment(),
-        },
+        environment={"judge": config.judge, "backend": config.options.backend}
+        | evaluation.generator.model.environment(),
     )
 
 
 class _Evaluation:
-    """The loaded model, the judge and the benchmarks' files."""
-
     def __init__(self, context: Context) -> None:
         config: JudgeStage = context.config
         self.context, self.config = context, config
@@ -56,14 +50,14 @@ class _Evaluation:
         print(*estimates, sep="\n", flush=True)
         context.progress(0, 1, f"loading {config.models[0]}")
         answer_log = AnswerLog(context.checkpoints / "answers.jsonl")
-        self.generator = AnswerGenerator(config, context.inputs["model"].path, answer_log)
         calls = sum(estimate.calls for estimate in estimates)
-        self.add_answers = _counter(context.progress, calls, "answers")
+        on_answers = _counter(context.progress, calls, "answers")
+        self.generator = AnswerGenerator(config, context.inputs["model"].path, answer_log, on_answers)
         self.judge = Judge(config, answer_log, _counter(context.progress, calls, "judgements"))
 
     def mt_bench(self) -> BenchmarkResult:
         questions, templates = read_questions(self.files, self.config.options.limit), read_templates(self.files)
-        answers = mt_bench.generate_answers(questions, self.generator, self.add_answers)
+        answers = mt_bench.generate_answers(questions, self.generator)
         grades = mt_bench.grade_answers(questions, answers, templates, self.judge)
         notes = self._check_unread("mt_bench", [grade for both in grades.values() for grade in both])
         write_samples(mt_bench.samples(questions, answers, grades), self.context.out / "samples_mt_bench.jsonl")
@@ -72,7 +66,7 @@ class _Evaluation:
     def alpaca_eval(self, section: AlpacaEval) -> BenchmarkResult:
         instructions = read_instructions(self.files, self.config.options.limit)
         conversations = [[{"role": "user", "content": item.instruction}] for item in instructions]
-        outputs = self.generator.generate(conversations, 0.0, "alpaca_eval", self.add_answers)
+        outputs = self.generator.generate(conversations, 0.0, "alpaca_eval")
         annotations = alpaca_eval.annotate(section, instructions, outputs, self.config.models[0], self.judge)
         win_rates = [alpaca_eval.win_rate(annotation) for annotation in annotations]
         notes = self._check_unread("alpaca_eval", win_rates)
@@ -104,7 +98,6 @@ class _Evaluation:
 
 
 def _counter(progress: Callable[[int, int, str], None], total: int, note: str) -> Callable[[int], None]:
-    """Return a function that adds to a count and reports it."""
     done = 0
 
     def add(count: int) -> None:

@@ -5,37 +5,23 @@ These are the likeliest mistakes, not all: the libraries' own checks still run.
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
-_COUNT = {"ge": 1}
-_NOT_NEGATIVE = {"ge": 0}
-_BELOW_1 = {"ge": 0, "lt": 1}
-_SHARE = {"ge": 0, "le": 1}
-_POSITIVE = {"gt": 0}
+_RULES = json.loads(Path(__file__).with_name("option_rules.json").read_text())
 
-RANGES: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "precompute_ref_batch_size"), _COUNT),
-    **dict.fromkeys(("gradient_accumulation_steps", "eval_accumulation_steps", "torch_empty_cache_steps"), _COUNT),
-    **dict.fromkeys(("max_length", "dataset_num_proc", "ddp_timeout", "ref_model_sync_steps", "r"), _COUNT),
-    **dict.fromkeys(("dataloader_prefetch_factor", "lora_alpha"), _COUNT),
-    **dict.fromkeys(("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps"), _NOT_NEGATIVE),
-    **dict.fromkeys(("dataloader_num_workers", "eval_delay", "neftune_noise_alpha"), _NOT_NEGATIVE),
-    **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor", "lora_dropout"), _BELOW_1),
-    **dict.fromkeys(("ld_alpha", "ref_model_mixup_alpha"), _SHARE),
-    **dict.fromkeys(("num_train_epochs", "logging_steps", "eval_steps", "beta", "discopop_tau"), _POSITIVE),
-    "label_smoothing": {"ge": 0, "lt": 0.5},
-    "max_steps": {"ge": -1},
-}
+RESERVED: dict[str, dict[str, str]] = _RULES["reserved"]
+"""Class or command in options.json, or `train` for both configs of TRL -> an option that a recipe cannot set, where `*`
+matches any ending -> reason or remedy."""
+
+RANGES: dict[str, dict[str, Any]] = _RULES["ranges"]
 """Option -> range of its number, as arguments of pydantic's Field."""
 
-EXCLUSIVE = (("fp16", "bf16"), ("fp16_full_eval", "bf16_full_eval"), ("use_dora", "lora_bias"))
+EXCLUSIVE: list[tuple[str, str]] = _RULES["exclusive"]
 """Options of which at most one may be set."""
 
-REQUIRED = {
-    "dataloader_prefetch_factor": "dataloader_num_workers",
-    "dataloader_persistent_workers": "dataloader_num_workers",
-    "layers_pattern": "layers_to_transform",
-}
+REQUIRED: dict[str, str] = _RULES["required"]
 """Option -> the option that it requires."""
 
 

@@ -8,16 +8,16 @@ import subprocess
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from stages.base import Config, Need, UserError, wrong_at
 from stages.data.files import read_rows
-from stages.evaluation.config import EvaluationStage, repeated, require_vllm
+from stages.evaluation.config import EvaluationStage, require_vllm, unique_by
 from stages.library_options.option_models import Options as LibraryOptions
 from stages.library_options.option_models import options as library_options
-from stages.models.model_folder import REMOTE_CODE, check_context, check_model
+from stages.models.model_folder import check_context, check_model
 from stages.system.module_command import module_command
 from stages.training.launch import Launch
 
@@ -27,14 +27,14 @@ else:
     GenerationOptions = library_options("gen_kwargs")
 
 LOADERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
-"""File suffix -> the `datasets` loader that reads it."""
 
+# task files are read as text, since their functions must not run
+_TASK_IN_YAML = re.compile(r"(?m)^(?:task|group): *['\"]?([^\s'\"]+)")
 _PYTHON_IN_YAML = re.compile(r"!function|__")
 """Text in a task file that calls Python: a function, or an object's dunder attribute in a template."""
 
 
 def dataset_loader(reference: str) -> str | None:
-    """The `datasets` loader for a file reference. None if the suffix is not supported."""
     name = reference.partition("@sha256:")[0]
     return LOADERS.get(PurePosixPath(name).suffix.lower())
 
@@ -111,7 +111,6 @@ class Options(Config):
 
     @property
     def multiturn(self) -> bool:
-        """`fewshot_as_multiturn` with its default filled in."""
         return self.apply_chat_template if self.fewshot_as_multiturn is None else self.fewshot_as_multiturn
 
 
@@ -121,7 +120,7 @@ class LMEvalStage(EvaluationStage):
     kind: ClassVar[str] = "lm_eval"
     version: ClassVar[int] = 1
 
-    tasks: list[Task] = Field(min_length=1)
+    tasks: Annotated[list[Task], Field(min_length=1), unique_by("task")]
     """Benchmarks: tasks, groups or tags of lm-eval, or of the folder `include_path`."""
     include_path: str | None = None
     """A folder with your own task files. Their Python functions and templates run: include only what you trust."""
@@ -131,13 +130,6 @@ class LMEvalStage(EvaluationStage):
     each. Absent: one process. A task's random few-shot examples are drawn by each process for its own items."""
     seed: int | None = None
     """For random few-shot examples and for sampling. None: lm-eval's own seeds."""
-
-    @field_validator("tasks")
-    @classmethod
-    def _tasks_differ(cls, tasks: list[Task]) -> list[Task]:
-        if duplicates := repeated([task.task for task in tasks]):
-            raise ValueError(f"named more than once: {', '.join(duplicates)}; add another lm_eval stage")
-        return tasks
 
     @model_validator(mode="after")
     def _processes_fit(self) -> Self:
@@ -149,33 +141,29 @@ class LMEvalStage(EvaluationStage):
 
     @property
     def versioned_packages(self) -> tuple[str, ...]:
-        """lm_eval, which defines the tasks."""
         return ("lm_eval",)
 
     @property
     def processes(self) -> int:
-        """Number of processes that a step starts on this machine."""
         return 1 if self.launch is None else self.launch.processes_per_machine
 
     def needs(self) -> dict[str, Need]:
-        """The models, task folder, data sets and data files."""
         needs = super().needs()
         if self.include_path is not None:
             needs["include_path"] = Need("data", self.include_path, "include_path")
         for i, task in enumerate(self.tasks):
             if task.dataset is not None:
-                needs[dataset_key(task)] = Need("data", task.dataset, f"tasks.{i}.dataset")
+                needs[f"dataset.{task.task}"] = Need("data", task.dataset, f"tasks.{i}.dataset")
             for split, reference in task.data.items():
-                needs[data_key(task, split)] = Need("data", reference, f"tasks.{i}.data.{split}")
+                needs[f"data.{task.task}.{split}"] = Need("data", reference, f"tasks.{i}.data.{split}")
         return needs
 
     def check(self, files: dict[str, Path]) -> None:
-        """Check that lm-eval can run every task, that every file is readable and that the model can be loaded."""
         for name, path in files.items():
             if name.startswith("data."):
                 _require_rows(path)
         for i, task in enumerate(self.tasks):
-            if task.dataset is not None and not files[dataset_key(task)].is_dir():
+            if task.dataset is not None and not files[f"dataset.{task.task}"].is_dir():
                 raise UserError(f"{task.dataset} is a file; name files under data", f"tasks.{i}.dataset")
         refusals = self._refusals(files.get("include_path"))
         for i, task in enumerate(self.tasks):
@@ -188,14 +176,14 @@ class LMEvalStage(EvaluationStage):
     def _refusals(self, include: Path | None) -> dict[str, str]:
         """Task name -> why it cannot run. Starts lm-eval only for names that the user's folder does not define."""
         allowed = self.options.confirm_run_unsafe_code
-        has_unsafe = not allowed and any("unsafe_code" in text for text in _yaml_texts(include))
-        own_names = set() if has_unsafe else _own_task_names(include)
+        texts = list(_yaml_texts(include))
+        has_unsafe = not allowed and any("unsafe_code" in text for text in texts)
+        own_names = set() if has_unsafe else {name for text in texts for name in _TASK_IN_YAML.findall(text)}
         names = tuple(task.task for task in self.tasks if task.task not in own_names)
         return _lm_eval_refusals(names, include, allowed) if names else {}
 
     def foreign_code(self, files: dict[str, Path]) -> list[str]:
-        """Python of the model's folder, code that the model writes, and Python of the user's tasks."""
-        sources = [REMOTE_CODE] if self.trust_remote_code else []
+        sources = super().foreign_code(files)
         if self.options.confirm_run_unsafe_code:
             sources.append("options.confirm_run_unsafe_code: code that the model writes runs")
         include = files.get("include_path")
@@ -206,25 +194,8 @@ class LMEvalStage(EvaluationStage):
 
 @cache
 def _require_rows(path: Path) -> None:
-    """Read a data file to its end, once for all models of the stage. Raises UserError."""
     for _ in read_rows(path):
         pass
-
-
-def data_key(task: Task, split: str) -> str:
-    """The key of one of a task's data files in `context.inputs`."""
-    return f"data.{task.task}.{split}"
-
-
-def dataset_key(task: Task) -> str:
-    """The key of a task's data set in `context.inputs`."""
-    return f"dataset.{task.task}"
-
-
-def _own_task_names(folder: Path | None) -> set[str]:
-    """Names of tasks and groups in the folder's YAML files, which are read as text: their functions must not run."""
-    pattern = r"(?m)^(?:task|group): *['\"]?([^\s'\"]+)"
-    return {name for text in _yaml_texts(folder) for name in re.findall(pattern, text)}
 
 
 def _yaml_texts(folder: Path | None) -> Iterator[str]:

@@ -27,14 +27,11 @@ require_version("lm_eval", "0.4")
 
 
 class AnswerLogHook(CacheHook):
-    """Adds every answer to the log; lm-eval calls it once per request."""
-
     def __init__(self, answer_log: AnswerLog, on_answers: Callable[[int], None]) -> None:
         super().__init__(None)
         self.answer_log, self.on_answers = answer_log, on_answers
 
     def add_partial(self, attr: str, req: Any, res: Any) -> None:
-        """Log the answer `res`."""
         self.answer_log.add(hash_args(attr, req), res)
         self.on_answers(1)
 
@@ -45,7 +42,6 @@ class ResumableModel(TemplateLM):
     lm-eval's own cache is keyed by the model's path, so it could return the answers of a model that has changed since.
     This log is in the step's checkpoint folder, which belongs to one fingerprint. It is written batch by batch: the
     remaining requests form the same batches as without the interruption, and give the same scores to the last bit.
-    `on_answers` is called with the number of further answers, `arguments` are those of the lm-eval model.
     """
 
     def __init__(self, checkpoints: Path, on_answers: Callable[[int], None], **arguments: Any) -> None:
@@ -57,15 +53,12 @@ class ResumableModel(TemplateLM):
         self.set_cache_hook(AnswerLogHook(self.answer_log, on_answers))
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """Score continuations."""
         return self._resume("loglikelihood", requests, super().loglikelihood)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
-        """Score texts."""
         return self._resume("loglikelihood_rolling", requests, super().loglikelihood_rolling)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        """Generate answers."""
         return self._resume("generate_until", requests, super().generate_until)
 
     def _model_generate(self, *arguments: Any, **settings: Any) -> Any:
@@ -75,13 +68,14 @@ class ResumableModel(TemplateLM):
     def _resume(self, method: str, requests: list[Instance], answer: Callable[..., list[Any]]) -> list[Any]:
         """Answer the requests that are not in the log, without lm-eval's progress bars."""
         keys = [hash_args(method, request.args) for request in requests]
-        # Repeats of a sampled request have the same key but different answers, so none is reused.
-        sampled = [method == "generate_until" and bool(request.args[1].get("do_sample")) for request in requests]
-        logged = {
-            key: self.answer_log[key]
-            for key, draw in zip(keys, sampled, strict=True)
-            if not draw and key in self.answer_log
-        }
+        logged: dict[str, Any] = {}
+        for request, key in zip(requests, keys, strict=True):
+            # repeats of a sampled request have the same key but different answers, so none is reused
+            is_sampled = method == "generate_until" and request.args[1].get("do_sample")
+            if key in self.answer_log and not is_sampled:
+                answers = self.answer_log[key]
+                # JSON has no tuples: a list is the log-likelihood of a continuation, and whether it is the greedy one
+                logged[key] = tuple(answers) if isinstance(answers, list) else answers
         remaining = [request for request, key in zip(requests, keys, strict=True) if key not in logged]
         self.on_answers(len(requests) - len(remaining))
         new = iter(answer(remaining, disable_tqdm=True) if remaining else [])
@@ -91,8 +85,6 @@ class ResumableModel(TemplateLM):
             for request in requests
             if _truncation_key(method, request.args) in self.answer_log
         }
-        # JSON has no tuples: a list is the log-likelihood of a continuation, and whether it is the greedy one.
-        logged = {key: tuple(value) if isinstance(value, list) else value for key, value in logged.items()}
         return [logged[key] if key in logged else next(new) for key in keys]
 
 

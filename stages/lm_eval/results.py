@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,49 +19,38 @@ from stages.system.file_names import file_name
 
 def score_rows(results: Mapping[str, Any], benchmarks: list[Benchmark]) -> list[ScoreRow]:
     """Return every score, benchmark by benchmark, a group before its tasks."""
-    return [
-        row
-        for i, benchmark in enumerate(benchmarks)
-        for name in [*benchmark.groups, *benchmark.tasks]
-        for row in _rows_of(name, results, _headline(name, i, benchmark, results))
-    ]
+    rows = []
+    for i, benchmark in enumerate(benchmarks):
+        for name in [*benchmark.groups, *benchmark.tasks]:
+            scores, higher_is_better = results["results"][name], results["higher_is_better"].get(name, {})
+            # the other keys are `metric_stderr,filter` and a few without a comma
+            keys = [key for key in scores if "," in key and not key.partition(",")[0].endswith("_stderr")]
+            headline = _headline(keys, name, i, benchmark)
+            for key in keys:
+                metric, _, filter_name = key.partition(",")
+                row = ScoreRow(
+                    task=name,
+                    metric=metric,
+                    filter=filter_name,
+                    value=_number(scores[key]),
+                    stderr=_number(scores.get(f"{metric}_stderr,{filter_name}")),
+                    n=int(scores["sample_len"]),
+                    headline=key == headline,
+                    higher_is_better=higher_is_better.get(metric),
+                )
+                rows.append(row)
+    return rows
 
 
-def _headline(name: str, index: int, benchmark: Benchmark, results: Mapping[str, Any]) -> str | None:
+def _headline(keys: list[str], name: str, index: int, benchmark: Benchmark) -> str | None:
     """The key, such as `acc,none`, of the headline score; None if the report's main table does not show `name`."""
     if name not in benchmark.headlines:
         return None
-    keys = [key for key, _ in _scores(results["results"][name])]
     metric = benchmark.config.metric
-    if metric is None:
-        return keys[0] if keys else None
-    if matches := [key for key in keys if metric in (key, key.partition(",")[0])]:
-        return matches[0]
-    raise UserError(f"tasks.{index}.metric: {name} reported no {metric!r}, only {'; '.join(keys)}")
-
-
-def _rows_of(name: str, results: Mapping[str, Any], headline: str | None) -> Iterator[ScoreRow]:
-    task_results = results["results"][name]
-    higher_is_better = results["higher_is_better"].get(name, {})
-    for key, value in _scores(task_results):
-        metric, _, filter_name = key.partition(",")
-        yield ScoreRow(
-            task=name,
-            metric=metric,
-            filter=filter_name,
-            value=_number(value),
-            stderr=_number(task_results.get(f"{metric}_stderr,{filter_name}")),
-            n=int(task_results["sample_len"]),
-            headline=key == headline,
-            higher_is_better=higher_is_better.get(metric),
-        )
-
-
-def _scores(task_results: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Items with the key `metric,filter`; others are `metric_stderr,filter` and a few without a comma."""
-    for key, value in task_results.items():
-        if "," in key and not key.partition(",")[0].endswith("_stderr"):
-            yield key, value
+    matches = [key for key in keys if metric in (None, key, key.partition(",")[0])]
+    if metric is not None and not matches:
+        raise UserError(f"tasks.{index}.metric: {name} reported no {metric!r}, only {'; '.join(keys)}")
+    return matches[0] if matches else None
 
 
 def _number(value: Any) -> float | None:
@@ -86,7 +75,6 @@ def without_paths(text: str, names: Mapping[str, str]) -> str:
 
 
 def dump(value: Any, indent: int | None = None) -> str:
-    """Format JSON as lm-eval's command does."""
     return json.dumps(value, indent=indent, default=handle_non_serializable, ensure_ascii=False)
 
 
@@ -107,10 +95,5 @@ def _serializable(sample: dict[str, Any]) -> dict[str, Any]:
         f"gen_args_{i}": {f"arg_{j}": part for j, part in enumerate(request)}
         for i, request in enumerate(sample["arguments"])
     }
-    return {
-        **sample,
-        "resps": sanitize_list(sample["resps"]),
-        "filtered_resps": sanitize_list(sample["filtered_resps"]),
-        "arguments": arguments,
-        "target": str(sample["target"]),
-    }
+    responses = {key: sanitize_list(sample[key]) for key in ("resps", "filtered_resps")}
+    return sample | responses | {"arguments": arguments, "target": str(sample["target"])}

@@ -14,7 +14,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the value that lm-ev
 os.environ.setdefault("DISABLE_MULTIPROC", "1")  # bootstrap without a fork, which can hang in a process with threads
 
 import lm_eval
-import torch
+from accelerate.utils import gather_object
 from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.tasks import TaskManager
@@ -45,7 +45,8 @@ def run(context: Context) -> Metrics:
         context.progress(0, 1, f"loading {config.models[0]}")
         model = load_model(path, config, context.checkpoints, _request_counter(benchmarks, context.progress))
         evaluation = _evaluate(config, benchmarks, model, path)
-        truncated = _truncated_counts(model)
+        by_process = gather_object([model.truncated]) if isinstance(model, HFModel) else [model.truncated]
+        truncated = Counter(task for task, _ in set().union(*by_process))
     if evaluation is None:
         return Metrics()
     results, samples = evaluation
@@ -113,20 +114,10 @@ def _evaluate(
     if results is None:
         return None
     samples = results.pop("samples")
-    tracker.general_config_tracker.log_end_time()
     results["task_hashes"] = task_hashes(samples)
     results.update(asdict(tracker.general_config_tracker))
     results["model_source"] = options.backend
     return results, samples
-
-
-def _truncated_counts(model: ResumableModel) -> Counter[str]:
-    """Task -> number of items that are longer than the model's context, over all processes."""
-    by_process: list[Any] = [model.truncated]
-    if model.world_size > 1:
-        by_process = [None] * model.world_size
-        torch.distributed.all_gather_object(by_process, model.truncated)
-    return Counter(task for task, _ in set().union(*by_process))
 
 
 def _request_counter(benchmarks: list[Benchmark], progress: Callable[[int, int, str], None]) -> Callable[[int], None]:
@@ -146,7 +137,6 @@ def _request_counter(benchmarks: list[Benchmark], progress: Callable[[int, int, 
 
 
 def _portable_names(config: LMEvalStage, context: Context) -> dict[str, str]:
-    """Path on this machine -> its replacement in results.json."""
     needs = config.needs()
     pairs = [(item.path, needs[key].value) for key, item in context.inputs.items() if key in needs]
     names = {str(path): name for path, name in pairs} | {str(path.resolve()): name for path, name in pairs}

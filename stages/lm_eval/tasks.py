@@ -17,7 +17,7 @@ from lm_eval.tasks import TaskManager
 
 from stages.base import UserError
 from stages.library_options.option_models import CODE_OPTIONS
-from stages.lm_eval.config import LMEvalStage, Task, data_key, dataset_key, dataset_loader
+from stages.lm_eval.config import LMEvalStage, Task, dataset_loader
 from stages.system.file_names import file_name
 
 
@@ -41,12 +41,6 @@ class Benchmark:
             if not isinstance(part, Group) or part.has_aggregation
         ]
         return scored or list(self.tasks)
-
-    def metrics_of(self, name: str) -> list[str]:
-        """Metrics that a task or group of this benchmark reports, in lm-eval's order."""
-        if name in self.groups:
-            return list(dict.fromkeys(m.metric for m in self.groups[name].aggregate_metric_list or []))
-        return list(self.tasks[name].aggregation())
 
 
 def load_benchmarks(config: LMEvalStage, files: Mapping[str, Path], scratch: Path) -> list[Benchmark]:
@@ -145,7 +139,7 @@ def _with_own_data(manager: TaskManager, index: int, task: Task, files: Mapping[
         "dataset_path": dataset_loader(next(iter(task.data.values()))),
         "dataset_name": None,
         "dataset_kwargs": {
-            "data_files": {split: str(files[data_key(task, split)].resolve()) for split in task.data},
+            "data_files": {split: str(files[f"data.{task.task}.{split}"].resolve()) for split in task.data},
             # datasets keys its shared cache by path and time stamp, so it could return a file's old content.
             "cache_dir": str(scratch / "datasets"),
         },
@@ -159,7 +153,7 @@ def _with_own_dataset(
     manager: TaskManager, index: int, task: Task, files: Mapping[str, Path], scratch: Path
 ) -> list[str]:
     """Replace the task, the group or the tag's tasks by ones that read the recipe's folder; return their names."""
-    dataset = str(files[dataset_key(task)].resolve())
+    dataset = str(files[f"dataset.{task.task}"].resolve())
     entry = manager.task_index[task.task]
     names = [task.task] if entry.yaml_path else sorted(entry.tags)
     for name in names:
@@ -185,7 +179,6 @@ def _write_task_file(override: dict[str, Any], scratch: Path, name: str) -> str:
 
 
 def _splits(cfg: Mapping[str, Any], task: Task) -> tuple[str | None, str | None]:
-    """The split that is scored, and the split of the few-shot examples if it has any."""
     scored = cfg.get("test_split") or cfg.get("validation_split")
     if not _num_fewshot(cfg, task) or (cfg.get("fewshot_config") or {}).get("samples"):
         return scored, None
@@ -213,7 +206,9 @@ def _check_metric(benchmark: Benchmark, key: str) -> None:
         return
     metric = benchmark.config.metric.partition(",")[0]
     for name in benchmark.headlines:
-        reported = benchmark.metrics_of(name)
+        reported = list(benchmark.tasks[name].aggregation()) if name in benchmark.tasks else []
+        if name in benchmark.groups:
+            reported = list(dict.fromkeys(m.metric for m in benchmark.groups[name].aggregate_metric_list or []))
         if metric not in reported:
             raise UserError(f"{key}: {name} reports no {metric!r}, only {', '.join(reported)}")
 

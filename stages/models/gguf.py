@@ -5,20 +5,17 @@ The weights become plain float32 tensors, which compute the same and which train
 
 from __future__ import annotations
 
-import shutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock
-
 from stages.base import UserError
-from stages.system.integrity import broken_seal, content_hash, file_hash, seal
+from stages.system.integrity import build_once, content_hash, file_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-VERSION = 1
-"""Part of the cache key; increase it when the same file would give another folder."""
+VERSION = 1  # part of the cache key; increase it when the same file would give another folder
 
 PAD_TOKENS = ("<|endoftext|>", "<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<unk>")
 """Special tokens that can serve as padding, in order of preference; none of them ends a turn."""
@@ -28,26 +25,11 @@ def to_safetensors(path: Path, cache: Path) -> Path:
     """Return a folder with the file's model: model.safetensors (float32), configs, tokenizer and chat template.
 
     The folder is in `cache/gguf/` under the hash of the file and VERSION. If several processes ask, one converts.
-
-    Raises:
-        UserError: if transformers cannot read the file.
+    Raises UserError if transformers cannot read the file.
     """
-    key = content_hash([file_hash(path), VERSION])
-    store = cache / "gguf"
-    store.mkdir(parents=True, exist_ok=True)
-    target, work = store / key, store / f".{key}"
-    with FileLock(f"{work}.lock"):
-        if broken_seal(target) is None:
-            return target
-        for leftover in (work, target):  # of a killed run, or damaged since
-            shutil.rmtree(leftover, ignore_errors=True)
-        try:
-            _convert(path, work)
-            seal(work)
-            work.replace(target)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    return target
+    folder = cache / "gguf" / content_hash([file_hash(path), VERSION])
+    build_once(folder, partial(_convert, path))
+    return folder
 
 
 def _convert(path: Path, folder: Path) -> None:
@@ -82,10 +64,7 @@ def _unquantised(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _set_padding(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
-    """Set a padding token other than the one that ends a turn, if the vocabulary has one.
-
-    Otherwise, code that masks padding by its id also masks the ends of turns, which should be learnt.
-    """
+    """Set a padding token that ends no turn, if there is one: code that masks padding by id would mask the ends too."""
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         vocabulary = tokenizer.get_vocab()
         ends = {tokenizer.eos_token, tokenizer.bos_token}

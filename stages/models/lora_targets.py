@@ -12,17 +12,14 @@ from typing import Any
 
 from stages.base import UserError
 
-MAX_HEADER = 100_000_000
-"""Bytes; the limit of safetensors itself."""
-OUTPUT = "lm_head"
-"""If its weights are tied to the embeddings, this module has no tensor in the file."""
+MAX_HEADER = 100_000_000  # bytes; the limit of safetensors itself
+OUTPUT = "lm_head"  # this module has no tensor in the file if its weights are tied to the embeddings
 
 
 def check_targets(model: Path, lora: dict[str, Any]) -> None:
     """Check that the names in `lora` match modules. Does nothing if `model` is not a folder of safetensors.
 
-    Raises:
-        UserError: no module of `model` matches lora.target_modules, or none matches lora.modules_to_save.
+    Raises UserError if no module matches lora.target_modules, or none matches lora.modules_to_save.
     """
     modules = module_names(model)
     if not modules:

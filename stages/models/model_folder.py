@@ -9,26 +9,19 @@ from typing import Any
 from stages.base import UserError
 
 TRUST = "set trust_remote_code: true on the stage; they can then do on this machine whatever you can do"
-REMOTE_CODE = "trust_remote_code: the model's own Python files run"
-"""The line of --plan for a stage that sets it."""
-
-_AUTO_CLASSES = ("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer")
-"""The classes that load models here; code that a folder registers for others never runs."""
+REMOTE_CODE = "trust_remote_code: the model's own Python files run"  # the line of --plan for a stage that sets it
+_AUTO_CLASSES = ("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer")  # code that a folder has for others never runs
 
 
 def check_model(path: Path, trusted: bool, key: str, weights: bool = True) -> None:
-    """Refuse a model that cannot be loaded safely.
+    """Raise UserError, at `key` of the stage's section, if a model cannot be loaded safely.
 
     Args:
-        path: a folder in the format of save_pretrained, or a .gguf file, which has neither pickles nor code.
+        path: a folder in the format of save_pretrained, or a .gguf file.
         trusted: the stage's trust_remote_code.
-        key: the place of the model in the stage's section.
         weights: whether the stage reads the weights.
-
-    Raises:
-        UserError: at `key`.
     """
-    if path.is_file():
+    if path.is_file():  # a .gguf file has neither pickles nor code
         return
     if (path / "adapter_config.json").is_file():
         raise UserError(f"{path} holds an adapter; merge it into its model (merge_and_unload) and save that", key)

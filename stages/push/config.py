@@ -38,18 +38,15 @@ class PushStage(StageConfig):
         return model
 
     def needs(self) -> dict[str, Need]:
-        """Name the model `model` and the stages that scored it `results.0`, `results.1` and so on."""
         scores = {
             f"results.{i}": Need("steps", name, f"results.{i}", of="model") for i, name in enumerate(self.results)
         }
         return {"model": Need("model", self.model, "model"), **scores}
 
     def check(self, files: dict[str, Path]) -> None:
-        """Check that the token may write to the repository, before anything is trained. Raises UserError."""
         from stages.push.hub import require_access  # importing the client would slow down every plan
 
         require_access(self.repo)
 
     def paid_requests(self, files: dict[str, Path]) -> list[str]:
-        """Announce the upload."""
         return [f"uploads the model to {self.repo} on the hub, {'private' if self.private else 'public'}"]

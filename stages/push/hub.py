@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi, get_token
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from stages.base import UserError
 
-CommitOperation = CommitOperationAdd | CommitOperationCopy | CommitOperationDelete
 WEIGHTS = (".safetensors", ".safetensors.index.json")
 """Old files with these endings are deleted from the repository: loaders would mix them with the model's."""
 
@@ -41,11 +41,7 @@ def require_access(repo: str) -> None:
 
 
 def upload(repo: str, private: bool, files: dict[str, Path | bytes], message: str) -> CommitInfo:
-    """Upload `files`, keyed by their names in the repository, in one commit, so that no reader sees half a model.
-
-    Raises:
-        UserError: the hub refuses or is unreachable, or the repository is public although `private` is set.
-    """
+    """Upload `files`, keyed by their names in the repository, in one commit, so that no reader sees half a model."""
     api = HfApi()
     with _explained_errors(api, repo):
         api.create_repo(repo, private=private, exist_ok=True)
@@ -54,16 +50,13 @@ def upload(repo: str, private: bool, files: dict[str, Path | bytes], message: st
             raise UserError(f"{repo} is public; set private: false, or make it private on the hub", "private")
         names = [file.rfilename for file in info.siblings or []]
         stale = [name for name in names if name not in files and name.endswith(WEIGHTS)]
-        operations: list[CommitOperation] = [
-            *(CommitOperationDelete(name) for name in stale),
-            *(CommitOperationAdd(name, content) for name, content in files.items()),
-        ]
+        operations: list[Any] = [CommitOperationDelete(name) for name in stale]
+        operations += [CommitOperationAdd(name, content) for name, content in files.items()]
         return api.create_commit(repo, operations, commit_message=message)
 
 
 @contextmanager
 def _explained_errors(api: HfApi, repo: str) -> Iterator[None]:
-    """Turn the client's errors into a UserError with a remedy."""
     try:
         yield
     except OfflineModeIsEnabled:

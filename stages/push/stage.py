@@ -17,11 +17,7 @@ LOCAL_FILES = (MANIFEST, DROPPED_ROWS, CARD)
 
 
 def run(context: Context) -> Metrics:
-    """Upload context.inputs["model"], and write the uploaded card to the output folder.
-
-    Returns:
-        {"repo", "url", "commit", "files", "notes"}.
-    """
+    """Upload context.inputs["model"], and write the uploaded card to the output folder."""
     stage: PushStage = context.config
     model = context.inputs["model"]
     scores = [row for name, source in context.inputs.items() if name != "model" for row in source.metrics.results or []]

@@ -12,8 +12,7 @@ from stages.records.metrics import Metrics, Record
 from stages.system.integrity import content_hash, write_json
 
 MANIFEST = "stage.json"
-SCHEMA = 2
-"""Version of the file's form. Raise it if an older reader would misread the new form."""
+SCHEMA = 2  # version of the file's form; raise it if an older reader would misread the new form
 
 
 class ManifestError(Exception):
@@ -74,8 +73,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def read_manifest(folder: Path, fingerprint: str | None = None) -> Manifest:
     """Read stage.json in `folder`, which is named by its fingerprint unless `fingerprint` is set.
 
-    Raises:
-        ManifestError: if the file is missing, unreadable, changed, or belongs to another fingerprint.
+    Raises ManifestError if the file is missing, unreadable, changed, or belongs to another fingerprint.
     """
     try:
         body = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))

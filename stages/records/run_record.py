@@ -76,7 +76,6 @@ class RunRecord:
         return False
 
     def to_json(self) -> dict[str, Any]:
-        """The content of the file."""
         return {**vars(self), "steps": [asdict(step) for step in self.steps]}
 
 

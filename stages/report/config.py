@@ -8,17 +8,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field, field_validator
 
 from stages.base import Config, Need, StageConfig
+from stages.evaluation.config import unique, unique_by
 
 PUBLISHED = "file:published"
 """The name of the input with published grids; the colon keeps it apart from names of steps."""
 RUN_PREFIX = "run:"
 """The prefix of the names of inputs that are other recipes' runs."""
-
-
-def _distinct(names: list[str]) -> list[str]:
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"named more than once: {', '.join(repeated)}")
-    return names
 
 
 class JoinedRun(Config):
@@ -47,9 +42,9 @@ class ReportStage(StageConfig):
     """The display name of its training data."""
     baseline: str | None = Field(default=None, min_length=1)
     """The model to compare the others with. Default: the one with prompt weight 0 and completion weight not 0."""
-    benchmarks: Annotated[list[str], AfterValidator(_distinct)] = Field(default_factory=list)
+    benchmarks: Annotated[list[str], AfterValidator(unique)] = Field(default_factory=list)
     """The stages to show that score models. Default: all of the recipe."""
-    runs: list[JoinedRun] = Field(default_factory=list)
+    runs: Annotated[list[JoinedRun], unique_by("run")] = Field(default_factory=list)
     """Other recipes whose last run the report shows, too: a name, or {run, model_name, data_name}."""
     published: str | None = None
     """A CSV file of published grids with the columns model, dataset, prompt_weight, response_weight and average_score
@@ -63,14 +58,7 @@ class ReportStage(StageConfig):
             return runs
         return [{"run": entry} if isinstance(entry, str) else entry for entry in runs]
 
-    @field_validator("runs")
-    @classmethod
-    def _runs_differ(cls, runs: list[JoinedRun]) -> list[JoinedRun]:
-        _distinct([entry.run for entry in runs])
-        return runs
-
     def needs(self) -> dict[str, Need]:
-        """The steps of the benchmarks (`*` is every stage that scores models), other recipes' runs and the CSV file."""
         others = {
             f"{RUN_PREFIX}{entry.run}": Need("run", entry.run, f"runs.{i}.run") for i, entry in enumerate(self.runs)
         }
@@ -81,7 +69,6 @@ class ReportStage(StageConfig):
         return {name: Need("steps", name, f"benchmarks.{i}") for i, name in enumerate(self.benchmarks)} | others
 
     def check(self, files: dict[str, Path]) -> None:
-        """Read the published grids. Raises UserError."""
         from stages.report.grid import read_published_grids
 
         if PUBLISHED in files:

@@ -8,56 +8,42 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
 
 from stages.report.runs import Run
 from stages.report.tables import NO_VALUE, Cell, Table
 
 FEWEST_POINTS = 3
-"""A rank correlation needs at least so many points."""
 PAPER_CORRELATIONS = Path(__file__).with_name("paper_correlations.csv")
 """Spearman's and Kendall's coefficients of the paper (arXiv 2507.07817, its table of correlations)."""
 
 
-class Observation(NamedTuple):
-    """One characteristic of a named data set, benchmark or model in one run, with the best prompt weight there."""
-
-    subject: str
-    """`training prompts`, `benchmark prompts` or `model`."""
-    characteristic: str
-    name: str
-    value: float
-    best_prompt_weight: float
+Key = tuple[str, str]
+"""Whose characteristic (`training prompts`, `benchmark prompts` or `model`), and which."""
+Point = tuple[float, float]
+"""The value of a characteristic, and the best prompt weight."""
 
 
 def correlation_table(runs: Sequence[Run], with_paper: bool) -> Table:
-    """One row per characteristic: how many data sets, benchmarks or models have it, Spearman's rho, Kendall's tau-b.
-
-    A data set, benchmark or model of several observations enters with their mean.
-    """
+    """One row per characteristic: how many data sets, benchmarks or models have it, and their rank correlations."""
     with PAPER_CORRELATIONS.open(encoding="utf-8", newline="") as lines:
         coefficients = list(csv.DictReader(lines))
     paper = {(row["subject"], row["characteristic"]): f"{row['spearman']}, {row['kendall']}" for row in coefficients}
-    groups: dict[tuple[str, str], dict[str, list[Observation]]] = {key: {} for key in paper}
-    for observation in (observation for run in runs for observation in _observations(run)):
-        key = (observation.subject, observation.characteristic)
-        groups.setdefault(key, {}).setdefault(observation.name, []).append(observation)
+    groups: dict[Key, dict[str, list[Point]]] = {key: {} for key in paper}
+    for key, name, point in (observation for run in runs for observation in _observations(run)):
+        groups.setdefault(key, {}).setdefault(name, []).append(point)
     heads = ["of", "characteristic", "how many", "Spearman", "Kendall"] + ["the paper's"] * with_paper
     rows = []
     for key, by_name in groups.items():
         if not by_name:
             continue
-        points = [
-            (fmean(one.value for one in observations), fmean(one.best_prompt_weight for one in observations))
-            for observations in by_name.values()
-        ]
-        row = [*key, str(len(points)), *map(_coefficient, rank_correlations(points))]
+        means = [(fmean(value for value, _ in each), fmean(best for _, best in each)) for each in by_name.values()]
+        row = [*key, str(len(means)), *map(_coefficient, rank_correlations(means))]
         row += [paper.get(key, "")] * with_paper
         rows.append([Cell(text) for text in row])
     return Table(heads, rows)
 
 
-def rank_correlations(points: Sequence[tuple[float, float]]) -> tuple[float | None, float | None]:
+def rank_correlations(points: Sequence[Point]) -> tuple[float | None, float | None]:
     """Return Spearman's rho and Kendall's tau-b of (x, y) points; None for too few points, or if x or y is constant."""
     from scipy.stats import kendalltau, spearmanr
 
@@ -69,8 +55,7 @@ def rank_correlations(points: Sequence[tuple[float, float]]) -> tuple[float | No
     return None if math.isnan(rho) else rho, None if math.isnan(tau) else tau
 
 
-def _observations(run: Run) -> Iterator[Observation]:
-    """The characteristics in one run, of its data, its benchmarks and its model."""
+def _observations(run: Run) -> Iterator[tuple[Key, str, Point]]:
     grids = run.benchmark_grids
     if not grids:
         return
@@ -83,16 +68,16 @@ def _observations(run: Run) -> Iterator[Observation]:
         name, metric, value = score.column.task, score.column.metric, score.row.value
         role = next((entry["role"] for entry in step.config["sets"] if entry["name"] == name), None)
         if role is None:
-            yield Observation("model", metric, model, value, weight)
+            yield ("model", metric), model, (value, weight)
         elif metric == "prompt_logprob":
             prompts = "training" if role == "train" else "benchmark"
-            yield Observation("model", f"log-probability of {prompts} prompts", model, value, weight)
+            yield ("model", f"log-probability of {prompts} prompts"), model, (value, weight)
         elif role == "train":
-            yield Observation("training prompts", metric, data, value, weight)
+            yield ("training prompts", metric), data, (value, weight)
         else:
             for label, grid in grids:
                 if label == name:
-                    yield Observation("benchmark prompts", metric, name, value, grid.best[0])
+                    yield ("benchmark prompts", metric), name, (value, grid.best[0])
 
 
 def _coefficient(value: float | None) -> str:

@@ -66,7 +66,6 @@ def bars(results: Results) -> dict[str, bytes] | None:
 
 
 def _draw_bars(axes: mpl.axes.Axes, results: Results) -> None:
-    """One colour per model; a missing score leaves a space."""
     width = 0.84 / len(results.models)
     for i, model in enumerate(results.models):
         places, heights, errors = [], [], []
@@ -134,17 +133,13 @@ def _draw_heatmap(figure: Figure, axes: mpl.axes.Axes, grid: Grid) -> None:
 
 
 def _heatmap_text(grid: Grid, pair: Pair, cell: GridCell) -> str:
-    """A cell's label, mean and spread."""
     label = {CONVENTIONAL: "IT", UNTRAINED: "Base"}.get(pair) if cell in (grid.baseline, grid.base) else None
     spread = f"±{100 * cell.spread:.1f}" if cell.spread is not None else None
     return "\n".join(filter(None, [label, f"{100 * cell.mean:.1f}", spread]))
 
 
 def training_curves(grid: Grid) -> dict[str, bytes] | None:
-    """Draw both losses over the optimiser steps, a line per pair (its first seed); None if no training was logged.
-
-    The colour is the weight of the other side.
-    """
+    """Draw both losses over the optimiser steps, a line per pair (its first seed); None if no training was logged."""
     logs = {pair: rows for pair, models in grid.models.items() if (rows := _read_log(models[0].lineage[0].path))}
     if not logs:
         return None

@@ -9,7 +9,7 @@ import csv
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 
 from stages.base import BASE, UserError
 from stages.report.results import Column, Estimate, Model, Results
@@ -20,7 +20,6 @@ CONVENTIONAL = (0.0, 1.0)
 UNTRAINED = (0.0, 0.0)
 """The pair that trains nothing: the base model in a file of published grids."""
 FEWEST_VALUES = 2
-"""A grid has at least so many values of either weight."""
 PUBLISHED_COLUMNS = ("model", "dataset", "prompt_weight", "response_weight", "average_score")
 
 Pair = tuple[float, float]
@@ -36,15 +35,12 @@ class GridCell:
 
     @property
     def mean(self) -> float:
-        """The mean over seeds."""
         return fmean(self.values)
 
     @property
     def spread(self) -> float | None:
         """The standard deviation over seeds (n - 1); None for a single one."""
-        if len(self.values) < 2:
-            return None
-        return math.sqrt(math.fsum((v - self.mean) ** 2 for v in self.values) / (len(self.values) - 1))
+        return stdev(self.values) if len(self.values) > 1 else None
 
     @property
     def summary(self) -> Estimate:
@@ -68,12 +64,10 @@ class Grid:
 
     @property
     def prompts(self) -> list[float]:
-        """The prompt weights, ascending."""
         return sorted({prompt for prompt, _ in self.cells})
 
     @property
     def completions(self) -> list[float]:
-        """The completion weights, ascending."""
         return sorted({completion for _, completion in self.cells})
 
     @property
@@ -88,18 +82,12 @@ class Grid:
 
     @property
     def best_improvement(self) -> float | None:
-        """The relative improvement of the best pair."""
         return self.improvement(self.cells[self.best])
 
     def improvement(self, cell: GridCell | None) -> float | None:
         """Return (x - IT) / IT of the means; None if either was not measured, or IT is 0."""
         it = self.baseline
         return (cell.mean - it.mean) / it.mean if cell and it and it.mean else None
-
-    def under(self, column: Column | None) -> Grid | None:
-        """Return the same grid under another benchmark; None if it has too few cells there."""
-        grids = find_grids(self.results, self.names, column) if self.results else []
-        return next((grid for grid in grids if grid.title == self.title), None)
 
     def difference_from_baseline(self, pair: Pair) -> Estimate | None:
         """Return the pair minus IT; None if either was not measured.
@@ -190,11 +178,7 @@ def grid_table(grid: Grid) -> Table:
 
 
 def read_published_grids(file: Path) -> list[Grid]:
-    """Read grids from a CSV file with PUBLISHED_COLUMNS, in its order; scores are in points there, as shares here.
-
-    Raises:
-        UserError: the file is not such a table.
-    """
+    """Read grids from a CSV file with PUBLISHED_COLUMNS, in its order; scores are in points there, as shares here."""
     cells: dict[Names, dict[Pair, GridCell]] = {}
     try:
         with file.open(encoding="utf-8", newline="") as lines:
@@ -204,10 +188,11 @@ def read_published_grids(file: Path) -> list[Grid]:
                     f"{file}:1: has no column {', '.join(missing)}; it needs {', '.join(PUBLISHED_COLUMNS)}"
                 )
             for row in rows:
-                names, pair, score = _published_row(row, f"{file}:{rows.line_num}")
-                if pair in cells.setdefault(names, {}):
-                    raise UserError(f"{file}:{rows.line_num}: {', '.join(map(str, names))} has {pair} twice")
-                cells[names][pair] = GridCell((score,))
+                place, names = f"{file}:{rows.line_num}", (row["model"], row["dataset"])
+                prompt, completion, score = [_number_in_row(row, name, place) for name in PUBLISHED_COLUMNS[2:]]
+                if (prompt, completion) in cells.setdefault(names, {}):
+                    raise UserError(f"{place}: {', '.join(map(str, names))} has {(prompt, completion)} twice")
+                cells[names][prompt, completion] = GridCell((score / 100,))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{file}: cannot be read as CSV ({error})") from None
     if not cells:
@@ -222,18 +207,9 @@ def read_published_grids(file: Path) -> list[Grid]:
     return grids
 
 
-def _published_row(row: dict[str, str], place: str) -> tuple[Names, Pair, float]:
-    """Model and data, weights, and the score as a share."""
-    numbers = []
-    for name in PUBLISHED_COLUMNS[2:]:
-        try:
-            numbers.append(float(row[name]))
-        except (TypeError, ValueError):
-            raise UserError(f"{place}: {name} is {row[name]!r}, which is not a number") from None
-    prompt, completion, score = numbers
-    for name, weight in zip(PUBLISHED_COLUMNS[2:], (prompt, completion), strict=False):
-        if not 0 <= weight <= 1:
-            raise UserError(f"{place}: {name} is {weight:g}; weights are between 0 and 1")
-    if not 0 <= score <= 100:
-        raise UserError(f"{place}: average_score is {score:g}; it is in points, between 0 and 100")
-    return (row["model"], row["dataset"]), (prompt, completion), score / 100
+def _number_in_row(row: dict[str, str], name: str, place: str) -> float:
+    number = _number(row[name] or "")
+    limit, unit = (100, "it is in points") if name == "average_score" else (1, "weights are numbers")
+    if number is None or not 0 <= number <= limit:
+        raise UserError(f"{place}: {name} is {row[name]!r}; {unit}, between 0 and {limit}")
+    return number

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from stages.report.grid import CONVENTIONAL, Grid, GridCell, Names, Pair
+from stages.report.grid import CONVENTIONAL, Grid, GridCell, Names, Pair, find_grids
 from stages.report.results import Column, Estimate, Model, Results
 from stages.report.runs import Run
 from stages.report.tables import NO_VALUE, Cell, Table, column_labels, number
@@ -40,10 +40,7 @@ def mean_improvement(grids: Sequence[Grid]) -> float | None:
 
 
 def improvements_table(grids: Sequence[Grid], published: Sequence[Grid], missing: Sequence[Names]) -> Table:
-    """One row per grid: base model, IT, the best pair, its improvement, and the published grid of the same names.
-
-    `missing` has the names of grids without results. Without published grids, the table has no columns for them.
-    """
+    """One row per grid, and for those in `missing` without results: base model, IT, the best pair, its improvement."""
     by_names = {grid.names: grid for grid in published}
     heads = ["grid", "cells", "base", "IT (0, 1)", "best", "its weights", "gain over IT", "p"]
     if published:
@@ -66,13 +63,11 @@ def improvements_table(grids: Sequence[Grid], published: Sequence[Grid], missing
 
 
 def _pair_cells(grid: Grid) -> list[Cell]:
-    """IT, the best pair, its weights and its improvement."""
     best = _mean_cell(grid, grid.cells[grid.best], grid.best)
     return [_mean_cell(grid, grid.baseline), best, Cell(pair_text(grid.best)), Cell(percent(grid.best_improvement))]
 
 
 def _published_cells(published: Grid | None, grid: Grid | None) -> list[Cell]:
-    """The cells of a published grid, and how much more the grid improves than it."""
     if published is None:
         return [Cell(NO_VALUE)] * 5
     ours, theirs = grid.best_improvement if grid else None, published.best_improvement
@@ -101,16 +96,13 @@ def benchmark_table(grid: Grid, results: Results) -> Table:
     columns: list[Column | None] = [*results.averaged, None]
     heads = ["model", *column_labels(results, results.averaged), "average"]
     base = next((model for model in results.models if not model.lineage), None)
-    rows = []
-    for label, models in (
-        ("Base", [base] if base else []),
-        ("IT (0, 1)", grid.models.get(CONVENTIONAL, [])),
-        (f"best {pair_text(grid.best)}", grid.models[grid.best]),
-    ):
-        rows.append([Cell(label), *(_seeds_cell(results, models, column) for column in columns)])
+    models = {"Base": [base] if base else [], "IT (0, 1)": grid.models.get(CONVENTIONAL, [])}
+    models[f"best {pair_text(grid.best)}"] = grid.models[grid.best]
+    rows = [[Cell(k), *(_seeds_cell(results, seeds, column) for column in columns)] for k, seeds in models.items()]
     differences, p_values, improvements = [Cell("best - IT")], [Cell("p")], [Cell("gain over IT")]
     for column in columns:
-        other = grid.under(column)
+        others = find_grids(results, grid.names, column)
+        other = next((other for other in others if other.title == grid.title), None)
         differences.append(Cell(number(other.difference_from_baseline(grid.best) if other else None, sign=True)))
         p_values.append(Cell(p_text(other.p_value(grid.best) if other else None)))
         improvements.append(Cell(percent(other.improvement(other.cells.get(grid.best)) if other else None)))
@@ -156,13 +148,10 @@ def shares_table(grids: Sequence[Grid], benchmark_grids: Sequence[Grid], with_pa
     for label, holds in SHARES.items():
         counts = [_count(grids, holds), *[_count(benchmark_grids, holds)] * by_benchmark]
         rows.append([label, *counts, *[paper[label]] * with_paper])
-    above = [
-        cell.mean > grid.base.mean
-        for grid in grids
-        if grid.base
-        for (_, completion), cell in grid.cells.items()
-        if completion == 0
-    ]
+    above = []
+    for grid in grids:
+        if grid.base:
+            above += [cell.mean > grid.base.mean for pair, cell in grid.cells.items() if pair[1] == 0]
     if above:
         label = "prompts alone (completion weight 0) above the base model"
         rows.append([label, f"{sum(above)} of {len(above)}", *[""] * (len(heads) - 2)])

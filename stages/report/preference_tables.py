@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stages.report.results import Column, Model, Results
+from stages.report.results import Model, Results
 from stages.report.runs import Run
 from stages.report.tables import NO_VALUE, Cell, Table, column_labels, number
 
 
 def preference_table(runs: Sequence[Run]) -> Table:
-    """One row per preference-tuned model: the averages of its start and of itself, and two differences.
-
-    The second difference is from the model that started from conventional instruction tuning.
-    """
+    """One row per preference-tuned model: its start and itself, and differences from the start and from IT's."""
     rows = []
     for run in runs:
         results = run.results
@@ -32,13 +29,13 @@ def preference_table(runs: Sequence[Run]) -> Table:
 
 
 def _start(results: Results, model: Model) -> Model | None:
-    """The scored model that a preference-tuned one started from."""
     if model.stage != "dpo" or len(model.lineage) < 2:
         return None
-    start = (model.lineage[1].step, model.lineage[1].fingerprint)
-    return next(
-        (m for m in results.models if m.lineage and (m.lineage[0].step, m.lineage[0].fingerprint) == start), None
-    )
+    start = model.lineage[1]
+    for other in results.models:
+        if other.lineage and (other.lineage[0].step, other.lineage[0].fingerprint) == (start.step, start.fingerprint):
+            return other
+    return None
 
 
 def robustness_table(runs: Sequence[Run]) -> Table:
@@ -47,7 +44,8 @@ def robustness_table(runs: Sequence[Run]) -> Table:
     rows: list[tuple[str, str, dict[str, Cell]]] = []
     for run in runs:
         results = run.results
-        columns = [column for column in results.columns(headline=True) if _is_sensitivity(results, column)]
+        measured = {s.column for s in results.scores if results.evaluations[s.step].kind == "sensitivity"}
+        columns = [column for column in results.columns(headline=True) if column in measured]
         for model in results.models:
             cells: dict[str, Cell] = {}
             for column, label in zip(columns, column_labels(results, columns), strict=True):
@@ -61,17 +59,7 @@ def robustness_table(runs: Sequence[Run]) -> Table:
                 heads |= dict.fromkeys([label, f"{label} against IT"])
             if cells:
                 rows.append((run.name, model.label, cells))
-    first = ["run"] if len(runs) > 1 else []
-    return Table(
-        [*first, "model", *heads],
-        [
-            [*([Cell(name)] if first else []), Cell(model), *(cells.get(head, Cell("")) for head in heads)]
-            for name, model, cells in rows
-        ],
-    )
-
-
-def _is_sensitivity(results: Results, column: Column) -> bool:
-    return any(
-        results.evaluations[score.step].kind == "sensitivity" for score in results.scores if score.column == column
-    )
+    table = [[Cell(run), Cell(model), *(cells.get(head, Cell("")) for head in heads)] for run, model, cells in rows]
+    if len(runs) > 1:
+        return Table(["run", "model", *heads], table)
+    return Table(["model", *heads], [row[1:] for row in table])

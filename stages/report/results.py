@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from urllib.parse import quote
 
 from stages.base import BASE, Input, UserError
@@ -46,7 +46,6 @@ class Model:
 
     @property
     def seed(self) -> int | None:
-        """The seed of its training step."""
         return self.lineage[0].config.get("seed") if self.lineage else None
 
     @property
@@ -85,8 +84,6 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Score:
-    """One score of one model."""
-
     step: str
     model: Model
     column: Column
@@ -109,7 +106,6 @@ class Results:
         return {(s.model.name, s.column): s for s in reversed(self.scores) if s.row.value is not None}
 
     def score(self, model: Model, column: Column) -> Score | None:
-        """Return a model's score in a column, which has a value; None if it was not measured."""
         return self._measured.get((model.name, column))
 
     def link(self, step: str) -> str:
@@ -158,9 +154,7 @@ class Results:
         a, b = self.items(model, column), self.items(other, column)
         if a and a.keys() == b.keys() and len(a) > 1:
             deltas = [a[key] - b[key] for key in sorted(a)]
-            mean = fmean(deltas)
-            variance = math.fsum((delta - mean) ** 2 for delta in deltas) / (len(deltas) - 1)
-            return Estimate(value, math.sqrt(variance / len(deltas)))
+            return Estimate(value, stdev(deltas) / math.sqrt(len(deltas)))
         if mine.stderr is None or theirs.stderr is None:
             return Estimate(value, None)
         return Estimate(value, math.hypot(mine.stderr, theirs.stderr))
@@ -233,9 +227,6 @@ def find_baseline(models: list[Model], name: str | None) -> Model | None:
     """Return the model `name`, or else the conventionally tuned one: an SFT with prompt weight 0 and completion not 0.
 
     Of several such, completion weight 1 comes first, then the order of the recipe.
-
-    Raises:
-        UserError: no benchmark scored the model `name`.
     """
     if name is not None:
         for model in models:

@@ -28,7 +28,6 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Its name in tables of several runs."""
         return ", ".join(filter(None, self.names)) or self.recipe or ""
 
     @cached_property

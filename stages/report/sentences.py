@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import yaml
 
 from stages.base import BASE
 from stages.report.grid import CONVENTIONAL, Grid
@@ -12,75 +15,26 @@ from stages.report.results import Model, Results
 from stages.report.runs import Run
 
 MOST_NAMES = 5
-"""How many names a sentence lists."""
 
 LUCK = "The best of many is above the rest by luck, too."
-HOW_TO_READ = (
-    "Scores that are shares are in points (x 100), each ± its standard error over the benchmark's items. "
-    "Bold is the best of a column; ≈ marks what lies within one standard error of the difference from it, "
-    "where calling a winner would be guessing. The errors are those of drawing items: they do not cover what "
-    "another training seed would change."
-)
-AVERAGE = (
-    "The average weighs all benchmarks alike; its standard error is the square root of the sum of the "
-    "squared standard errors, divided by their number."
-)
-DIFFERENCE = (
-    "is the difference of the averages. Where both models answered the very same items, its standard error "
-    "is paired: per benchmark, the standard deviation of the items' differences divided by the square root "
-    "of their number; otherwise the root of the sum of both squared standard errors. Benchmarks are then put "
-    "together as for the average."
-)
-HOW_IMPROVEMENTS = (
-    "IT is conventional instruction tuning, (0, 1); a pair is (prompt weight, completion weight). The gain is "
-    "relative: (best - IT) / IT of the averages. p is how likely a difference at least as large is where there is "
-    "none, two-sided: over the same items, paired, by the normal distribution; where both pairs have several seeds, by "
-    f"Welch's t test over these. It is not corrected for the best pair having been chosen after the fact. {LUCK}"
-)
-HOW_GRIDS = (
-    "Prompt weight down, completion weight across, points (x 100), ± the standard deviation over seeds where there "
-    "are several. Colour: the gain over conventional instruction tuning, IT at (0, 1), relative to it; the scale "
-    "ends at the third quartile of the gains. The best cell is circled; grey was not measured."
-)
-HOW_PUBLISHED = "As the file of published grids has them, drawn in the same way."
-HOW_CURVES = (
-    "The mean loss of a token of each side, whatever it weighs; a side of weight 0 takes no part in training, and its "
-    "loss is not logged. The colour is the weight of the other side."
-)
-HOW_BEST = (
-    "Of equal pairs the one with the lower prompt weight, then the lower completion weight counts. With few grids "
-    "these shares say little: each is one draw."
-)
-HOW_PREFERENCE = (
-    "Averages over the benchmarks, in points; “change” is the difference from the start, ± its standard error, paired "
-    "where the items are the same."
-)
-HOW_ROBUSTNESS = (
-    "POSIX, the prompt sensitivity index: how far the log-probability of an answer moves, per token, when a prompt is "
-    "put in other words. Less is better."
-)
+NOTES: dict[str, str] = yaml.safe_load(Path(__file__).with_name("notes.yaml").read_text(encoding="utf-8"))
 
 
 def score_notes(results: Results, baseline: Model | None) -> list[str]:
     """Return how to read the main table."""
     columns = results.averaged
     if not columns:
-        return [HOW_TO_READ]
+        return [NOTES["scores"]]
     left_out = [c.task for c in results.columns(headline=True) if c not in columns]
     exception = f" Left out, being no share of which more is better: {', '.join(left_out)}." if left_out else ""
-    notes = [HOW_TO_READ, AVERAGE + exception]
-    return notes if baseline is None else [*notes, f"“vs {baseline.name}” {DIFFERENCE}"]
+    notes = [NOTES["scores"], NOTES["average"] + exception]
+    return notes if baseline is None else [*notes, NOTES["difference"].format(baseline=baseline.name)]
 
 
 def correlation_note(counts: Collection[int]) -> str:
     """Return how to read the correlations; `counts` has the number of points of each."""
     points = " to ".join(f"{count}" for count in sorted({min(counts, default=0), max(counts, default=0)}))
-    return (
-        "Rank correlations over data sets, benchmarks or models, of a characteristic and the mean best prompt weight "
-        f"of each, over all grids and benchmarks. Here they are over {points} of these. With fewer than three there is "
-        "none; with ten or fewer, a Spearman coefficient between -0.64 and 0.64 is no evidence (p > 0.05). "
-        "What each characteristic is: stages/characteristics/stage.py."
-    )
+    return NOTES["correlations"].format(points=points)
 
 
 def missing_notes(joined: Sequence[Run]) -> list[str]:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stages.base import Input
-from stages.records.metrics import ResultTable
-from stages.report.results import Column, Estimate, Model, Results
+from stages.report.results import Column, Estimate, Model, Results, Score
 
 NO_VALUE = "\u2013"
 
@@ -33,10 +32,6 @@ class Table:
 
     columns: list[str]
     rows: list[list[Cell]]
-
-    def plain(self) -> ResultTable:
-        """Return the table as text, for the console."""
-        return ResultTable(columns=self.columns, rows=[[str(cell) for cell in row] for row in self.rows])
 
 
 def number(estimate: Estimate | None, points: bool = True, sign: bool = False, decimals: int = 1) -> str:
@@ -79,17 +74,14 @@ def main_table(results: Results, baseline: Model | None) -> Table:
 
 
 def best_first(results: Results, table: Table) -> Table:
-    """Sort the rows of the main table by average, highest first, those without one last; equal ones keep their order.
-
-    Averages are rounded to 12 digits, since equal sums differ in floating point.
-    """
+    """Sort the rows of the main table by average, highest first, those without one last."""
     means = [results.estimate(model) for model in results.models]
+    # rounded, since equal sums differ in floating point
     order = sorted(range(len(means)), key=lambda i: -round(mean.value, 12) if (mean := means[i]) else math.inf)
     return Table(table.columns, [table.rows[i] for i in order])
 
 
 def _score_cells(results: Results, column: Column | None) -> list[Cell]:
-    """A cell for each model: its score in a column, or its average."""
     scores = [results.score(model, column) if column else None for model in results.models]
     estimates = [results.estimate(model, column) for model in results.models]
     values = [estimate.value for estimate in estimates if estimate]
@@ -140,27 +132,25 @@ def settings_table(results: Results) -> Table:
     heads += ["system", "limit", "generation", "dtype", "max length", "seed", "lm-eval", "transformers"]
     rows = []
     for column in results.columns(headline=True):
-        scores = [score for score in results.scores if score.column == column]
-        evaluations = [results.evaluations[score.step] for score in scores]
-        options = [evaluation.config.get("options") or {} for evaluation in evaluations]
-        environments = [evaluation.metrics.environment for evaluation in evaluations]
-        settings: list[list[Any]] = [
-            [column.benchmark],
-            [column.task],
-            [column.metric_name],
-            [evaluation.metrics.versions.get(column.task) for evaluation in evaluations],
-            [evaluation.metrics.num_fewshot.get(column.task) for evaluation in evaluations],
-            [score.row.n for score in scores],
-            [o.get("apply_chat_template") for o in options],
-            # by default, few-shot examples are turns exactly when a chat template is applied
-            [o.get("apply_chat_template") if (m := o.get("fewshot_as_multiturn")) is None else m for o in options],
-            *([o.get(key) for o in options] for key in ("system_instruction", "limit", "gen_kwargs")),
-            *([e.get(key) for e in environments] for key in ("dtype", "max_length")),
-            [evaluation.config.get("seed") for evaluation in evaluations],
-            *([e.get(key) for e in environments] for key in ("lm_eval", "transformers")),
-        ]
-        rows.append([Cell(", ".join(dict.fromkeys(_text(value) for value in values))) for values in settings])
+        settings = [_settings(results, score) for score in results.scores if score.column == column]
+        rows.append([Cell(", ".join(dict.fromkeys(map(_text, values)))) for values in zip(*settings, strict=True)])
     return Table(heads, rows)
+
+
+def _settings(results: Results, score: Score) -> list[Any]:
+    evaluation, column = results.evaluations[score.step], score.column
+    metrics, options = evaluation.metrics, evaluation.config.get("options") or {}
+    template, multiturn = options.get("apply_chat_template"), options.get("fewshot_as_multiturn")
+    return [
+        *(column.benchmark, column.task, column.metric_name),
+        *(metrics.versions.get(column.task), metrics.num_fewshot.get(column.task), score.row.n),
+        template,
+        template if multiturn is None else multiturn,  # lm-eval's default
+        *(options.get(key) for key in ("system_instruction", "limit", "gen_kwargs")),
+        *(metrics.environment.get(key) for key in ("dtype", "max_length")),
+        evaluation.config.get("seed"),
+        *(metrics.environment.get(key) for key in ("lm_eval", "transformers")),
+    ]
 
 
 def _text(value: Any) -> str:

@@ -6,10 +6,10 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from stages.base import Config, Need
-from stages.evaluation.config import EvaluationStage, unique_names
+from stages.evaluation.config import EvaluationStage, unique_by
 from stages.models.model_folder import check_context, check_model
 from stages.sensitivity.sets import Prompts, read_sets
 
@@ -37,14 +37,13 @@ class SensitivityStage(EvaluationStage):
     kind: ClassVar[str] = "sensitivity"
     version: ClassVar[int] = 1
 
-    prompts: Annotated[list[Prompts], Field(min_length=1), AfterValidator(unique_names)]
+    prompts: Annotated[list[Prompts], Field(min_length=1), unique_by("name")]
     """Files of prompts with the same intent."""
     options: Options = Options()
     seed: int = 23
     """Seed of the spelling errors."""
 
     def needs(self) -> dict[str, Need]:
-        """Name the files of an entry `data.NAME` and `examples.NAME`."""
         needs = super().needs()
         for i, entry in enumerate(self.prompts):
             needs[f"data.{entry.name}"] = Need("data", entry.data, f"prompts.{i}.data")
@@ -53,7 +52,6 @@ class SensitivityStage(EvaluationStage):
         return needs
 
     def check(self, files: dict[str, Path]) -> None:
-        """Check the model, its context length, and that every row yields two prompts or more. Raises UserError."""
         check_model(files["model"], self.trust_remote_code, "models")
         for i, entry in enumerate(self.prompts):
             paths = tuple((name, path) for name, path in sorted(files.items()) if name.endswith(f".{entry.name}"))
@@ -63,5 +61,4 @@ class SensitivityStage(EvaluationStage):
 
 @cache
 def _check_rows(entry: str, files: tuple[tuple[str, Path], ...], seed: int) -> None:
-    """Read an entry, given as JSON, once for the steps of all models. Raises UserError."""
     read_sets(Prompts.model_validate_json(entry), dict(files), seed)

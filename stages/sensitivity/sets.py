@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,10 +21,8 @@ from stages.data.columns import BadRow, filled_list, read_as, text
 from stages.data.files import Record
 from stages.evaluation.config import unique
 
-CASES: dict[str, Callable[[str], str]] = {"lower": str.lower, "upper": str.upper, "title": str.title}
 OPEN, CHOICES = "{prompt}", "{prompt}\n{choices}\nAnswer:"
 """The default templates of prompts without and with choices."""
-WORDS_PER_ERROR = 10
 _WORD = re.compile(r"[A-Za-z]{3,}")
 
 
@@ -51,7 +49,7 @@ class Vary(Config):
 class Prompts(Config):
     """A file of sets of prompts with the same intent."""
 
-    name: str
+    name: str = Field(pattern=r"^\w[\w.-]{0,99}$")
     """The name in the report."""
     data: str
     """A file. Rows are {"prompts": [wording, ...]} or {"prompt": wording, "paraphrases": [...]}; multiple-choice rows
@@ -64,13 +62,6 @@ class Prompts(Config):
     index of a choice, from 0."""
     max_new_tokens: int = Field(default=30, ge=1)
     """The longest answer, in tokens."""
-
-    @field_validator("name")
-    @classmethod
-    def _is_a_name(cls, name: str) -> str:
-        if not re.fullmatch(r"\w[\w.-]{0,99}", name):
-            raise ValueError(f"{name!r} is no name; use up to 100 letters, digits, '_', '-' and '.'")
-        return name
 
     @model_validator(mode="after")
     def _few_shots_have_examples(self) -> Self:
@@ -88,7 +79,6 @@ class FewShotPrompt:
     """(prompt, answer) of each."""
 
     def messages(self, system: str | None) -> list[dict[str, str]]:
-        """Return the prompt as a conversation."""
         turns = [("system", system)] if system else []
         for prompt, answer in self.examples:
             turns += [("user", prompt), ("assistant", answer)]
@@ -102,8 +92,6 @@ class FewShotPrompt:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts of one intent, over which one index is measured."""
-
     row: int
     """Number of the row in its file, from 1."""
     prompts: tuple[FewShotPrompt, ...]
@@ -118,15 +106,7 @@ class _Example:
 
 
 def read_sets(entry: Prompts, files: Mapping[str, Path], seed: int) -> list[PromptSet]:
-    """Read the sets of one entry of a recipe's `prompts`.
-
-    Args:
-        files: paths under the names of SensitivityStage.needs.
-        seed: seed of the spelling errors.
-
-    Raises:
-        UserError: a row is unusable; names file and line.
-    """
+    """Read the sets of one entry of a recipe's `prompts`; `files` are named as in SensitivityStage.needs."""
     examples = read_examples(files[f"examples.{entry.name}"]) if entry.examples is not None else ()
     kinds: set[bool] = set()
 
@@ -156,7 +136,7 @@ def _prompts(
         return FewShotPrompt(_render(template, wording, choices), turns)
 
     first = wordings[0]
-    variants = [*wordings, *(CASES[case](first) for case in entry.vary.case)]
+    variants = [*wordings, *(getattr(first, case)() for case in entry.vary.case)]
     variants += [misspelt(first, f"{seed} {copy}") for copy in range(entry.vary.spelling)]
     prompts = [prompt(variant, first_template) for variant in variants]
     prompts += [prompt(first, template) for template in other_templates]
@@ -175,7 +155,6 @@ def _check_templates(templates: list[str], has_choices: bool) -> None:
 
 
 def _shots(count: int, wordings: list[str], has_choices: bool, examples: tuple[_Example, ...]) -> list[_Example]:
-    """The first `count` examples that the row itself does not contain."""
     shots = [example for example in examples if example.prompt not in wordings][:count]
     if len(shots) < count:
         raise BadRow(None, f"has {len(shots)} examples with other prompts, fewer than num_fewshot ({count}); add some")
@@ -210,7 +189,6 @@ def _texts(row: Record, column: str) -> list[str]:
 
 @cache
 def read_examples(path: Path) -> tuple[_Example, ...]:
-    """Read a file of worked examples. Raises UserError."""
     return tuple(read_as(path, _example))
 
 
@@ -224,13 +202,10 @@ def _example(row: Record, _: int) -> _Example:
 
 
 def misspelt(words: str, seed: str) -> str:
-    """Add an error to every tenth word of three letters or more, and to one such word at least.
-
-    An error swaps two letters, or drops, doubles or replaces one. Numbers and punctuation stay.
-    """
+    """Add an error to every tenth word of three letters or more, and to one such word at least."""
     rng = random.Random(seed)  # a str is seeded by its SHA-512, the same on every machine
     spans = [match.span() for match in _WORD.finditer(words)]
-    chosen = rng.sample(spans, min(len(spans), max(1, len(spans) // WORDS_PER_ERROR)))
+    chosen = rng.sample(spans, min(len(spans), max(1, len(spans) // 10)))
     for start, end in sorted(chosen, reverse=True):
         words = words[:start] + _one_error(words[start:end], rng) + words[end:]
     return words
@@ -239,13 +214,9 @@ def misspelt(words: str, seed: str) -> str:
 def _one_error(word: str, rng: random.Random) -> str:
     while True:
         i = rng.randrange(len(word) - 1)
-        changed = rng.choice(
-            (
-                word[:i] + word[i + 1] + word[i] + word[i + 2 :],
-                word[:i] + word[i + 1 :],
-                word[: i + 1] + word[i:],
-                word[:i] + rng.choice(ascii_lowercase) + word[i + 1 :],
-            )
-        )
+        swapped = word[:i] + word[i + 1] + word[i] + word[i + 2 :]
+        dropped, doubled = word[:i] + word[i + 1 :], word[: i + 1] + word[i:]
+        replaced = word[:i] + rng.choice(ascii_lowercase) + word[i + 1 :]
+        changed = rng.choice((swapped, dropped, doubled, replaced))
         if changed != word:
             return changed

@@ -37,11 +37,7 @@ class Measurement(NamedTuple):
 
 
 def run(context: Context) -> Metrics:
-    """Measure `context.inputs["model"]`, and write samples_NAME.jsonl with one line per set and its matrix.
-
-    Returns:
-        Metrics in the form of the lm_eval stage's: {"results", "seconds", "samples", "num_fewshot", "environment"}.
-    """
+    """Measure `context.inputs["model"]`, and write samples_NAME.jsonl with one line per set and its matrix."""
     config: SensitivityStage = context.config
     start_time = time.monotonic()
     files = {key: source.path for key, source in context.inputs.items() if key != "model"}
@@ -78,20 +74,13 @@ def run(context: Context) -> Metrics:
 
 
 def psi(log_probs: Sequence[Sequence[float]], lengths: Sequence[int]) -> float:
-    """Compute the index of one set of N prompts.
-
-    Args:
-        log_probs: N x N, log p(y_j | x_i) in row i and column j, in natural logarithms.
-        lengths: N lengths L_j in tokens.
-    """
+    """Compute the index of one set from log p(y_j | x_i) in row i and column j, and the lengths L_j."""
     count = len(log_probs)
-    return math.fsum(
-        abs(log_probs[i][j] - log_probs[j][j]) / lengths[j] for i in range(count) for j in range(count)
-    ) / (count * (count - 1))
+    total = math.fsum(abs(row[j] - log_probs[j][j]) / lengths[j] for row in log_probs for j in range(count))
+    return total / (count * (count - 1))
 
 
 def _encode(model: LanguageModel, options: Options, entry: Prompts, sets: list[PromptSet]) -> list[list[Tokens]]:
-    """Tokenize every prompt. Raises UserError for one that is too long."""
     encoded = []
     for prompt_set in sets:
         place = f"prompts.{entry.name}: row {prompt_set.row} of {entry.data}"

@@ -70,7 +70,6 @@ class WeightedCollator:
 
 
 def _concatenated(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Several rows or packs as one pack."""
     multipliers: list[float] = []
     if any(len(row.get("factors", ())) for row in rows):
         multipliers = [value for row in rows for value in (row["factors"] or [1.0] * len(row["input_ids"]))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -16,8 +16,6 @@ from stages.library_options.option_models import Options, options
 from stages.training.config import SFTData, TrainingStage
 
 if TYPE_CHECKING:
-    from typing import Self
-
     SFTOptions = Options
 else:
     SFTOptions = options("SFTConfig")
@@ -37,7 +35,6 @@ class Weights(Config):
 
     @property
     def segment_weights(self) -> list[float]:
-        """The weight of each Segment, indexed by its value."""
         return weights_by_segment(self.prompt, self.completion, self.system, self.template)
 
     @model_validator(mode="after")
@@ -77,9 +74,7 @@ class SFTStage(TrainingStage):
 
     @property
     def reads_weights(self) -> bool:
-        """Whether the stage starts from the model's weights, not only from its config."""
         return not self.random_init
 
     def rows(self, path: Path, part: str, dropped: list[str] | None = None) -> Iterator[tuple[int, Row]]:
-        """Yield (number in the file, row) of the data at `path`; see TrainingStage.rows."""
         return read_examples(path, self.data.reading(part, self.data.format), dropped)

@@ -41,9 +41,6 @@ def load_prepared(
 
     Returns:
         The rows, and a line for each row that `on_bad_row: drop` left out.
-
-    Raises:
-        UserError: the rows cannot be used.
     """
     stage: SFTStage = context.config
     source = context.inputs[part]
@@ -60,7 +57,6 @@ def load_prepared(
 def _prepare(
     context: Context, part: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None, folder: Path
 ) -> None:
-    """Write the prepared rows and the list of dropped rows to `folder`."""
     stage: SFTStage = context.config
     path = context.inputs[part].path
     dropped: list[str] = []

@@ -1,10 +1,5 @@
 """Cost of an `sft` stage."""
 
-from stages.estimate.result import Estimate, EstimateInputs
-from stages.estimate.training import estimate_training
-from stages.sft.config import SFTStage
+from stages.estimate.training import estimate_training as estimate
 
-
-def estimate(stage: SFTStage, inputs: EstimateInputs) -> Estimate:
-    """Estimate the cost of a stage."""
-    return estimate_training(stage, inputs)
+__all__ = ["estimate"]

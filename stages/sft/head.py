@@ -22,8 +22,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-CHUNK_BYTES = 48 * 2**20
-"""Maximum size of a chunk's float32 logits."""
+CHUNK_BYTES = 48 * 2**20  # of a chunk's float32 logits, at most
 
 
 @dataclass

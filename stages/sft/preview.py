@@ -24,11 +24,7 @@ def preview(
 ) -> tuple[dict[str, Any], str, TerminalPreview]:
     """Return `count` evenly spaced rows of the training file as JSON, as an HTML page and as a rich renderable.
 
-    Args:
-        paths: the training file as `train`, and as `model` a folder with the tokenizer.
-
-    Raises:
-        UserError: a row cannot be used.
+    `paths` has the training file as `train`, and a folder with the tokenizer as `model`.
     """
     from datasets import Dataset
     from trl import SFTConfig
@@ -90,7 +86,6 @@ def html_page(preview: Preview) -> str:
 
 
 def _label(segment: str, weight: float, multiplier: float) -> str:
-    """Return the segment with its weight and the multiplier, leaving out factors of 1."""
     numbers = [0.0] if weight * multiplier == 0 else [n for n in (weight, multiplier) if n != 1] or [1.0]
     return segment + " " + "".join(f"{TIMES}{number:g}" for number in numbers)
 

@@ -31,14 +31,12 @@ FOREGROUNDS = {
 }
 """Of tokens with weight 0, which have no background."""
 MAX_WIDTH = 120
-"""Terminal columns."""
-SEPARATOR = "¦"
-"""Between tokens if there are no colours."""
+SEPARATOR = "¦"  # between tokens if there are no colours
 
 
 @dataclass(frozen=True)
 class TerminalPreview:
-    """A preview that rich can print."""
+    """What rich prints."""
 
     preview: Preview
 

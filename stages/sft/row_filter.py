@@ -18,7 +18,6 @@ class DatasetStats:
     """Counts of rows and tokens of a data set."""
 
     rows: int
-    """All rows."""
     rows_used: int
     rows_bad: int
     """Unusable rows, with `on_bad_row: drop`."""

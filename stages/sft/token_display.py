@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 SEGMENT_NAMES = [segment.name.lower() for segment in Segment]
 WHITE_SPACE_SYMBOLS = {" ": "·", "\n": "↵", "\t": "→", "\r": "␍"}
-TIMES = "\u00d7"
-"""Precedes a weight."""
+TIMES = "\u00d7"  # precedes a weight
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -83,7 +82,6 @@ class PreviewedRow:
 
     @property
     def runs(self) -> Iterator[TokenRun]:
-        """The tokens in runs."""
         position, previous = 0, None
         for _, group in groupby(self.tokens, key=lambda token: token.label):
             tokens = list(group)
@@ -93,7 +91,6 @@ class PreviewedRow:
 
     @property
     def counts(self) -> str:
-        """Token counts in words."""
         weighted = " + ".join(f"{count} {name}" for name, count in self.weighted.items()) or "none"
         boundary = f"; {self.boundary_tokens} across a segment boundary" if self.boundary_tokens else ""
         return f"{_tokens(len(self.tokens))}, {self.truncated} truncated; in the loss: {weighted}{boundary}"
@@ -119,7 +116,6 @@ class Preview:
     step: str
     file: str
     rows: int
-    """Rows in the file."""
     max_length: int | None
     weights: dict[str, float]
     """Segment -> weight, for the segments that occur."""
@@ -127,7 +123,6 @@ class Preview:
 
     @property
     def title(self) -> str:
-        """A one-line summary."""
         return f"{self.step}: {len(self.examples)} of {self.rows} rows of {self.file}"
 
     def as_json(self) -> dict[str, Any]:
@@ -162,7 +157,6 @@ class TokenTexts:
         self._byte_fallback = "ByteFallback" in decoder
 
     def special(self, id: int) -> bool:
-        """Whether the token is one of the tokenizer's special tokens."""
         return id in self._tokenizer.all_special_ids or (id in self._added and self._added[id].special)
 
     def text(self, id: int) -> str:

@@ -25,7 +25,7 @@ from trl import SFTConfig, SFTTrainer
 from stages.base import UserError
 from stages.data.segments import TARGET_SEGMENTS, weights_by_segment
 from stages.data.tokenization import prepare
-from stages.library_options.option_models import RESERVED_SFT
+from stages.library_options.option_constraints import RESERVED
 from stages.sft.collator import WeightedCollator
 from stages.sft.head import add_weighted_head
 from stages.sft.loss_metrics import LossMetrics
@@ -72,11 +72,10 @@ class WITConfig(SFTConfig):
         }
         for name, conflict in conflicts.items():
             if conflict:
-                raise ValueError(f"leave {name} out: {RESERVED_SFT[name]}")
+                raise ValueError(f"leave {name} out: {RESERVED['SFTConfig'][name]}")
 
     @property
     def segment_weights(self) -> list[float]:
-        """The weight of each Segment, indexed by its value."""
         return weights_by_segment(
             self.prompt_loss_weight, self.completion_loss_weight, self.system_loss_weight, self.template_loss_weight
         )
@@ -161,8 +160,6 @@ class WITTrainer(SFTTrainer):
         Replaces SFTTrainer.compute_loss and keeps its metrics.
 
         Args:
-            model: the model, perhaps wrapped by DDP or FSDP.
-            inputs: a batch of WeightedCollator.
             return_outputs: also return the model's own outputs, with logits, from a second forward pass.
             num_items_in_batch: the denominator: labels other than -100 in the optimiser step, over all micro-batches
                 and ranks. None in evaluation, where the denominator is the micro-batch's own count.
@@ -291,7 +288,6 @@ def _check_arguments(model: Any, args: WITConfig, options: dict[str, Any]) -> No
 
 
 def _check_token_ids(stats_by_name: dict[str, DatasetStats], vocabulary: int) -> None:
-    """Raise UserError if pre-tokenised rows contain an id outside the model's vocabulary."""
     for name, stats in stats_by_name.items():
         if stats.largest_id >= vocabulary:
             raise UserError(

@@ -6,8 +6,7 @@ import resource
 import sys
 from typing import Any
 
-BYTES = 1 if sys.platform == "darwin" else 1024
-"""Unit of `ru_maxrss`, in bytes; see getrusage(2)."""
+BYTES = 1 if sys.platform == "darwin" else 1024  # the unit of ru_maxrss; see getrusage(2)
 
 
 def peak_memory() -> str:

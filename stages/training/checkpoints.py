@@ -23,12 +23,9 @@ from stages.training.trainer_internals import TRLTrainer, read_sums, restore_sum
 
 MIN_INTERVAL = 5.0
 """Seconds until the first checkpoint, unless the recipe sets save_steps: early, to show whether the disk has room."""
-MAX_INTERVAL = 1800.0
-"""Longest time between two checkpoints, in seconds."""
-MAX_OVERHEAD = 0.01
-"""Share of the training time that later checkpoints may cost."""
-CHECKPOINTS_KEPT = 2
-"""While one checkpoint is being written, the one before is the last complete one."""
+MAX_INTERVAL = 1800.0  # longest time between two checkpoints, in seconds
+MAX_OVERHEAD = 0.01  # share of the training time that later checkpoints may cost
+CHECKPOINTS_KEPT = 2  # while one is being written, the one before is the last complete one
 
 _VERSIONED_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
 """A checkpoint of another version of one of these is not used."""
@@ -74,7 +71,6 @@ class Checkpoints(TrainerCallback):
         return None, notes
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Restore the sums."""
         self._started = self._last_save = time.monotonic()
         if self.resume_from is None:
             return

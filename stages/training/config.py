@@ -37,8 +37,7 @@ _TRACKER_OPTIONS = (
     "trackio_static_space_id",
 )
 
-DEFAULT_EPOCHS = 3.0
-"""transformers' default of num_train_epochs."""
+DEFAULT_EPOCHS = 3.0  # transformers' default of num_train_epochs
 
 _CHECKED_ROWS: set[tuple[str, str, str, Path]] = set()
 """Kind, data section, split and file of rows that this process has checked: the cells of a matrix share them."""
@@ -126,7 +125,6 @@ class SFTData(TrainingData):
     """Which assistant turns of `messages` are completion. With `last`, the earlier ones are prompt."""
 
     def known_columns(self) -> set[str]:
-        """Return the columns that `columns` may rename."""
         return columns_of(FORMATS if self.format == "auto" else [self.format])
 
 
@@ -208,7 +206,6 @@ class TrainingStage(StageConfig):
 
     @property
     def published_dtype(self) -> str:
-        """dtype of the weights that train and are published."""
         return str(self.model_init.get("dtype", "float32"))
 
     @property
@@ -218,7 +215,6 @@ class TrainingStage(StageConfig):
 
     @property
     def processes(self) -> int:
-        """Number of processes that a step runs in on this machine."""
         return 1 if self.launch is None else self.launch.processes_per_machine
 
     def shortened(self, share: Fraction) -> Self:
@@ -233,11 +229,9 @@ class TrainingStage(StageConfig):
         return self.model_copy(update={"train": self.train.model_copy(update=changes)})
 
     def foreign_code(self, files: dict[str, Path]) -> list[str]:
-        """Name the model's own code, if it may run."""
         return [REMOTE_CODE] if self.trust_remote_code else []
 
     def needs(self) -> dict[str, Need]:
-        """Return the model to start from and the data."""
         needs = {
             "model": Need("model", self.model, "model", self.trust_remote_code),
             "train": Need("data", self.data.train, "data.train"),

@@ -5,6 +5,7 @@ Only `run_ranks`, which a worker calls, imports torch and accelerate; reading a 
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import Field, model_validator
 
 from stages.base import UserError
-from stages.library_options.option_models import Options, launch_actions, options
+from stages.library_options.option_models import Options, options
 
 if TYPE_CHECKING:
     LaunchOptions = Options
@@ -66,9 +67,7 @@ class RankFailed(Exception):
 def run_ranks(launch: Launch, module: str, arguments: list[str], folder: Path) -> None:
     """Run `python -m module arguments` in every process of `launch`, and wait until all have ended.
 
-    Args:
-        module: Each process finds its rank in the environment variable RANK.
-        folder: Where accelerate's configuration is written.
+    Each process finds its rank in the environment variable RANK; accelerate's configuration is written to `folder`.
 
     Raises:
         UserError: This machine cannot run `launch`.
@@ -89,7 +88,10 @@ def run_ranks(launch: Launch, module: str, arguments: list[str], folder: Path) -
     options = launch.model_dump()
     if options.get("num_machines", 1) == 1 and "main_process_port" not in options:
         os.environ["PET_STANDALONE"] = "1"  # torch's launcher picks a free port, so concurrent steps never collide
-    command = [*_flags(launch, _write_configuration(folder)), "--module", module, *arguments]
+    configuration = folder / "accelerate.json"  # instead of the one that `accelerate config` left on this machine
+    empty = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "NO", "num_processes": 1, "num_machines": 1}
+    configuration.write_text(json.dumps(empty | {"debug": False, "use_cpu": False}))
+    command = [*_flags(launch, configuration), "--module", module, *arguments]
     try:
         launch_command(launch_command_parser().parse_args(command))
     except ChildFailedError as error:
@@ -99,16 +101,7 @@ def run_ranks(launch: Launch, module: str, arguments: list[str], folder: Path) -
         raise RankFailed(f"its process {_EXIT_MESSAGE.format(error.returncode)}") from None
 
 
-def _write_configuration(folder: Path) -> Path:
-    """Write a configuration that replaces the one `accelerate config` left on this machine, which no recipe names."""
-    file = folder / "accelerate.json"
-    empty = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "NO", "num_processes": 1, "num_machines": 1}
-    file.write_text(json.dumps(empty | {"debug": False, "use_cpu": False}))
-    return file
-
-
 def _flags(launch: Launch, configuration: Path) -> list[str]:
-    """Return the arguments of `accelerate launch` for `launch`."""
     options: dict[str, Any] = {"config_file": str(configuration), "num_machines": 1, "main_process_port": 0}
     if launch.sharding is None and launch.num_processes > 1:
         options["multi_gpu"] = True  # selects the launcher for several processes, on CPUs as well
@@ -124,3 +117,15 @@ def _flags(launch: Launch, configuration: Path) -> list[str]:
         else:
             flags.append(f"--{name}={str(value).lower() if isinstance(value, bool) else value}")
     return flags
+
+
+def launch_actions() -> dict[str, argparse.Action]:
+    """Return the options of `accelerate launch` by name, such as `num_processes`. argparse has no public list."""
+    from accelerate.commands.launch import launch_command_parser
+
+    actions: dict[str, argparse.Action] = {}
+    for action in launch_command_parser()._actions:
+        long_names = [name for name in action.option_strings if name.startswith("--")]
+        if long_names and action.dest != "help":
+            actions[long_names[0][2:].replace("-", "_")] = action
+    return actions

@@ -25,11 +25,7 @@ for Python's lock."""
 def arguments(context: Context, fields: dict[str, Any]) -> dict[str, Any]:
     """Return the keyword arguments of a TRL config with TrackedFields: the recipe's fields over our defaults.
 
-    Args:
-        fields: The recipe's `train` section.
-
-    Raises:
-        UserError: This machine has no kernels for an option.
+    `fields` is the recipe's `train` section. Raises UserError if this machine has no kernels for an option.
     """
     gpu = torch.cuda.is_available()
     if fields.get("use_liger_kernel") and not gpu:
@@ -47,10 +43,7 @@ def arguments(context: Context, fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _current_names(fields: dict[str, Any]) -> dict[str, Any]:
-    """Replace the option names that transformers 5 has deprecated; as there, a new name that is set wins.
-
-    Recipes may use either name, and fingerprints contain the one that they use.
-    """
+    """Replace option names that transformers 5 deprecates; a new name that is set wins. Fingerprints keep either."""
     fields = dict(fields)
     checkpointing = fields.pop("gradient_checkpointing", True)  # TRL's default, which it still has under the old name
     kwargs = fields.pop("gradient_checkpointing_kwargs", None)

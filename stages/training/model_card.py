@@ -20,23 +20,8 @@ from stages.training.config import TrainingStage
 
 CARD = "README.md"
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
-PLACEHOLDER = "path/to/this/folder"
-"""Name in the card of a model that is not on the hub."""
-PAPER = (
-    "Weighted instruction tuning gives the tokens of the prompt and of the completion a weight each in the loss:"
-    " [Chatterjee et al., 2025](https://arxiv.org/abs/2507.07817)."
-)
-CITATION = """\
-@article{chatterjee2025effect,
-  title = {On the Effect of Instruction Tuning Loss on Generalization},
-  author = {Chatterjee, Anwoy and Renduchintala, H S V N S Kowndinya and Bhatia, Sumit and Chakraborty, Tanmoy},
-  journal = {Transactions of the Association for Computational Linguistics},
-  year = {2025},
-  eprint = {2507.07817},
-  archivePrefix = {arXiv},
-}"""
+PLACEHOLDER = "path/to/this/folder"  # the name of a model that is not on the hub
 _RESULTS = ("train_loss", "eval_loss", "reward_margin", "reward_accuracy", "steps", "tokens")
-"""Metrics of a training that the card shows."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +68,6 @@ class Training:
 
     @property
     def results(self) -> dict[str, str]:
-        """Metric -> value."""
         values = self.metrics.to_json()
         return {name: _cell(values[name]) for name in _RESULTS if values.get(name) is not None}
 
@@ -118,13 +102,11 @@ def card(model: Input, name: str = PLACEHOLDER, scores: Sequence[ScoreRow] = (),
             template_str=TEMPLATE.read_text(encoding="utf-8"),
             title=" and ".join(titles) if name == PLACEHOLDER else name.rpartition("/")[2],
             summary=summary,
-            paper=PAPER,
             name=name,
             prompt=_prompt(model.path),
             adapter=(model.path / "adapter").is_dir(),
             trainings=trainings,
             scores=[[_cell(getattr(row, key)) for key in ("task", "metric", "value", "stderr", "n")] for row in scores],
-            citation=CITATION,
         )
     )
 
@@ -173,7 +155,6 @@ def _prompt(folder: Path) -> str:
 
 
 def _eval_result(row: ScoreRow) -> EvalResult:
-    """Convert a score to an entry of the hub's model-index."""
     return EvalResult(
         task_type="text-generation",
         dataset_type=row.task,

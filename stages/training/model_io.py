@@ -115,7 +115,6 @@ def _refuse_fallback_kernel(attention: str | None) -> None:
 
 
 def _quantization_options(quantization: Options | None) -> dict[str, Any]:
-    """The arguments of from_pretrained that quantise the weights on this process's GPU."""
     if quantization is None:
         return {}
     if importlib.util.find_spec("bitsandbytes") is None:

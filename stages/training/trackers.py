@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,9 +64,10 @@ def open_trackers(trainer: TRLTrainer, context: Context, resumed: bool) -> Itera
     for tracker in trackers:
         tracker.on_train_end = lambda *_, **__: None
 
-    def close(tracker_end: Callable[..., None]) -> None:
-        state, tokenizer = trainer.state, tokenizer_of(trainer)
-        tracker_end(trainer.args, state, trainer.control, model=trainer.model, processing_class=tokenizer)
+    def close() -> None:
+        for end in on_train_end:
+            state, tokenizer = trainer.state, tokenizer_of(trainer)
+            end(trainer.args, state, trainer.control, model=trainer.model, processing_class=tokenizer)
 
     try:
         yield
@@ -76,11 +77,9 @@ def open_trackers(trainer: TRLTrainer, context: Context, resumed: bool) -> Itera
                 import wandb
 
                 wandb.finish(exit_code=1)
-            for tracker_end in on_train_end:
-                close(tracker_end)
+            close()
         raise
-    for tracker_end in on_train_end:
-        close(tracker_end)
+    close()
 
 
 def _tensorboard_folder(context: Context) -> Path:

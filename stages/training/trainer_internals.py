@@ -8,25 +8,19 @@ of either library changes one.
 
 from __future__ import annotations
 
-from importlib import metadata
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import DPOTrainer, SFTTrainer
 
+from stages.system.library_versions import require_version
+
 TRLTrainer = SFTTrainer | DPOTrainer
 
-CHECKED_WITH = {"transformers": ("5",), "trl": ("1", "16")}
-"""Package -> leading parts of the versions in which the attributes below were checked."""
-
-
-def check_versions() -> None:
-    """Raise ImportError if a library has a version whose private attributes nobody has checked."""
-    for package, parts in CHECKED_WITH.items():
-        version = metadata.version(package)
-        if tuple(version.split("."))[: len(parts)] != parts:
-            raise ImportError(f"{package} {version} is not supported, only {'.'.join(parts)}.*; install that version")
+# The versions in which the attributes below were checked.
+require_version("transformers", "5")
+require_version("trl", "1.16")
 
 
 def tokenizer_of(trainer: TRLTrainer) -> PreTrainedTokenizerBase:
@@ -78,6 +72,3 @@ def restore_sums(trainer: TRLTrainer, sums: dict[str, Any], device: torch.device
     trainer._globalstep_last_logged = sums["last_logged"]
     trainer._total_train_tokens = sums["tokens"]
     metric_lists(trainer, "train").update(sums["metrics"])
-
-
-check_versions()

@@ -47,9 +47,7 @@ def place(recipe: Recipe, *key: str | int) -> tuple[int | None, int | None]:
 
 
 def value(recipe: Recipe, *key: str | int) -> object:
-    node = recipe.source_map.tree.find(key)
-    assert node is not None
-    return node.to_plain()
+    return recipe.source_map.nearest(key).to_plain()
 
 
 PLACES: dict[Key, tuple[int, int]] = {

@@ -19,8 +19,8 @@ import torch
 from pydantic import ValidationError
 
 from stages.base import Context, UserError
+from stages.judge import endpoint
 from stages.judge.config import JudgeStage
-from stages.judge.endpoint import require_model
 from stages.judge.questions import CHARACTERS_PER_TOKEN
 from stages.judge.stage import run
 from tests.pipeline.run.test_command import command, environment
@@ -29,6 +29,7 @@ from tests.stages.judge.server import KEY, serving
 from tests.tiny import byte_tokenizer, tiny_model
 
 Step = Callable[..., Context]
+require_model = endpoint.require_model.__wrapped__  # asks at every call
 RECIPE = """\
 name: small
 model: ./model

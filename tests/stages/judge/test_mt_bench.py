@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from stages.base import Context, UserError
-from stages.judge.judge_client import Reply
 from stages.judge.mt_bench import parse_grade
 from stages.judge.stage import run
 from stages.records.metrics import Metrics
@@ -138,7 +137,7 @@ def test_greedy_answers_equal_generate(step: Step, model_folder: Any) -> None:
     ],
 )
 def test_a_grade_is_read_never_guessed(text: str | None, expected: float | None) -> None:
-    assert parse_grade(Reply({"message": {"content": text}})) == expected
+    assert parse_grade({"message": {"content": text}}) == expected
 
 
 def test_an_unreadable_judgement_is_requested_again_then_counted(step: Step) -> None:

@@ -12,27 +12,21 @@ from pydantic import ValidationError
 from trl import DPOConfig, SFTConfig
 
 from stages.base import Context
-from stages.library_options.option_docs import HELP_FILE, STAGE_NOTES, collect
-from stages.library_options.option_models import (
-    OPTIONS_FILE,
-    RESERVED,
-    RESERVED_LAUNCH,
-    RESERVED_LORA,
-    RESERVED_SFT,
-    describe,
-    options,
-)
+from stages.library_options.option_constraints import RESERVED
+from stages.library_options.option_docs import HELP_FILE, STAGE_NOTES
+from stages.library_options.option_models import OPTIONS_FILE, options
 from stages.sft.config import SFTStage
 from stages.training.loop import arguments
+from tests.stages.library_options.libraries import collect, describe
 
 
 def test_options_json_matches_the_installed_libraries() -> None:
-    """If this fails: python -m stages.library_options.option_models"""
+    """If this fails: python -m tests.stages.library_options.libraries"""
     assert json.loads(OPTIONS_FILE.read_text()) == describe()
 
 
 def test_option_help_json_matches_the_installed_libraries() -> None:
-    """If this fails: python -m stages.library_options.option_docs, then make schema"""
+    """If this fails: python -m tests.stages.library_options.libraries, then make schema"""
     collected = json.loads(json.dumps(collect()))
     assert json.loads(HELP_FILE.read_text()) == collected
     defaults = [cls.__dataclass_fields__["learning_rate"].default for cls in (SFTConfig, DPOConfig)]
@@ -48,7 +42,7 @@ def test_defaults_that_differ_in_a_stage_are_documented(tmp_path: Path) -> None:
     context = Context("recipe", "step", config, {}, tmp_path, tmp_path, tmp_path, tmp_path, ignore, tmp_path)
     defaults = {field.name: field.default for field in dataclasses.fields(SFTConfig)}
     values = {name: value for name, value in arguments(context, {}).items() if name in defaults}
-    different = {name for name, value in values.items() if value != defaults[name]} - set(RESERVED)
+    different = {name for name, value in values.items() if value != defaults[name]} - set(RESERVED["train"])
     assert different
     assert different <= set(STAGE_NOTES) <= set(options("SFTConfig").model_fields)
 
@@ -83,10 +77,10 @@ def test_deprecated_names_still_work_without_a_warning(
 def test_reserved_fields_exist() -> None:
     """A reserved name that TRL drops would forbid nothing. Only the two of WITConfig are not TRL's."""
     fields = {name: set(declared) for name, declared in describe().items()}
-    assert set(RESERVED) <= fields["SFTConfig"] & fields["DPOConfig"]
-    assert set(RESERVED_SFT) - fields["SFTConfig"] == {"prompt_loss_weight", "completion_loss_weight"}
-    assert set(RESERVED_LORA) <= fields["LoraConfig"]
-    assert all(fnmatch.filter(fields["launch"], pattern) for pattern in RESERVED_LAUNCH)
+    assert set(RESERVED["train"]) <= fields["SFTConfig"] & fields["DPOConfig"]
+    assert set(RESERVED["SFTConfig"]) - fields["SFTConfig"] == {"prompt_loss_weight", "completion_loss_weight"}
+    assert set(RESERVED["LoraConfig"]) <= fields["LoraConfig"]
+    assert all(fnmatch.filter(fields["launch"], pattern) for pattern in RESERVED["launch"])
 
 
 def test_options_of_a_command_are_checked() -> None:
@@ -94,7 +88,7 @@ def test_options_of_a_command_are_checked() -> None:
     section = {"num_processes": 2, "use_fsdp": True, "fsdp_version": 2, "fsdp_offload_params": True, "zero_stage": 3}
     assert model(**section).model_dump() == section
     assert model.reserved["config_file"]
-    assert model.reserved["megatron_lm_pp_degree"] == RESERVED_LAUNCH["megatron_lm_*"]
+    assert model.reserved["megatron_lm_pp_degree"] == RESERVED["launch"]["megatron_lm_*"]
     bad_sections = [{"num_processes": "2"}, {"fsdp_version": "3"}, {"dynamo_backend": "quick"}, {"use_fsdp": "yes"}]
     for bad in [*bad_sections, {"config_file": "a"}]:
         with pytest.raises(ValidationError):

@@ -38,7 +38,7 @@ def test_needs_have_every_file_and_its_key() -> None:
         ({"models": []}, "at least 1 item"),
         ({"models": ["wit", "wit"]}, "named more than once: wit"),
         ({"tasks": []}, "at least 1 item"),
-        ({"tasks": [TASK, TASK]}, "add another lm_eval stage"),
+        ({"tasks": [TASK, TASK]}, "named more than once: arc_easy"),
         ({"tasks": [TASK | {"num_fewshot": -1}]}, "greater than or equal to 0"),
         ({"tasks": [TASK | {"data": {"test": "items.txt"}}]}, r"should be a file ending in \.json"),
         ({"tasks": [TASK | {"data": {"test": "a.csv", "dev": "b.jsonl"}}]}, "one file format"),

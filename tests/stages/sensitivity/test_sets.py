@@ -155,7 +155,7 @@ def test_errors_in_a_row(tmp_path: Path, row: Any, section: dict[str, Any], mess
     [
         ([{"name": "a", "data": "x"}, {"name": "a", "data": "y"}], "named more than once: a"),
         ([{"name": "a", "data": "x", "num_fewshot": 1}], "num_fewshot and examples go together"),
-        ([{"name": "a/b", "data": "x"}], "is no name; use up to 100 letters"),
+        ([{"name": "a/b", "data": "x"}], "should match pattern"),
         ([{"name": "a", "data": "x", "vary": {"templates": ["Q:"]}}], "should hold {prompt} once"),
         ([{"name": "a", "data": "x", "vary": {"case": ["lower", "lower"]}}], "named more than once: lower"),
     ],

@@ -66,7 +66,7 @@ class Need:
     """Whether the model's own Python files are downloaded with it."""
     optional: bool = False
     """Whether `*` can match no step."""
-    of: str = ""
+    model_need: str = ""
     """For `steps`: the name of another need, a model. Only steps that scored that model match."""
 
 

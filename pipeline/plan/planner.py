@@ -119,7 +119,7 @@ class _Planner:
             inputs: dict[str, Step | Reference] = {}
             for input_name, need in part.needs.items():
                 try:
-                    inputs |= self._inputs(cell, stage, input_name, need, labels, inputs.get(need.of))
+                    inputs |= self._inputs(cell, stage, input_name, need, labels, inputs.get(need.model_need))
                 except RecipeError as error:
                     self.problems += error.problems
             self.steps[name] = Step(name, stage, part.config, inputs, recipe, labels)

@@ -24,7 +24,7 @@ class _InterpolationError(Exception):
     """The message quotes a wrong interpolation and says why."""
 
 
-class Resolver:
+class Interpolator:
     """Resolves the interpolations of a recipe, one cell of its matrix after the other.
 
     Values that depend on some axes only are resolved once for all cells that agree on them, and share one node.

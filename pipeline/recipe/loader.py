@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 
 from pipeline.recipe.broken_stage import references_of
 from pipeline.recipe.did_you_mean import did_you_mean
-from pipeline.recipe.interpolation import Resolver
+from pipeline.recipe.interpolation import Interpolator
 from pipeline.recipe.matrix import Cell, read_matrix, select_cells
 from pipeline.recipe.nodes import BROKEN, Key, Node, Problem, RecipeError, dotted
 from pipeline.recipe.recipe_files import apply_override, read_file
@@ -93,15 +93,15 @@ def load(path: Path, overrides: Sequence[str] = (), cells: Sequence[str] = ()) -
     tree, problems = read_file(path)
     for override in overrides:
         tree = apply_override(tree, override, problems)
-    resolver = Resolver(tree)
-    matrix = resolver.resolve_matrix()
+    interpolator = Interpolator(tree)
+    matrix = interpolator.resolve_matrix()
     all_cells, matrix_problems = read_matrix(matrix) if matrix else ([], [])
     selected = select_cells(all_cells, cells) if cells and not matrix_problems else all_cells
     reader = _RecipeReader()
-    recipes = [reader.read(resolver.resolve_cell(cell), cell) for cell in selected or [Cell()]]
+    recipes = [reader.read(interpolator.resolve_cell(cell), cell) for cell in selected or [Cell()]]
     if reader.secret_errors:
         raise RecipeError(reader.secret_errors)
-    recipes[0].problems.extend([*problems, *matrix_problems, *resolver.problems, *reader.problems])
+    recipes[0].problems.extend([*problems, *matrix_problems, *interpolator.problems, *reader.problems])
     return recipes
 
 

@@ -1,8 +1,9 @@
 """Run a `dpo` stage: preference pairs -> TRL's DPOTrainer -> a published model.
 
-The reference is the model that training starts from: without LoRA, TRL loads it a second time from the same folder;
-with LoRA, it is the model with the new adapter switched off. An SFT adapter is already merged, so neither is ever the
-bare base model.
+The reference is the model that training starts from. No `ref_model` is passed, so TRL chooses it: without LoRA, it
+loads the same folder a second time (or, with `precompute_ref_log_probs`, uses the model before training); with LoRA, it
+switches the new adapter off. The adapter of an earlier SFT stage is merged into its published model, so after SFT the
+reference is the SFT model, not the recipe's base model.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def run(context: Context) -> Metrics:
         model=load_model(
             model_path,
             stage.seed,
-            fields.get("model_init_kwargs"),
+            fields.get("model_init_kwargs"),  # stays in the fields: TRL loads the reference with it
             quantization=stage.quantization,
             trust_remote_code=stage.trust_remote_code,
         ),

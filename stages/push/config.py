@@ -39,7 +39,8 @@ class PushStage(StageConfig):
 
     def needs(self) -> dict[str, Need]:
         scores = {
-            f"results.{i}": Need("steps", name, f"results.{i}", of="model") for i, name in enumerate(self.results)
+            f"results.{i}": Need("steps", name, f"results.{i}", model_need="model")
+            for i, name in enumerate(self.results)
         }
         return {"model": Need("model", self.model, "model"), **scores}
 

@@ -95,7 +95,7 @@ folder: `run` in stage.py, which every kind has; the others in preview.py, estim
 
     run(context: Context) -> Metrics                          run a step
     preview(step, config, paths, count) -> (dict, str, Any)   show `count` rows: JSON, an HTML page, a rich renderable
-    estimate(config, given) -> Estimate                       see stages/estimate/result.py
+    estimate(config, inputs) -> Estimate                      see stages/estimate/result.py
     fetch(config, paths, scratch) -> list[str]                download what no key names, one line for each download
 
 `paths` holds the path of each input; for a model that does not exist yet, that of the model its training starts from.

@@ -151,6 +151,7 @@ def test_every_program_is_known(page: Path) -> None:
     assert set(shell_of(page)) <= {*PROGRAMS, *OTHERS}
 
 
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")  # TRL's own default
 def test_the_trainer_examples_work(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The program in docs/trainer.md; then the one in README with the same model and rows."""
     (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/trainer.md").read_text("utf-8"), re.DOTALL)

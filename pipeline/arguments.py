@@ -7,9 +7,9 @@ from pathlib import Path
 
 EXAMPLES = """\
 examples:
-  run-recipe recipes/wit_dpo.yaml                           run all steps without a result
-  run-recipe recipes/wit_dpo.yaml --preview 3 --stage wit   show the weights of tokens
-  run-recipe recipes/pocket_grid.yaml --cells prompt=0.2    run a part of a grid
+  run-recipe recipes/wit_dpo.yaml                           what has no result
+  run-recipe recipes/wit_dpo.yaml --preview 3 --stage wit   weights of tokens
+  run-recipe recipes/pocket_grid.yaml --cells prompt=0.2    a part of a grid
 """
 
 
@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     modes.add_argument("--estimate", action="store_true", help="show memory, disk and time before anything runs")
     modes.add_argument("--prefetch", action="store_true", help="download all that a run without a network needs")
     modes.add_argument("--verify", type=Path, metavar="RUNS", help="check every hash in a runs folder; needs no RECIPE")
-    add("--json", action="store_true", help="print only JSON: what is shown, or else the record of the run")
+    add("--json", action="store_true", help="print only JSON: what is shown, or the record of the run")
     add("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of results (default: runs)")
     add(
         "--executor",

@@ -40,7 +40,7 @@ Candidates = dict[str, list[Recipe]]
 def search_problems(cells: Sequence[Recipe]) -> list[Problem]:
     """Check the `search` section of a recipe, as far as that is possible before it is planned."""
     recipe, search = cells[0], cells[0].search
-    if search is None or recipe.broken:
+    if search is None:
         return []
     if not recipe.labels:
         return [recipe.problem(("search",), "chooses among the cells of a matrix; add 'matrix', or leave it out")]
@@ -54,6 +54,8 @@ def search_problems(cells: Sequence[Recipe]) -> list[Problem]:
             hint = did_you_mean(axis, recipe.labels) + list_choices("it has", recipe.labels)
             problems.append(recipe.problem(("search", "over", index), f"{axis!r} is no axis of the matrix{hint}"))
     stage = recipe.stages.get(search.stage)
+    if search.stage in recipe.broken:
+        return problems
     if stage is None:
         text = f"{search.stage!r} is no stage of this recipe{did_you_mean(search.stage, recipe.stages)}"
         problems.append(recipe.problem(("search", "stage"), text))

@@ -79,7 +79,7 @@ def test_the_better_half_trains_in_full_and_is_benchmarked(world: Path) -> None:
 def test_what_was_chosen_is_told_and_kept(world: Path) -> None:
     said = (world / "said.txt").read_text()
     assert f"1 failed: {SHORT['1e+30']}" in said
-    assert "search: rung 1 of 2: 4 of wit at 1/2 of the training, by eval_completion_loss (lowest)" in said
+    assert "search: rung 1 of 2: 4 trainings of wit at 1/2 of the training, by eval_completion_loss (lowest)" in said
     with (world / "runs/small/search.csv").open() as file:
         rows = list(csv.DictReader(file))
     first = [row for row in rows if row["length"] == "1/2"]
@@ -133,9 +133,9 @@ def test_a_later_stage_cannot_run_before_it_is_chosen_what_on(world: Path, argum
         ("search.over=[rat]", "search.over.0: 'rat' is no axis of the matrix; did you mean 'rate'?"),
         ("search.rungs=1", "search.rungs: "),
         ("search.facto=3", "search.facto: unknown key; did you mean 'factor'?"),
-        ("stages.wit.data.eval=null", "name them as stages.wit.data.eval"),
+        ("stages.wit.data.eval=null", "add stages.wit.data.eval"),
         ("matrix=null", "search: chooses among the cells of a matrix"),
-        ("matrix.search=[1, 2]", "matrix.search: has the name of what a search adds"),
+        ("matrix.search=[1, 2]", "matrix.search: is the name that a search uses"),
     ],
 )
 def test_a_wrong_search_is_told_before_anything_runs(world: Path, change: str, said: str) -> None:

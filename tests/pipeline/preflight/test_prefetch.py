@@ -78,7 +78,7 @@ def test_what_was_prefetched_runs_without_a_network(world: Path) -> None:
         pushed = ("--set", "stages.up={kind: push, model: wit, repo: me/it}")
         said = call(world, "--prefetch", *pushed, HF_ENDPOINT=address, HF_HUB_OFFLINE="0").stdout
         assert "still needs a network: up: uploads the model to me/it on the hub" in said
-        assert said.endswith("now runs without a network, but for that\n")
+        assert said.endswith("now runs without a network, except for the above\n")
         said = call(world, "--prefetch", "--stage", "wit", HF_ENDPOINT=address, HF_HUB_OFFLINE="0").stdout
         assert said.endswith("what was chosen now runs without a network\n")
     assert not (world / "runs" / "small").exists()

@@ -86,7 +86,7 @@ def read_run_record(folder: Path) -> RunRecord:
         steps = [StepRecord(**{**s, "progress": s["progress"] and Progress(*s["progress"])}) for s in body["steps"]]
         return RunRecord(**{**body, "steps": steps})
     except (TypeError, KeyError) as error:
-        raise ValueError(f"unknown form of a run record: {error}") from None
+        raise ValueError(f"unknown form, perhaps of an older version: {error}") from None
 
 
 def write_run_record(folder: Path, recipe: str, status: str, side_by_side: int, steps: list[StepRecord]) -> None:

@@ -80,7 +80,7 @@ def test_what_was_prefetched_runs_without_a_network(world: Path) -> None:
         assert "still needs a network: up: uploads the model to me/it on the hub" in said
         assert said.endswith("now runs without a network, except for the above\n")
         said = call(world, "--prefetch", "--stage", "wit", HF_ENDPOINT=address, HF_HUB_OFFLINE="0").stdout
-        assert said.endswith("what was chosen now runs without a network\n")
+        assert said.endswith("the selection now runs without a network\n")
     assert not (world / "runs" / "small").exists()
     cut_off = [] if subprocess.run([*NO_NETWORK, "true"], check=False, capture_output=True).returncode else NO_NETWORK
     port = address.rpartition(":")[2]

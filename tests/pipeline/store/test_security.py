@@ -213,7 +213,7 @@ def test_kernels_from_the_hub_need_the_key(world: Path, refused: Callable[..., s
     recipe = RECIPE.replace("    trust_remote_code: true\n", "")
     for value in ("attn_implementation: org/kernel", "use_kernels: true"):
         Path("r.yaml").write_text(recipe.replace("log_level: debug", f"model_init_kwargs: {{{value}}}"))
-        assert "kernels from the hub, which are code of others; add trust_remote_code: true" in refused()
+        assert "kernels from the hub, which are third-party code; add trust_remote_code: true" in refused()
 
 
 # ---------------------------------------------------------------------------------- third-party code in the plan
@@ -355,12 +355,12 @@ def test_pickles_are_never_read(world: Path, refused: Callable[..., str], argume
     for name in ("pytorch_model.bin", "adapter_model.bin", "tokenizer.pkl", "training_args.bin"):
         (world / "own" / name).write_bytes(pickle.dumps(Marks(world / "unpickled")))
     output = refused(*arguments)
-    assert "weights are read from *.safetensors, and it has only adapter_model.bin, pytorch_model.bin" in output
+    assert "has no *.safetensors weights, only adapter_model.bin, pytorch_model.bin" in output
     assert re.search(r"r\.yaml:\d+:\d+: stages\.wit\.model: ", output)
     index = {"weight_map": {"lm_head.weight": "../own/pytorch_model.bin"}}
     (world / "own" / "model.safetensors.index.json").write_text(json.dumps(index))
     (world / "own" / "other.safetensors").touch()
-    assert "names '../own/pytorch_model.bin', which is no *.safetensors beside it" in refused(*arguments)
+    assert "names '../own/pytorch_model.bin', not a *.safetensors in its folder" in refused(*arguments)
     (world / "own" / "adapter_config.json").write_text("{}")
     assert re.search(r"r\.yaml:2:8: model: .*own holds an adapter; merge it into its model", refused(*arguments))
     assert not (world / "unpickled").exists()

@@ -344,4 +344,4 @@ def test_a_push_that_fails_leaves_the_model_as_it_is(world: World) -> None:
 def test_trl_s_own_push_is_refused_and_ours_is_named(world: World) -> None:
     done = world.run("--plan", "--set", "stages.wit.train.push_to_hub=true")
     assert done.returncode == 2
-    assert "a stage of kind push uploads a finished model" in done.stderr
+    assert "use a stage of kind push" in done.stderr

@@ -34,7 +34,6 @@ class StepSummary:
     why: str
     needs: list[str]
     runs_code: list[str]
-    """Third-party code that it runs, as far as the recipe and local files tell."""
     asks: list[str]
     """Requests to services that may charge for them, as far as local files tell."""
 

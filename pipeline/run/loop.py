@@ -54,7 +54,6 @@ class _RunningStep:
 
     @property
     def seconds(self) -> float:
-        """Time since the start."""
         return round(time.monotonic() - self.start, 1)
 
 

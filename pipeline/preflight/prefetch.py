@@ -7,7 +7,7 @@ themselves in a separate process.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ class Prefetched:
         yield f"{self.recipe}: {count} to fetch; with HF_HUB_OFFLINE=1 {subject} now runs without a network{exception}"
 
 
-def prefetch(plan: Plan, resolver: Resolver, say: Any, selected: frozenset[str]) -> Prefetched:
+def prefetch(plan: Plan, resolver: Resolver, say: Callable[[str], None], selected: frozenset[str]) -> Prefetched:
     """Download what the selected steps need.
 
     Raises:

@@ -94,15 +94,46 @@ def _part_text(column: str, part: Any) -> str:
     raise BadRow(column, f"has a message with a part of type {reprlib.repr(kind)}; only text is supported")
 
 
-def tools(row: Record) -> list[Any] | None:
-    """Return the tool schemas in the column `tools`, a list or its JSON; None without any."""
-    value = row.get("tools")
-    if isinstance(value, str) and value.strip():
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise BadRow("tools", "is text, but not JSON; write a list of objects, or its JSON") from None
-    return _objects("tools", value, "tools")
+def template_arguments(row: Record) -> dict[str, Any]:
+    """Return what the row passes to the chat template: `tools`, `documents` and `chat_template_kwargs`, where it has
+    any. Each is a list of objects or an object, or the JSON of it."""
+    lists = {name: _objects(name, _from_json(name, row.get(name)), name) for name in ("tools", "documents")}
+    options = _from_json("chat_template_kwargs", row.get("chat_template_kwargs")) or None
+    if not isinstance(options, dict | None):
+        raise BadRow("chat_template_kwargs", f"is {type(options).__name__}, not an object of template variables")
+    if wrong := _RENDER_ARGUMENTS & (options or {}).keys():
+        raise BadRow("chat_template_kwargs", f"sets {', '.join(sorted(wrong))}, which this project sets itself")
+    return lists | {"chat_template_kwargs": options}
+
+
+_RENDER_ARGUMENTS = {
+    "add_generation_prompt",
+    "continue_final_message",
+    "conversation",
+    "documents",
+    "max_length",
+    "messages",
+    "padding",
+    "processor_kwargs",
+    "return_assistant_tokens_mask",
+    "return_dict",
+    "return_tensors",
+    "tokenize",
+    "tokenizer_kwargs",
+    "tools",
+    "truncation",
+}
+"""Arguments of transformers' apply_chat_template that are no free variables of the template."""
+
+
+def _from_json(column: str, value: Any) -> Any:
+    """Decode a value that is JSON text; CSV has no other way to write lists and objects."""
+    if not isinstance(value, str) or not value.strip():
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise BadRow(column, "is text, but not JSON; write a list of objects, or its JSON") from None
 
 
 def _objects(column: str, value: Any, name: str) -> list[Any] | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import takewhile
 from typing import Any
 
@@ -17,9 +17,9 @@ from stages.data.columns import (
     Text,
     filled_list,
     messages,
+    template_arguments,
     text,
     text_or_messages,
-    tools,
     weighted_tokens,
 )
 from stages.data.files import Record
@@ -41,28 +41,41 @@ SHAREGPT_ROLES = {
 
 
 class TrainingRow:
-    """A row whose fields have the column names that the trainers read. `tools` are JSON schemas of callable tools."""
+    """A row whose fields have the column names that the trainers read."""
 
     def columns(self) -> dict[str, Any]:
-        """Return the row as a mapping, without `tools` if there are none."""
+        """Return the row as a mapping, without the columns that are None."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
+@dataclass(frozen=True, kw_only=True)
+class TemplateRow(TrainingRow):
+    """A row with arguments of the chat template."""
+
+    tools: list[Any] | None = None
+    """JSON schemas of callable tools."""
+    documents: list[Any] | None = None
+    """Documents to answer from."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Further variables of the template, such as `enable_thinking`."""
+
+
+TEMPLATE_COLUMNS = tuple(field.name for field in fields(TemplateRow))
+
+
 @dataclass(frozen=True)
-class Example(TrainingRow):
+class Example(TemplateRow):
     """A prompt and the completion that the model should write."""
 
     prompt: Text
     completion: Text
-    tools: list[Any] | None = None
 
 
 @dataclass(frozen=True)
-class Conversation(TrainingRow):
+class Conversation(TemplateRow):
     """A conversation of any length, with at least one assistant message."""
 
     messages: Messages
-    tools: list[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,13 +94,12 @@ class Tokens(TrainingRow):
 
 
 @dataclass(frozen=True)
-class Pair(TrainingRow):
+class Pair(TemplateRow):
     """A preference row."""
 
     prompt: Text
     chosen: Text
     rejected: Text
-    tools: list[Any] | None = None
 
 
 Row = Example | Conversation | PlainText | Tokens
@@ -121,14 +133,14 @@ def _prompt_completion(row: Record) -> Example:
     prompt, completion = text_or_messages(row, "prompt"), text_or_messages(row, "completion")
     if isinstance(prompt, str) != isinstance(completion, str):
         raise BadRow(None, "prompt and completion mix text and messages; write both in the same way")
-    return Example(prompt, completion, None if isinstance(prompt, str) else tools(row))
+    return Example(prompt, completion, **({} if isinstance(prompt, str) else template_arguments(row)))
 
 
 def _conversation(row: Record, column: str = "messages") -> Conversation:
     turns = messages(row, column)
     if not any(turn["role"] == "assistant" for turn in turns):
         raise BadRow(column, "has no assistant message, so there is nothing to learn; remove the row")
-    return Conversation(turns, tools(row))
+    return Conversation(turns, **template_arguments(row))
 
 
 def _sharegpt(row: Record) -> Conversation:
@@ -167,7 +179,7 @@ def _alpaca(row: Record) -> Example:
     user, assistant = _alpaca_texts(row)
     system = [{"role": "system", "content": text(row, "system")}] if row.get("system") else []
     prompt = [*system, {"role": "user", "content": user}]
-    return Example(prompt, [{"role": "assistant", "content": assistant}], tools(row))
+    return Example(prompt, [{"role": "assistant", "content": assistant}], **template_arguments(row))
 
 
 def _alpaca_texts(row: Record) -> tuple[str, str]:
@@ -216,7 +228,8 @@ def to_pair(row: Record) -> Pair:
         raise BadRow(None, "prompt, chosen and rejected mix text and messages; write all in the same way")
     if parts["chosen"] == parts["rejected"]:
         raise BadRow(None, "chosen and rejected are the same; remove the row")
-    return Pair(**parts, tools=tools(row) if isinstance(parts["prompt"], list) else None)
+    prompt, chosen, rejected = parts.values()
+    return Pair(prompt, chosen, rejected, **(template_arguments(row) if isinstance(prompt, list) else {}))
 
 
 def _split_prompt(chosen: Messages, rejected: Messages) -> dict[str, Text]:
@@ -239,11 +252,11 @@ def to_official_pair(row: Record) -> Pair:
 
 
 FORMATS = {
-    "prompt_completion": Format(("prompt", "completion", "tools"), _prompt_completion),
-    "messages": Format(("messages", "tools"), _conversation),
+    "prompt_completion": Format(("prompt", "completion", *TEMPLATE_COLUMNS), _prompt_completion),
+    "messages": Format(("messages", *TEMPLATE_COLUMNS), _conversation),
     "text": Format(("text",), lambda row: PlainText(text(row, "text"))),
-    "alpaca": Format(("instruction", "input", "output", "system", "tools"), _alpaca),
-    "sharegpt": Format(("conversations", "system", "tools"), _sharegpt),
+    "alpaca": Format(("instruction", "input", "output", "system", *TEMPLATE_COLUMNS), _alpaca),
+    "sharegpt": Format(("conversations", "system", *TEMPLATE_COLUMNS), _sharegpt),
     "tokens": Format(("input_ids", "loss_weights"), lambda row: Tokens(*weighted_tokens(row))),
     "official": Format(
         ("prompt", "response", "completion", "instruction", "input", "output", "conversations"), _official
@@ -251,7 +264,7 @@ FORMATS = {
 }
 """The values of `data.format` except `auto`."""
 
-PAIR_COLUMNS = ("prompt", "chosen", "rejected", "tools")
+PAIR_COLUMNS = ("prompt", "chosen", "rejected", *TEMPLATE_COLUMNS)
 
 FORMAT_BY_COLUMNS = (
     (("prompt", "completion"), "prompt_completion"),

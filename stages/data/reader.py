@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -13,6 +13,8 @@ from stages.data.columns import MISSING, BadRow
 from stages.data.files import Record, Unreadable, read_file, read_folder
 from stages.data.formats import (
     FORMATS,
+    PAIR_COLUMNS,
+    TEMPLATE_COLUMNS,
     Example,
     Pair,
     Row,
@@ -27,6 +29,16 @@ MAX_BAD_ROWS = 10  # bad rows in an error, which counts the others
 DROPPED_ROWS = "dropped_rows.txt"  # beside the trained model: the rows that `on_bad_row: drop` left out
 
 AnyRow = TypeVar("AnyRow", bound=TrainingRow)
+
+
+@dataclass
+class RowReport:
+    """What else a pass over the rows of a data file shows."""
+
+    dropped: list[str] = field(default_factory=list)
+    """`path:number: reason` for every row that `on_bad_row: drop` leaves out."""
+    unread_columns: list[str] = field(default_factory=list)
+    """Columns of the file that nothing reads."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +59,11 @@ class Reading:
     """The subset of a folder that has several."""
 
 
-def read_examples(path: Path, reading: Reading, dropped: list[str] | None = None) -> Iterator[tuple[int, Row]]:
+def read_examples(path: Path, reading: Reading, report: RowReport | None = None) -> Iterator[tuple[int, Row]]:
     """Yield (number in the file, row) for the instruction rows of a file or data set folder.
 
     Args:
-        dropped: receives `path:number: reason` for every row that `on_bad_row: drop` leaves out.
+        report: filled while the rows are read.
 
     Raises:
         UserError: rows cannot be used. The error comes after the last good row, and lists all bad ones.
@@ -63,11 +75,11 @@ def read_examples(path: Path, reading: Reading, dropped: list[str] | None = None
         detected = detected or detect_format(record)
         return detected.convert(record)
 
-    return _convert_rows(path, reading, convert, dropped)
+    return _convert_rows(path, reading, convert, lambda: detected.columns if detected else (), report)
 
 
 def read_pairs(
-    path: Path, reading: Reading, rejected: Literal["column", "other_row"], seed: int, dropped: list[str] | None = None
+    path: Path, reading: Reading, rejected: Literal["column", "other_row"], seed: int, report: RowReport | None = None
 ) -> Iterator[tuple[int, Pair]]:
     """Yield (number in the file, pair) for preference rows; see read_examples.
 
@@ -76,16 +88,15 @@ def read_pairs(
         seed: decides which other row's completion is rejected.
     """
     if rejected == "column":
-        return _convert_rows(path, reading, to_official_pair if reading.format == "official" else to_pair, dropped)
-    return _pairs_of_other_rows(path, reading, seed, dropped)
+        convert = to_official_pair if reading.format == "official" else to_pair
+        return _convert_rows(path, reading, convert, lambda: PAIR_COLUMNS, report)
+    return _pairs_of_other_rows(path, reading, seed, report)
 
 
-def dropped_rows_text(dropped: list[str], paths: Iterable[Path]) -> str:
-    """Return the content of DROPPED_ROWS, one line per row, without the folders, which differ between machines."""
-    text = "".join(f"{line}\n" for line in dropped)
-    for path in paths:
-        text = text.replace(f"{path.parent}/", "")
-    return text
+def dropped_rows_text(dropped: list[str], path: Path) -> str:
+    """Return the content of DROPPED_ROWS, one line per row, without the folder of `path`, which differs between
+    machines."""
+    return "".join(f"{line}\n" for line in dropped).replace(f"{path.parent}/", "")
 
 
 def source_name(path: Path, reading: Reading) -> str:
@@ -99,22 +110,32 @@ def bad_rows_error(lines: list[str], count: int) -> UserError:
     return UserError("\n".join([*lines[:MAX_BAD_ROWS], *more]))
 
 
-def dropped_note(part: str, count: int) -> str:
-    """Return the console's note about dropped rows."""
-    return f"{part} data: {count} rows that cannot be used were dropped; {DROPPED_ROWS} lists them"
+def report_notes(part: str, report: RowReport) -> list[str]:
+    """Return the console's notes about what reading the `part` data showed."""
+    notes = []
+    if count := len(report.dropped):
+        notes.append(f"{part} data: {count} rows that cannot be used were dropped; {DROPPED_ROWS} lists them")
+    if report.unread_columns:
+        notes.append(f"{part} data: columns not read: {', '.join(report.unread_columns)}")
+    return notes
 
 
 def _convert_rows(
-    path: Path, reading: Reading, convert: Callable[[Record], AnyRow], dropped: list[str] | None
+    path: Path,
+    reading: Reading,
+    convert: Callable[[Record], AnyRow],
+    columns_read: Callable[[], Collection[str]],
+    report: RowReport | None,
 ) -> Iterator[tuple[int, AnyRow]]:
     """Convert every good row, and list or drop the bad ones. Rows of two kinds in one source are an error."""
-    source = source_name(path, reading)
+    source, report = source_name(path, reading), report or RowReport()
     records: Iterator[tuple[int, Record | Unreadable]]
     records = read_folder(path, reading.subset, reading.split) if path.is_dir() else read_file(path)
     bad, kind, listed = 0, None, []
     for number, record in records:
         try:
-            row = convert(_rename(record, reading.columns))
+            renamed = _rename(record, reading.columns)
+            row = convert(renamed)
         except BadRow as error:
             bad += 1
             line = f"{source}:{number}: {error.describe(record, reading.columns)}"
@@ -122,9 +143,10 @@ def _convert_rows(
                 raise UserError(line) from None
             if bad <= MAX_BAD_ROWS:
                 listed.append(line)
-            if reading.on_bad_row == "drop" and dropped is not None:
-                dropped.append(line)
+            if reading.on_bad_row == "drop":
+                report.dropped.append(line)
             continue
+        report.unread_columns += [name for name in renamed if name not in (*columns_read(), *report.unread_columns)]
         if kind not in (None, _kind(row)):
             raise UserError(
                 f"{source}:{number}: some rows are plain text and others are messages; put each kind in its own file"
@@ -147,14 +169,14 @@ def _rename(record: Record | Unreadable, columns: dict[str, str]) -> Record:
 
 def _kind(row: TrainingRow) -> tuple[type, set[bool]]:
     """Return the class of the row and whether it is plain text; all rows of a file must agree."""
-    return type(row), {isinstance(value, str) for name, value in row.columns().items() if name != "tools"}
+    return type(row), {isinstance(value, str) for name, value in row.columns().items() if name not in TEMPLATE_COLUMNS}
 
 
 def _pairs_of_other_rows(
-    path: Path, reading: Reading, seed: int, dropped: list[str] | None
+    path: Path, reading: Reading, seed: int, report: RowReport | None
 ) -> Iterator[tuple[int, Pair]]:
     """Pair each row's completion with a different completion of another row, drawn by `seed`."""
-    rows = list(read_examples(path, reading, dropped))
+    rows = list(read_examples(path, reading, report))
     examples = [(number, row) for number, row in rows if isinstance(row, Example)]
     if len(examples) != len(rows):
         raise UserError(f"{path}: rejected: other_row needs rows of prompt and completion, or of alpaca's columns")
@@ -166,4 +188,5 @@ def _pairs_of_other_rows(
         other = draw.choice(completions)
         while other == example.completion:
             other = draw.choice(completions)
-        yield number, Pair(example.prompt, example.completion, other, example.tools)
+        template_columns = {name: getattr(example, name) for name in TEMPLATE_COLUMNS}
+        yield number, Pair(example.prompt, example.completion, other, **template_columns)

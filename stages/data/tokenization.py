@@ -160,8 +160,7 @@ class Preparer:
 
     def _render(self, row: dict[str, Any]) -> Rendered:
         options = row.get("chat_template_kwargs") or {}
-        if row.get("tools"):
-            options = options | {"tools": row["tools"]}
+        options = options | {name: row[name] for name in ("tools", "documents") if row.get(name)}
         if "messages" in row:
             messages = row["messages"]
             targets = target_turns(messages, self.turns)

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from stages.base import wrong_at
 from stages.data.formats import PAIR_COLUMNS, Pair, columns_of
-from stages.data.reader import read_pairs
+from stages.data.reader import RowReport, read_pairs
 from stages.library_options.option_models import Options, options
 from stages.training.config import TrainingData, TrainingStage
 
@@ -65,6 +65,6 @@ class DPOStage(TrainingStage):
             )
         return self
 
-    def rows(self, path: Path, split: str, dropped: list[str] | None = None) -> Iterator[tuple[int, Pair]]:
+    def rows(self, path: Path, split: str, report: RowReport | None = None) -> Iterator[tuple[int, Pair]]:
         data = self.data
-        return read_pairs(path, data.reading(split, data.format), data.rejected, self.seed, dropped)
+        return read_pairs(path, data.reading(split, data.format), data.rejected, self.seed, report)

@@ -14,7 +14,7 @@ from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
 from stages.base import Context
-from stages.data.reader import DROPPED_ROWS, dropped_note, dropped_rows_text
+from stages.data.reader import DROPPED_ROWS, RowReport, dropped_rows_text, report_notes
 from stages.dpo.config import DPOStage
 from stages.records.metrics import Metrics
 from stages.training.loop import arguments, train
@@ -35,8 +35,8 @@ def run(context: Context) -> Metrics:
     fields = stage.train.model_dump()
     context.progress(0, 1, "preparing pairs")
     splits = [name for name in ("train", "eval") if name in context.inputs]
-    dropped: dict[str, list[str]] = {name: [] for name in splits}
-    pairs = {name: [pair for _, pair in stage.rows(context.inputs[name].path, name, dropped[name])] for name in splits}
+    reports = {name: RowReport() for name in splits}
+    pairs = {name: [pair for _, pair in stage.rows(context.inputs[name].path, name, reports[name])] for name in splits}
     datasets = {name: Dataset.from_list([pair.columns() for pair in pairs[name]]) for name in splits}
     trainer = DPOTrainer(
         model=load_model(
@@ -53,14 +53,14 @@ def run(context: Context) -> Metrics:
         peft_config=lora_config(stage.lora),
     )
     metrics = train(trainer, context)
-    if dropped_rows := "".join(dropped_rows_text(dropped[name], [context.inputs[name].path]) for name in splits):
+    if dropped_rows := "".join(dropped_rows_text(reports[name].dropped, context.inputs[name].path) for name in splits):
         (context.out / DROPPED_ROWS).write_text(dropped_rows, encoding="utf-8")
     last_log = next((row for row in reversed(trainer.state.log_history) if "rewards/margins" in row), {})
     metrics = metrics.extended(
-        data={name: {"rows": len(pairs[name]), "rows_bad": len(dropped[name])} for name in splits},
+        data={name: {"rows": len(pairs[name]), "rows_bad": len(reports[name].dropped)} for name in splits},
         reward_margin=last_log.get("rewards/margins"),
         reward_accuracy=last_log.get("rewards/accuracies"),
-        notes=metrics.notes + [dropped_note(name, len(dropped[name])) for name in splits if dropped[name]],
+        notes=metrics.notes + [note for name in splits for note in report_notes(name, reports[name])],
     )
     write_card(context, metrics)
     return metrics

@@ -104,7 +104,8 @@ def _read_rows(stage: TrainingStage, inputs: EstimateInputs) -> Rows:
     sample, lengths = list(islice(rows, SAMPLE)), []
     for row in sample:
         answers = [row["prompt"] + row[name] for name in ("completion", "chosen", "rejected") if name in row]
-        lengths += [length(sequence, row.get("tools")) for sequence in answers or [next(iter(row.values()))]]
+        answers = answers or [row[name] for name in ("messages", "text", "input_ids") if name in row]
+        lengths += [length(sequence, row.get("tools")) for sequence in answers]
     lengths = [min(tokens, max_length or tokens) for tokens in lengths]
     total = len(sample) + sum(1 for _ in rows)
     return Rows(total, sum(lengths) * total / len(sample), max(lengths))

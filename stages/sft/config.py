@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from stages.base import Config
 from stages.data.formats import Row
-from stages.data.reader import read_examples
+from stages.data.reader import RowReport, read_examples
 from stages.data.segments import weights_by_segment
 from stages.library_options.option_models import Options, options
 from stages.training.config import SFTData, TrainingStage
@@ -48,7 +48,7 @@ class SFTStage(TrainingStage):
     """Weighted instruction tuning of a model."""
 
     kind: ClassVar[str] = "sft"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     search_metrics: ClassVar[Mapping[str, Literal["lowest", "highest"]]] = {
         "eval_completion_loss": "lowest",
         "eval_prompt_loss": "lowest",
@@ -76,5 +76,5 @@ class SFTStage(TrainingStage):
     def reads_weights(self) -> bool:
         return not self.random_init
 
-    def rows(self, path: Path, part: str, dropped: list[str] | None = None) -> Iterator[tuple[int, Row]]:
-        return read_examples(path, self.data.reading(part, self.data.format), dropped)
+    def rows(self, path: Path, part: str, report: RowReport | None = None) -> Iterator[tuple[int, Row]]:
+        return read_examples(path, self.data.reading(part, self.data.format), report)

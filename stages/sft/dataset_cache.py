@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,17 @@ from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerBase
 
 from stages.base import Context, UserError
-from stages.data.formats import Conversation, Example, PlainText, Row, Tokens
-from stages.data.reader import DROPPED_ROWS, dropped_rows_text, source_name
+from stages.data.formats import TEMPLATE_COLUMNS, Conversation, Example, PlainText, Row, Tokens
+from stages.data.reader import RowReport, dropped_rows_text, source_name
 from stages.data.tokenization import Preparer, content_key, prepare, problems
 from stages.sft.config import SFTStage
-from stages.system.integrity import build_once
+from stages.system.integrity import build_once, write_json
+
+REPORT = "report.json"  # in the cached data set's folder
 
 _COLUMNS: dict[type, dict[str, Any]] = {
-    Example: {"prompt": Json(), "completion": Json(), "tools": Json()},
-    Conversation: {"messages": Json(), "tools": Json()},
+    Example: {"prompt": Json(), "completion": Json(), **dict.fromkeys(TEMPLATE_COLUMNS, Json())},
+    Conversation: {"messages": Json(), **dict.fromkeys(TEMPLATE_COLUMNS, Json())},
     PlainText: {"text": Value("string")},
     Tokens: {"input_ids": List(Value("int32")), "loss_weights": List(Value("float32"))},
 }
@@ -33,14 +35,14 @@ Json would parse a text such as `5`, `true` or `{"a": 1}`."""
 
 def load_prepared(
     context: Context, part: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None
-) -> tuple[Dataset, list[str]]:
+) -> tuple[Dataset, RowReport]:
     """Load the prepared rows of `part` (`train` or `eval`) from the cache; prepare them first if they are missing.
 
     The cache key is a hash of everything that affects the rows: the file's content, the options for reading it, the
     tokenizer, `max_length` and `turns`, but not the weights.
 
     Returns:
-        The rows, and a line for each row that `on_bad_row: drop` left out.
+        The rows, and what reading them showed.
     """
     stage: SFTStage = context.config
     source = context.inputs[part]
@@ -50,8 +52,8 @@ def load_prepared(
     key = content_key(source.fingerprint, reading, Preparer(tokenizer, max_length, stage.data.turns).key())
     folder = context.cache / "prepared" / key
     build_once(folder, partial(_prepare, context, part, tokenizer, max_length))
-    dropped = (folder / DROPPED_ROWS).read_text(encoding="utf-8").splitlines()
-    return Dataset.load_from_disk(str(folder)), dropped
+    report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    return Dataset.load_from_disk(str(folder)), RowReport(**report)
 
 
 def _prepare(
@@ -59,8 +61,8 @@ def _prepare(
 ) -> None:
     stage: SFTStage = context.config
     path = context.inputs[part].path
-    dropped: list[str] = []
-    rows = _as_dataset(partial(stage.rows, path, part), dropped, context.scratch / f"rows-{part}")
+    report = RowReport()
+    rows = _as_dataset(partial(stage.rows, path, part), report, context.scratch / f"rows-{part}")
     place = f"{source_name(path, stage.data.reading(part, stage.data.format))}:"
     data = prepare(
         rows,
@@ -72,16 +74,17 @@ def _prepare(
         stage.train.model_dump().get("dataset_num_proc"),
     )
     data.save_to_disk(str(folder))
-    dropped += [f"{place}{number}: {problem}" for number, problem in problems(data)]
-    (folder / DROPPED_ROWS).write_text(dropped_rows_text(dropped, [path]), encoding="utf-8")
+    report.dropped += [f"{place}{number}: {problem}" for number, problem in problems(data)]
+    report.dropped = dropped_rows_text(report.dropped, path).splitlines()
+    write_json(folder / REPORT, asdict(report))
 
 
-def _as_dataset(rows: Callable[[list[str]], Iterator[tuple[int, Row]]], dropped: list[str], folder: Path) -> Dataset:
+def _as_dataset(rows: Callable[[RowReport], Iterator[tuple[int, Row]]], report: RowReport, folder: Path) -> Dataset:
     """Write rows to a data set in `folder`, not in memory; the column `row` holds their numbers."""
-    columns = _COLUMNS[type(next(rows([]))[1])]
+    columns = _COLUMNS[type(next(rows(RowReport()))[1])]
 
     def generate() -> Iterator[dict[str, Any]]:
-        for number, row in rows(dropped):
+        for number, row in rows(report):
             values = {name: value for name, value in row.columns().items() if value is not None}
             values |= {name: json.dumps(values[name]) for name in values if isinstance(columns[name], Json)}
             yield {"row": number, **dict.fromkeys(columns), **values}

@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 
 from stages.base import Context
-from stages.data.reader import DROPPED_ROWS, dropped_note
+from stages.data.reader import DROPPED_ROWS, report_notes
 from stages.records.metrics import Metrics
 from stages.sft.config import SFTStage
 from stages.sft.dataset_cache import load_prepared
@@ -55,12 +55,13 @@ def run(context: Context) -> Metrics:
         peft_config=lora_config(stage.lora),
     )
     metrics = train(trainer, context, {"tally": trainer.train_metrics.sums})  # its name in checkpoints
-    if dropped := [line for _, lines in data.values() for line in lines]:
+    if dropped := [line for _, report in data.values() for line in report.dropped]:
         (context.out / DROPPED_ROWS).write_text("".join(f"{line}\n" for line in dropped), encoding="utf-8")
     stats = trainer.used
     metrics = metrics.extended(
-        data={name: _counts(stats[name], len(data[name][1])) for name in parts},
-        notes=metrics.notes + [note for name in parts for note in _notes(name, stats[name], len(data[name][1]))],
+        data={name: _counts(stats[name], len(data[name][1].dropped)) for name in parts},
+        notes=metrics.notes
+        + [note for name in parts for note in (*report_notes(name, data[name][1]), *_notes(name, stats[name]))],
     )
     write_card(context, metrics)
     return metrics
@@ -71,12 +72,11 @@ def _counts(stats: DatasetStats, dropped: int) -> dict[str, Any]:
     return asdict(stats) | {"rows": stats.rows - stats.rows_bad + dropped, "rows_bad": dropped}
 
 
-def _notes(part: str, stats: DatasetStats, dropped: int) -> list[str]:
+def _notes(part: str, stats: DatasetStats) -> list[str]:
     counts = {
         "rows have no token with a weight and were left out": stats.rows_without_weight,
         "rows lost their completion at max_length; raise train.max_length": stats.rows_without_completion,
         "tokens lie beyond max_length and were cut off": stats.tokens_truncated,
         "tokens span the boundary between prompt and completion": stats.tokens_merged,
     }
-    notes = [f"{part} data: {count} {text}" for text, count in counts.items() if count]
-    return [dropped_note(part, dropped), *notes] if dropped else notes
+    return [f"{part} data: {count} {text}" for text, count in counts.items() if count]

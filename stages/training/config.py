@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from stages.base import BASE, Config, Need, StageConfig, UserError, wrong_at
 from stages.data.formats import FORMATS, columns_of
-from stages.data.reader import Reading
+from stages.data.reader import Reading, RowReport
 from stages.library_options.option_models import Options, options
 from stages.models.lora_targets import check_targets
 from stages.models.model_folder import REMOTE_CODE, check_model
@@ -265,7 +265,7 @@ class TrainingStage(StageConfig):
             if spec is None or spec.origin is None:  # no origin: a folder without code, such as wandb's output
                 raise UserError(f"needs the package {package}, which is not installed; pip install {package}", key)
 
-    def rows(self, path: Path, split: str, dropped: list[str] | None = None) -> Iterator[tuple[int, Any]]:
+    def rows(self, path: Path, split: str, report: RowReport | None = None) -> Iterator[tuple[int, Any]]:
         """Yield (number in the file, row) of the `train` or `eval` data at `path`. Raises UserError for unusable rows,
-        or adds place and reason to `dropped` if on_bad_row is `drop`."""
+        or drops and lists them in `report` if on_bad_row is `drop`."""
         raise NotImplementedError

@@ -123,13 +123,13 @@ def sft(folder: Path) -> Outputs:
         section = {"data": {"train": "rows.jsonl", **data}, "weights": {"prompt": 0.2, "completion": 0.8}}
         step = context(place, "sft", section, {"train": source})
         first = next(step.config.rows(source.path, "train"))[1]
-        dataset, dropped = load_prepared(step, "train", load_tokenizer(MODEL, [first], False), max_length)
+        dataset, report = load_prepared(step, "train", load_tokenizer(MODEL, [first], False), max_length)
         # lists as text, so that each is one line of the file
         texts = [
             {key: json.dumps(value) if isinstance(value, list) else value for key, value in row.items()}
             for row in dataset
         ]
-        prepared[name] = {"rows": texts, "dropped": dropped}
+        prepared[name] = {"rows": texts, "dropped": report.dropped}
     train, evaluation = POCKET / "data" / "instructions.train.jsonl", POCKET / "data" / "instructions.eval.jsonl"
     inputs = {
         "model": Input(MODEL, reference="pocket"),

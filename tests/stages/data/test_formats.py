@@ -10,7 +10,7 @@ import pytest
 
 from stages.base import UserError
 from stages.data.formats import Conversation, Example, Pair, PlainText, Row, Tokens
-from stages.data.reader import Reading, dropped_rows_text, read_examples, read_pairs
+from stages.data.reader import Reading, RowReport, dropped_rows_text, read_examples, read_pairs
 from tests.stages.data.test_files import write
 
 USER = {"role": "user", "content": "Sky?"}
@@ -19,9 +19,9 @@ CALL = {"id": "1", "type": "function", "function": {"name": "look", "arguments":
 TOOL = {"type": "function", "function": {"name": "look"}}
 
 
-def read(path: Path, *rows: dict[str, Any], dropped: list[str] | None = None, **reading: Any) -> list[Row]:
+def read(path: Path, *rows: dict[str, Any], report: RowReport | None = None, **reading: Any) -> list[Row]:
     """Write `rows` to `path` and read them."""
-    return [row for _, row in read_examples(write(path, list(rows)), Reading(**reading), dropped)]
+    return [row for _, row in read_examples(write(path, list(rows)), Reading(**reading), report)]
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ GOOD: dict[str, tuple[dict[str, Any], Row]] = {
     "prompt and completion": ({"prompt": "Sky?", "completion": "blue"}, Example("Sky?", "blue")),
     "prompt and completion as messages": (
         {"prompt": [USER], "completion": [BLUE], "tools": [TOOL]},
-        Example([USER], [BLUE], [TOOL]),
+        Example([USER], [BLUE], tools=[TOOL]),
     ),
     "messages": ({"messages": [USER, BLUE, USER, BLUE]}, Conversation([USER, BLUE, USER, BLUE])),
     "messages and a prompt": ({"prompt": "Sky?", "messages": [USER, BLUE]}, Conversation([USER, BLUE])),
@@ -64,7 +64,7 @@ GOOD: dict[str, tuple[dict[str, Any], Row]] = {
                 {"role": "tool", "content": "blue"},
                 BLUE,
             ],
-            [TOOL],
+            tools=[TOOL],
         ),
     ),
     "ShareGPT": (
@@ -113,7 +113,7 @@ def test_the_format_is_detected_from_the_columns(path: Path, case: str) -> None:
 
 def test_column_names_of_the_trainers() -> None:
     assert Example("a", "b").columns() == {"prompt": "a", "completion": "b"}
-    assert Conversation([BLUE], [TOOL]).columns() == {"messages": [BLUE], "tools": [TOOL]}
+    assert Conversation([BLUE], tools=[TOOL]).columns() == {"messages": [BLUE], "tools": [TOOL]}
     assert PlainText("a").columns() == {"text": "a"}
     assert Tokens([1], [0.5]).columns() == {"input_ids": [1], "loss_weights": [0.5]}
     assert Pair("a", "b", "c").columns() == {"prompt": "a", "chosen": "b", "rejected": "c"}
@@ -272,13 +272,14 @@ def test_many_bad_rows_are_listed_and_counted(path: Path) -> None:
 def test_bad_rows_are_dropped_and_listed(path: Path) -> None:
     """A line that is not JSON, unknown columns before the format is detected, and an empty cell."""
     path.write_text('{"x": 1}\n{"text": "a"}\n{"te\n{"text": ""}\n{"text": "b"}\n')
-    dropped: list[str] = []
-    rows = list(read_examples(path, Reading(on_bad_row="drop"), dropped))
+    report = RowReport()
+    rows = list(read_examples(path, Reading(on_bad_row="drop"), report))
+    dropped = report.dropped
     assert rows == [(2, PlainText("a")), (5, PlainText("b"))]
     assert [line.split(": ")[0] for line in dropped] == [f"{path}:1", f"{path}:3", f"{path}:4"]
     assert dropped[1].startswith(f"{path}:3: not valid JSON: ")
     assert (
-        dropped_rows_text(dropped, [path]).splitlines()[2]
+        dropped_rows_text(dropped, path).splitlines()[2]
         == "a.jsonl:4: column 'text' is empty; fill it or remove the row"
     )
 
@@ -325,11 +326,11 @@ def test_pairs(path: Path) -> None:
         UserError, match=r"^\S+a\.jsonl:2: column 'chosen' is missing; the row has prompt, good, rejected$"
     ):
         list(read_pairs(write(path, rows), Reading(), "column", seed=1))
-    dropped: list[str] = []
+    report = RowReport()
     drop = Reading(columns={"chosen": "good"}, on_bad_row="drop")
     rows.append({"prompt": "a", "good": "b", "rejected": "c"})
-    assert list(read_pairs(write(path, rows), drop, "column", 1, dropped)) == [(3, Pair("a", "b", "c"))]
-    assert dropped == [
+    assert list(read_pairs(write(path, rows), drop, "column", 1, report)) == [(3, Pair("a", "b", "c"))]
+    assert report.dropped == [
         f"{path}:1: column 'good' is missing; the row has prompt, chosen, rejected",
         f"{path}:2: chosen and rejected are the same; remove the row",
     ]

@@ -162,7 +162,7 @@ def test_a_template_that_writes_the_system_message_only_when_it_prompts() -> Non
         "{% else %} {{ m['content'] }}</s>{% endif %}{% endfor %}"
     )
     messages = [{"role": "system", "content": "Be brief."}, *turns("2+2?", "Four.")]
-    with pytest.raises(UserError, match=r"row 1: the chat template leaves out the words of message 1 \(system\), 'Be"):
+    with pytest.raises(UserError, match=r"row 1: the chat template leaves out text of m.* 1 \(system\): 'Be brief.'"):
         prepared({"messages": messages}, template)
 
 
@@ -198,7 +198,7 @@ def test_tool_calls_that_the_template_ignores_are_refused() -> None:
     call = {"type": "function", "function": {"name": "clock", "arguments": {}}}
     rows = turns("time?", "")
     rows[1] = {"role": "assistant", "content": "", "tool_calls": [call]}
-    with pytest.raises(UserError, match=r"leaves out the tool call \(clock\) of message 2 \(assistant\)"):
+    with pytest.raises(UserError, match=r"leaves out tool calls of message 2 \(assistant\): \['clock'\]"):
         prepared({"messages": rows}, CHATML)
     with pytest.raises(UserError, match="row 1: has tools, which the model's chat template ignores"):
         prepared({"messages": turns("a", "b"), "tools": [{"name": "clock"}]}, CHATML)

@@ -290,13 +290,7 @@ def test_completions_without_a_stop_token_are_counted() -> None:
 
 
 def test_the_share_of_template_tokens() -> None:
-    """<|im_start|>user LF and <|im_end|> LF<|im_start|>assistant LF are 16 + 34 bytes, the first of which nothing
-    predicts; yo<|im_end|>LF is 13."""
-    assert (len("<|im_start|>user\n"), len("<|im_end|>\n<|im_start|>assistant\n"), len("yo<|im_end|>\n")) == (
-        17,
-        33,
-        13,
-    )
+    """A token is a byte: 17 before the user's words, 33 after them, 13 of the answer. Nothing predicts the first."""
     data = prepare(Dataset.from_list([{"messages": turns("hi", "yo")}]), tokenizer(CHATML), None)
     stats = select(data, weights_by_segment(0.2, 0.8))[1]
     assert stats.weighted == {"prompt": 2, "completion": 13, "template": 49}
@@ -305,9 +299,9 @@ def test_the_share_of_template_tokens() -> None:
 
 
 def test_documents_and_template_variables_of_a_row_reach_the_template() -> None:
-    template = CHATML + "{% for d in documents or [] %}[{{ d.text }}]{% endfor %}{{ mood }}"
+    template = "{% for d in documents or [] %}[{{ d.text }}]{% endfor %}{{ mood }}" + CHATML
     row = {"messages": turns("a", "b"), "documents": [{"text": "fact"}], "chat_template_kwargs": {"mood": "calm"}}
-    assert parts(row, template)[-1] == ("completion", "b<|im_end|>\n[fact]calm")
+    assert parts(row, template)[0] == ("template", "[fact]calm<|im_start|>user\n")
     with pytest.raises(UserError, match="row 1: has documents, which the model's chat template ignores"):
         prepared(row, CHATML)
 

@@ -9,9 +9,9 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from pipeline.recipe.did_you_mean import did_you_mean
 from pipeline.recipe.matrix import MATRIX, Cell
 from pipeline.recipe.nodes import BROKEN, MAX_DEPTH, Key, Node, Problem, TooLargeError, dotted, make_node, split_key
+from stages.system.did_you_mean import did_you_mean
 
 _PATTERN = re.compile(r"(?P<escape>\\)?\$\{(?P<key>[^{}]*)(?P<end>\})?")
 MAX_TEXT = 1_000_000

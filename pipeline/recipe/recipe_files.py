@@ -84,5 +84,6 @@ def _explain_unreadable(path: Path) -> str | None:
     if path.exists():
         return None
     other = similar(path.name, [file.name for file in Path("recipes").glob("*.yaml")], 1)
-    hint = f"; did you mean 'recipes/{other[0]}'?" if other else ""
-    return explain_missing(path) + (ENVIRONMENT if "$" in str(path) else hint)
+    if other and not similar(path.name, os.listdir(path.parent) if path.parent.is_dir() else []):  # noqa: PTH208
+        return f"no such file; did you mean 'recipes/{other[0]}'?"
+    return explain_missing(path) + (ENVIRONMENT if "$" in str(path) else "")

@@ -53,7 +53,7 @@ def parse(text: str, folder: Path, kind: Literal["model", "data"]) -> Reference:
     if text.startswith((".", "/", "~")) or (text and path.exists()):
         return Local(path)
     siblings = os.listdir(path.parent) if path.parent.is_dir() and not {"@", "#"} & {*text} else []  # noqa: PTH208
-    if text.endswith(_FILE_ENDINGS) or similar(path.name, siblings):
+    if text.endswith(_FILE_ENDINGS) or similar(path.name, [*siblings, *(Path(name).stem for name in siblings)]):
         raise BadReferenceError(f"{path}: {explain_missing(path)}; a repository of the hub is written org/name@main")
     if repository := hub.parse_hub(text, "model" if kind == "model" else "dataset"):
         return repository

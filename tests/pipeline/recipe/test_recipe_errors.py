@@ -185,7 +185,7 @@ CASES = {
     "unknown attention": (
         "num_train_epochs: 1",
         "model_init_kwargs: {attn_implementation: flash}",
-        r"r\.yaml:8:\d+: stages\.wit\.train\.model_init_kwargs\.attn_implementation: found 'flash'; did you mean 'flash_attention_2'",
+        r"r\.yaml:8:\d+: stages\.wit\.train\.model_init_kwargs\.attn_implementation: found 'flash'; did you mean 'flash_att",
     ),
     "unknown choice of many, similar to none": (
         "num_train_epochs: 1",

@@ -18,8 +18,6 @@ from stages.system.did_you_mean import did_you_mean, list_choices, plain, simila
 Sections = Mapping[Key, type[BaseModel]]
 """Key of the recipe's top, `()`, or of a stage -> the model of its section."""
 
-_BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-
 
 @cache
 def _aliases(section: str) -> dict[str, Any]:
@@ -27,13 +25,7 @@ def _aliases(section: str) -> dict[str, Any]:
 
 
 def explain_unknown_key(key: Key, names: list[str], sections: Sections) -> str:
-    """Say what was probably meant.
-
-    Args:
-        key: the unknown key.
-        names: the keys of its section.
-        sections: where it could belong, the likeliest first.
-    """
+    """Say what was probably meant by `key`, whose section has `names`; `sections` are where it could belong."""
     word, targets = plain(str(key[-1])), _aliases("keys").get(plain(str(key[-1])), [])
     places = [(*key[:-1], name) for name in names]
     places += [place for start, model in sections.items() for place in _keys_of(model, start)]
@@ -110,14 +102,11 @@ def _quote(place: Key, key: Key) -> str:
 
 def _candidates(value: Any, model: type[BaseModel] | None) -> Iterator[Any]:
     """Yield values of other types that `value` may stand for; `model` is that of the section or of the list's items."""
-    items = value if isinstance(value, list) else value.split(",") if isinstance(value, str) else [value]
-    items = [item.strip() if isinstance(item, str) else item for item in items]
+    items = [item.strip() for item in value.split(",")] if isinstance(value, str) else [value]
     for name in [name for name, field in model.model_fields.items() if field.is_required()][:1] if model else []:
-        yield {name: value}
-        yield [{name: item} for item in items]
+        yield from ({name: value}, [{name: item} for item in items])
     if isinstance(value, str | float):
         with contextlib.suppress(ValueError):
             yield from (int(float(value)),) if float(value).is_integer() else (float(value),)
-    if str(value).lower() in _BOOLEANS:
-        yield _BOOLEANS[str(value).lower()]
-    yield items[0] if isinstance(value, list) and len(value) == 1 else items
+        yield from ([True] if value in ("yes", "true") else [False] if value in ("no", "false") else [])
+    yield value[0] if isinstance(value, list) and len(value) == 1 else items

@@ -171,6 +171,7 @@ class _RecipeReader:
             return self._heads[key][1]
         values = {name: node.to_plain() for name, node in tree.content.items() if name != "stages"}
         self.secret_errors += _secret_errors(values, (), tree)
+        stages = None
         if "stages" in tree.content:
             stages = tree.content["stages"].content
             values["stages"] = {} if isinstance(stages, dict) else tree.content["stages"].to_plain()
@@ -184,7 +185,11 @@ class _RecipeReader:
             elif any(other.name != head.name for _, other in self._heads.values() if other):
                 self._report(tree, ("name",), "is not the same for all cells of the matrix; one run has one name")
         except ValidationError as error:
-            self.problems += explain(error, values, (), tree, {(): RecipeHead, **_stage_models(tree)})
+            sections: dict[Key, type[Config]] = {(): RecipeHead}
+            for name, node in stages.items() if isinstance(stages, dict) else ():
+                if (kind := node.child("kind")) and str(kind.content) in KINDS:
+                    sections["stages", name] = KINDS[str(kind.content)]
+            self.problems += explain(error, values, (), tree, sections)
         self._heads[key] = tree, head
         return head
 
@@ -222,12 +227,3 @@ class _RecipeReader:
 
     def _report(self, tree: Node, key: Key, text: str) -> None:
         self.problems.append(Problem(tree.locate_value(key), key, text))
-
-
-def _stage_models(tree: Node) -> dict[Key, type[StageConfig]]:
-    """The model of each stage of a known kind, by the stage's key."""
-    content = tree.nearest(("stages",)).content
-    stages = content if isinstance(content, dict) else {}
-    sections = {name: node for name, node in stages.items() if isinstance(node.content, dict)}
-    kinds = {name: str(node.content["kind"].content) for name, node in sections.items() if "kind" in node.content}
-    return {("stages", name): KINDS[kind] for name, kind in kinds.items() if kind in KINDS}

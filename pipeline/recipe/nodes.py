@@ -99,14 +99,11 @@ class RecipeError(Exception):
 
 def _others(same: Sequence[Problem]) -> str:
     """Say where else, or how often, an error occurs that is reported for `same[0]`."""
-    first = same[0]
-    keys = dict.fromkeys(p.key for p in same if p.key != first.key)
-    lines = {p.key: f" (line {p.location.line})" for p in same if p.location.line != first.location.line}
-    names = [dotted(key) + lines.get(key, "") for key in keys]
-    if not names:
-        return f" ({len(same)} times)" if len(same) > 1 else ""
+    others = dict.fromkeys((p.key, p.location.line) for p in same if p.key != same[0].key)
+    names = [dotted(key) + (f" (line {line})" if line != same[0].location.line else "") for key, line in others]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f" (also {', '.join(names[:3])}{more})"
+    times = f" ({len(same)} times)" if len(same) > 1 else ""
+    return f" (also {', '.join(names[:3])}{more})" if names else times
 
 
 class Broken:

@@ -9,8 +9,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from stages.system.did_you_mean import did_you_mean
-
 _RULES = json.loads(Path(__file__).with_name("option_rules.json").read_text())
 
 RESERVED: dict[str, dict[str, str]] = _RULES["reserved"]
@@ -33,10 +31,8 @@ ONLY_WITH: dict[str, tuple[str, list[str]]] = _RULES["only_with"]
 """Option -> another option, and the values of that without which it has no effect."""
 
 SCHEDULER_OPTIONS: dict[str, list[str]] = _RULES["scheduler_options"]
-"""Value of lr_scheduler_type -> keys that lr_scheduler_kwargs may have. Schedulers that are not listed take any."""
-
 SCHEDULER_NEEDS: dict[str, list[str]] = _RULES["scheduler_needs"]
-"""Value of lr_scheduler_type -> keys of which lr_scheduler_kwargs must have one."""
+"""Value of lr_scheduler_type -> keys that lr_scheduler_kwargs may have, if they are known; keys of which it needs one."""
 
 OPTIMIZER_PACKAGES: dict[str, str] = _RULES["optimizer_packages"]
 """Value of optim -> the module that it needs."""
@@ -56,13 +52,9 @@ def find_conflict(name: str, options: dict[str, Any]) -> tuple[str, str] | None:
     needs = SCHEDULER_NEEDS.get(scheduler, scheduler_keys)
     if needs and not {*needs} & {*scheduler_keys}:
         return "lr_scheduler_type", f"{scheduler} needs lr_scheduler_kwargs with {' or '.join(needs)}"
-    for key in scheduler_keys:
-        if key not in SCHEDULER_OPTIONS.get(scheduler, scheduler_keys):
-            keys = ", ".join(SCHEDULER_OPTIONS[scheduler]) or "none"
-            return (
-                f"lr_scheduler_kwargs.{key}",
-                f"is no option of {scheduler}{did_you_mean(key, SCHEDULER_OPTIONS[scheduler])}; its options: {keys}",
-            )
+    known = SCHEDULER_OPTIONS.get(scheduler, scheduler_keys)
+    for key in {*scheduler_keys} - {*known}:
+        return f"lr_scheduler_kwargs.{key}", f"is no option of {scheduler}, which has {', '.join(known) or 'none'}"
     for first, second in EXCLUSIVE:
         if options.get(first) and options.get(second):
             return second, f"cannot be set together with {first}; leave one out"

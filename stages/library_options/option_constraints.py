@@ -32,7 +32,7 @@ ONLY_WITH: dict[str, tuple[str, list[str]]] = _RULES["only_with"]
 
 SCHEDULER_OPTIONS: dict[str, list[str]] = _RULES["scheduler_options"]
 SCHEDULER_NEEDS: dict[str, list[str]] = _RULES["scheduler_needs"]
-"""Value of lr_scheduler_type -> keys that lr_scheduler_kwargs may have, if they are known; keys of which it needs one."""
+"""Value of lr_scheduler_type -> keys that lr_scheduler_kwargs may have; keys of which it must have one."""
 
 OPTIMIZER_PACKAGES: dict[str, str] = _RULES["optimizer_packages"]
 """Value of optim -> the module that it needs."""

@@ -262,6 +262,7 @@ def test_a_benchmark_depends_on_the_version_of_the_harness(folder: Path, monkeyp
     manifest = Manifest(
         step=old.name,
         kind=old.kind,
+        recipe=old.recipe.name,
         version=old.config.version,
         fingerprint="0" * 32,
         config=old.config.model_dump(),

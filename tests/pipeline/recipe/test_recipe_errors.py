@@ -188,7 +188,7 @@ CASES = {
     "unknown attention": (
         "num_train_epochs: 1",
         "model_init_kwargs: {attn_implementation: flash}",
-        r"r\.yaml:8:\d+: stages\.wit\.train\.model_init_kwargs\.attn_implementation: found 'flash'; did you mean 'flash_att",
+        r"r\.yaml:8:\d+: stages\.wit\.train\.model_init_kwargs\.attn_.*: found 'flash'; did you mean 'flash_",
     ),
     "unknown choice of many, similar to none": (
         "num_train_epochs: 1",
@@ -440,9 +440,9 @@ def test_a_wrong_reference_is_no_reference_to_the_default(folder: Path, capsys: 
 def test_a_wrong_section_that_stages_share_is_reported_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shared = GOOD.replace("{train: ./rows.jsonl}", "&d {train: ./rows.jsonl, subset: 3}")
     Path("r.yaml").write_text(shared.replace("{train: ./pairs.jsonl}", "*d"))
-    assert complain(capsys).splitlines() == [
-        "run-recipe: r.yaml:6:44: stages.wit.data.subset: should be a valid string, found 3"
-    ]
+    (line,) = complain(capsys).splitlines()
+    error = "run-recipe: r.yaml:6:44: stages.wit.data.subset: should be a valid string, found 3"
+    assert line == f"{error} (also stages.dpo.data.subset)"
 
 
 def test_bad_data_of_several_stages_are_reported_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -607,10 +607,9 @@ def test_missing_recipe(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["binary.yaml"]) == 2
     assert "binary.yaml: cannot be read: it is not UTF-8 text" in capsys.readouterr().err
     assert main(["."]) == 2
-    assert ".: cannot be read" in capsys.readouterr().err
+    assert ".: is a folder" in capsys.readouterr().err
     assert main(["s.yaml"]) == 2
-    assert "s.yaml: cannot be read" in (output := capsys.readouterr().err)
-    assert "did you mean 'r.yaml'" in output
+    assert f"s.yaml: no such file or folder; {folder} has r.yaml" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("word", ["metadata", "padding", "bf32", "gamma", "temperatur", "weight", "lambda_x", "ppo"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import sys
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from lm_eval.tasks import TaskManager
 from stages.base import UserError
 from stages.library_options.option_models import CODE_OPTIONS
 from stages.lm_eval.config import LMEvalStage, Task, dataset_loader
+from stages.system.did_you_mean import similar
 from stages.system.file_names import file_name
 
 
@@ -82,7 +82,7 @@ def refused_names(manager: TaskManager, names: list[str], allow_unsafe: bool) ->
     refusals = {}
     for name in names:
         if name not in manager.all_tasks:
-            matches = difflib.get_close_matches(name, manager.all_tasks, n=3)
+            matches = similar(name, manager.all_tasks)
             hint = f"did you mean {', '.join(matches)}?" if matches else "`lm_eval ls tasks` lists them"
             refusals[name] = f"lm-eval knows no task, group or tag {name!r}; {hint}"
         elif not allow_unsafe and _is_unsafe(manager, name):

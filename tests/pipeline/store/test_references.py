@@ -17,7 +17,7 @@ from urllib.parse import unquote
 import pytest
 
 from pipeline.store.references import BadReferenceError, Hub, Local, Pypi, content_hash, fetch, parse, resolve
-from stages.data.files import read_folder
+from stages.data.folders import read_folder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 DATA = b'{"instruction": "Say hello.", "output": "Hello."}\n'

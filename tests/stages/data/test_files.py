@@ -13,7 +13,8 @@ import pyarrow.parquet
 import pytest
 
 from stages.base import UserError
-from stages.data.files import Unreadable, read_file, read_folder, read_rows
+from stages.data.files import Unreadable, read_file, read_rows
+from stages.data.folders import read_folder
 
 ROWS = [{"prompt": "Sky?", "completion": "blue, or grey"}, {"prompt": "Snow?", "completion": "white"}]
 

@@ -21,8 +21,11 @@ from transformers import PreTrainedTokenizerBase
 from stages.base import UserError
 from stages.data.chat_rendering import Rendered, RenderError, render_chat, render_text, target_turns
 from stages.data.columns import BadRow, weighted_tokens
+from stages.data.exact_json import use_exact_json
 from stages.data.reader import bad_rows_error
 from stages.data.segments import Segment
+
+use_exact_json()
 
 PREPARATION_VERSION = (
     2  # part of the cache key of prepared rows; increase it when the same rows would be prepared differently

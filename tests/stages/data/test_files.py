@@ -52,7 +52,8 @@ def test_every_type_of_file(tmp_path: Path, suffix: str) -> None:
     [
         ("a.jsonl", '{"a": 1}\n\n{"a": 2}\n', [1, 3]),
         ("a.json", '[{"a": 1},\n\n{"a": 2}]\n', [1, 2]),
-        ("a.csv", 'a\n"1\n1"\n2\n', [3, 4]),
+        ("a.json", '\n{"a": 1}\n\n{"a": 2}\n', [2, 4]),
+        ("a.csv", 'a\n"1\n1"\n\n2\n', [2, 5]),
     ],
 )
 def test_numbers_are_lines_where_rows_are_lines(tmp_path: Path, name: str, text: str, numbers: list[int]) -> None:
@@ -66,13 +67,20 @@ def test_numbers_are_lines_where_rows_are_lines(tmp_path: Path, name: str, text:
         ("a.jsonl", "\n", r"a\.jsonl: has no rows"),
         ("a.json", "[]", r"a\.json: has no rows"),
         ("a.csv", "a,b\n", r"a\.csv: has no rows"),
-        ("a.json", '{"a": 1}\n{"a": 2}\n', r"a\.json: .* one list of rows; for one row per line use \.jsonl"),
+        ("a.json", '{"rows": [\n{"a": 2}]}\n', r"a\.json: .* one list of rows, or have one object per line"),
         ("a.json", '[{"a": 1},\n {"a": }]', r"a\.json:2: not valid JSON: Expecting value"),
         ("a.json", '[{"a": 1}\n {"a": 1}]', r"a\.json:2: not valid JSON: Expecting ',' or '\]'"),
         ("a.json", '[{"a": 1},]', r"a\.json:1: not valid JSON"),
         ("a.json", '[{"a": 1}', r"a\.json:1: not valid JSON"),
         ("a.json", '[{"a": 1}]\n]', r"a\.json:2: not valid JSON: Extra data"),
         ("a.parquet", "nonsense", r"a\.parquet: is not a valid \.parquet file"),
+        ("a.arrow", "nonsense", r"a\.arrow: is not a valid \.arrow file"),
+        ("a.csv", "a,b,a\n1,2,3\n", r"a\.csv:1: two columns have the name 'a'"),
+        ("a.csv", "\na,,b\n1,2,3\n", r"a\.csv:2: a column has no name"),
+        ("a.csv", 'a,b\n1,"2\n3,4\n', r"a\.csv:2: the quote that opens a cell here is not closed"),
+        ("a.csv", 'a,b\n1,2\n"3\n\n",4\n5,"6\n7,"8"\n', r"a\.csv:6: the quote"),
+        ("a.csv", 'a,b\r\n"1\r\n",",\r\n3,"4"\r\n', r"a\.csv:3: the quote"),
+        ("a.csv", 'a,b\n1,"say \\"hi\\""\n', r"a\.csv:2: the quote"),
     ],
 )
 def test_errors_of_a_file(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -86,7 +94,8 @@ def test_errors_of_a_file(tmp_path: Path, name: str, text: str, message: str) ->
         ("a.jsonl", '{"a": 1}\n{"a"\n{"a": 2}\n', "not valid JSON: Expecting ':' delimiter; write one object per line"),
         ("a.jsonl", '{"a": 1}\n["a"]\n{"a": 2}\n', "is list, not an object with named columns"),
         ("a.json", '[{"a": 1}, 3, {"a": 2}]', "is int, not an object with named columns"),
-        ("a.csv", "a\n1\n1,2\n2\n", "has more cells than the header; quote cells that contain commas"),
+        ("a.csv", "a\n1\n1,2\n2\n", "has 2 cells, but the header has 1; quote cells that contain commas"),
+        ("a.csv", "a,b\n1,1\n1\n2,2\n", "has 1 cells, but the header has 2; quote cells that contain commas"),
     ],
 )
 def test_a_row_that_cannot_be_read_between_others(tmp_path: Path, name: str, text: str, reason: str) -> None:
@@ -158,13 +167,18 @@ def two_subsets(tmp_path: Path) -> Path:
     return lines(tmp_path / "set" / "README.md", CARD).parent
 
 
+def rows_of(folder: Path, subset: str | None, split: str) -> list[Any]:
+    return [row for _, _, row in read_folder(folder, subset, split)]
+
+
 def test_the_splits_of_a_folder(two_splits: Path) -> None:
+    first, second = (two_splits / "data" / f"train-0000{i}-of-00002.parquet" for i in range(2))
     assert list(read_folder(two_splits, None, "train")) == [
-        (1, {"text": "one"}),
-        (2, {"text": "two"}),
-        (3, {"text": "three"}),
+        (first, 1, {"text": "one"}),
+        (first, 2, {"text": "two"}),
+        (second, 1, {"text": "three"}),
     ]
-    assert list(read_folder(two_splits, None, "test")) == [(1, {"text": "four"})]
+    assert rows_of(two_splits, None, "test") == [{"text": "four"}]
     with pytest.raises(UserError, match=r"has no split 'validation'; .*data\.train_split.*: train, test"):
         list(read_folder(two_splits, None, "validation"))
     with pytest.raises(UserError, match=r"has no subset 'easy'; set data\.subset to one of: default"):
@@ -172,8 +186,8 @@ def test_the_splits_of_a_folder(two_splits: Path) -> None:
 
 
 def test_the_subsets_of_a_folder(two_subsets: Path) -> None:
-    assert list(read_folder(two_subsets, "easy", "train")) == [(1, {"text": "one"})]
-    assert list(read_folder(two_subsets, "hard", "held")) == [(1, {"text": "three"})]
+    assert rows_of(two_subsets, "easy", "train") == [{"text": "one"}]
+    assert rows_of(two_subsets, "hard", "held") == [{"text": "three"}]
     with pytest.raises(UserError, match=r"has no split 'held'; .*: train$"):
         list(read_folder(two_subsets, "easy", "held"))
     with pytest.raises(UserError, match=r"has several subsets; set data\.subset to one of: easy, hard"):
@@ -183,7 +197,7 @@ def test_the_subsets_of_a_folder(two_subsets: Path) -> None:
 def test_a_card_that_leads_out_of_its_folder_is_refused(two_subsets: Path) -> None:
     write(two_subsets.parent / "secret.jsonl", [{"text": "secret"}])
     (two_subsets / "README.md").write_text(CARD.replace("easy/*.jsonl", "../set/../secret.jsonl"))
-    with pytest.raises(UserError, match=r"names .*secret\.jsonl; a data set may only name .* files in its folder"):
+    with pytest.raises(UserError, match=r"names .*secret\.jsonl; a data set may only name files in its folder"):
         list(read_folder(two_subsets, "easy", "train"))
 
 
@@ -195,5 +209,5 @@ def test_folders_that_are_not_data_sets(two_splits: Path, tmp_path: Path) -> Non
     with pytest.raises(UserError, match="cannot be read as a data set"):
         list(read_folder(tmp_path / "none", None, "train"))
     (tmp_path / "none" / "book.txt").write_text("Once.")
-    with pytest.raises(UserError, match=r"names .*book\.txt; a data set may only name \.jsonl"):
+    with pytest.raises(UserError, match=r"none/book\.txt: unknown type of data file; use \.jsonl"):
         list(read_folder(tmp_path / "none", None, "train"))

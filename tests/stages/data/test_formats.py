@@ -167,8 +167,11 @@ def test_complete_conversations_contain_their_prompt(path: Path) -> None:
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "missing": ({"prompt": "a"}, "column 'completion' is missing; the row has prompt"),
-    "null": ({"prompt": "a", "completion": None}, "column 'completion' is empty; fill it or remove the row"),
-    "messages that are text": ({"messages": "a"}, "column 'messages' is str, not a list"),
+    "null": ({"prompt": "a", "completion": None}, "column 'completion' is missing; the row has prompt"),
+    "messages that are text": (
+        {"messages": "a"},
+        "column 'messages' is text, but not JSON; write a list or object, or its JSON",
+    ),
     "no message": ({"messages": []}, "column 'messages' is an empty list; fill it or remove the row"),
     "no assistant": (
         {"messages": [USER]},
@@ -212,7 +215,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "tools that are not JSON": (
         {"messages": [USER, BLUE], "tools": "look"},
-        "column 'tools' is text, but not JSON; write a list of objects, or its JSON",
+        "column 'tools' is text, but not JSON; write a list or object, or its JSON",
     ),
     "half a surrogate pair": (
         {"messages": [USER, {"role": "assistant", "content": "\ud800"}]},
@@ -366,7 +369,7 @@ def test_a_folder_is_read_as_one_split(tmp_path: Path) -> None:
     write(tmp_path / "set" / "train.jsonl", [{"text": "one"}, {"text": " "}])
     write(tmp_path / "set" / "test.jsonl", [{"text": "two"}])
     assert list(read_examples(tmp_path / "set", Reading(split="test"))) == [(1, PlainText("two"))]
-    with pytest.raises(UserError, match=r"set\[train\]:2: column 'text' is empty"):
+    with pytest.raises(UserError, match=r"set/train\.jsonl:2: column 'text' is empty"):
         list(read_examples(tmp_path / "set", Reading()))
 
 

@@ -15,7 +15,7 @@ import pandas
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from stages.base import Context, Input, UserError
@@ -203,7 +203,11 @@ def context(path: Path, model: Path, folder: Path, **train: Any) -> Context:
     return Context("same", "wit", SFTStage(**section), inputs, *places, lambda *_: None)
 
 
+NUMBERS = {"function": {"name": "f", "arguments": {"days": [7.56, 0.1 + 0.2, 1e22, 2**70, None], "city": "NA"}}}
+
+
 @settings(QUIET, max_examples=3)
+@example([{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [NUMBERS]}]}])
 @given(rows_of(conversation()))
 def test_tokens_are_those_of_the_template_on_the_rows(tmp_path: Path, rows: Rows) -> None:
     datasets.disable_progress_bars()

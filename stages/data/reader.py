@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -130,11 +131,11 @@ def _convert_rows(
 ) -> Iterator[tuple[int, AnyRow]]:
     """Convert every good row, and list or drop the bad ones. Rows of two kinds in one source are an error."""
     report = report or RowReport()
-    bad, kind, listed, unseen = 0, None, [], set(reading.columns.values())
+    bad, kind, listed, unseen = 0, None, [], set(reading.columns)
     for place, number, record in _records(path, reading):
         try:
             renamed = _rename(record, reading.columns)
-            unseen -= record.keys()
+            unseen -= renamed.keys()
             row = convert(renamed)
         except BadRow as error:
             bad += 1
@@ -148,15 +149,14 @@ def _convert_rows(
             continue
         report.unread_columns += [name for name in renamed if name not in (*columns_read(), *report.unread_columns)]
         if kind not in (None, _kind(row)):
-            raise UserError(
-                f"{place}: some rows are plain text and others are messages; put each kind in its own file"
-            )
+            raise UserError(f"{place}: some rows are plain text and others are messages; put each kind in its own file")
         kind = _kind(row)
         yield number, row
     if bad and (kind is None or reading.on_bad_row == "error"):
         raise bad_rows_error(listed, bad)
     if unseen:
-        raise UserError(f"{source_name(path, reading)}: no row has {', '.join(sorted(unseen))}; correct data.columns")
+        names = ", ".join(reading.columns[name] for name in sorted(unseen))
+        raise UserError(f"{source_name(path, reading)}: no row has the column {names}; correct data.columns")
 
 
 def _records(path: Path, reading: Reading) -> Iterator[tuple[str, int, Record | Unreadable]]:
@@ -166,6 +166,14 @@ def _records(path: Path, reading: Reading) -> Iterator[tuple[str, int, Record | 
         return
     for number, (file, line, record) in enumerate(read_folder(path, reading.subset, reading.split), 1):
         yield f"{file}:{line}", number, record
+
+
+def row_place(path: Path, reading: Reading) -> Callable[[int], str]:
+    """Return a function from the number of a row to its `file:line`, for messages."""
+    if not path.is_dir():
+        return lambda number: f"{path}:{number}"
+    places = cache(lambda: [place for place, _, _ in _records(path, reading)])
+    return lambda number: places()[number - 1]
 
 
 def _rename(record: Record | Unreadable, columns: dict[str, str]) -> Record:

@@ -6,7 +6,7 @@ Weights are applied when a batch is collated, so the same prepared rows serve ev
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal
@@ -55,7 +55,7 @@ def prepare(
     max_length: int | None,
     turns: Literal["all", "last"] = "all",
     on_bad_row: Literal["error", "drop"] = "error",
-    place: str = "row ",
+    place: Callable[[int], str] = "row {}".format,
     num_proc: int | None = None,
 ) -> Dataset:
     """Tokenise rows that have one of ROW_COLUMNS; the result is cached by the content of everything it depends on.
@@ -64,7 +64,7 @@ def prepare(
 
     Args:
         turns: which assistant turns of `messages` are completion.
-        place: prefix of row numbers in errors.
+        place: the name of a row in errors, by its number.
         num_proc: number of processes; by default one per core for large data sets.
 
     Returns:
@@ -96,7 +96,7 @@ def prepare(
         new_fingerprint=content_key(dataset._fingerprint, preparer.key()),
         num_proc=num_proc or _process_count(len(dataset)),
     )
-    bad = [f"{place}{row}: {problem}" for row, problem in problems(prepared)]
+    bad = [f"{place(row)}: {problem}" for row, problem in problems(prepared)]
     if bad and (on_bad_row == "error" or len(bad) == len(prepared)):
         raise bad_rows_error(bad, len(bad))
     return prepared

@@ -10,7 +10,7 @@ import pytest
 
 from stages.base import UserError
 from stages.data.formats import Conversation, Example, Pair, PlainText, Row, Tokens
-from stages.data.reader import Reading, RowReport, dropped_rows_text, read_examples, read_pairs
+from stages.data.reader import Reading, RowReport, dropped_rows_text, read_examples, read_pairs, row_place
 from tests.stages.data.test_files import write
 
 USER = {"role": "user", "content": "Sky?"}
@@ -371,6 +371,11 @@ def test_a_folder_is_read_as_one_split(tmp_path: Path) -> None:
     assert list(read_examples(tmp_path / "set", Reading(split="test"))) == [(1, PlainText("two"))]
     with pytest.raises(UserError, match=r"set/train\.jsonl:2: column 'text' is empty"):
         list(read_examples(tmp_path / "set", Reading()))
+    write(tmp_path / "set" / "train" / "a.jsonl", [{"text": "three"}])
+    places = row_place(tmp_path / "set", Reading())
+    assert [places(number) for number in (1, 3)] == [
+        str(tmp_path / "set" / name) for name in ("train.jsonl:1", "train/a.jsonl:1")
+    ]
 
 
 def test_rows_come_one_by_one(path: Path) -> None:

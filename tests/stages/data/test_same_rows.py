@@ -306,5 +306,5 @@ def test_optional_columns_may_have_another_name(tmp_path: Path) -> None:
     for path in write_all(rows, tmp_path / "rows"):
         examples = [row for _, row in read_examples(path, Reading(columns={"system": "sys"}))]
         assert [len(example.prompt) for example in examples if isinstance(example, Example)] == [1, 2]
-        with pytest.raises(UserError, match=r"no row has system_prompt; correct data\.columns"):
+        with pytest.raises(UserError, match=r"no row has the column system_prompt; correct data\.columns"):
             list(read_examples(path, Reading(columns={"system": "system_prompt"})))

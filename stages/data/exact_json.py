@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from datasets.features import features
+import datasets.features.features
+import datasets.utils.json
 
 from stages.system.library_versions import require_version
 
@@ -12,5 +13,6 @@ require_version("datasets", "5")
 
 
 def use_exact_json() -> None:
-    """Let the feature Json decode with Python's parser, in this process and those it forks."""
-    features.ujson_loads = json.loads
+    """Let the feature Json read with Python's parser, in this process and those it forks."""
+    for module in (datasets.features.features, datasets.utils.json):
+        module.ujson_loads = json.loads

@@ -371,10 +371,10 @@ def test_a_folder_is_read_as_one_split(tmp_path: Path) -> None:
     assert list(read_examples(tmp_path / "set", Reading(split="test"))) == [(1, PlainText("two"))]
     with pytest.raises(UserError, match=r"set/train\.jsonl:2: column 'text' is empty"):
         list(read_examples(tmp_path / "set", Reading()))
-    write(tmp_path / "set" / "train" / "a.jsonl", [{"text": "three"}])
+    write(tmp_path / "set" / "train_2.jsonl", [{"text": "three"}])
     places = row_place(tmp_path / "set", Reading())
     assert [places(number) for number in (1, 3)] == [
-        str(tmp_path / "set" / name) for name in ("train.jsonl:1", "train/a.jsonl:1")
+        str(tmp_path / "set" / name) for name in ("train.jsonl:1", "train_2.jsonl:1")
     ]
 
 

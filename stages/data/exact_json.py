@@ -1,4 +1,7 @@
-"""Makes datasets' feature Json exact: its parser changes the last digit of many numbers and refuses large integers."""
+"""Makes datasets' feature Json exact: its parser changes the last digit of many numbers and refuses large integers.
+
+Whatever reads or writes the feature imports this module.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,13 @@ import json
 
 import datasets.features.features
 import datasets.utils.json
+from datasets import Features, Json
 
 from stages.system.library_versions import require_version
 
+__all__ = ["Features", "Json"]
+
 require_version("datasets", "5")
 
-
-def use_exact_json() -> None:
-    """Let the feature Json read with Python's parser, in this process and those it forks."""
-    for module in (datasets.features.features, datasets.utils.json):
-        module.ujson_loads = json.loads
+for module in (datasets.features.features, datasets.utils.json):
+    module.ujson_loads = json.loads

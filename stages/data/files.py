@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,24 +145,16 @@ def _read_csv(path: Path) -> Iterator[tuple[int, Any]]:
     """Read cells as text. A row has the number of the line that it starts at."""
     csv.field_size_limit(2**31 - 1)
     with path.open(encoding="utf-8-sig", newline="") as file:
-        row_lines: list[str] = []
-
-        def keep(line: str) -> str:
-            row_lines.append(line)
-            return line
-
-        reader = csv.reader(map(keep, file), strict=True)
+        reader = csv.reader(file, strict=True)
         header: list[str] = []
         while True:
-            row_lines.clear()
             number = reader.line_num + 1
             try:
                 cells = next(reader, None)
             except csv.Error:
-                number += _open_quote("".join(row_lines))
                 raise UserError(
-                    f"{path}:{number}: the quote that opens a cell here is not closed, or text follows the one that"
-                    " closes it; write a quote inside a quoted cell twice"
+                    f"{path}:{_open_quote(path, number, reader.line_num)}: the quote that opens a cell here is not"
+                    " closed, or text follows the one that closes it; write a quote inside a quoted cell twice"
                 ) from None
             if cells is None:
                 return
@@ -185,12 +178,13 @@ def _header(place: str, names: list[str]) -> list[str]:
 _CSV_CELL = re.compile(r'(?:"(?:[^"]++|"")*+"|(?!")[^,\r\n]*+)(?:,|\r\n|[\r\n])')
 
 
-def _open_quote(text: str) -> int:
-    """Return the line, from 0, of the first cell in `text` that starts with a quote and is not closed properly."""
-    position = 0
+def _open_quote(path: Path, first: int, last: int) -> int:
+    """Return the line of the first cell in a range of lines whose opening quote is not closed properly."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        text, position = "".join(islice(file, first - 1, last)), 0
     while cell := _CSV_CELL.match(text, position):
         position = cell.end()
-    return len(re.findall(r"\r\n|[\r\n]", text[:position]))
+    return first + len(re.findall(r"\r\n|[\r\n]", text[:position]))
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
@@ -216,31 +210,20 @@ def _read_arrow(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _arrow_rows(schema: pyarrow.Schema, batches: Iterable[pyarrow.RecordBatch]) -> Iterator[tuple[int, Any]]:
-    """Yield numbered rows: maps are objects, and the JSON of datasets' feature Json is decoded."""
-    if len(set(schema.names)) < len(schema.names):
-        raise ValueError("two columns have the same name")
-    encoded = {field.name: field.type for field in schema if "arrow.json" in str(field.type)}
-    number = 0
-    for batch in batches:
-        for start in range(0, len(batch), ARROW_BATCH):
-            for row in batch.slice(start, ARROW_BATCH).to_pylist(maps_as_pydicts="strict"):
-                number += 1
-                yield number, row | {name: _decode(row[name], kind) for name, kind in encoded.items()}
-
-
-def _decode(value: Any, kind: pyarrow.DataType) -> Any:
-    """Decode the JSON in a value of Arrow type `kind`."""
+    """Yield numbered rows: maps are objects, and datasets' feature Json is decoded."""
     import pyarrow
 
-    if value is None:
-        return None
-    if isinstance(kind, pyarrow.JsonType):
-        return json.loads(value)
-    if pyarrow.types.is_struct(kind):
-        return {field.name: _decode(value[field.name], field.type) for field in kind}
-    if pyarrow.types.is_map(kind):
-        return {name: _decode(part, kind.item_type) for name, part in value.items()}
-    return [_decode(part, kind.value_type) for part in value] if isinstance(value, list) else value
+    if len(set(schema.names)) < len(schema.names):
+        raise ValueError("two columns have the same name")
+    json_fields = [field for field in schema if "arrow.json" in str(field.type)]
+    slices = (batch.slice(start, ARROW_BATCH) for batch in batches for start in range(0, len(batch), ARROW_BATCH))
+    rows = (row for part in slices for row in part.to_pylist(maps_as_pydicts="strict"))
+    if json_fields:
+        from stages.data.exact_json import Features
+
+        features = Features.from_arrow_schema(pyarrow.schema(json_fields))
+        rows = (row | features.decode_example({name: row[name] for name in features}) for row in rows)
+    yield from enumerate(rows, 1)
 
 
 _READERS = {

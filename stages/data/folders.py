@@ -5,7 +5,6 @@ Imports datasets only where a folder needs it, to keep planning fast.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import textwrap
@@ -59,6 +58,7 @@ def files_by_split(folder: Path, subset: str | None) -> dict[str, list[Path]]:
     import datasets
 
     try:
+        files: Any
         if is_saved(folder):
             files = _saved_files(folder)
         else:
@@ -81,14 +81,14 @@ def is_saved(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
 
 
-def _saved_files(folder: Path) -> dict[str, list[Path]]:
+def _saved_files(folder: Path) -> dict[str, list[str]]:
     """Return split -> files of a Dataset or DatasetDict that `save_to_disk` wrote."""
-    if (splits := folder / "dataset_dict.json").is_file():
-        names = json.loads(splits.read_text(encoding="utf-8"))["splits"]
-        return {name: files for name in names for files in _saved_files(folder / name).values()}
-    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    split = re.split(r"\W", state["_split"] or "train")[0]  # `train[:10]` for a part of a split
-    return {split: [folder.resolve() / file["filename"] for file in state["_data_files"]]}
+    import datasets
+
+    saved = datasets.load_from_disk(str(folder.resolve()))
+    if isinstance(saved, datasets.Dataset):  # its split is `train[:10]` if it is a part of one
+        saved = {re.split(r"\W", str(saved.split or "train"))[0]: saved}
+    return {str(name): [file["filename"] for file in part.cache_files] for name, part in saved.items()}
 
 
 def _refuse_options(folder: Path, config: Any) -> None:

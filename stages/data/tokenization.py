@@ -15,17 +15,16 @@ import numpy
 import pyarrow
 import torch
 import transformers
-from datasets import Dataset, Features, Json, List, Value
+from datasets import Dataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from stages.base import UserError
 from stages.data.chat_rendering import Rendered, RenderError, render_chat, render_text, target_turns
 from stages.data.columns import BadRow, weighted_tokens
-from stages.data.exact_json import use_exact_json
+from stages.data.exact_json import Features, Json
+from stages.data.files import without_nulls
 from stages.data.reader import bad_rows_error
 from stages.data.segments import Segment
-
-use_exact_json()
 
 PREPARATION_VERSION = (
     2  # part of the cache key of prepared rows; increase it when the same rows would be prepared differently
@@ -154,7 +153,7 @@ class Preparer:
 
     def _render_or_explain(self, row: dict[str, Any]) -> Rendered:
         try:
-            rendered = self._render(_without_none(row) if self.drop_none else row)
+            rendered = self._render(without_nulls(row) if self.drop_none else row)
         except RenderError as error:
             return Rendered("", str(error))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -247,13 +246,6 @@ class Preparer:
             ),
             "cut": lengths - new_lengths,
         }
-
-
-def _without_none(value: Any) -> Any:
-    """Remove None from all nested mappings."""
-    if isinstance(value, dict):
-        return {name: _without_none(inner) for name, inner in value.items() if inner is not None}
-    return [_without_none(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _tokens_or_problem(row: dict[str, Any]) -> tuple[list[int], list[float], str]:

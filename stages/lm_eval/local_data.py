@@ -15,13 +15,11 @@ import pyarrow.parquet
 import yaml
 from huggingface_hub import DatasetCard
 
+import stages.data.exact_json  # noqa: F401  # lm-eval's items can have the feature Json
 from stages.base import UserError
-from stages.data.exact_json import use_exact_json
 from stages.data.files import DATA_SUFFIXES, Record, read_rows
 from stages.data.folders import files_by_split, folder_subsets, is_saved
 from stages.system.integrity import build_once
-
-use_exact_json()
 
 _TEXT = {".json", ".jsonl", ".csv"}
 """Files whose values datasets would convert: `NA` to null, `007` to 7.0, dates to timestamps."""

@@ -8,6 +8,7 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -28,6 +29,10 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
         path.write_text(json.dumps(rows, indent=1))
     elif path.suffix == ".parquet":
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif path.suffix == ".arrow":
+        table = pyarrow.Table.from_pylist(rows)
+        with pyarrow.ipc.new_file(path, table.schema) as sink:
+            sink.write_table(table)
     else:
         with path.open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])
@@ -41,7 +46,7 @@ def lines(path: Path, text: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet", ".arrow"])
 def test_every_type_of_file(tmp_path: Path, suffix: str) -> None:
     path = write(tmp_path / f"rows{suffix}", ROWS)
     assert [row for _, row in read_rows(path)] == ROWS
@@ -114,7 +119,7 @@ def test_a_line_nested_too_deep_is_one_bad_row(tmp_path: Path) -> None:
     assert good == (2, {"a": 1})
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet", ".arrow"])
 def test_memory_holds_a_few_rows_at_a_time(tmp_path: Path, suffix: str) -> None:
     """50,000 rows of 200 letters are 10 MB; reading them one by one takes less than a tenth."""
     path = write(tmp_path / f"a{suffix}", [{"text": f"{number:0200}"} for number in range(50_000)])
@@ -199,6 +204,35 @@ def test_a_card_that_leads_out_of_its_folder_is_refused(two_subsets: Path) -> No
     (two_subsets / "README.md").write_text(CARD.replace("easy/*.jsonl", "../set/../secret.jsonl"))
     with pytest.raises(UserError, match=r"names .*secret\.jsonl; a data set may only name files in its folder"):
         list(read_folder(two_subsets, "easy", "train"))
+
+
+@pytest.mark.parametrize("option", ["sep: ';'", "features: [{name: text, dtype: int64}]", "skiprows: 1"])
+def test_options_of_a_card_that_change_the_rows_are_refused(tmp_path: Path, option: str) -> None:
+    folder = write(tmp_path / "set" / "train.csv", ROWS).parent
+    lines(folder / "README.md", f"---\nconfigs:\n- {{config_name: default, data_files: train.csv, {option}}}\n---\n")
+    with pytest.raises(UserError, match=rf"set: its data set card sets {option.split(':')[0]}, but files are read"):
+        list(read_folder(folder, None, "train"))
+
+
+def test_a_part_of_a_split_that_was_saved(tmp_path: Path) -> None:
+    part = datasets.Dataset.from_list(ROWS, split="validation").select([1])
+    part.save_to_disk(tmp_path / "set", num_shards=1)
+    assert rows_of(tmp_path / "set", None, "validation") == ROWS[1:]
+    with pytest.raises(UserError, match=r"set: has no split 'train'; .*: validation$"):
+        list(read_folder(tmp_path / "set", None, "train"))
+    (tmp_path / "set" / "data-00000-of-00001.arrow").unlink()
+    with pytest.raises(UserError, match=r"set: cannot be read as a data set"):
+        list(read_folder(tmp_path / "set", None, "validation"))
+
+
+def test_an_empty_file_beside_others(two_splits: Path) -> None:
+    """An empty shard is no error; an empty split is."""
+    empty = pyarrow.table({"text": pyarrow.array([], pyarrow.string())})
+    pyarrow.parquet.write_table(empty, two_splits / "data" / "train-00000-of-00002.parquet")
+    assert rows_of(two_splits, None, "train") == [{"text": "three"}]
+    pyarrow.parquet.write_table(empty, two_splits / "data" / "test-00000-of-00001.parquet")
+    with pytest.raises(UserError, match=r"split 'test' has no rows; name another"):
+        rows_of(two_splits, None, "test")
 
 
 def test_folders_that_are_not_data_sets(two_splits: Path, tmp_path: Path) -> None:

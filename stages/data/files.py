@@ -61,7 +61,10 @@ def read_part(path: Path) -> Iterator[tuple[int, Record | Unreadable]]:
     try:
         for number, row in reader(path):
             if isinstance(row, dict):
-                row = without_nulls(row)
+                try:
+                    row = without_nulls(row)
+                except RecursionError:
+                    row = Unreadable("is nested too deep")
             elif not isinstance(row, Unreadable):
                 row = Unreadable(f"is {type(row).__name__}, not an object with named columns")
             yield number, row
@@ -69,7 +72,12 @@ def read_part(path: Path) -> Iterator[tuple[int, Record | Unreadable]]:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     except UnicodeError:
         raise UserError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
-    except (ValueError, NotImplementedError, RecursionError) as error:  # pyarrow's errors are among them
+    except (
+        ValueError,
+        ArithmeticError,
+        NotImplementedError,
+        RecursionError,
+    ) as error:  # pyarrow's errors are among them
         raise UserError(f"{path}: is not a valid {path.suffix} file: {error}") from None
 
 

@@ -112,11 +112,13 @@ def test_a_row_that_cannot_be_read_between_others(tmp_path: Path, name: str, tex
 
 
 def test_a_line_nested_too_deep_is_one_bad_row(tmp_path: Path) -> None:
-    path = lines(tmp_path / "a.jsonl", "[" * 100_000 + '\n{"a": 1}\n')
-    (_, bad), good = read_file(path)
+    deep = '{"a": ' + "[" * 900 + "]" * 900 + "}"
+    path = lines(tmp_path / "a.jsonl", "[" * 100_000 + f'\n{deep}\n{{"a": 1}}\n')
+    (_, bad), (_, too_deep), good = read_file(path)
     assert isinstance(bad, Unreadable)
     assert "not valid JSON: maximum recursion depth" in bad.reason
-    assert good == (2, {"a": 1})
+    assert too_deep == Unreadable("is nested too deep")
+    assert good == (3, {"a": 1})
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet", ".arrow"])

@@ -83,9 +83,9 @@ def _message(column: str, value: Any) -> dict[str, Any]:
         raise BadRow(column, f"has a message of the {role} whose content is {type(content).__name__}, not text")
     if not (content or "").strip() and not (calls and role == "assistant"):
         raise BadRow(column, f"has a message of the {role} that is empty; fill it or remove the row")
-    message = value | {"content": content}
-    _objects(column, [message], "messages")
-    return message
+    if others := {key: part for key, part in value.items() if key not in ("role", "content", "tool_calls")}:
+        _objects(column, [others], "a message")
+    return value | {"content": content and _without_surrogates(column, content)}
 
 
 def _part_text(column: str, part: Any) -> str:

@@ -81,12 +81,15 @@ def read_part(path: Path) -> Iterator[tuple[int, Record | Unreadable]]:
         raise UserError(f"{path}: is not a valid {path.suffix} file: {error}") from None
 
 
+_NESTED = (dict, list)
+
+
 def without_nulls(value: Any) -> Any:
     """Remove the keys of objects whose value is None, at every depth; None in lists remains."""
     if isinstance(value, dict):
         return {name: without_nulls(part) for name, part in value.items() if part is not None}
     if isinstance(value, list):
-        return [without_nulls(part) if isinstance(part, dict | list) else part for part in value]
+        return [without_nulls(part) if isinstance(part, _NESTED) else part for part in value]
     return value
 
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from stages.base import Context, UserError
 from stages.data.formats import TEMPLATE_COLUMNS, Conversation, Example, PlainText, Row, Tokens
-from stages.data.reader import RowReport, dropped_rows_text, source_name
+from stages.data.reader import RowReport, dropped_rows_text, row_place
 from stages.data.tokenization import Preparer, content_key, prepare, problems
 from stages.sft.config import SFTStage
 from stages.system.integrity import build_once, write_json
@@ -63,7 +63,7 @@ def _prepare(
     path = context.inputs[part].path
     report = RowReport()
     rows = _as_dataset(partial(stage.rows, path, part), report, context.scratch / f"rows-{part}")
-    place = f"{source_name(path, stage.data.reading(part, stage.data.format))}:"
+    place = row_place(path, stage.data.reading(part, stage.data.format))
     data = prepare(
         rows,
         tokenizer,
@@ -74,7 +74,7 @@ def _prepare(
         stage.train.model_dump().get("dataset_num_proc"),
     )
     data.save_to_disk(str(folder))
-    report.dropped += [f"{place}{number}: {problem}" for number, problem in problems(data)]
+    report.dropped += [f"{place(number)}: {problem}" for number, problem in problems(data)]
     report.dropped = dropped_rows_text(report.dropped, path).splitlines()
     write_json(folder / REPORT, asdict(report))
 

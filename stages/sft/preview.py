@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from stages.data.reader import source_name
+from stages.data.reader import row_place, source_name
 from stages.sft.config import SFTStage
 from stages.sft.preview_terminal import TerminalPreview
 from stages.sft.token_display import SEGMENT_NAMES, TIMES, WHITE_SPACE_SYMBOLS, Preview, PreviewedRow, Token, TokenTexts
@@ -45,7 +45,7 @@ def preview(
         max_length,
         data.turns,
         data.on_bad_row,
-        f"{source_name(path, reading)}:",
+        row_place(path, reading),
     )
     segment_weights = stage.weights.segment_weights
     examples = previewed_rows(prepared, tokenizer, segment_weights)

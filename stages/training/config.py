@@ -60,7 +60,7 @@ class Quantization(QuantizationOptions):
 
 
 class TrainingData(Config):
-    """The rows of a training stage: JSONL, JSON, Parquet or CSV files, or a data set of such files."""
+    """The rows of a training stage: JSONL, JSON, CSV, Parquet or Arrow files, or a data set of such files."""
 
     train: str
     """A file: a path relative to the recipe, org/name@revision#file on the hub, or pypi:... Or a data set: a folder, or

@@ -171,7 +171,7 @@ def _marked_words(
 
 
 class _Place(NamedTuple):
-    """Where a mark stands in a rendering, and the text between it and the marks before and after it."""
+    """The position of a mark in a rendering, and the text between it and the marks before and after it."""
 
     position: int
     before: str

@@ -118,12 +118,12 @@ CASES = {
     "unknown column": (
         "{train: ./rows.jsonl}",
         "{train: ./rows.jsonl, columns: {promt: question}}",
-        r"r\.yaml:6:50: stages\.wit\.data\.columns\.promt: 'promt' is not a column of .* which has completion,",
+        r"r\.yaml:6:50: stages\.wit\.data\.columns\.promt: 'promt' is not a column of .* which has .*, completion,",
     ),
     "column of preference rows alone": (
         "{train: ./pairs.jsonl}",
         "{train: ./pairs.jsonl, columns: {completion: answer}}",
-        r"r\.yaml:12:56: stages\.dpo\.data\.columns\.completion: .* is not a column .* has chosen, prompt, rejected",
+        r"r\.yaml:12:56: stages\.dpo\.data\.columns\.completion: .* is not a column .* has chat_template_kwargs, chosen, documents, prompt, rejected",
     ),
     "column missing in the rows": (
         "{train: ./rows.jsonl}",

@@ -94,6 +94,8 @@ BEYOND = {
     "column missing in the rows", "split of a file", "both weights 0", "reads the environment", "unknown interpolation",
     "placeholder", "same model twice", "evaluation without data", "losses and weights",
     "two precisions", "a report on what scores no model", "extends itself", "extends nothing",
+    "a missing file in a folder", "a missing file without ./", "an environment variable", "an interpolated one",
+    "a scheduler without what it needs", "an option that DPO cannot use", "an option without effect",
 }  # fmt: skip
 """Errors beyond single keys: references, files, and keys that depend on each other."""
 NOT_READ = {"not YAML", "weight is no number", "empty file"}

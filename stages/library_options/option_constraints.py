@@ -24,6 +24,9 @@ EXCLUSIVE: list[tuple[str, str]] = _RULES["exclusive"]
 REQUIRED: dict[str, str] = _RULES["required"]
 """Option -> the option that it requires."""
 
+UNSUPPORTED: dict[str, dict[str, str]] = _RULES["unsupported"]
+"""Option -> a value that the library accepts and no stage can use -> the reason and the remedy."""
+
 
 def find_conflict(options: dict[str, Any]) -> tuple[str, str] | None:
     """Return the first option that does not fit the others, and the problem; None if all fit."""
@@ -45,6 +48,7 @@ def find_conflict(options: dict[str, Any]) -> tuple[str, str] | None:
             return f"liger_kernel_config.{kernel}", "would compute another loss than the stage's; leave it out"
     if isinstance(options.get("target_modules"), str) and options.get("layers_to_transform") is not None:
         return "layers_to_transform", "has no effect if target_modules is one text; make that a list"
-    if options.get("init_lora_weights") == "loftq" and not options.get("loftq_config"):
-        return "init_lora_weights", "loftq needs loftq_config"
+    for name, reasons in UNSUPPORTED.items():
+        if reason := reasons.get(str(options.get(name))):
+            return name, f"{options[name]} {reason}"
     return None

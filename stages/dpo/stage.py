@@ -2,8 +2,8 @@
 
 The reference is the model that training starts from. No `ref_model` is passed, so TRL chooses it: without LoRA, it
 loads the same folder a second time (or, with `precompute_ref_log_probs`, uses the model before training); with LoRA, it
-switches the new adapter off, or to a copy of its start (stages.training.adapters). The adapter of an earlier SFT stage is merged into its published model, so after SFT the
-reference is the SFT model, not the recipe's base model.
+switches the new adapter off, or to a copy of its start (`adapters.with_reference`). The adapter of an earlier SFT
+stage is merged into its published model, so after SFT the reference is the SFT model, not the recipe's base model.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,18 @@ _CHECKED: dict[tuple[str, ...], list[str] | None] = {}
 def check_adapter(model: Path, lora: dict[str, Any], trust_remote_code: bool) -> None:
     """Raise UserError, at a key of `lora`, if no adapter with these options can be trained on the model."""
     targets = lora.get("target_modules")
-    finds_layers = targets == "all-linear" or isinstance(targets, list) and {"lm_head", "embed_out"}.isdisjoint(targets)
+    finds_layers = targets == "all-linear" or (
+        isinstance(targets, list) and {"lm_head", "embed_out"}.isdisjoint(targets)
+    )
     if finds_layers and _PLAIN.issuperset(lora) and lora.get("init_lora_weights") in (None, True, False, "gaussian"):
         return
     arguments = (str(model), str(trust_remote_code), json.dumps(lora, sort_keys=True))
     if arguments not in _CHECKED:
         command, environment = module_command("stages.models.adapter_check", *arguments)
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        _CHECKED[arguments] = json.loads(done.stdout) if done.returncode == 0 else ["lora", done.stderr.splitlines()[-1]]
+        with tempfile.TemporaryDirectory() as modules:  # transformers copies a model's code there
+            environment["HF_MODULES_CACHE"] = modules
+            done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        _CHECKED[arguments] = json.loads(done.stdout or "null")  # null too if no model is built, as loading will report
     if (problem := _CHECKED[arguments]) is not None:
         raise UserError(problem[1], key=problem[0])
 
@@ -53,7 +58,7 @@ def _find_problem(path: str, trusted: bool, lora: dict[str, Any]) -> tuple[str, 
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
         try:
             model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
-        except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        except Exception as error:
             return "lora", f"PEFT cannot build this adapter: {textwrap.shorten(str(error), 300)}"
     head = model.get_output_embeddings()
     if isinstance(head, LoraLayer):
@@ -66,7 +71,10 @@ def _find_problem(path: str, trusted: bool, lora: dict[str, Any]) -> tuple[str, 
         if isinstance(layer, TrainableTokensLayer):
             rows = len(layer.get_base_layer().weight)
             if bad := [index for index in layer.token_indices["default"] if not 0 <= index < rows]:
-                return "lora.trainable_token_indices", f"{bad[0]} is not a token of the model, whose ids end at {rows - 1}"
+                return (
+                    "lora.trainable_token_indices",
+                    f"{bad[0]} is not a token of the model, whose ids end at {rows - 1}",
+                )
         if isinstance(layer, LoraLayer) and (problem := _problem_of_layer(layer, lora)):
             return problem[0], f"{problem[1].format(name.removeprefix('base_model.model.'))}"
     return None

@@ -181,7 +181,9 @@ class TrainingStage(StageConfig):
         if start in (None, True, False, "gaussian") or not (self.quantization or sharding):
             return self
         cause = "quantization" if self.quantization else f"launch.{sharding}"
-        raise wrong_at("lora.init_lora_weights", f"{start} needs whole, unquantised weights; use true, or leave {cause} out")
+        raise wrong_at(
+            "lora.init_lora_weights", f"{start} needs whole, unquantised weights; use true, or leave {cause} out"
+        )
 
     @model_validator(mode="after")
     def _hub_kernels_are_trusted(self) -> Self:

@@ -51,7 +51,7 @@ def publish(trainer: TRLTrainer, context: Context, subtracted: dict[str, Tensor]
 def _publish_adapter(
     trainer: TRLTrainer, model: PeftModel, weights: dict[str, Tensor], context: Context, subtracted: dict[str, Tensor]
 ) -> None:
-    """Publish the adapter and the merged model. At most one model is in memory, and the trained one with several ranks."""
+    """Publish adapter and merged model, with one model in memory at a time (two with several ranks)."""
     stage = context.config
     save_adapter(model, weights, subtracted, context.out / "adapter")
     tokens = trainer.data_collator([trainer.train_dataset[0]])["input_ids"][:1, :CHECKED_TOKENS]
@@ -72,7 +72,9 @@ def _publish_adapter(
     adapted = PeftModel.from_pretrained(base, str(context.out / "adapter"), torch_device="cpu")
     adapter_logits = _logits(adapted, tokens)
     if trained_logits is not None:
-        _compare(adapter_logits, trained_logits, training_tolerance, "the adapter on the model that training started from")
+        _compare(
+            adapter_logits, trained_logits, training_tolerance, "the adapter on the model that training started from"
+        )
     merged = merge(adapted, was_tied)
     for part in (config, config.get_text_config()):
         part.tie_word_embeddings = merged.config.get_text_config().tie_word_embeddings

@@ -1,4 +1,4 @@
-"""LoRA: it trains as TRL's own trainer does, DPO's reference is where training starts, and what is published is trained."""
+"""LoRA trains as in TRL, DPO's reference is where training starts, and what was trained is published."""
 
 from __future__ import annotations
 
@@ -161,7 +161,8 @@ def test_trains_as_trl_does_and_publishes_what_was_trained(
 
 
 STARTS: list[dict[str, Any]] = [
-    {"init_lora_weights": start} for start in (True, "gaussian", "pissa", "pissa_niter_4", "olora", "orthogonal", "mica")
+    {"init_lora_weights": start}
+    for start in (True, "gaussian", "pissa", "pissa_niter_4", "olora", "orthogonal", "mica")
 ] + [
     {"use_dora": True, "modules_to_save": ["embed_tokens", "lm_head"]},
     {"init_lora_weights": "olora", "use_dora": True, "modules_to_save": ["embed_tokens"]},
@@ -265,7 +266,7 @@ def test_an_adapter_that_would_not_train_is_refused(
 
 
 def test_what_peft_refuses_is_refused_before_training(models: Path) -> None:
-    with pytest.raises(UserError, match="PEFT cannot build this adapter: .*not found in the base model") as caught:
+    with pytest.raises(UserError, match=r"PEFT cannot build this adapter: .*not found in the base model") as caught:
         check_adapter(models / "tied", QUERIES | {"layers_to_transform": [9]}, trust_remote_code=False)
     assert caught.value.key == "lora"
 

@@ -30,7 +30,8 @@ KINDS = {
     ),
     "LoRA with dropout": (
         "kind: sft, data: {train: ./rows.jsonl}, weights: {prompt: 0, completion: 1},"
-        f" train: {{{TRAIN}: 2}}, lora: {{r: 2, lora_dropout: 0.3, target_modules: all-linear, init_lora_weights: olora}}"
+        f" train: {{{TRAIN}: 2}},"
+        " lora: {r: 2, lora_dropout: 0.3, target_modules: all-linear, init_lora_weights: olora}"
     ),
     "DPO": f"kind: dpo, data: {{train: ./rows.jsonl, rejected: other_row}}, train: {{{TRAIN}: 2}}",
     "DPO with a reference adapter": (

@@ -2,7 +2,7 @@
 
 The reference is the model that training starts from. No `ref_model` is passed, so TRL chooses it: without LoRA, it
 loads the same folder a second time (or, with `precompute_ref_log_probs`, uses the model before training); with LoRA, it
-switches the new adapter off, or to a copy of its start (`adapters.with_reference`). The adapter of an earlier SFT
+switches the new adapter off, or to a copy of its start (`with_reference`). The adapter of an earlier SFT
 stage is merged into its published model, so after SFT the reference is the SFT model, not the recipe's base model.
 """
 
@@ -17,10 +17,9 @@ from stages.base import Context
 from stages.data.reader import DROPPED_ROWS, RowReport, dropped_rows_text, report_notes
 from stages.dpo.config import DPOStage
 from stages.records.metrics import Metrics
-from stages.training.adapters import with_reference
 from stages.training.loop import arguments, train
 from stages.training.model_card import write_card
-from stages.training.model_io import load_model, load_tokenizer
+from stages.training.model_io import load_model, load_tokenizer, with_reference
 from stages.training.trackers import TrackedFields
 
 

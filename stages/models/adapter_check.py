@@ -1,8 +1,8 @@
 """Put a LoRA adapter on a model without weights, to find what PEFT or TRL would refuse or ignore when training starts.
 
-    python -m stages.models.adapter_check MODEL TRUST_REMOTE_CODE LORA
+    python -m stages.models.adapter_check MODEL LORA
 
-`check_adapter` runs that in a process of its own: it takes seconds and needs torch.
+`check_adapter` runs that in a process of its own, because it takes seconds and needs torch.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 import textwrap
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +21,25 @@ from stages.system.module_command import module_command
 _PLAIN = {"r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "init_lora_weights", "bias"}
 """Options that cannot fail on a module that `check_targets` has found."""
 
-_CHECKED: dict[tuple[str, ...], list[str] | None] = {}
-"""Arguments -> problem, for the cells of a matrix, which mostly share them."""
 
-
-def check_adapter(model: Path, lora: dict[str, Any], trust_remote_code: bool) -> None:
+def check_adapter(model: Path, lora: dict[str, Any]) -> None:
     """Raise UserError, at a key of `lora`, if no adapter with these options can be trained on the model."""
-    targets = lora.get("target_modules")
-    finds_layers = targets == "all-linear" or (
-        isinstance(targets, list) and {"lm_head", "embed_out"}.isdisjoint(targets)
-    )
-    if finds_layers and _PLAIN.issuperset(lora) and lora.get("init_lora_weights") in (None, True, False, "gaussian"):
+    targets, start = lora.get("target_modules"), lora.get("init_lora_weights")
+    is_list = isinstance(targets, list) and {"lm_head", "embed_out"}.isdisjoint(targets)
+    if _PLAIN.issuperset(lora) and start in (None, True, False, "gaussian") and (is_list or targets == "all-linear"):
         return
-    arguments = (str(model), str(trust_remote_code), json.dumps(lora, sort_keys=True))
-    if arguments not in _CHECKED:
-        command, environment = module_command("stages.models.adapter_check", *arguments)
-        with tempfile.TemporaryDirectory() as modules:  # transformers copies a model's code there
-            environment["HF_MODULES_CACHE"] = modules
-            done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        _CHECKED[arguments] = json.loads(done.stdout or "null")  # null too if no model is built, as loading will report
-    if (problem := _CHECKED[arguments]) is not None:
+    if (problem := _ask(str(model), json.dumps(lora, sort_keys=True))) is not None:
         raise UserError(problem[1], key=problem[0])
 
 
-def _find_problem(path: str, trusted: bool, lora: dict[str, Any]) -> tuple[str, str] | None:
+@cache  # the cells of a matrix mostly share it
+def _ask(model: str, lora: str) -> list[str] | None:
+    command, environment = module_command("stages.models.adapter_check", model, lora)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    return json.loads(done.stdout) if done.returncode == 0 else None  # no model was built; loading it will say why
+
+
+def find_problem(model_path: str, lora: dict[str, Any]) -> tuple[str, str] | None:
     """Return a key and what is wrong with it; None if the adapter can be trained and merged."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -53,9 +48,9 @@ def _find_problem(path: str, trusted: bool, lora: dict[str, Any]) -> tuple[str, 
     from peft.utils.other import TrainableTokensWrapper
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(path, trust_remote_code=trusted)
+    config = AutoConfig.from_pretrained(model_path, trust_remote_code=False)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
+        model = AutoModelForCausalLM.from_config(config)
         try:
             model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
         except Exception as error:
@@ -69,29 +64,22 @@ def _find_problem(path: str, trusted: bool, lora: dict[str, Any]) -> tuple[str, 
         return "lora.trainable_token_indices", f"{reason}; use modules_to_save: [embed_tokens] to train the embeddings"
     for name, layer in model.named_modules():
         if isinstance(layer, TrainableTokensLayer):
-            rows = len(layer.get_base_layer().weight)
-            if bad := [index for index in layer.token_indices["default"] if not 0 <= index < rows]:
-                return (
-                    "lora.trainable_token_indices",
-                    f"{bad[0]} is not a token of the model, whose ids end at {rows - 1}",
-                )
+            rows, indices = layer.get_base_layer().get_parameter("weight").shape[0], layer.token_indices["default"]
+            if bad := [index for index in indices if not 0 <= index < rows]:
+                return "lora.trainable_token_indices", f"the model has no token {bad[0]}, only 0 to {rows - 1}"
         if isinstance(layer, LoraLayer) and (problem := _problem_of_layer(layer, lora)):
-            return problem[0], f"{problem[1].format(name.removeprefix('base_model.model.'))}"
+            return problem[0], problem[1].format(name.removeprefix("base_model.model."))
     return None
 
 
 def _problem_of_layer(layer: Any, lora: dict[str, Any]) -> tuple[str, str] | None:
-    from peft.tuners.lora.layer import ParamWrapper
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
-
-    base, start, rank = layer.get_base_layer(), str(lora.get("init_lora_weights", True)), layer.r["default"]
+    base, start, rank = layer.get_base_layer(), lora.get("init_lora_weights", True), layer.r["default"]
     if lora.get("lora_bias") and getattr(base, "bias", None) is None:
         return "lora.lora_bias", "{} has no bias that the adapter's bias could be merged into; leave lora_bias out"
-    if start in ("True", "False", "gaussian"):
+    if start in (True, False, "gaussian"):
         return None
-    supported = {"olora": (nn.Linear,), "mica": (nn.Linear, Conv1D, nn.Embedding)}.get(start, (nn.Linear, Conv1D))
-    if isinstance(layer, ParamWrapper) or not isinstance(base, supported):
+    supported = {"olora": ("Linear",), "mica": ("Linear", "Conv1D", "Embedding")}.get(start, ("Linear", "Conv1D"))
+    if type(layer).__name__ == "ParamWrapper" or type(base).__name__ not in supported:
         return "lora.init_lora_weights", f"PEFT has no {start} for {{}}, a {type(base).__name__}; use true"
     if start != "orthogonal" and rank > min(layer.in_features, layer.out_features):
         return "lora.r", f"{rank} is more than the rank of {{}}, from which {start} starts; lower it"
@@ -99,4 +87,4 @@ def _problem_of_layer(layer: Any, lora: dict[str, Any]) -> tuple[str, str] | Non
 
 
 if __name__ == "__main__":
-    print(json.dumps(_find_problem(sys.argv[1], sys.argv[2] == "True", json.loads(sys.argv[3]))))
+    print(json.dumps(find_problem(sys.argv[1], json.loads(sys.argv[2]))))

@@ -17,10 +17,9 @@ from stages.sft.config import SFTStage
 from stages.sft.dataset_cache import load_prepared
 from stages.sft.row_filter import DatasetStats
 from stages.sft.trainer import WITConfig, WITTrainer
-from stages.training.adapters import lora_config
 from stages.training.loop import arguments, train
 from stages.training.model_card import write_card
-from stages.training.model_io import load_model, load_tokenizer
+from stages.training.model_io import load_model, load_tokenizer, lora_config
 from stages.training.trackers import TrackedFields
 
 MAX_TEMPLATE_SHARE = 0.25  # of the weighted tokens; a warning appears above it

@@ -261,8 +261,7 @@ class TrainingStage(StageConfig):
         if self.lora is not None:
             lora = self.lora.model_dump()
             check_targets(files["model"], lora)
-            if (files["model"] / "config.json").is_file():  # not a .gguf file
-                check_adapter(files["model"], lora, self.trust_remote_code)
+            check_adapter(files["model"], lora)
         for split, path in paths.items():
             key = (self.kind, self.data.model_dump_json(), split, path)
             if key not in _CHECKED_ROWS:

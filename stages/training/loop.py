@@ -12,9 +12,8 @@ from transformers import TrainerCallback
 
 from stages.base import Context, UserError
 from stages.records.metrics import Metrics
-from stages.training.adapters import freeze_reference, subtracted_weights
 from stages.training.checkpoints import CHECKPOINTS_KEPT, Checkpoints
-from stages.training.publishing import publish
+from stages.training.publishing import publish, subtracted_weights
 from stages.training.trackers import open_trackers, tracked_fields
 from stages.training.trainer_internals import TRLTrainer, trained_tokens
 
@@ -110,7 +109,10 @@ def train(trainer: TRLTrainer, context: Context, sums: dict[str, torch.Tensor] |
     for callback in (progress, checkpoints):
         trainer.add_callback(callback)
     checkpoint = checkpoints.resume_from
-    freeze_reference(trainer.model)
+    assert trainer.model is not None
+    for name, parameter in trainer.model.named_parameters():
+        if "ref" in name.split("."):  # DPO's reference, which PEFT leaves trainable in embeddings of a narrow dtype
+            parameter.requires_grad_(False)
     subtracted = subtracted_weights(trainer.model, context.config.lora)
     with open_trackers(trainer, context, resumed=checkpoint is not None):
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

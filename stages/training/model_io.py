@@ -1,4 +1,4 @@
-"""Load the tokenizer and the model that a training starts from."""
+"""Load what a training starts from: tokenizer, model and adapter."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -89,6 +90,26 @@ def load_model(
             if isinstance(module, Linear4bit):  # else the first evaluation repacks it for a CPU kernel without gradient
                 module.support_avx512bf16_for_cpu = False
     return model
+
+
+def lora_config(lora: Options | None) -> LoraConfig | None:
+    """Build PEFT's LoraConfig from a recipe's `lora` section."""
+    return None if lora is None else LoraConfig(task_type="CAUSAL_LM", **lora.model_dump())
+
+
+def with_reference(model: PreTrainedModel, lora: Options | None) -> dict[str, Any]:
+    """Return DPOTrainer's arguments `model` and `peft_config`, so that its reference is the model at the first step.
+
+    With a `peft_config`, TRL's reference is the model with the adapter switched off. That is another model if the
+    adapter's initialisation changes the weights (pissa, olora), and, in a narrow dtype, if it only cancels out up to
+    rounding (orthogonal, DoRA). To a PeftModel, TRL adds a copy of its adapter, `ref`, and switches to that.
+    """
+    config = lora_config(lora)
+    if config is None or (config.init_lora_weights in (True, "gaussian", "mica") and not config.use_dora):
+        return {"model": model, "peft_config": config}
+    adapted = get_peft_model(model, config)
+    config.init_lora_weights = True  # the copy has the same config, and would change the weights a second time
+    return {"model": adapted}
 
 
 def _refuse_fallback_kernel(attention: str | None) -> None:

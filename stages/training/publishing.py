@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import copy
 import gc
+import json
+import math
+from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from stages.base import Context, UserError
-from stages.training.adapters import merge, save_adapter, untie
+from stages.library_options.option_models import Options
 from stages.training.model_io import load_model
 from stages.training.trainer_internals import TRLTrainer, tokenizer_of
 
-CHECKED_TOKENS = 32
+
+def subtracted_weights(model: nn.Module, lora: Options | None) -> dict[str, Tensor]:
+    """Copy the adapter's first matrices, by their names in its file, if it starts with W - s B0 A0 in place of W."""
+    start = "" if lora is None else str(lora.model_dump().get("init_lora_weights"))
+    return {
+        name.replace(".default.", "."): parameter.detach().to("cpu", copy=True)
+        for name, parameter in model.named_parameters()
+        if start.startswith(("pissa", "olora")) and (".lora_A.default." in name or ".lora_B.default." in name)
+    }
 
 
 def publish(trainer: TRLTrainer, context: Context, subtracted: dict[str, Tensor]) -> None:
@@ -25,7 +37,7 @@ def publish(trainer: TRLTrainer, context: Context, subtracted: dict[str, Tensor]
     that training started from, loaded again: the adapter's own copy of it may be quantised, or changed.
 
     Args:
-        subtracted: Of adapters.subtracted_weights.
+        subtracted: What `subtracted_weights` returned before training.
 
     Raises:
         UserError: The published model does not compute what the trained one does.
@@ -53,11 +65,14 @@ def _publish_adapter(
 ) -> None:
     """Publish adapter and merged model, with one model in memory at a time (two with several ranks)."""
     stage = context.config
-    save_adapter(model, weights, subtracted, context.out / "adapter")
-    tokens = trainer.data_collator([trainer.train_dataset[0]])["input_ids"][:1, :CHECKED_TOKENS]
-    tolerance, training_tolerance = _tolerance(model), _tolerance(model, trainer)
+    _save_adapter(model, weights, subtracted, context.out / "adapter")
+    rows: Any = trainer.train_dataset
+    tokens = trainer.data_collator([rows[0]])["input_ids"][:1, :32]
     is_comparable = stage.quantization is None and (stage.launch is None or stage.launch.sharding is None)
     trained_logits = _logits(model, tokens) if is_comparable else None
+    narrow = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(trainer.accelerator.mixed_precision)
+    if torch.backends.cuda.matmul.allow_tf32:
+        narrow = narrow or torch.float16  # of as many bits
     config, generation_config = copy.deepcopy(model.config), model.generation_config
     vars(config).pop("quantization_config", None)
     if trainer.accelerator.num_processes == 1:
@@ -68,54 +83,79 @@ def _publish_adapter(
     # the default attention runs on CPUs, too
     options = {k: v for k, v in stage.model_init.items() if k not in ("attn_implementation", "use_kernels")}
     base = load_model(context.inputs["model"].path, stage.seed, options, trust_remote_code=stage.trust_remote_code)
-    was_tied = untie(base)
-    adapted = PeftModel.from_pretrained(base, str(context.out / "adapter"), torch_device="cpu")
-    adapter_logits = _logits(adapted, tokens)
+    head: Any = base.get_output_embeddings()
+    if is_tied := head is not None and head.weight is base.get_input_embeddings().weight:
+        head.weight = nn.Parameter(head.weight.detach().clone())  # else merging would change both
+    dtypes = {name: parameter.dtype for name, parameter in base.named_parameters()}
+    adapted: Any = PeftModel.from_pretrained(base, str(context.out / "adapter"), torch_device="cpu")
+    logits = _logits(adapted, tokens)
     if trained_logits is not None:
-        _compare(
-            adapter_logits, trained_logits, training_tolerance, "the adapter on the model that training started from"
-        )
-    merged = merge(adapted, was_tied)
-    for part in (config, config.get_text_config()):
-        part.tie_word_embeddings = merged.config.get_text_config().tie_word_embeddings
+        _compare(logits, trained_logits, base, narrow, "the adapter on the model that training started from")
+    merged = adapted.merge_and_unload()
+    for name, parameter in merged.named_parameters():  # those of modules_to_save are float32
+        parameter.data = parameter.data.to(dtypes[name])
+    if is_tied:
+        head, embeddings = merged.get_output_embeddings(), merged.get_input_embeddings()
+        for part in (config, config.get_text_config()):
+            part.tie_word_embeddings = torch.equal(head.weight, embeddings.weight)
+        if config.tie_word_embeddings:
+            head.weight = embeddings.weight
     merged.config, merged.generation_config = config, generation_config  # with the special tokens of training
     merged.save_pretrained(context.out)
-    del base, adapted, merged
+    del base, adapted, merged, head
     gc.collect()
     published = load_model(context.out, stage.seed, options, trust_remote_code=stage.trust_remote_code)
-    _compare(_logits(published, tokens), adapter_logits, tolerance, "the model with its adapter merged in")
+    _compare(_logits(published, tokens), logits, published, None, "the model with its adapter merged in")
+
+
+def _save_adapter(model: PeftModel, weights: dict[str, Tensor], subtracted: dict[str, Tensor], folder: Path) -> None:
+    """Save the trained adapter so that it fits the model that training started from.
+
+    If `subtracted` has B0 and A0, W - s B0 A0 + s B A was trained. The file then has B' = [B, -B0] and A' = [A; A0], at
+    the same scale s. PEFT's own conversion would lose modules_to_save, DoRA's magnitudes and trained tokens.
+    """
+    config: Any = model.peft_config["default"]
+    config.base_model_name_or_path = ""  # no path of this machine; stage.json names the base
+    if subtracted:
+        config.init_lora_weights = True
+    model.save_pretrained(str(folder), selected_adapters=["default"], state_dict=weights)
+    (folder / "README.md").unlink()  # PEFT's empty form, which contains that path as well
+    if not subtracted:
+        return
+    tensors = load_file(folder / "adapter_model.safetensors")
+    for name, start in subtracted.items():
+        parts, dim = ((tensors[name], start), 0) if ".lora_A." in name else ((tensors[name], -start), 1)
+        tensors[name] = torch.cat(parts, dim).contiguous()
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    saved = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    alpha_factor = math.sqrt(2) if saved["use_rslora"] else 2  # s is alpha / sqrt(r), or alpha / r
+    for key, patterns, factor in (("r", "rank_pattern", 2), ("lora_alpha", "alpha_pattern", alpha_factor)):
+        saved[key] *= factor
+        saved[patterns] = {name: value * factor for name, value in saved[patterns].items()}
+    (folder / "adapter_config.json").write_text(json.dumps(saved, indent=2, sort_keys=True), encoding="utf-8")
 
 
 @torch.no_grad()
-def _logits(model: nn.Module, tokens: Tensor) -> Tensor:
+def _logits(model: Any, tokens: Tensor) -> Tensor:
     model.eval()
     return model(input_ids=tokens.to(model.device), use_cache=False).logits.float().cpu()
 
 
-def _compare(logits: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
-    """Raise UserError if the logits differ by more than a share of the spread of the expected ones."""
+def _compare(logits: Tensor, expected: Tensor, model: Any, narrow: torch.dtype | None, subject: str) -> None:
+    """Raise UserError if logits differ by more than rounding: 0.001 of their spread in float32.
+
+    In a narrower dtype, each layer rounds the hidden states twice; twice the sum of these errors is still rounding.
+    """
+    epsilon = max(torch.finfo(dtype).eps for dtype in (model.dtype, narrow) if dtype is not None)
+    layers = getattr(model.config.get_text_config(), "num_hidden_layers", 32)
+    tolerance = max(1e-3, epsilon * 2 * (2 * layers) ** 0.5)
     spread = (expected - expected.mean(-1, keepdim=True)).norm()
     difference = (logits - expected).norm()
     if not difference <= tolerance * spread + 1e-6:  # not a number is a difference as well
         raise UserError(
-            f"{what} does not compute what was trained: its logits differ by {difference / spread:.2g} of their spread,"
-            f" and rounding explains {tolerance:.2g}; nothing is published. Change the options of lora",
-            key="lora",
+            f"lora: {subject} does not compute what was trained: its logits differ by {difference / spread:.2g} of"
+            f" their spread, and rounding explains {tolerance:.2g}; nothing is published. Change the options of lora"
         )
-
-
-def _tolerance(model: PreTrainedModel, trainer: TRLTrainer | None = None) -> float:
-    """The relative difference of logits that rounding explains: 1e-3 in float32.
-
-    In a narrower dtype, each layer rounds the hidden states twice; twice the sum of these errors is still rounding.
-    """
-    dtypes = [model.dtype]
-    if trainer is not None:
-        dtypes.append({"bf16": torch.bfloat16, "fp16": torch.float16}.get(trainer.accelerator.mixed_precision))
-        dtypes.append(torch.float16 if torch.backends.cuda.matmul.allow_tf32 else None)  # 10 bits as well
-    epsilon = max(torch.finfo(dtype).eps for dtype in dtypes if dtype is not None)
-    layers = getattr(model.config.get_text_config(), "num_hidden_layers", 32)
-    return max(1e-3, epsilon * 2 * (2 * layers) ** 0.5)
 
 
 def _free_memory(trainer: TRLTrainer) -> None:

@@ -30,7 +30,7 @@ import stages.dpo.stage
 import stages.sft.stage
 from stages.base import Context, Input, StageConfig, UserError
 from stages.dpo.config import DPOStage
-from stages.models.adapter_check import _find_problem, check_adapter
+from stages.models.adapter_check import check_adapter, find_problem
 from stages.sft.config import SFTStage
 from tests.tiny import byte_tokenizer, tiny_model
 
@@ -150,7 +150,7 @@ def test_trains_as_trl_does_and_publishes_what_was_trained(
     tmp_path: Path, models: Path, model: str, lora: dict[str, Any]
 ) -> None:
     """TRL's trained model, the published model, and the published adapter on the start model have the same logits."""
-    assert _find_problem(str(models / model), False, lora) is None
+    assert find_problem(str(models / model), lora) is None
     expected = train_with_trl(tmp_path / "trl", models / model, lora)
     start = from_folder(models / model)
     assert (expected - logits(start)).abs().max() > 0.01, "training moved it"
@@ -243,7 +243,12 @@ def test_special_tokens_are_published_as_training_set_them(
         ("untied", {"target_modules": ".*(q_proj|lm_head)"}, "target_modules", "modules_to_save instead"),
         ("tied", QUERIES | {"trainable_token_indices": [5]}, "trainable_token_indices", "tied to the embeddings"),
         ("untied", QUERIES | {"trainable_token_indices": {"lm_head": [5]}}, "trainable_token_indices", "output layer"),
-        ("untied", QUERIES | {"trainable_token_indices": [258]}, "trainable_token_indices", "258 is not a token"),
+        (
+            "untied",
+            QUERIES | {"trainable_token_indices": [258]},
+            "trainable_token_indices",
+            "no token 258, only 0 to 257",
+        ),
         ("qwen", {"target_modules": ["q_proj", "o_proj"], "lora_bias": True}, "lora_bias", "o_proj has no bias"),
         ("gpt2", LINEAR | {"init_lora_weights": "olora"}, "init_lora_weights", "no olora for .*c_attn, a Conv1D"),
         ("tied", {"target_modules": ["embed_tokens"], "init_lora_weights": "pissa"}, "init_lora_weights", "no pissa"),
@@ -259,7 +264,7 @@ def test_special_tokens_are_published_as_training_set_them(
 def test_an_adapter_that_would_not_train_is_refused(
     models: Path, model: str, lora: dict[str, Any], key: str, message: str
 ) -> None:
-    problem = _find_problem(str(models / model), False, lora)
+    problem = find_problem(str(models / model), lora)
     assert problem is not None
     assert problem[0] == f"lora.{key}"
     assert re.search(message, problem[1])
@@ -267,7 +272,7 @@ def test_an_adapter_that_would_not_train_is_refused(
 
 def test_what_peft_refuses_is_refused_before_training(models: Path) -> None:
     with pytest.raises(UserError, match=r"PEFT cannot build this adapter: .*not found in the base model") as caught:
-        check_adapter(models / "tied", QUERIES | {"layers_to_transform": [9]}, trust_remote_code=False)
+        check_adapter(models / "tied", QUERIES | {"layers_to_transform": [9]})
     assert caught.value.key == "lora"
 
 

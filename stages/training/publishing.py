@@ -84,7 +84,8 @@ def _publish_adapter(
     options = {k: v for k, v in stage.model_init.items() if k not in ("attn_implementation", "use_kernels")}
     base = load_model(context.inputs["model"].path, stage.seed, options, trust_remote_code=stage.trust_remote_code)
     head: Any = base.get_output_embeddings()
-    if is_tied := head is not None and head.weight is base.get_input_embeddings().weight:
+    embeddings: Any = base.get_input_embeddings()
+    if is_tied := head is not None and head.weight is embeddings.weight:
         head.weight = nn.Parameter(head.weight.detach().clone())  # else merging would change both
     dtypes = {name: parameter.dtype for name, parameter in base.named_parameters()}
     adapted: Any = PeftModel.from_pretrained(base, str(context.out / "adapter"), torch_device="cpu")

@@ -274,7 +274,7 @@ def test_json_alone_on_standard_output(world: Path) -> None:
 
 def test_a_failed_stage_stops_only_what_needs_it(world: Path) -> None:
     """With such a learning rate, the loss is not a number after the first step."""
-    done = command(world, "--set", "stages.wit.train.learning_rate=1.0e+30")
+    done = command(world, "--set", "stages.wit.train.learning_rate=3.0e+38")
     assert done.returncode == 1
     outcome = states(world)
     assert outcome["wit"] == "failed"
@@ -291,7 +291,7 @@ def test_a_failed_stage_stops_only_what_needs_it(world: Path) -> None:
     assert "learning_rate" in Path(log[1]).read_text()
     assert "Traceback" not in done.stderr
     words = to_go_on(done.stdout)
-    assert words == ["--set", "stages.wit.train.learning_rate=1.0e+30"]
+    assert words == ["--set", "stages.wit.train.learning_rate=3.0e+38"]
     assert to_run(world, *words) == {"wit", "dpo", "bench[wit]", "bench[dpo]", "report"}
 
 

@@ -100,6 +100,7 @@ class Store:
     def _move(self, output: Path, manifest: Manifest) -> Published:
         path = self.path(manifest.kind, manifest.fingerprint)
         path.parent.mkdir(parents=True, exist_ok=True)
+        _set_modes(output)
         replaced = output.with_name("replaced")
         shutil.rmtree(replaced, ignore_errors=True)
         if path.exists():
@@ -107,3 +108,13 @@ class Store:
         output.rename(path)
         shutil.rmtree(self.unfinished(manifest.fingerprint), ignore_errors=True)
         return Published(path, manifest)
+
+
+def _set_modes(folder: Path) -> None:
+    """Give files and folders the modes of the umask, which libraries that write through temporary files ignore."""
+    mode = (folder / MANIFEST).stat().st_mode & 0o666  # a file that was opened in the ordinary way
+    search = (mode & 0o444) >> 2
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            special = path.stat().st_mode & 0o7000  # such as a shared folder's setgid
+            path.chmod(special | mode | (search if path.is_dir() else 0))

@@ -43,7 +43,7 @@ class DPOStage(TrainingStage):
     """Direct preference optimisation. The reference is the model that training starts from."""
 
     kind: ClassVar[str] = "dpo"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     search_metrics: ClassVar[Mapping[str, Literal["lowest", "highest"]]] = {
         "eval_loss": "lowest",
         "eval_rewards/accuracies": "highest",
@@ -74,6 +74,11 @@ class DPOStage(TrainingStage):
             raise wrong_at(
                 "train.sync_ref_model", "does not work with lora, whose reference is the model without the adapter"
             )
+        lora = {} if self.lora is None else self.lora.model_dump()
+        if lora.get("init_lora_weights") is False:
+            raise wrong_at("lora.init_lora_weights", "false starts from another model than the reference; use true")
+        if lora.get("bias", "none") != "none":
+            raise wrong_at("lora.bias", "would train the reference's biases as well; leave it out")
         return self
 
     def rows(self, path: Path, split: str, report: RowReport | None = None) -> Iterator[tuple[int, Pair]]:

@@ -2,8 +2,8 @@
 
 The reference is the model that training starts from. No `ref_model` is passed, so TRL chooses it: without LoRA, it
 loads the same folder a second time (or, with `precompute_ref_log_probs`, uses the model before training); with LoRA, it
-switches the new adapter off. The adapter of an earlier SFT stage is merged into its published model, so after SFT the
-reference is the SFT model, not the recipe's base model.
+switches the new adapter off, or to a copy of its start (`with_reference`). The adapter of an earlier SFT
+stage is merged into its published model, so after SFT the reference is the SFT model, not the recipe's base model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from stages.dpo.config import DPOStage
 from stages.records.metrics import Metrics
 from stages.training.loop import arguments, train
 from stages.training.model_card import write_card
-from stages.training.model_io import load_model, load_tokenizer, lora_config
+from stages.training.model_io import load_model, load_tokenizer, with_reference
 from stages.training.trackers import TrackedFields
 
 
@@ -38,19 +38,19 @@ def run(context: Context) -> Metrics:
     reports = {name: RowReport() for name in splits}
     pairs = {name: [pair for _, pair in stage.rows(context.inputs[name].path, name, reports[name])] for name in splits}
     datasets = {name: Dataset.from_list([pair.columns() for pair in pairs[name]]) for name in splits}
+    model = load_model(
+        model_path,
+        stage.seed,
+        fields.get("model_init_kwargs"),  # stays in the fields: TRL loads the reference with it
+        quantization=stage.quantization,
+        trust_remote_code=stage.trust_remote_code,
+    )
     trainer = DPOTrainer(
-        model=load_model(
-            model_path,
-            stage.seed,
-            fields.get("model_init_kwargs"),  # stays in the fields: TRL loads the reference with it
-            quantization=stage.quantization,
-            trust_remote_code=stage.trust_remote_code,
-        ),
+        **with_reference(model, stage.lora),
         args=Arguments(**arguments(context, fields), trust_remote_code=stage.trust_remote_code),
         train_dataset=datasets["train"],
         eval_dataset=datasets.get("eval"),
         processing_class=load_tokenizer(model_path, pairs["train"], stage.trust_remote_code),
-        peft_config=lora_config(stage.lora),
     )
     metrics = train(trainer, context)
     if dropped_rows := "".join(dropped_rows_text(reports[name].dropped, context.inputs[name].path) for name in splits):

@@ -72,6 +72,4 @@ def find_conflict(name: str, options: dict[str, Any]) -> tuple[str, str] | None:
             return f"liger_kernel_config.{kernel}", "would compute another loss than the stage's; leave it out"
     if isinstance(options.get("target_modules"), str) and options.get("layers_to_transform") is not None:
         return "layers_to_transform", "has no effect if target_modules is one text; make that a list"
-    if options.get("init_lora_weights") == "loftq" and not options.get("loftq_config"):
-        return "init_lora_weights", "loftq needs loftq_config"
     return None

@@ -108,7 +108,7 @@ class WITTrainer(SFTTrainer):
         args.padding_free = padding_free
         self.model_accepts_loss_kwargs = True  # compute_loss uses num_items_in_batch, whatever model.forward accepts
         base: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        _check_token_ids(self.used, base.get_input_embeddings().num_embeddings)
+        _check_token_ids(self.used, base.config.get_text_config().vocab_size)
         self.data_collator = WeightedCollator(
             pad_token_id=internals.tokenizer_of(self).pad_token_id,
             segment_weights=args.segment_weights,

@@ -15,6 +15,7 @@ from stages.data.formats import FORMATS, columns_of
 from stages.data.reader import Reading, RowReport
 from stages.library_options.option_constraints import OPTIMIZER_PACKAGES
 from stages.library_options.option_models import Options, options
+from stages.models.adapter_check import check_adapter
 from stages.models.lora_targets import check_targets
 from stages.models.model_folder import REMOTE_CODE, check_model
 from stages.training.launch import Launch
@@ -175,6 +176,17 @@ class TrainingStage(StageConfig):
         return self
 
     @model_validator(mode="after")
+    def _adapter_fits(self) -> Self:
+        start = None if self.lora is None else self.lora.model_dump().get("init_lora_weights")
+        sharding = None if self.launch is None else self.launch.sharding
+        if start in (None, True, False, "gaussian") or not (self.quantization or sharding):
+            return self
+        cause = "quantization" if self.quantization else f"launch.{sharding}"
+        raise wrong_at(
+            "lora.init_lora_weights", f"{start} needs whole, unquantised weights; use true, or leave {cause} out"
+        )
+
+    @model_validator(mode="after")
     def _hub_kernels_are_trusted(self) -> Self:
         options = self.model_init
         if not self.trust_remote_code and (
@@ -248,7 +260,9 @@ class TrainingStage(StageConfig):
         paths: dict[str, Path] = {split: files[split] for split in ("train", "eval") if split in files}
         self.data.check_splits(paths)
         if self.lora is not None:
-            check_targets(files["model"], self.lora.model_dump())
+            lora = self.lora.model_dump()
+            check_targets(files["model"], lora)
+            check_adapter(files["model"], lora)
         for split, path in paths.items():
             key = (self.kind, self.data.model_dump_json(), split, path)
             if key not in _CHECKED_ROWS:

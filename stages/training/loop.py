@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from stages.base import Context, UserError
 from stages.records.metrics import Metrics
 from stages.training.checkpoints import CHECKPOINTS_KEPT, Checkpoints
-from stages.training.model_io import publish
+from stages.training.publishing import publish, subtracted_weights
 from stages.training.trackers import open_trackers, tracked_fields
 from stages.training.trainer_internals import TRLTrainer, trained_tokens
 
@@ -109,6 +109,11 @@ def train(trainer: TRLTrainer, context: Context, sums: dict[str, torch.Tensor] |
     for callback in (progress, checkpoints):
         trainer.add_callback(callback)
     checkpoint = checkpoints.resume_from
+    assert trainer.model is not None
+    for name, parameter in trainer.model.named_parameters():
+        if "ref" in name.split("."):  # DPO's reference, which PEFT leaves trainable in embeddings of a narrow dtype
+            parameter.requires_grad_(False)
+    subtracted = subtracted_weights(trainer.model, context.config.lora)
     with open_trackers(trainer, context, resumed=checkpoint is not None):
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         evaluation: dict[str, Any] = {}
@@ -129,7 +134,7 @@ def train(trainer: TRLTrainer, context: Context, sums: dict[str, torch.Tensor] |
     lines = [json.dumps(_without_times(row), sort_keys=True) + "\n" for row in trainer.state.log_history]
     (context.out / "training_log.jsonl").write_text("".join(lines))
     progress.after_training("writing the model")
-    publish(trainer, context)
+    publish(trainer, context, subtracted)
     return Metrics(**metrics)
 
 

@@ -1,15 +1,14 @@
-"""Load the tokenizer and the model that a training starts from, and publish the trained model."""
+"""Load what a training starts from: tokenizer, model and adapter."""
 
 from __future__ import annotations
 
-import gc
 import importlib.util
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -21,10 +20,9 @@ from transformers import (
 )
 from transformers.utils import import_utils
 
-from stages.base import Context, UserError
+from stages.base import UserError
 from stages.library_options.option_models import Options
 from stages.models.model_folder import why_not_loaded
-from stages.training.trainer_internals import TRLTrainer, tokenizer_of
 
 _ATTENTION = "train.model_init_kwargs.attn_implementation"
 
@@ -99,6 +97,21 @@ def lora_config(lora: Options | None) -> LoraConfig | None:
     return None if lora is None else LoraConfig(task_type="CAUSAL_LM", **lora.model_dump())
 
 
+def with_reference(model: PreTrainedModel, lora: Options | None) -> dict[str, Any]:
+    """Return DPOTrainer's arguments `model` and `peft_config`, so that its reference is the model at the first step.
+
+    With a `peft_config`, TRL's reference is the model with the adapter switched off. That is another model if the
+    adapter's initialisation changes the weights (pissa, olora), and, in a narrow dtype, if it only cancels out up to
+    rounding (orthogonal, DoRA). To a PeftModel, TRL adds a copy of its adapter, `ref`, and switches to that.
+    """
+    config = lora_config(lora)
+    if config is None or (config.init_lora_weights in (True, "gaussian", "mica") and not config.use_dora):
+        return {"model": model, "peft_config": config}
+    adapted = get_peft_model(model, config)
+    config.init_lora_weights = True  # the copy has the same config, and would change the weights a second time
+    return {"model": adapted}
+
+
 def _refuse_fallback_kernel(attention: str | None) -> None:
     """Raise UserError if transformers would replace a missing flash attention by a kernel from the hub."""
     checks = {
@@ -125,51 +138,3 @@ def _quantization_options(quantization: Options | None) -> dict[str, Any]:
         raise UserError(f"quantization: {why_not_loaded(error)}") from None
     device = int(os.environ.get("LOCAL_RANK", "0")) if torch.cuda.is_available() else "cpu"
     return {"quantization_config": config, "device_map": {"": device}}
-
-
-def publish(trainer: TRLTrainer, context: Context) -> None:
-    """Write model and tokenizer to context.out; an adapter also goes to `adapter` in it. The trainer ends with this.
-
-    All ranks call it, because each may hold a part of the weights; rank 0 writes. An adapter is merged into the model
-    that training started from, loaded again: the adapter's own copy of it may be quantised.
-    """
-    model = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_torch_compile=False)
-    gathered = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-    weights = {name.replace("_orig_mod.", ""): weight for name, weight in gathered.items()}  # torch.compile's prefix
-    del gathered
-    is_first = trainer.is_world_process_zero()
-    trainer.accelerator.end_training()  # no rank waits for another from here on
-    if not is_first:
-        return
-    tokenizer_of(trainer).save_pretrained(context.out)
-    if isinstance(model, PeftModel):
-        model.active_peft_config.base_model_name_or_path = ""  # no path of this machine; stage.json names the base
-        model.save_pretrained(str(context.out / "adapter"), state_dict=weights)
-        (context.out / "adapter" / "README.md").unlink()  # PEFT's empty form, which contains that path as well
-        if trainer.accelerator.num_processes == 1:
-            _free_memory(trainer)
-        del model, weights
-        gc.collect()
-        _merge_adapter(context).save_pretrained(context.out)
-    else:
-        tied = model.all_tied_weights_keys  # gathered as copies, which save_pretrained would write twice
-        model.save_pretrained(
-            context.out, state_dict={name: weight for name, weight in weights.items() if name not in tied}
-        )
-
-
-def _merge_adapter(context: Context) -> PreTrainedModel:
-    """The model that training started from, in the dtype of training, with the published adapter merged in."""
-    options = context.config.train.model_dump().get("model_init_kwargs")
-    trusted = context.config.trust_remote_code
-    base = load_model(context.inputs["model"].path, context.config.seed, options, trust_remote_code=trusted)
-    return PeftModel.from_pretrained(base, str(context.out / "adapter"), torch_device="cpu").merge_and_unload()
-
-
-def _free_memory(trainer: TRLTrainer) -> None:
-    """Drop the trained weights and the optimiser's state: with them, two models would be in memory while merging."""
-    for holder in (trainer, trainer.callback_handler):
-        for name in ("model", "optimizer", "lr_scheduler"):
-            setattr(holder, name, None)
-    trainer.model_wrapped = None  # type: ignore[assignment]
-    trainer.accelerator.free_memory()

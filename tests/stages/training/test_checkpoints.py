@@ -30,9 +30,14 @@ KINDS = {
     ),
     "LoRA with dropout": (
         "kind: sft, data: {train: ./rows.jsonl}, weights: {prompt: 0, completion: 1},"
-        f" train: {{{TRAIN}: 2}}, lora: {{r: 2, lora_dropout: 0.3, target_modules: all-linear}}"
+        f" train: {{{TRAIN}: 2}},"
+        " lora: {r: 2, lora_dropout: 0.3, target_modules: all-linear, init_lora_weights: olora}"
     ),
     "DPO": f"kind: dpo, data: {{train: ./rows.jsonl, rejected: other_row}}, train: {{{TRAIN}: 2}}",
+    "DPO with a reference adapter": (
+        "kind: dpo, data: {train: ./rows.jsonl, rejected: other_row}, lora: {r: 2, target_modules: all-linear,"
+        f" init_lora_weights: pissa_niter_2}}, train: {{{TRAIN}: 2}}"
+    ),
     "two processes": (
         "kind: sft, data: {train: ./rows.jsonl}, weights: {prompt: 0.2, completion: 0.8},"
         f" train: {{{TRAIN}: 1}}, launch: {{num_processes: 2}}"

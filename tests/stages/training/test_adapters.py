@@ -281,7 +281,7 @@ def test_what_peft_refuses_is_refused_before_training(models: Path) -> None:
     [
         (sft, {"lora": {"init_lora_weights": "eva"}}, "cannot be eva: it needs activations"),
         (dpo, {"lora": {"init_lora_weights": "corda"}}, "cannot be corda: it needs covariances"),
-        (sft, {"lora": {"init_lora_weights": "loftq"}}, "loftq replaces the model's weights"),
+        (sft, {"lora": {"init_lora_weights": "loftq"}}, "cannot be loftq: it replaces the model's weights"),
         (sft, {"lora": {"alora_invocation_tokens": [1]}}, "Extra inputs"),
         (sft, {"lora": {"layer_replication": [[0, 2]]}}, "Extra inputs"),
         (dpo, {"lora": {"init_lora_weights": False}}, "false starts from another model"),

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy
 import pyarrow
@@ -25,7 +25,7 @@ from stages.data.reader import bad_rows_error
 from stages.data.segments import Segment
 
 PREPARATION_VERSION = (
-    2  # part of the cache key of prepared rows; increase it when the same rows would be prepared differently
+    3  # part of the cache key of prepared rows; increase it when the same rows would be prepared differently
 )
 ROWS_PER_PROCESS = 5_000  # with fewer, starting a process takes longer than its share of the work
 
@@ -84,12 +84,35 @@ def prepare(
             f"the data has the columns {', '.join(sorted(names))}; rows need prompt and"
             " completion, or messages, or text, or input_ids and loss_weights"
         )
+    return apply(preparer, dataset, on_bad_row, place, num_proc)
+
+
+class RowPreparer(Protocol):
+    """Prepares batches of rows; the result has the columns `row` and `problem`."""
+
+    features: ClassVar[Features]
+
+    def key(self) -> tuple[Any, ...]:
+        """Return everything that decides the result, except the rows."""
+
+    def __call__(self, rows: dict[str, list[Any]], indices: list[int]) -> pyarrow.Table:
+        """Prepare a batch of rows, column -> values."""
+
+
+def apply(
+    preparer: RowPreparer,
+    dataset: Dataset,
+    on_bad_row: Literal["error", "drop"],
+    place: str = "row ",
+    num_proc: int | None = None,
+) -> Dataset:
+    """Prepare all rows of a data set; see `prepare`."""
     prepared = dataset.map(
         preparer,
         batched=True,
         with_indices=True,
         remove_columns=dataset.column_names,
-        features=FEATURES,
+        features=preparer.features,
         new_fingerprint=content_key(dataset._fingerprint, preparer.key()),
         num_proc=num_proc or _process_count(len(dataset)),
     )
@@ -120,6 +143,8 @@ def content_key(*parts: Any) -> str:
 class Preparer:
     """Tokenise batches of rows; see `prepare`."""
 
+    features: ClassVar[Features] = FEATURES
+
     tokenizer: PreTrainedTokenizerBase
     max_length: int | None
     turns: Literal["all", "last"] = "all"
@@ -127,9 +152,8 @@ class Preparer:
     """Ignore None values: Arrow adds them to nested objects for keys that only other rows have."""
 
     def __post_init__(self) -> None:
-        eos = self.tokenizer.eos_token or ""
-        adds_eos = self.tokenizer("a").input_ids[-1:] == [self.tokenizer.eos_token_id]
-        self.eos = "" if adds_eos else eos
+        self.eos = self.tokenizer.eos_token or ""
+        self.adds_eos = self.tokenizer("a").input_ids[-1:] == [self.tokenizer.eos_token_id]
         self.headers: dict[str, int] = {}
 
     def key(self) -> tuple[Any, ...]:
@@ -168,12 +192,18 @@ class Preparer:
                 raise RenderError("has no assistant message, so there is nothing to learn; remove the row")
             return render_chat(self.tokenizer, messages, targets, options, headers=self.headers)
         if "completion" not in row:
-            return render_text("", row["text"], self.eos, Segment.TEXT)
+            return self._render_text("", row["text"], Segment.TEXT)
         prompt, completion = row["prompt"], row["completion"]
         if isinstance(completion, str):
-            return render_text(prompt, completion, self.eos)
+            return self._render_text(prompt, completion, Segment.COMPLETION)
         targets = list(range(len(prompt), len(prompt) + len(completion)))
         return render_chat(self.tokenizer, [*prompt, *completion], targets, options, True, self.headers)
+
+    def _render_text(self, prompt: str, completion: str, segment: Segment) -> Rendered:
+        """Render plain text that has one EOS at its end once it is tokenised."""
+        if self.adds_eos:
+            return render_text(prompt, completion.removesuffix(self.eos) or completion, "", segment)
+        return render_text(prompt, completion, self.eos, segment)
 
     def _tokenise(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Tokenise rendered rows. A token has the segment of its last character.

@@ -11,9 +11,10 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from stages.data.segments import Segment, weights_by_segment
-from stages.sft.preview import html_page, previewed_rows
-from stages.sft.preview_terminal import TerminalPreview
-from stages.sft.token_display import Preview, PreviewedRow, TokenTexts, visible
+from stages.preview.page import html_page
+from stages.preview.terminal import TerminalPreview
+from stages.preview.token_display import Preview, PreviewedRow, TokenTexts, visible
+from stages.sft.preview import previewed_rows
 from tests.tiny import byte_tokenizer
 
 P, C, T = Segment.PROMPT, Segment.COMPLETION, Segment.TEMPLATE
@@ -55,12 +56,12 @@ def test_weights_of_tokens_in_the_loss() -> None:
 
 def test_runs_and_the_boundary() -> None:
     example = shown(row("?Q\nab", [T, P, T, C, C]))[0]
-    runs = [("".join(t.text for t in run.tokens), run.first.label, run.starts_completion) for run in example.runs]
+    runs = [("".join(t.text for t in run.tokens), run.first.label, run.heading) for run in example.runs]
     assert runs == [
-        ("?", "not predicted", False),
-        ("Q", "prompt ×0.2", False),  # noqa: RUF001
-        ("\n", "template ×0", False),  # noqa: RUF001
-        ("ab<end>", "completion ×0.8", True),  # noqa: RUF001
+        ("?", "not predicted", ""),
+        ("Q", "prompt ×0.2", ""),  # noqa: RUF001
+        ("\n", "template ×0", ""),  # noqa: RUF001
+        ("ab<end>", "completion ×0.8", "completion"),  # noqa: RUF001
     ]
 
 

@@ -59,7 +59,7 @@ def load_rows(context: Context, part: str, preparer: RowPreparer, *settings: Any
 def _build(context: Context, part: str, preparer: RowPreparer, folder: Path) -> None:
     stage, path, report = context.config, context.inputs[part].path, RowReport()
     rows = stage.rows(path, part, report)
-    data, place = prepare_rows(stage, path, part, rows, preparer, context.scratch / f"rows-{part}")
+    data, place = prepare_rows(stage, path, part, rows, preparer, context.scratch / folder.stem)
     data.save_to_disk(str(folder))
     report.dropped += [f"{place}{number}: {problem}" for number, problem in problems(data)]
     report.dropped = dropped_rows_text(report.dropped, path).splitlines()

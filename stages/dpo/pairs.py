@@ -1,12 +1,11 @@
 """Preference pairs -> tokens, with the columns that TRL's DPOTrainer trains on, and which of them it can learn from.
 
-A pair is tokenised as two rows of an sft stage: prompt and chosen, prompt and rejected. So templates, boundaries and EOS
-tokens are those of sft.
+A pair is tokenised as two rows of an sft stage: prompt and chosen, prompt and rejected. So templates, boundaries and
+EOS tokens are those of sft.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -33,8 +32,8 @@ EQUAL = "chosen and rejected are equal within max_length"
 class PairPreparer:
     """Tokenises batches of pairs, one row for each.
 
-    - `prompt_ids`, `chosen_ids`, `rejected_ids`: not truncated, which TRL's collator does. As in TRL, the prompt is what
-      prompt + chosen and prompt + rejected start with, up to the first token of either completion;
+    - `prompt_ids`, `chosen_ids`, `rejected_ids`: not truncated, which TRL's collator does. As in TRL, the prompt is
+      what prompt + chosen and prompt + rejected start with, up to the first token of either completion;
     - `prompt_segments`: the Segment of each token of the prompt;
     - `row`, `problem`: as in stages.data.tokenization.prepare;
     - `merged`: number of boundary tokens, which reach from the prompt into a completion;
@@ -68,25 +67,28 @@ class PairPreparer:
         columns = dict(rows)
         completions = columns.pop("chosen") + columns.pop("rejected")
         table = self.preparer({**{name: 2 * values for name, values in columns.items()}, "completion": completions}, [])
-        sequences = list(zip(_arrays(table["input_ids"]), _arrays(table["segments"]), strict=True))
-        merged, problems = table["merged"].to_pylist(), table["problem"].to_pylist()
+        ids, segments, multipliers = (_arrays(table[name]) for name in ("input_ids", "segments", "factors"))
+        merged = table["merged"].to_numpy().reshape(2, -1).sum(axis=0)
+        problems = [
+            problem or _weight_problem(*sequence)
+            for problem, *sequence in zip(table["problem"].to_pylist(), segments, multipliers, strict=True)
+        ]
         pairs = []
-        for i, row in enumerate(columns["row"]):
-            (chosen, chosen_segments), (rejected, rejected_segments) = sequences[i], sequences[i + len(indices)]
-            starts = _completion_start(chosen_segments), _completion_start(rejected_segments)
-            prompt = min(*starts, _shared_length(chosen, rejected))
-            pairs.append(
-                {
-                    "prompt_ids": chosen[:prompt],
-                    "chosen_ids": chosen[prompt:],
-                    "rejected_ids": rejected[prompt:],
-                    "prompt_segments": chosen_segments[:prompt],
-                    "row": row,
-                    "merged": merged[i] + merged[i + len(indices)],
-                    "other_prompt": starts != (prompt, prompt),
-                    "problem": _problem(problems[i], problems[i + len(indices)]),
-                }
-            )
+        for first, row in enumerate(columns["row"]):
+            second = first + len(columns["row"])
+            starts = _completion_start(segments[first]), _completion_start(segments[second])
+            prompt = min(*starts, _shared_length(ids[first], ids[second]))
+            pair = {
+                "prompt_ids": ids[first][:prompt],
+                "chosen_ids": ids[first][prompt:],
+                "rejected_ids": ids[second][prompt:],
+                "prompt_segments": segments[first][:prompt],
+                "merged": merged[first],
+                "other_prompt": starts != (prompt, prompt),
+            }
+            if problem := _problem(problems[first], problems[second]):
+                pair = {name: [] for name in pair} | {"merged": 0, "other_prompt": False}
+            pairs.append(pair | {"row": row, "problem": problem})
         return pyarrow.Table.from_pylist(pairs, schema=self.features.arrow_schema)
 
 
@@ -94,6 +96,13 @@ def _problem(chosen: str, rejected: str) -> str:
     if chosen == rejected:
         return chosen
     return "; ".join(f"{name} {text}" for name, text in (("chosen", chosen), ("rejected", rejected)) if text)
+
+
+def _weight_problem(segments: numpy.ndarray, multipliers: numpy.ndarray) -> str:
+    """Say that a message of the completion has a weight; `multipliers` is empty if no message has one."""
+    if (multipliers[_completion_start(segments) :] == 1).all():
+        return ""
+    return "has a message with a weight, which dpo does not use; remove the weight"
 
 
 def _arrays(lists: pyarrow.ChunkedArray) -> list[numpy.ndarray]:
@@ -117,6 +126,10 @@ class Kept(NamedTuple):
 
     prompt: slice
     completion: slice
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt.stop - self.prompt.start + self.completion.stop - self.completion.start
 
 
 def kept(prompt: int, completion: int, max_length: int | None, truncation_mode: str) -> Kept:
@@ -198,69 +211,89 @@ def load_pairs(context: Context, part: str, tokenizer: PreTrainedTokenizerBase) 
     return _select(prepared, report, context, part)
 
 
+class _Fit(NamedTuple):
+    """What training makes of one pair. Counts of tokens have the prompt twice."""
+
+    row: int
+    reason: str
+    """Why it is left out; empty if it is used."""
+    prompt: int
+    tokens: int
+    truncated: int
+    longest: int
+    largest_id: int
+    merged: int
+    other_prompt: bool
+
+
+def _fit(pair: dict[str, Any], max_length: int | None, truncation_mode: str) -> _Fit:
+    ids = [pair[name] for name in ID_COLUMNS]
+    prompt, *completions = map(len, ids)
+    lengths = [kept(prompt, completion, max_length, truncation_mode).tokens for completion in completions]
+    return _Fit(
+        row=pair["row"],
+        reason=pair["problem"] or why_left_out(pair, max_length, truncation_mode),
+        prompt=prompt,
+        tokens=sum(lengths),
+        truncated=2 * prompt + sum(completions) - sum(lengths),
+        longest=max(lengths),
+        largest_id=max(int(part.max(initial=0)) for part in ids),
+        merged=pair["merged"],
+        other_prompt=pair["other_prompt"],
+    )
+
+
 def _select(prepared: Dataset, report: RowReport, context: Context, part: str) -> Pairs:
     """Leave out the pairs from which there is nothing to learn."""
-    stage: DPOStage = context.config
-    path, (max_length, mode) = context.inputs[part].path, length_options(stage)
-    place = f"{source_name(path, stage.data.reading(part, stage.data.format))}:"
-    used, left_out, other_prompt, prompts, counts = [], [], [], [0], Counter[str]()
-    longest = largest_id = 0
-    for index, pair in enumerate(_iterate(prepared)):
-        prompt, chosen, rejected = (pair[name] for name in ID_COLUMNS)
-        prompts.append(len(prompt))
-        cut = [kept(len(prompt), len(ids), max_length, mode) for ids in (chosen, rejected)]
-        lengths = [part.prompt.stop - part.prompt.start + part.completion.stop - part.completion.start for part in cut]
-        counts["tokens_truncated"] += 2 * len(prompt) + len(chosen) + len(rejected) - sum(lengths)
-        counts["tokens_merged"] += pair["merged"]
-        if pair["other_prompt"]:
-            other_prompt.append(pair["row"])
-        if pair["problem"]:
-            counts["rows_bad"] += 1  # report lists it
-        elif reason := why_left_out(pair, max_length, mode):
-            counts[reason] += 1
-            left_out.append(f"{place}{pair['row']}: {reason}")
-        else:
-            used.append(index)
-            counts["tokens"] += sum(lengths)
-            longest = max(longest, *lengths)
-            largest_id = max(largest_id, *(int(ids.max(initial=0)) for ids in (prompt, chosen, rejected)))
-    dropped = len(report.dropped)
+    stage, path = context.config, context.inputs[part].path
+    max_length, truncation_mode = length_options(stage)
+    fits = [_fit(pair, max_length, truncation_mode) for pair in _iterate(prepared)]
+    used = [fit for fit in fits if not fit.reason]
+    left_out = [fit for fit in fits if fit.reason in (TOO_LONG, EQUAL)]  # report lists the others
     stats = PairStats(
-        rows=len(prepared) - counts["rows_bad"] + dropped,
+        rows=len(used) + len(left_out) + len(report.dropped),
         rows_used=len(used),
-        rows_bad=dropped,
-        rows_too_long=counts[TOO_LONG],
-        rows_equal=counts[EQUAL],
-        rows_other_prompt=len(other_prompt),
-        tokens=counts["tokens"],
-        tokens_truncated=counts["tokens_truncated"],
-        tokens_merged=counts["tokens_merged"],
-        longest=longest,
-        largest_id=largest_id,
+        rows_bad=len(report.dropped),
+        rows_too_long=sum(fit.reason == TOO_LONG for fit in fits),
+        rows_equal=sum(fit.reason == EQUAL for fit in fits),
+        rows_other_prompt=sum(fit.other_prompt for fit in fits),
+        tokens=sum(fit.tokens for fit in used),
+        tokens_truncated=sum(fit.truncated for fit in fits),
+        tokens_merged=sum(fit.merged for fit in fits),
+        longest=max((fit.longest for fit in used), default=0),
+        largest_id=max((fit.largest_id for fit in used), default=0),
     )
     if not used:
-        raise _nothing_to_learn(part, stats, max_length, max(prompts))
+        raise _nothing_to_learn(part, stats, max_length, max(fit.prompt for fit in fits))
     fingerprint = content_key(part, stage.train.model_dump())  # TRL caches the reference's log-probabilities under it
-    dataset = prepared.select_columns(list(ID_COLUMNS)).select(used, new_fingerprint=fingerprint)
-    dropped_rows = report.dropped + dropped_rows_text(left_out, path).splitlines()
-    return Pairs(dataset, stats, dropped_rows, report_notes(part, report) + _notes(part, stats, other_prompt))
+    indices = [index for index, fit in enumerate(fits) if not fit.reason]
+    dataset = prepared.select_columns(list(ID_COLUMNS)).select(indices, new_fingerprint=fingerprint)
+    place = f"{source_name(path, stage.data.reading(part, stage.data.format))}:"
+    lines = dropped_rows_text([f"{place}{fit.row}: {fit.reason}" for fit in left_out], path).splitlines()
+    notes = _notes(part, stats, [fit.row for fit in fits if fit.other_prompt])
+    return Pairs(dataset, stats, report.dropped + lines, report_notes(part, report) + notes)
 
 
 def _iterate(prepared: Dataset) -> Iterator[dict[str, Any]]:
     """Yield prepared pairs with token ids as arrays."""
     for batch in prepared.with_format("arrow").iter(1_000):
-        columns = {name: _arrays(batch[name]) if name in ID_COLUMNS else batch[name].to_pylist() for name in batch.column_names}
+        columns = {
+            name: _arrays(batch[name]) if name in ID_COLUMNS else batch[name].to_pylist() for name in batch.column_names
+        }
         yield from (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
 
 
 def _nothing_to_learn(part: str, stats: PairStats, max_length: int | None, longest_prompt: int) -> UserError:
     """Return the error for a data set of which no pair is used."""
     if stats.rows_too_long:
-        reason = f"{stats.rows_too_long} prompts fill train.max_length {max_length}, the longest with {longest_prompt} tokens"
+        reason = f"{stats.rows_too_long} prompts fill train.max_length {max_length}, the longest with {longest_prompt}"
+        reason += " tokens"
     else:
         reason = EQUAL
     if stats.tokens_truncated:
-        return UserError(f"no pair of the {part} data can be used: {reason}; raise train.max_length", "train.max_length")
+        return UserError(
+            f"no pair of the {part} data can be used: {reason}; raise train.max_length", "train.max_length"
+        )
     return UserError(f"no pair of the {part} data can be used: {reason}; check the rows", f"data.{part}")
 
 

@@ -45,9 +45,7 @@ def previewed_pairs(
     previewed = []
     for pair in prepared:
         prompt, reason = pair["prompt_ids"], why_left_out(pair, max_length, truncation_mode)
-        parts = {
-            name: kept(len(prompt), len(pair[f"{name}_ids"]), max_length, truncation_mode) for name in DIRECTIONS
-        }
+        parts = {name: kept(len(prompt), len(pair[f"{name}_ids"]), max_length, truncation_mode) for name in DIRECTIONS}
         tokens = []
         for position, (id, segment) in enumerate(zip(prompt, pair["prompt_segments"], strict=True)):
             readers = [name for name, part in parts.items() if part.prompt.start <= position < part.prompt.stop]
@@ -68,7 +66,5 @@ def previewed_pairs(
         remarks = [f"{reason}, so training leaves this pair out"] if reason and not pair["problem"] else []
         if pair["other_prompt"]:
             remarks.append("the tokens before chosen and before rejected differ; the prompt is what both start with")
-        previewed.append(
-            PreviewedRow(pair["row"], tokens, truncated, pair["merged"], pair["problem"], tuple(remarks))
-        )
+        previewed.append(PreviewedRow(pair["row"], tokens, truncated, pair["merged"], pair["problem"], tuple(remarks)))
     return previewed

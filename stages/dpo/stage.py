@@ -64,8 +64,9 @@ def run(context: Context) -> Metrics:
         quantization=stage.quantization,
         trust_remote_code=stage.trust_remote_code,
     )
+    embeddings: Any = model.get_input_embeddings()
     for name in splits:
-        check_token_id(name, pairs[name].stats.largest_id, model.get_input_embeddings().num_embeddings)
+        check_token_id(name, pairs[name].stats.largest_id, embeddings.num_embeddings)
     trainer = PairTrainer(
         model=model,
         args=Arguments(**arguments(context, fields), trust_remote_code=stage.trust_remote_code),

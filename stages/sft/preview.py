@@ -23,9 +23,7 @@ def preview(
 ) -> tuple[dict[str, Any], str, TerminalPreview]:
     """Return `count` rows of the training file as JSON, as an HTML page and as a rich renderable."""
     max_length = stage.train.model_dump().get("max_length", SFTConfig.max_length)
-    sample = prepare_sample(
-        stage, paths, count, partial(Preparer, max_length=max_length, turns=stage.data.turns)
-    )
+    sample = prepare_sample(stage, paths, count, partial(Preparer, max_length=max_length, turns=stage.data.turns))
     segment_weights = stage.weights.segment_weights
     examples = previewed_rows(sample.rows, sample.tokenizer, segment_weights)
     segments = {token.segment for example in examples for token in example.tokens}

@@ -40,7 +40,7 @@ class DPOStage(TrainingStage):
     """Direct preference optimisation. The reference is the model that training starts from."""
 
     kind: ClassVar[str] = "dpo"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     search_metrics: ClassVar[Mapping[str, Literal["lowest", "highest"]]] = {
         "eval_loss": "lowest",
         "eval_rewards/accuracies": "highest",

@@ -1,39 +1,28 @@
 """Render a row to text, with the segment and the weight multiplier of every character.
 
-The chat template renders the complete conversation once, and messages are located by character positions in that text.
-So a token that spans a message boundary is seen and counted.
+The chat template renders the complete conversation once, and messages are located by character positions in that text
+(message_locations). So a token that spans a message boundary is seen and counted, and so is text that the template
+leaves out.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from stages.data.message_locations import Location, Message, locate
 from stages.data.segments import Segment
-
-_PRIVATE_USE = range(0xF0000, 0x110000)  # characters that mark each message's content in a second rendering
-
-Message = dict[str, Any]
 
 
 class RenderError(ValueError):
     """A row that cannot be rendered."""
-
-
-class Span(NamedTuple):
-    """The characters of one message's content."""
-
-    message: int
-    start: int
-    end: int
 
 
 @dataclass
@@ -45,6 +34,8 @@ class Rendered:
 
     text: str
     problem: str = ""
+    unwritten: dict[int, str] = field(default_factory=dict)
+    """Message index -> text of an earlier answer, such as its reasoning, that the template leaves out by design."""
     segments: numpy.ndarray = field(init=False)
     weight_multipliers: numpy.ndarray = field(init=False)
 
@@ -87,39 +78,63 @@ def render_chat(
             that belongs to the prompt.
 
     Raises:
-        RenderError: the template refuses the conversation, or writes a turn differently once others follow.
+        RenderError: the template refuses the conversation, leaves out text that it should write, or writes a turn
+            differently once others follow.
     """
     weights = [1.0 if m.get("weight") is None else float(m["weight"]) for m in messages]
     if not all(0 <= weight < float("inf") for weight in weights):
         raise RenderError("has a message whose weight is not a finite number >= 0")
     clean = [{key: value for key, value in m.items() if key != "weight" and value is not None} for m in messages]
     chat = Chat(tokenizer, clean, options or {})
-    text = chat.render(len(clean))
-    chat.refuse_unwritten(text)
+    text = chat.render(clean)
+    chat.refuse_unwritten_options(text)
+    locations = locate(clean, text, chat.render_or_none, None if options else chat.constants)
     rendered = Rendered(text)
-    regions = targets[:1] if to_the_end else targets
-    spans = chat.content_spans([index for index in range(len(clean)) if index not in regions or index == 0], text)
-    for index, start, end in spans:
-        is_system = clean[index]["role"] in ("system", "developer")
-        rendered.mark(start, end, Segment.SYSTEM if is_system else Segment.PROMPT, weights[index])
+    for index, location in enumerate(locations):
+        if location.unwritten or location.unwritten_calls:
+            _check_unwritten(clean, index, location, index in targets and weights[index] > 0)
+            rendered.unwritten[index] = location.unwritten + "".join(location.unwritten_calls)
+        if index not in targets:
+            is_system = clean[index]["role"] in ("system", "developer")
+            for start, end in [*location.spans, *chat.tool_call_spans(index, text)]:
+                rendered.mark(start, end, Segment.SYSTEM if is_system else Segment.PROMPT, weights[index])
     last_end = 0
-    for index in regions:
-        start = chat.turn_start(index, text, spans, headers if not options else None)
-        end = len(text) if to_the_end or index + 1 == len(clean) else chat.turn_end(index, text, start)
-        earliest = max((span.end for span in spans if span.message < index), default=0)
+    for index in targets[:1] if to_the_end else targets:
+        start = chat.turn_start(index, text, locations, headers if not options else None)
+        end = len(text) if to_the_end or index + 1 == len(clean) else chat.turn_end(index, text, start, locations)
+        earliest = max((location.end for location in locations[:index]), default=0)
         if start < max(last_end, earliest) or end <= start:
             raise RenderError(
                 f"the chat template writes message {index + 1}, or earlier ones, differently once others follow, so"
                 " its position is unknown; remove the row, or try turns: last"
             )
-        if re.split(r"[\s>]", _words(clean[index]))[-1] not in text[start:end]:  # templates may remove reasoning
-            raise RenderError(f"the chat template leaves out the words of message {index + 1}")
         rendered.mark(start, end, Segment.COMPLETION, weights[index])
         last_end = end
-    for index, start, end in spans if to_the_end else ():
-        if index in targets[1:]:
+    for index in targets[1:] if to_the_end else ():
+        for start, end in locations[index].spans:
             rendered.mark(start, end, Segment.COMPLETION, weights[index])
     return rendered
+
+
+def _check_unwritten(messages: Sequence[Message], index: int, location: Location, is_learnt: bool) -> None:
+    """Raise RenderError for text that the template leaves out, unless it is the template's design: many leave out the
+    reasoning of answers that another answer follows."""
+    message = messages[index]
+    if message["role"] == "assistant":
+        is_earlier = any(later["role"] == "assistant" for later in messages[index + 1 :])
+        keeps_the_end = not location.unwritten_end or bool(message.get("tool_calls"))
+        if not is_learnt or (is_earlier and keeps_the_end and not location.unwritten_calls):
+            return
+    parts = f"the tool call ({', '.join(location.unwritten_calls)})" if location.unwritten_calls else "the words"
+    shown = "" if location.unwritten_calls else f", {_excerpt(location.unwritten)!r}"
+    raise RenderError(
+        f"the chat template leaves out {parts} of message {index + 1} ({message['role']}){shown}; remove them from the"
+        " row, or use a model whose template writes them"
+    )
+
+
+def _excerpt(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def target_turns(messages: Sequence[Message], turns: str) -> list[int]:
@@ -136,149 +151,98 @@ class Chat:
     messages: list[Message]
     options: dict[str, Any]
 
-    def render(self, count: int, prompted: bool = False) -> str:
-        """Render the first `count` messages, with the generation prompt if `prompted`. Raises RenderError."""
+    @property
+    def constants(self) -> str:
+        """Text that the template can write by itself: a message's words that occur in it are ambiguous."""
+        template = str(self.tokenizer.chat_template).replace("\\n", "\n")
+        return "\n".join([template, *(str(message["role"]) for message in self.messages)])
+
+    def render(self, messages: Sequence[Message], prompted: bool = False) -> str:
+        """Render messages, with the generation prompt if `prompted`. Raises RenderError."""
         try:
             options = self.options
             if isinstance(options.get("tools"), str):
                 options = options | {"tools": json.loads(options["tools"])}
             return str(
                 self.tokenizer.apply_chat_template(
-                    self.messages[:count], tokenize=False, add_generation_prompt=prompted, **options
+                    list(messages), tokenize=False, add_generation_prompt=prompted, **options
                 )
             )
-        except (TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (TemplateError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
             raise RenderError(f"the chat template refuses the conversation: {error}") from None
 
-    def refuse_unwritten(self, text: str) -> None:
-        """Raise RenderError if the template ignores the tools or the tool calls."""
-        without: dict[str, Chat] = {}
-        if any(message.get("tool_calls") for message in self.messages):
-            silent = [{"content": ""} | {k: v for k, v in m.items() if k != "tool_calls"} for m in self.messages]
-            without["tool_calls"] = replace(self, messages=silent)
-        if self.options.get("tools"):
-            without["tools"] = replace(self, options={k: v for k, v in self.options.items() if k != "tools"})
-        for key, chat in without.items():
-            if chat.render_or_none() == text:
-                raise RenderError(
-                    f"has {key}, which the model's chat template ignores; remove them, or use a model whose template"
-                    " writes them"
-                )
-
-    def render_or_none(self) -> str | None:
-        """Render all messages; None if the template refuses them."""
+    def render_or_none(self, messages: Sequence[Message]) -> str | None:
+        """Render messages; None if the template refuses them."""
         try:
-            return self.render(len(self.messages))
+            return self.render(messages)
         except RenderError:
             return None
 
-    def turn_start(self, index: int, text: str, spans: list[Span], headers: dict[str, int] | None) -> int:
+    def refuse_unwritten_options(self, text: str) -> None:
+        """Raise RenderError if the template ignores the tools or the documents."""
+        for key in ("tools", "documents"):
+            if self.options.get(key):
+                without = replace(self, options={k: v for k, v in self.options.items() if k != key})
+                if without.render_or_none(self.messages) == text:
+                    raise RenderError(
+                        f"has {key}, which the model's chat template ignores; remove them, or use a model whose"
+                        " template writes them"
+                    )
+
+    def tool_call_spans(self, index: int, text: str) -> list[tuple[int, int]]:
+        """Locate what the template writes for the tool calls of a message: where the text differs without them."""
+        message = self.messages[index]
+        if not message.get("tool_calls"):
+            return []
+        silent = {"content": ""} | {key: value for key, value in message.items() if key != "tool_calls"}
+        without = self.render_or_none([*self.messages[:index], silent, *self.messages[index + 1 :]])
+        if without is None:
+            return []
+        start = _shared_length(without, text)
+        rest = len(text) - start
+        return [(start, len(text) - min(_shared_length(without[::-1], text[::-1]), rest, len(without) - start))]
+
+    def turn_start(self, index: int, text: str, locations: Sequence[Location], headers: dict[str, int] | None) -> int:
         """Find where the answer starts: where `text` stops matching the model's prompt; -1 if unknown."""
-        header = _header(self.messages, index, text)
-        if header and headers is not None and header[0] in headers:
-            return header[1] + headers[header[0]]
+        words_start = locations[index].start
         if index == 0:
-            return next((span.start for span in spans if span.message == 0), -1)
-        prompt = self.render(index, prompted=True)
+            return -1 if words_start is None else words_start
+        previous = locations[index - 1]
+        header = ""
+        if headers is not None and previous.spans and words_start is not None:
+            header = text[previous.end : words_start]
+            if header in headers:
+                return previous.end + headers[header]
+        prompt = self.render(self.messages[:index], prompted=True)
         if text.startswith(prompt):
             start = len(prompt)
         else:  # the template writes earlier messages differently; compare only what follows their last words
-            words = _words(self.messages[index - 1])
-            words_end = next((span.end for span in spans if span.message == index - 1), None)
-            if not words or words not in prompt or words_end is None:
+            words = text[slice(*previous.spans[-1])] if previous.spans else ""
+            if not words or words not in prompt:
                 return _shared_length(prompt, text)
-            start = words_end + _shared_length(prompt[prompt.rindex(words) + len(words) :], text[words_end:])
-        if header and headers is not None and start >= header[1]:
-            headers[header[0]] = start - header[1]
+            start = previous.end + _shared_length(prompt[prompt.rindex(words) + len(words) :], text[previous.end :])
+        if header and headers is not None and start >= previous.end:
+            headers[header] = start - previous.end
         return start
 
-    def turn_end(self, index: int, text: str, start: int) -> int:
+    def turn_end(self, index: int, text: str, start: int, locations: Sequence[Location]) -> int:
         """Find where the turn that starts at `start` ends; `start` if that is unknown.
 
         Later turns can change how a template writes this one: some remove the reasoning of earlier answers. Then the
-        rendering that ends with this turn is no prefix of `text`. If both agree up to the end of the turn's words, the
-        turn ends where they differ; else it is the longest tail of the turn that `text` has at `start`, with at least
-        the last character of the words.
+        rendering that ends with this turn is no prefix of `text`, and what both write after its last words is compared.
         """
-        upto = self.render(index + 1)
+        upto = self.render(self.messages[: index + 1])
         if text.startswith(upto):
             return len(upto)
-        words, shared = _words(self.messages[index]), _shared_length(upto, text)
-        if words and words in text[start:shared]:
-            return shared
-        turn = upto[start:] if upto.startswith(text[:start]) else ""
-        tail = next((words[i:] for i in range(len(words)) if words[i:] in turn), "")
-        reach = turn.rfind(tail) + len(tail) if tail else 0
-        return next((start + len(turn) - i for i in range(reach) if text.startswith(turn[i:], start)), start)
-
-    def content_spans(self, indices: Collection[int], text: str) -> list[Span]:
-        """Locate the content of the messages `indices`, without the white space around it."""
-        words = [_words(self.messages[index]) for index in indices]
-        if all(content and text.count(content) == 1 for content in words):
-            starts = map(text.index, words)
-            return [Span(i, start, start + len(w)) for i, start, w in zip(indices, starts, words, strict=True)]
-        return [span for span in self._marked_spans(text) if span.message in indices]
-
-    def _marked_spans(self, text: str) -> list[Span]:
-        """Locate the content of all messages by a second rendering with marks around each."""
-        used = set(text)
-        marks = list(islice((chr(code) for code in _PRIVATE_USE if chr(code) not in used), 2 * len(self.messages)))
-        marked_messages = [_marked(m, *marks[2 * i : 2 * i + 2]) for i, m in enumerate(self.messages)]
-        marked_text = replace(self, messages=marked_messages).render_or_none() or ""
-        any_mark = re.compile(f"[{''.join(marks)}]")
-        if any_mark.sub("", marked_text) != text:
-            return self._searched_spans(text)
-        spans, starts = [], {}
-        for marks_before, mark in enumerate(any_mark.finditer(marked_text)):
-            index, closes = divmod(marks.index(mark.group()), 2)
-            if not closes:
-                starts[index] = mark.start() - marks_before
-            elif index in starts:
-                spans.append(Span(index, starts.pop(index), mark.start() - marks_before))
-        return spans
-
-    def _searched_spans(self, text: str) -> list[Span]:
-        """Search for the contents one after the other: this template inspects them, so marks change its output."""
-        spans, position = [], 0
-        for index, message in enumerate(self.messages):
-            words = _words(message)
-            start = text.find(words, position) if words else -1
-            if start >= 0:
-                position = start + len(words)
-                spans.append(Span(index, start, position))
-        return spans
-
-
-def _words(message: Message) -> str:
-    """Return the content without the white space around it; empty if it is not text."""
-    content = message.get("content")
-    return content.strip() if isinstance(content, str) else ""
-
-
-def _header(messages: list[Message], index: int, text: str) -> tuple[str, int] | None:
-    """Return the text between the contents of messages `index - 1` and `index`, and its start; None if ambiguous."""
-    words = [_words(message) for message in messages[max(index - 1, 0) : index + 1]]
-    if len(words) < 2 or not all(content and text.count(content) == 1 for content in words):
-        return None
-    start, end = text.index(words[0]) + len(words[0]), text.index(words[1])
-    return (text[start:end], start) if start <= end else None
+        location = locations[index]
+        words = text[slice(*location.spans[-1])] if location.spans else ""
+        if words:
+            ends = (match.start() for match in re.finditer(f"(?={re.escape(words)})", upto))
+            shared = (_shared_length(upto[end + len(words) :], text[location.end :]) for end in ends)
+            return location.end + max(shared, default=0)
+        return max(start, _shared_length(upto, text))
 
 
 def _shared_length(a: str, b: str) -> int:
     differences = (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
     return next(differences, min(len(a), len(b)))
-
-
-def _marked(message: Message, opening: str, closing: str) -> Message:
-    """Put a mark on either side of the message's words, inside the white space around them."""
-
-    def mark(text: str) -> str:
-        words = text.strip()
-        return text.replace(words, f"{opening}{words}{closing}", 1) if words else text
-
-    content = message.get("content")
-    if isinstance(content, str):
-        return message | {"content": mark(content)}
-    if isinstance(content, list):
-        return message | {"content": [p | {"text": mark(p["text"])} if "text" in p else p for p in content]}
-    return message

@@ -157,7 +157,7 @@ def _sharegpt_turns(row: Record) -> list[dict[str, Any]]:
     turns = filled_list(row, "conversations")
     if not all(isinstance(turn, str) for turn in turns):
         return [_sharegpt_message(turn) for turn in turns]
-    return [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)]
+    return [{"role": _TURNS[i % 2], "content": turn} for i, turn in enumerate(turns)]
 
 
 def _sharegpt_message(turn: Any) -> dict[str, Any]:
@@ -178,8 +178,20 @@ def _sharegpt_message(turn: Any) -> dict[str, Any]:
 def _alpaca(row: Record) -> Example:
     user, assistant = _alpaca_texts(row)
     system = [{"role": "system", "content": text(row, "system")}] if row.get("system") else []
-    prompt = [*system, {"role": "user", "content": user}]
+    prompt = [*system, *_alpaca_history(row), {"role": "user", "content": user}]
     return Example(prompt, [{"role": "assistant", "content": assistant}], **template_arguments(row))
+
+
+def _alpaca_history(row: Record) -> Messages:
+    """Return the earlier exchanges in `history`, pairs of instruction and response, as messages of the prompt."""
+    exchanges = row.get("history") or []
+    if not isinstance(exchanges, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in exchanges):
+        raise BadRow("history", "is not a list of pairs [instruction, response]")
+    turns = [{"role": role, "content": turn} for pair in exchanges for role, turn in zip(_TURNS, pair, strict=True)]
+    return messages({"history": turns}, "history") if turns else []
+
+
+_TURNS = ("user", "assistant")
 
 
 def _alpaca_texts(row: Record) -> tuple[str, str]:
@@ -255,7 +267,7 @@ FORMATS = {
     "prompt_completion": Format(("prompt", "completion", *TEMPLATE_COLUMNS), _prompt_completion),
     "messages": Format(("messages", *TEMPLATE_COLUMNS), _conversation),
     "text": Format(("text",), lambda row: PlainText(text(row, "text"))),
-    "alpaca": Format(("instruction", "input", "output", "system", *TEMPLATE_COLUMNS), _alpaca),
+    "alpaca": Format(("instruction", "input", "output", "history", "system", *TEMPLATE_COLUMNS), _alpaca),
     "sharegpt": Format(("conversations", "system", *TEMPLATE_COLUMNS), _sharegpt),
     "tokens": Format(("input_ids", "loss_weights"), lambda row: Tokens(*weighted_tokens(row))),
     "official": Format(

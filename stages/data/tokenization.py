@@ -6,8 +6,10 @@ Weights are applied when a batch is collated, so the same prepared rows serve ev
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import chain
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -40,6 +42,7 @@ FEATURES = Features(
         "row": Value("int64"),
         "cut": Value("int32"),
         "merged": Value("int32"),
+        "unwritten": Value("int32"),
         "problem": Value("string"),
     }
 )
@@ -71,6 +74,7 @@ def prepare(
         - `row`: the input's `row`, or a number counted from 1;
         - `cut`: number of truncated tokens;
         - `merged`: number of boundary tokens, which reach from another segment into a completion;
+        - `unwritten`: number of characters of earlier answers that the chat template leaves out by design;
         - `problem`: why the row cannot be used (it then has no tokens), else empty.
 
     Raises:
@@ -134,6 +138,15 @@ def problems(prepared: Dataset) -> Iterator[tuple[int, str]]:
         yield from ((row, problem) for row, problem in zip(batch["row"], batch["problem"], strict=True) if problem)
 
 
+def dates_in(template: str | None) -> list[str]:
+    """Return the dates and times that a chat template would write now, in each of its formats."""
+    formats = _DATE_FORMAT.findall(template or "")
+    return [datetime.now().strftime(format or "%c") for format in formats]
+
+
+_DATE_FORMAT = re.compile(r"""strftime_now(?:\(\s*["']([^"']*))?""")  # without a literal format: any
+
+
 def content_key(*parts: Any) -> str:
     """Return a cache key of what `parts` determine: 32 hex digits of the sha256 of their repr."""
     return hashlib.sha256(repr((PREPARATION_VERSION, *parts)).encode()).hexdigest()[:32]
@@ -162,7 +175,8 @@ class Preparer:
         digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
         special = sorted(tokenizer.special_tokens_map.items())
         options = (self.max_length, self.turns, self.drop_none)
-        return (digest, tokenizer.chat_template, special, *options, transformers.__version__)
+        dates = dates_in(tokenizer.chat_template)
+        return (digest, tokenizer.chat_template, dates, special, *options, transformers.__version__)
 
     def __call__(self, rows: dict[str, list[Any]], indices: list[int]) -> pyarrow.Table:
         """Prepare a batch of rows, column -> values."""
@@ -240,6 +254,7 @@ class Preparer:
         has_multipliers = numpy.bincount(row_of[multipliers != 1], minlength=len(rows)) > 0
         return self._truncate(lengths, ids, segments, multipliers, has_multipliers) | {
             "merged": numpy.bincount(row_of[boundary_tokens], minlength=len(rows)),
+            "unwritten": [sum(map(len, row.unwritten.values())) for row in rendered],
             "problem": [row.problem for row in rendered],
         }
 
@@ -251,7 +266,8 @@ class Preparer:
         weights = numpy.fromiter(chain.from_iterable(all_weights), numpy.float32)
         segments = numpy.full(len(ids), Segment.GIVEN, dtype=numpy.int8)
         columns = self._truncate(lengths, ids, segments, weights, numpy.ones(len(rows), dtype=bool))
-        return columns | {"merged": numpy.zeros(len(rows), dtype=numpy.int32), "problem": problems}
+        zeros = numpy.zeros(len(rows), dtype=numpy.int32)
+        return columns | {"merged": zeros, "unwritten": zeros, "problem": problems}
 
     def _truncate(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 
 import numpy
@@ -25,6 +25,10 @@ class DatasetStats:
     """Rows left out because no token within max_length has a weight."""
     rows_without_completion: int
     """Rows whose completion lies entirely beyond max_length, left out or not."""
+    rows_without_stop: int
+    """Rows with a complete completion in which no token stops generation."""
+    rows_unwritten: int
+    """Rows with earlier answers of which the chat template leaves out text, such as reasoning, by design."""
     tokens: int
     """Of the rows that are used."""
     tokens_dropped: int
@@ -40,24 +44,42 @@ class DatasetStats:
     weighted: dict[str, int]
     """Predicted tokens of non-zero weight by segment, of the rows that are used."""
 
+    @property
+    def weighted_share(self) -> dict[str, float]:
+        """The share of each segment in the tokens of `weighted`."""
+        total = sum(self.weighted.values())
+        return {name: round(count / total, 4) for name, count in self.weighted.items()}
 
-def select(prepared: Dataset, segment_weights: Sequence[float]) -> tuple[Dataset, DatasetStats]:
-    """Select the rows with a predicted token of non-zero weight, by the weight of each Segment."""
-    weights = numpy.asarray(segment_weights, dtype=numpy.float32)
-    batches = [_batch_stats(batch, weights) for batch in prepared.with_format("arrow").iter(1_000)]
+
+def select(
+    prepared: Dataset, segment_weights: Sequence[float], stop_ids: Collection[int] = ()
+) -> tuple[Dataset, DatasetStats]:
+    """Select the rows with a predicted token of non-zero weight, by the weight of each Segment.
+
+    Args:
+        stop_ids: token ids that stop generation; without any, no row counts as one without them.
+    """
+    weights, stops = numpy.asarray(segment_weights, dtype=numpy.float32), numpy.asarray(sorted(stop_ids))
+    batches = [_batch_stats(batch, weights, stops) for batch in prepared.with_format("arrow").iter(1_000)]
     stats = _total([batch_stats for _, batch_stats in batches])
     if stats.rows_used == len(prepared):
         return prepared, stats
     return prepared.select(numpy.flatnonzero(numpy.concatenate([is_used for is_used, _ in batches]))), stats
 
 
-def _batch_stats(batch: pyarrow.Table, weights: numpy.ndarray) -> tuple[numpy.ndarray, DatasetStats]:
+def _batch_stats(
+    batch: pyarrow.Table, weights: numpy.ndarray, stop_ids: numpy.ndarray
+) -> tuple[numpy.ndarray, DatasetStats]:
     """Whether each row is used, and the counts of the batch."""
     lengths, segments = flatten(batch, "segments")
+    ids = flatten(batch, "input_ids")[1]
     row_of = numpy.repeat(numpy.arange(len(lengths)), lengths)
     is_weighted = _is_weighted(batch, weights)
     is_used = numpy.bincount(row_of[is_weighted], minlength=len(lengths)) > 0
-    has_target = numpy.bincount(row_of[numpy.isin(segments, TARGET_SEGMENTS)], minlength=len(lengths)) > 0
+    is_target = numpy.isin(segments, TARGET_SEGMENTS)
+    has_target = numpy.bincount(row_of[is_target], minlength=len(lengths)) > 0
+    has_text = numpy.bincount(row_of[is_target & (segments != Segment.GIVEN)], minlength=len(lengths)) > 0
+    has_stop = numpy.bincount(row_of[is_target & numpy.isin(ids, stop_ids)], minlength=len(lengths)) > 0
     truncated = batch["cut"].to_numpy()
     bad = sum(map(bool, batch["problem"].to_pylist()))
     weighted = numpy.bincount(segments[is_weighted], minlength=len(Segment))
@@ -67,12 +89,14 @@ def _batch_stats(batch: pyarrow.Table, weights: numpy.ndarray) -> tuple[numpy.nd
         rows_bad=bad,
         rows_without_weight=int((~is_used).sum()) - bad,
         rows_without_completion=int((~has_target & (truncated > 0)).sum()),
+        rows_without_stop=int((has_text & ~has_stop & (truncated == 0)).sum()) if len(stop_ids) else 0,
+        rows_unwritten=int((batch["unwritten"].to_numpy() > 0).sum()),
         tokens=int(lengths[is_used].sum()),
         tokens_dropped=int(lengths[~is_used].sum()),
         tokens_truncated=int(truncated.sum()),
         tokens_merged=int(batch["merged"].to_numpy().sum()),
         longest=int(lengths[is_used].max(initial=0)),
-        largest_id=int(flatten(batch, "input_ids")[1][is_used[row_of]].max(initial=0)),
+        largest_id=int(ids[is_used[row_of]].max(initial=0)),
         weighted={segment.name.lower(): int(weighted[segment]) for segment in Segment if weighted[segment]},
     )
 

@@ -20,6 +20,8 @@ from stages.training.model_card import write_card
 from stages.training.model_io import load_model, load_tokenizer, lora_config
 from stages.training.trackers import TrackedFields
 
+MAX_TEMPLATE_SHARE = 0.25  # of the weighted tokens; a warning appears above it
+
 
 @dataclass
 class Arguments(TrackedFields, WITConfig):
@@ -63,7 +65,7 @@ def run(context: Context) -> Metrics:
     metrics = metrics.extended(
         data={name: _counts(stats[name], len(data[name][1].dropped)) for name in parts},
         notes=metrics.notes
-        + [note for name in parts for note in (*report_notes(name, data[name][1]), *_notes(name, stats[name]))],
+        + [note for name in parts for note in (*report_notes(name, data[name][1]), *_notes(name, stats[name], stage))],
     )
     write_card(context, metrics)
     return metrics
@@ -71,14 +73,29 @@ def run(context: Context) -> Metrics:
 
 def _counts(stats: DatasetStats, dropped: int) -> dict[str, Any]:
     """The counts of a file, including rows that were dropped on reading."""
-    return asdict(stats) | {"rows": stats.rows - stats.rows_bad + dropped, "rows_bad": dropped}
+    shares = {"weighted_share": stats.weighted_share}
+    return asdict(stats) | shares | {"rows": stats.rows - stats.rows_bad + dropped, "rows_bad": dropped}
 
 
-def _notes(part: str, stats: DatasetStats) -> list[str]:
+def _notes(part: str, stats: DatasetStats, stage: SFTStage) -> list[str]:
     counts = {
         "rows have no token with a weight and were left out": stats.rows_without_weight,
         "rows lost their completion at max_length; raise train.max_length": stats.rows_without_completion,
         "tokens lie beyond max_length and were cut off": stats.tokens_truncated,
         "tokens span the boundary between prompt and completion": stats.tokens_merged,
+        "rows have earlier answers of which the chat template leaves out text, such as reasoning": stats.rows_unwritten,
+        "completions have no token that stops generation, so the model does not learn to stop": stats.rows_without_stop,
     }
-    return [f"{part} data: {count} {text}" for text, count in counts.items() if count]
+    notes = [f"{part} data: {count} {text}" for text, count in counts.items() if count]
+    shares = stats.weighted_share
+    if len(shares) > 1:
+        notes.append(
+            f"{part} data: the weighted tokens are "
+            + ", ".join(f"{share:.0%} {name}" for name, share in sorted(shares.items(), key=lambda item: -item[1]))
+        )
+    if stage.weights.template is None and shares.get("template", 0) > MAX_TEMPLATE_SHARE:
+        notes.append(
+            f"{part} data: {shares['template']:.0%} of the weighted tokens are the chat template's own, which can make"
+            " most of the gradient; set weights.template (docs/weights.md)"
+        )
+    return notes

@@ -19,6 +19,7 @@ from accelerate import DistributedType
 from datasets import Dataset, IterableDataset, concatenate_datasets
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
 
@@ -100,6 +101,7 @@ class WITTrainer(SFTTrainer):
     def __init__(self, model: Any, args: WITConfig, train_dataset: Dataset, **options: Any) -> None:
         _check_arguments(model, args, options)
         self.used: dict[str, DatasetStats] = {}
+        self._generation_config = getattr(model, "generation_config", None)
         # with padding_free, SFTTrainer would set its own collator, which does not truncate at max_length
         padding_free, args.padding_free = args.padding_free, False
         super().__init__(model, args=args, train_dataset=train_dataset, **options)
@@ -133,7 +135,8 @@ class WITTrainer(SFTTrainer):
             with args.main_process_first(desc="preparing rows"):
                 processes = args.dataset_num_proc
                 dataset = prepare(dataset, processing_class, args.max_length, args.turns, num_proc=processes)
-        dataset, stats = select(dataset, args.segment_weights)
+        stop_ids = _stop_ids(self._generation_config, processing_class)
+        dataset, stats = select(dataset, args.segment_weights, stop_ids)
         self.used.setdefault(dataset_name, stats)
         _check_rows(dataset_name, stats, args)
         if args.shuffle_dataset:
@@ -287,6 +290,12 @@ def _check_arguments(model: Any, args: WITConfig, options: dict[str, Any]) -> No
         raise ValueError("prompt learning adds tokens that have no weight; use LoRA or another kind of adapter")
 
 
+def _stop_ids(config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The ids of the tokens that stop generation."""
+    ids = config.eos_token_id if config else None
+    return {each for each in [tokenizer.eos_token_id, *(ids if isinstance(ids, list) else [ids])] if each is not None}
+
+
 def _check_token_ids(stats_by_name: dict[str, DatasetStats], vocabulary: int) -> None:
     for name, stats in stats_by_name.items():
         if stats.largest_id >= vocabulary:
@@ -329,6 +338,6 @@ def _pad_rows(dataset: Dataset, divisor: int) -> Dataset:
         return dataset
     packed = "seq_lengths" in dataset.column_names
     filler: dict[str, Any] = {"input_ids": [0], "segments": [0], "factors": [0.0], "row": [0] if packed else 0}
-    filler |= {"seq_lengths": [1], "cut": 0, "merged": 0, "problem": ""}
+    filler |= {"seq_lengths": [1], "cut": 0, "merged": 0, "unwritten": 0, "problem": ""}
     rows = [{name: filler[name] for name in dataset.column_names}] * missing
     return concatenate_datasets([dataset, Dataset.from_list(rows, features=dataset.features)])

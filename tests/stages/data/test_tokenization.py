@@ -154,7 +154,7 @@ def test_a_template_without_generation_prompt_that_trims() -> None:
 
 
 def test_a_template_that_writes_the_system_message_only_when_it_prompts() -> None:
-    """The model's prompt and the text differ before the user's words, which still are not completion."""
+    """The model would see the system words only when it is asked, never in training."""
     template = (
         "{% set system = messages[0]['content'] if messages[0]['role'] == 'system' else '' %}"
         "{% for m in messages if m['role'] != 'system' %}{% if m['role'] == 'user' %}"
@@ -162,12 +162,8 @@ def test_a_template_that_writes_the_system_message_only_when_it_prompts() -> Non
         "{% else %} {{ m['content'] }}</s>{% endif %}{% endfor %}"
     )
     messages = [{"role": "system", "content": "Be brief."}, *turns("2+2?", "Four.")]
-    assert parts({"messages": messages}, template) == [
-        ("template", "[INST] "),
-        ("prompt", "2+2?"),
-        ("template", "[/INST]"),
-        ("completion", " Four.</s>"),
-    ]
+    with pytest.raises(UserError, match=r"row 1: the chat template leaves out the words of message 1 \(system\), 'Be"):
+        prepared({"messages": messages}, template)
 
 
 TEMPLATES = sorted(Path(trl.__file__).parent.glob("chat_templates/*.jinja"))
@@ -194,14 +190,15 @@ def test_the_templates_of_known_models(which: str) -> None:
             assert "QUESTION" not in completion, path.stem
     assert len(TEMPLATES) > 30
     for_pictures = {"idefics3", "llava_next", "smolvlm"}
-    assert {name.removesuffix("_training") for name in refused} <= {"glm4moe", *for_pictures}, refused
+    without_reasoning = {"deepseek_r1_distill", "deepseekv3"}  # they cut it off, of the last answer, too
+    assert {name.removesuffix("_training") for name in refused} <= without_reasoning | for_pictures, refused
 
 
 def test_tool_calls_that_the_template_ignores_are_refused() -> None:
     call = {"type": "function", "function": {"name": "clock", "arguments": {}}}
     rows = turns("time?", "")
     rows[1] = {"role": "assistant", "content": "", "tool_calls": [call]}
-    with pytest.raises(UserError, match="row 1: has tool_calls, which the model's chat template ignores"):
+    with pytest.raises(UserError, match=r"leaves out the tool call \(clock\) of message 2 \(assistant\)"):
         prepared({"messages": rows}, CHATML)
     with pytest.raises(UserError, match="row 1: has tools, which the model's chat template ignores"):
         prepared({"messages": turns("a", "b"), "tools": [{"name": "clock"}]}, CHATML)

@@ -17,7 +17,7 @@ from datasets.exceptions import DatasetGenerationError
 from stages.base import Context, UserError
 from stages.data.formats import TEMPLATE_COLUMNS, Conversation, Example, Pair, PlainText, Tokens, TrainingRow
 from stages.data.reader import RowReport, dropped_rows_text, source_name
-from stages.data.tokenization import RowPreparer, apply, content_key, problems
+from stages.data.tokenization import Preparer, apply, content_key, problems
 from stages.system.integrity import build_once, write_json
 
 REPORT = "report.json"  # in the cached data set's folder
@@ -34,7 +34,7 @@ _COLUMNS: dict[type, dict[str, Any]] = {
 Json would parse a text such as `5`, `true` or `{"a": 1}`."""
 
 
-def load_rows(context: Context, part: str, preparer: RowPreparer, *settings: Any) -> tuple[Dataset, RowReport]:
+def load_rows(context: Context, part: str, preparer: Preparer, *settings: Any) -> tuple[Dataset, RowReport]:
     """Load the prepared rows of `part` (`train` or `eval`) from the cache; prepare them first if they are missing.
 
     The cache key is a hash of everything that affects the rows: the file's content, the options for reading it, and
@@ -56,7 +56,7 @@ def load_rows(context: Context, part: str, preparer: RowPreparer, *settings: Any
     return Dataset.load_from_disk(str(folder)), RowReport(**report)
 
 
-def _build(context: Context, part: str, preparer: RowPreparer, folder: Path) -> None:
+def _build(context: Context, part: str, preparer: Preparer, folder: Path) -> None:
     stage, path, report = context.config, context.inputs[part].path, RowReport()
     rows = stage.rows(path, part, report)
     data, place = prepare_rows(stage, path, part, rows, preparer, context.scratch / folder.stem)
@@ -67,7 +67,7 @@ def _build(context: Context, part: str, preparer: RowPreparer, folder: Path) -> 
 
 
 def prepare_rows(
-    stage: Any, path: Path, part: str, rows: Iterator[tuple[int, TrainingRow]], preparer: RowPreparer, folder: Path
+    stage: Any, path: Path, part: str, rows: Iterator[tuple[int, TrainingRow]], preparer: Preparer, folder: Path
 ) -> tuple[Dataset, str]:
     """Prepare rows of `part` of a TrainingStage, through files in `folder`; return them, and their place in messages.
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import numpy
 import pyarrow
@@ -91,20 +91,8 @@ def prepare(
     return apply(preparer, dataset, on_bad_row, place, num_proc)
 
 
-class RowPreparer(Protocol):
-    """Prepares batches of rows; the result has the columns `row` and `problem`."""
-
-    features: ClassVar[Features]
-
-    def key(self) -> tuple[Any, ...]:
-        """Return everything that decides the result, except the rows."""
-
-    def __call__(self, rows: dict[str, list[Any]], indices: list[int]) -> pyarrow.Table:
-        """Prepare a batch of rows, column -> values."""
-
-
 def apply(
-    preparer: RowPreparer,
+    preparer: Preparer,
     dataset: Dataset,
     on_bad_row: Literal["error", "drop"],
     place: str = "row ",

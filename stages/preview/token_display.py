@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -75,7 +75,7 @@ class PreviewedRow:
     """Tokens that reach from another segment into a completion."""
     problem: str = ""
     """Why the row cannot be used; it then has no tokens."""
-    remarks: tuple[str, ...] = ()
+    remarks: Sequence[str] = ()
     """What else a person should know of the row."""
 
     @property

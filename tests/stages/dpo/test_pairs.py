@@ -17,7 +17,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from stages.base import Context, Input, UserError
 from stages.dpo.config import DPOStage
-from stages.dpo.pairs import EQUAL, TOO_LONG, Pairs, kept, load_pairs, why_left_out
+from stages.dpo.pairs import EQUAL, TOO_LONG, PairPreparer, Pairs, kept, load_pairs
 from tests.tiny import CHAT_TEMPLATE, byte_tokenizer, tiny_model
 
 POCKET = Path(__file__).parents[3] / "recipes" / "pocket" / "model"
@@ -198,9 +198,9 @@ def test_counts(tmp_path: Path, part: str) -> None:
         "pairs.jsonl:4: chosen and rejected are equal within max_length",
     ]
     assert pairs.notes[1:] == [
-        f"{part} data: 2 pairs whose prompt fills max_length were left out; raise train.max_length; dropped_rows.txt"
+        f"{part} data: 2 pairs left out, because the prompt fills max_length; raise train.max_length; dropped_rows.txt"
         " lists them",
-        f"{part} data: 1 pairs whose chosen and rejected are equal within max_length were left out; dropped_rows.txt"
+        f"{part} data: 1 pairs left out, because chosen and rejected are equal within max_length; dropped_rows.txt"
         " lists them",
         f"{part} data: 25 tokens lie beyond max_length and were cut off",
     ]
@@ -209,7 +209,7 @@ def test_counts(tmp_path: Path, part: str) -> None:
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
-        (ODD[1:3], "2 prompts fill train.max_length 10, the longest with 12 tokens; raise train.max_length"),
+        (ODD[1:3], "2 prompts fill max_length 10, the longest with 12 tokens; raise train.max_length"),
         (ODD[3:4], "chosen and rejected are equal within max_length; raise train.max_length"),
     ],
 )
@@ -250,7 +250,7 @@ def test_weights_of_messages_are_refused(tmp_path: Path) -> None:
 
 
 MODES = ["keep_start", "keep_end"]
-ids = st.lists(st.integers(1, 3), max_size=6)
+ids = st.lists(st.integers(0, 2), min_size=1, max_size=6)
 
 
 @settings(max_examples=200, deadline=None)
@@ -258,7 +258,13 @@ ids = st.lists(st.integers(1, 3), max_size=6)
 def test_truncation_is_that_of_trls_collator(
     prompt: list[int], chosen: list[int], rejected: list[int], max_length: int, mode: str
 ) -> None:
-    pair = {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
+    """Of pairs that the preparer left as they are, tokens of the letters a, b and c."""
+    texts = ["".join("abc"[token] for token in part) for part in (prompt, chosen, rejected)]
+    preparer = PairPreparer(byte_tokenizer(), pair_length=max_length, truncation_mode=mode)
+    rows = {name: [text] for name, text in zip(("prompt", "chosen", "rejected"), texts, strict=True)} | {"row": [1]}
+    (pair,) = preparer(rows, [0]).to_pylist()
+    assert pair["prompt_ids"] == ids_of(texts[0])
+    prompt, chosen, rejected = (pair[f"{name}_ids"] for name in ("prompt", "chosen", "rejected"))
     batch = DataCollatorForPreference(0, max_length, mode)([pair])
     columns = [batch[name].long() for name in ("input_ids", "completion_mask", "attention_mask")]
     rows = [
@@ -266,14 +272,15 @@ def test_truncation_is_that_of_trls_collator(
         for ids, is_completion, seen in zip(*columns, strict=True)
     ]
     for completion, row in zip((chosen, rejected), rows, strict=True):
-        part = kept(len(prompt), len(completion), max_length, mode)
-        expected = prompt[part.prompt], completion[part.completion]
-        assert row == (expected[0] + expected[1], [0] * len(expected[0]) + [1] * len(expected[1]))
-    reason = why_left_out(pair, max_length, mode)
-    if mode == "keep_start" and len(prompt) >= max_length:
-        assert reason == TOO_LONG
-    else:
-        assert reason == (EQUAL if rows[0] == rows[1] else "")
+        part, is_completion = (
+            kept(len(prompt + completion), max_length, mode),
+            [0] * len(prompt) + [1] * len(completion),
+        )
+        assert row == ((prompt + completion)[part], is_completion[part])
+    is_equal = EQUAL if rows[0] == rows[1] else ""
+    assert pair["left_out"] == (TOO_LONG if mode == "keep_start" and len(prompt) >= max_length else is_equal)
+    assert pair["longest"] == max(len(ids) for ids, _ in rows)
+    assert pair["tokens"] == sum(len(ids) for ids, _ in rows)
 
 
 def test_pairs_of_other_rows(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from stages.data.segments import Segment, weights_by_segment
 from stages.preview.page import html_page
 from stages.preview.terminal import TerminalPreview
 from stages.preview.token_display import Preview, PreviewedRow, TokenTexts, visible
-from stages.sft.preview import previewed_rows
+from stages.sft.preview import display_row
 from tests.tiny import byte_tokenizer
 
 P, C, T = Segment.PROMPT, Segment.COMPLETION, Segment.TEMPLATE
@@ -30,7 +30,7 @@ def row(text: str, segments: list[Segment], /, **more: Any) -> dict[str, Any]:
 
 
 def shown(*rows: dict[str, Any]) -> list[PreviewedRow]:
-    return previewed_rows(rows, byte_tokenizer(), WEIGHTS)
+    return [display_row(each, TokenTexts(byte_tokenizer()), WEIGHTS) for each in rows]
 
 
 def preview(*rows: dict[str, Any]) -> Preview:
@@ -133,8 +133,7 @@ def test_the_page_escapes_data() -> None:
     tokenizer.add_tokens(["<script>alert(1)</script>", '" onclick="x'])
     ids = tokenizer('<script>alert(1)</script>" onclick="x<b>').input_ids
     assert len(ids) == 5
-    prepared = [row("", [P], input_ids=ids, segments=[P] * 5)]
-    examples = previewed_rows(prepared, tokenizer, WEIGHTS)
+    examples = [display_row(row("", [P], input_ids=ids, segments=[P] * 5), TokenTexts(tokenizer), WEIGHTS)]
     page = html_page(Preview("wit", "<i>.jsonl", 1, None, {"prompt": 0.2}, examples))
     assert "<script" not in page
     assert 'onclick="' not in page

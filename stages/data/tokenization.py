@@ -18,7 +18,7 @@ import pyarrow
 import torch
 import transformers
 from datasets import Dataset, Features, Json, List, Value
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from stages.base import UserError
 from stages.data.chat_rendering import Rendered, RenderError, render_chat, render_text, target_turns
@@ -126,6 +126,12 @@ def problems(prepared: Dataset) -> Iterator[tuple[int, str]]:
         yield from ((row, problem) for row, problem in zip(batch["row"], batch["problem"], strict=True) if problem)
 
 
+def stop_ids_of(tokenizer: PreTrainedTokenizerBase, config: GenerationConfig | None) -> set[int]:
+    """Return the ids of the tokens that stop generation."""
+    ids = config.eos_token_id if config else None
+    return {each for each in [tokenizer.eos_token_id, *(ids if isinstance(ids, list) else [ids])] if each is not None}
+
+
 def dates_in(template: str | None) -> list[str]:
     """Return the dates and times that a chat template would write now, in each of its formats."""
     formats = _DATE_FORMAT.findall(template or "")
@@ -154,7 +160,8 @@ class Preparer:
 
     def __post_init__(self) -> None:
         self.eos = self.tokenizer.eos_token or ""
-        self.adds_eos = self.tokenizer("a").input_ids[-1:] == [self.tokenizer.eos_token_id]
+        adds_eos = self.tokenizer("a").input_ids[-1:] == [self.tokenizer.eos_token_id]
+        self.added_eos = "" if adds_eos else self.eos
         self.headers: dict[str, int] = {}
 
     def key(self) -> tuple[Any, ...]:
@@ -194,18 +201,12 @@ class Preparer:
                 raise RenderError("has no assistant message, so there is nothing to learn; remove the row")
             return render_chat(self.tokenizer, messages, targets, options, headers=self.headers)
         if "completion" not in row:
-            return self._render_text("", row["text"], Segment.TEXT)
+            return render_text("", row["text"].removesuffix(self.eos), self.added_eos, Segment.TEXT)
         prompt, completion = row["prompt"], row["completion"]
         if isinstance(completion, str):
-            return self._render_text(prompt, completion, Segment.COMPLETION)
+            return render_text(prompt, completion.removesuffix(self.eos), self.added_eos)
         targets = list(range(len(prompt), len(prompt) + len(completion)))
         return render_chat(self.tokenizer, [*prompt, *completion], targets, options, True, self.headers)
-
-    def _render_text(self, prompt: str, completion: str, segment: Segment) -> Rendered:
-        """Render plain text that has one EOS at its end once it is tokenised."""
-        if self.adds_eos:
-            return render_text(prompt, completion.removesuffix(self.eos) or completion, "", segment)
-        return render_text(prompt, completion, self.eos, segment)
 
     def _tokenise(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Tokenise rendered rows. A token has the segment of its last character.

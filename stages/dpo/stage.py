@@ -16,6 +16,7 @@ from trl import DPOConfig, DPOTrainer
 
 from stages.base import Context
 from stages.data.reader import DROPPED_ROWS
+from stages.data.tokenization import stop_ids_of
 from stages.dpo.config import DPOStage
 from stages.dpo.pairs import load_pairs
 from stages.records.metrics import Metrics
@@ -24,14 +25,6 @@ from stages.training.loop import arguments, train
 from stages.training.model_card import write_card
 from stages.training.model_io import load_model, load_tokenizer, lora_config
 from stages.training.trackers import TrackedFields
-
-LAST_LOG = {
-    "reward_margin": "rewards/margins",
-    "reward_accuracy": "rewards/accuracies",
-    "chosen_logps": "logps/chosen",
-    "rejected_logps": "logps/rejected",
-}
-"""Metric of the step -> its key in the last log of the training."""
 
 
 @dataclass
@@ -75,14 +68,26 @@ def run(context: Context) -> Metrics:
         processing_class=tokenizer,
         peft_config=lora_config(stage.lora),
     )
+    stop_ids = stop_ids_of(tokenizer, model.generation_config)
     metrics = train(trainer, context)
     if dropped := [line for name in splits for line in pairs[name].dropped]:
         (context.out / DROPPED_ROWS).write_text("".join(f"{line}\n" for line in dropped), encoding="utf-8")
+    unstopped = {name: sum(map(stop_ids.isdisjoint, pairs[name].dataset["chosen_ids"])) for name in splits}
+    notes = [note for name in splits for note in pairs[name].notes]
+    notes += [
+        f"{name} data: {count} chosen completions have no token that stops generation, so the model does not learn to"
+        " stop"
+        for name, count in unstopped.items()
+        if count
+    ]
     last_log = next((row for row in reversed(trainer.state.log_history) if "rewards/margins" in row), {})
     metrics = metrics.extended(
-        data={name: asdict(pairs[name].stats) for name in splits},
-        **{name: last_log.get(key) for name, key in LAST_LOG.items()},
-        notes=metrics.notes + [note for name in splits for note in pairs[name].notes],
+        data={name: asdict(pairs[name].stats) | {"rows_without_stop": unstopped[name]} for name in splits},
+        reward_margin=last_log.get("rewards/margins"),
+        reward_accuracy=last_log.get("rewards/accuracies"),
+        chosen_logps=last_log.get("logps/chosen"),
+        rejected_logps=last_log.get("logps/rejected"),
+        notes=metrics.notes + notes,
     )
     write_card(context, metrics)
     return metrics

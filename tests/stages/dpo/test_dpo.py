@@ -120,6 +120,21 @@ def test_figures_of_a_step(tmp_path: Path, model_folder: Path) -> None:
     assert "eval data: 1 rows that cannot be used were dropped; dropped_rows.txt lists them" in metrics["notes"]
 
 
+def test_completions_that_do_not_stop(tmp_path: Path, model_folder: Path) -> None:
+    """This template ends no turn."""
+    shutil.copytree(model_folder, tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }} {% endfor %}")
+    rows = [
+        {"prompt": [{"role": "user", "content": "Sky?"}]}
+        | {name: [{"role": "assistant", "content": text}] for name, text in (("chosen", "blue"), ("rejected", "red"))}
+    ]
+    metrics, _, _ = run_stage(tmp_path, tmp_path / "model", rows, train={"max_steps": 1})
+    assert metrics["data"]["train"]["rows_without_stop"] == 1
+    assert metrics["notes"] == [
+        "train data: 1 chosen completions have no token that stops generation, so the model does not learn to stop"
+    ]
+
+
 def test_token_ids_beyond_the_vocabulary(tmp_path: Path, model_folder: Path) -> None:
     """A tokenizer with more tokens than the model: 258 ids are 0 to 257."""
     shutil.copytree(model_folder, tmp_path / "model")

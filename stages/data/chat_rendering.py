@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -96,7 +97,7 @@ def render_chat(
             rendered.unwritten[index] = location.unwritten + "".join(location.unwritten_calls)
         if index not in targets:
             is_system = clean[index]["role"] in ("system", "developer")
-            for start, end in [*location.spans, *chat.tool_call_spans(index, text)]:
+            for start, end in [*location.spans, *chat.tool_call_spans(index, text, locations)]:
                 rendered.mark(start, end, Segment.SYSTEM if is_system else Segment.PROMPT, weights[index])
     last_end = 0
     for index in targets[:1] if to_the_end else targets:
@@ -125,16 +126,11 @@ def _check_unwritten(messages: Sequence[Message], index: int, location: Location
         keeps_the_end = not location.unwritten_end or bool(message.get("tool_calls"))
         if not is_learnt or (is_earlier and keeps_the_end and not location.unwritten_calls):
             return
-    parts = f"the tool call ({', '.join(location.unwritten_calls)})" if location.unwritten_calls else "the words"
-    shown = "" if location.unwritten_calls else f", {_excerpt(location.unwritten)!r}"
+    part, unwritten = ("text", location.unwritten) if location.unwritten else ("tool calls", location.unwritten_calls)
     raise RenderError(
-        f"the chat template leaves out {parts} of message {index + 1} ({message['role']}){shown}; remove them from the"
-        " row, or use a model whose template writes them"
+        f"the chat template leaves out {part} of message {index + 1} ({message['role']}): {reprlib.repr(unwritten)};"
+        " remove it from the row, or use a model whose template writes it"
     )
-
-
-def _excerpt(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def target_turns(messages: Sequence[Message], turns: str) -> list[int]:
@@ -189,18 +185,22 @@ class Chat:
                         " template writes them"
                     )
 
-    def tool_call_spans(self, index: int, text: str) -> list[tuple[int, int]]:
+    def tool_call_spans(self, index: int, text: str, locations: Sequence[Location]) -> list[tuple[int, int]]:
         """Locate what the template writes for the tool calls of a message: where the text differs without them."""
         message = self.messages[index]
-        if not message.get("tool_calls"):
+        if not (calls := locations[index].calls):
             return []
         silent = {"content": ""} | {key: value for key, value in message.items() if key != "tool_calls"}
         without = self.render_or_none([*self.messages[:index], silent, *self.messages[index + 1 :]])
+        values = min(calls)[0], max(end for _, end in calls)
         if without is None:
-            return []
+            return [values]
         start = _shared_length(without, text)
-        rest = len(text) - start
-        return [(start, len(text) - min(_shared_length(without[::-1], text[::-1]), rest, len(without) - start))]
+        end = len(text) - min(_shared_length(without[::-1], text[::-1]), len(text) - start, len(without) - start)
+        while 0 < start < end and text[start - 1] == text[end - 1]:  # both tags start with the same character
+            start, end = start - 1, end - 1
+        later = [location.start for location in locations[index + 1 :] if location.start is not None]
+        return [(start, end)] if end <= min(later, default=end) else [values]  # the tools' answers go with the calls
 
     def turn_start(self, index: int, text: str, locations: Sequence[Location], headers: dict[str, int] | None) -> int:
         """Find where the answer starts: where `text` stops matching the model's prompt; -1 if unknown."""
@@ -234,13 +234,13 @@ class Chat:
         upto = self.render(self.messages[: index + 1])
         if text.startswith(upto):
             return len(upto)
-        location = locations[index]
-        words = text[slice(*location.spans[-1])] if location.spans else ""
-        if words:
-            ends = (match.start() for match in re.finditer(f"(?={re.escape(words)})", upto))
-            shared = (_shared_length(upto[end + len(words) :], text[location.end :]) for end in ends)
-            return location.end + max(shared, default=0)
-        return max(start, _shared_length(upto, text))
+        spans = sorted([*locations[index].spans, *self.tool_call_spans(index, text, locations)])
+        if not spans:
+            return max(start, _shared_length(upto, text))
+        words, words_end = text[slice(*spans[-1])], spans[-1][1]
+        starts = (match.start() for match in re.finditer(f"(?={re.escape(words)})", upto))
+        shared = (_shared_length(upto[start + len(words) :], text[words_end:]) for start in starts)
+        return words_end + max(shared, default=0)
 
 
 def _shared_length(a: str, b: str) -> int:

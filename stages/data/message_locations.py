@@ -34,6 +34,8 @@ class Location:
     """Text that the template leaves out, without the white space around it."""
     unwritten_end: bool = False
     """Whether the end of the content is left out."""
+    calls: list[tuple[int, int]] = field(default_factory=list)
+    """Start and end of the names, keys and values of tool calls."""
     unwritten_calls: list[str] = field(default_factory=list)
     """Names, keys and values of tool calls that are left out."""
 
@@ -97,8 +99,11 @@ def locate(
             before = max((location.end for location in locations[:index]), default=0)
             starts = [location.start for location in locations[index + 1 :] if location.start is not None]
             turn = text[before : min(starts, default=len(text))]
-            values = chain.from_iterable(_values(call.get("function", call)) for call in message["tool_calls"])
-            locations[index].unwritten_calls = [str(value) for value in values if not _is_written(value, turn)]
+            for value in chain.from_iterable(_values(call.get("function", call)) for call in message["tool_calls"]):
+                if (span := _find_value(value, turn)) is None:
+                    locations[index].unwritten_calls.append(str(value))
+                else:
+                    locations[index].calls.append((before + span[0], before + span[1]))
     return locations
 
 
@@ -156,7 +161,7 @@ def _marked_words(
             if not match.spans and number == 0 and len(chunks) > 1:
                 match = _match_end(words, written.get(chunks[1][0], []))
             elif not mark:
-                match = _search(words, text, max((location.end for location in locations[:index]), default=0))
+                match = _search(words, text, max((each.end for each in locations[:index]), default=0)) or _NOTHING
             locations[index].add(match, words, key == "content" and number + 1 == len(chunks))
     for location in locations:
         location.spans = _joined(location.spans, text)
@@ -207,7 +212,7 @@ def _match_end(words: str, places: Sequence[_Place]) -> _Match:
         used, count = _shared_words(words[::-1], before[::-1], [len(words.lstrip())])
         if used:
             return _Match([(position - count, position)], len(words))
-    return _Match([], 0)
+    return _NOTHING
 
 
 def _shared_words(text: str, written: str, ends: Sequence[int], partial: int = 0) -> tuple[int, int]:
@@ -246,25 +251,40 @@ def _joined(spans: list[tuple[int, int]], text: str) -> list[tuple[int, int]]:
 
 
 def _searched_words(messages: Sequence[Message], text: str) -> list[Location]:
-    """Search for the texts, or the longest end of each, in order: this template changes its output with marks."""
-    locations, position = [], 0
-    for message in messages:
-        location = Location()
+    """Search for the texts in order, and for the longest end or start of those that are not complete between their
+    neighbours: this template changes its output with marks."""
+    locations, position = [Location() for _ in messages], 0
+    shortened = []
+    for index, message in enumerate(messages):
         for key, _, content in _texts(message):
-            words = content.strip()
-            starts = (match.start() for match in _WORD.finditer(words))
-            start = next((start for start in starts if text.find(words[start:], position) >= 0), len(words))
-            location.add(_Match([], 0), words[:start], key == "content" and start == len(words))
-            location.add(_search(words[start:], text, position), words[start:], False)
-            position = max(position, location.end)
-        locations.append(location)
+            if match := _search(content, text, position):
+                locations[index].add(match, content, False)
+                position = locations[index].end
+            else:
+                shortened.append((index, key, content))
+    for index, key, content in shortened:
+        start = max((location.end for location in locations[:index]), default=0)
+        starts = (location.start for location in locations[index + 1 :] if location.start is not None)
+        turn = text[: min(starts, default=len(text))]
+        words = list(_WORD.finditer(content))
+        cuts = [*((word.start(), len(content)) for word in words), *((0, word.end()) for word in reversed(words))]
+        written = ((cut, match) for cut in cuts if (match := _search(content[slice(*cut)], turn, start)))
+        (first, end), match = next(written, ((0, 0), _NOTHING))
+        locations[index].add(match, content[first:end], False)
+        locations[index].add(_NOTHING, content[:first], False)
+        locations[index].add(_NOTHING, content[end:], key == "content")
     return locations
 
 
-def _search(words: str, text: str, position: int) -> _Match:
-    """Search for words from a position on."""
-    start, length = text.find(words.strip(), position), len(words.strip())
-    return _Match([(start, start + length)], len(words)) if start >= 0 and length else _Match([], 0)
+def _search(words: str, text: str, position: int) -> _Match | None:
+    """Search for words, or the JSON of them, from a position on."""
+    for form in (words.strip(), json.dumps(words.strip(), ensure_ascii=False)[1:-1]):
+        if form and (start := text.find(form, position)) >= 0:
+            return _Match([(start, start + len(form))], len(words))
+    return None
+
+
+_NOTHING = _Match([], 0)
 
 
 def _texts(message: Message) -> Iterator[_Text]:
@@ -307,8 +327,8 @@ def _decoded(arguments: Any) -> Any:
         return arguments
 
 
-def _is_written(value: Any, text: str) -> bool:
-    """Whether `text` has a value as text or as JSON."""
-    as_json = (json.dumps(value, ensure_ascii=False), json.dumps(value))
-    forms = (str(value).strip(), *(form[1:-1] if isinstance(value, str) else form for form in as_json))
-    return any(form in text for form in forms)
+def _find_value(value: Any, text: str) -> tuple[int, int] | None:
+    """Find where `text` has a value, as text, as JSON or as Python would write it."""
+    literals = (json.dumps(value, ensure_ascii=False), json.dumps(value), repr(value))
+    forms = [str(value).strip(), *(form[1:-1] if isinstance(value, str) else form for form in literals)]
+    return next(((text.index(form), text.index(form) + len(form)) for form in forms if form in text), None)

@@ -18,7 +18,7 @@ from stages.base import Context, UserError
 from stages.data.dataset_cache import load_rows
 from stages.data.reader import DROPPED_ROWS, dropped_rows_text, report_notes, source_name
 from stages.data.segments import Segment
-from stages.data.tokenization import Preparer, content_key
+from stages.data.tokenization import Preparer, content_key, date_notes
 from stages.dpo.config import DPOStage
 from stages.library_options.option_docs import option_help
 
@@ -192,7 +192,8 @@ def load_pairs(context: Context, part: str, tokenizer: PreTrainedTokenizerBase) 
     place = f"{source_name(path, stage.data.reading(part, stage.data.format))}:"
     rows = zip(columns["row"][is_left_out], columns["left_out"][is_left_out], strict=True)
     lines = dropped_rows_text([f"{place}{row}: {reason}" for row, reason in rows], path).splitlines()
-    notes = report_notes(part, report) + _notes(part, stats, [str(row) for row in other_prompt])
+    notes = report_notes(part, report) + date_notes(part, tokenizer, dataset[0]["prompt_ids"])
+    notes += _notes(part, stats, [str(row) for row in other_prompt])
     return Pairs(dataset, stats, report.dropped + lines, notes)
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from transformers import AutoTokenizer
 
+from stages.data.tokenization import Preparer
 from stages.estimate.model_size import ModelSize, build, model_size, saved_activations
 from stages.estimate.result import Disk, Estimate, EstimateInputs, Memory, Remedy, attempt
 from stages.library_options.option_docs import option_help
@@ -88,25 +89,18 @@ def estimate_training(stage: TrainingStage, inputs: EstimateInputs, has_referenc
 
 
 def _read_rows(stage: TrainingStage, inputs: EstimateInputs) -> Rows:
-    """Count all training rows and tokenise the first. Raises UserError."""
+    """Count all training rows and tokenise the first, as training does. Raises UserError."""
     tokenizer = AutoTokenizer.from_pretrained(inputs.paths["model"], trust_remote_code=stage.trust_remote_code)
-    max_length = all_options(stage)["max_length"]
-
-    def length(sequence: Any, tools: list[Any] | None) -> int:
-        if isinstance(sequence, str):
-            return len(tokenizer(sequence)["input_ids"]) + 1  # EOS
-        if isinstance(sequence[0], dict):
-            sequence = tokenizer.apply_chat_template(sequence, tools=tools, tokenize=False)
-            return len(tokenizer(sequence, add_special_tokens=False)["input_ids"])
-        return len(sequence)  # token ids
-
+    preparer = Preparer(tokenizer, all_options(stage)["max_length"], getattr(stage.data, "turns", "all"))
     rows = (row.columns() for _, row in stage.rows(inputs.paths["train"], "train"))
-    sample, lengths = list(islice(rows, SAMPLE)), []
+    sample = list(islice(rows, SAMPLE))
+    sequences = []
     for row in sample:
-        answers = [row["prompt"] + row[name] for name in ("completion", "chosen", "rejected") if name in row]
-        answers = answers or [row[name] for name in ("messages", "text", "input_ids") if name in row]
-        lengths += [length(sequence, row.get("tools")) for sequence in answers]
-    lengths = [min(tokens, max_length or tokens) for tokens in lengths]
+        answers = [row.pop(name) for name in ("chosen", "rejected") if name in row]
+        sequences += [row | {"completion": answer} for answer in answers] or [row]
+    names = {name for row in sequences for name in row}
+    table = preparer({name: [row.get(name) for row in sequences] for name in names}, list(range(len(sequences))))
+    lengths = table["input_ids"].combine_chunks().value_lengths().to_pylist()
     total = len(sample) + sum(1 for _ in rows)
     return Rows(total, sum(lengths) * total / len(sample), max(lengths))
 

@@ -6,11 +6,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import datasets
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from stages.base import Context
 from stages.data.dataset_cache import load_rows
-from stages.data.reader import DROPPED_ROWS, report_notes
-from stages.data.tokenization import Preparer
+from stages.data.reader import DROPPED_ROWS, RowReport, report_notes
+from stages.data.tokenization import Preparer, date_notes
 from stages.records.metrics import Metrics
 from stages.sft.config import SFTStage
 from stages.sft.row_filter import DatasetStats
@@ -65,7 +67,7 @@ def run(context: Context) -> Metrics:
     metrics = metrics.extended(
         data={name: _counts(stats[name], len(data[name][1].dropped)) for name in parts},
         notes=metrics.notes
-        + [note for name in parts for note in (*report_notes(name, data[name][1]), *_notes(name, stats[name], stage))],
+        + [note for name in parts for note in _notes(name, *data[name], tokenizer, stats[name], stage)],
     )
     write_card(context, metrics)
     return metrics
@@ -77,7 +79,14 @@ def _counts(stats: DatasetStats, dropped: int) -> dict[str, Any]:
     return asdict(stats) | shares | {"rows": stats.rows - stats.rows_bad + dropped, "rows_bad": dropped}
 
 
-def _notes(part: str, stats: DatasetStats, stage: SFTStage) -> list[str]:
+def _notes(
+    part: str,
+    rows: Dataset,
+    report: RowReport,
+    tokenizer: PreTrainedTokenizerBase,
+    stats: DatasetStats,
+    stage: SFTStage,
+) -> list[str]:
     counts = {
         "rows have no token with a weight and were left out": stats.rows_without_weight,
         "rows lost their completion at max_length; raise train.max_length": stats.rows_without_completion,
@@ -86,7 +95,8 @@ def _notes(part: str, stats: DatasetStats, stage: SFTStage) -> list[str]:
         "rows have earlier answers of which the chat template leaves out text, such as reasoning": stats.rows_unwritten,
         "completions have no token that stops generation, so the model does not learn to stop": stats.rows_without_stop,
     }
-    notes = [f"{part} data: {count} {text}" for text, count in counts.items() if count]
+    notes = report_notes(part, report) + date_notes(part, tokenizer, rows[0]["input_ids"])
+    notes += [f"{part} data: {count} {text}" for text, count in counts.items() if count]
     shares = stats.weighted_share
     if len(shares) > 1:
         notes.append(

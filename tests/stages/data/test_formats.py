@@ -29,6 +29,8 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "a.jsonl"
 
 
+WHITE = {"role": "assistant", "content": "white"}
+
 # ----------------------------------------------------------------------------------------------------- formats
 
 GOOD: dict[str, tuple[dict[str, Any], Row]] = {
@@ -100,6 +102,14 @@ GOOD: dict[str, tuple[dict[str, Any], Row]] = {
         {"instruction": "Sky?", "output": "blue", "system": "Be brief."},
         Example([{"role": "system", "content": "Be brief."}, USER], [BLUE]),
     ),
+    "Alpaca with earlier exchanges": (
+        {"instruction": "And now?", "output": "blue", "history": [["Sky?", "white"]]},
+        Example([USER, WHITE, {"role": "user", "content": "And now?"}], [BLUE]),
+    ),
+    "arguments of the template": (
+        {"messages": [USER, BLUE], "documents": [{"text": "x"}], "chat_template_kwargs": '{"mood": "calm"}'},
+        Conversation([USER, BLUE], documents=[{"text": "x"}], chat_template_kwargs={"mood": "calm"}),
+    ),
     "text": ({"text": "Once."}, PlainText("Once.")),
     "tokens": ({"input_ids": [0, 7], "loss_weights": [0, 0.5]}, Tokens([0, 7], [0, 0.5])),
 }
@@ -139,9 +149,6 @@ def test_limas_conversations_are_plain_texts(path: Path) -> None:
         read(path, rows[1], format="official")
 
 
-WHITE = {"role": "assistant", "content": "white"}
-
-
 def test_complete_conversations_contain_their_prompt(path: Path) -> None:
     """With a separate text prompt, as in UltraFeedback, or without one, as in TRL."""
     row = {"chosen": [USER, BLUE], "rejected": [USER, WHITE]}
@@ -170,6 +177,18 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "null": ({"prompt": "a", "completion": None}, "column 'completion' is empty; fill it or remove the row"),
     "messages that are text": ({"messages": "a"}, "column 'messages' is str, not a list"),
     "no message": ({"messages": []}, "column 'messages' is an empty list; fill it or remove the row"),
+    "history that is no list of pairs": (
+        {"instruction": "a", "output": "b", "history": [["Sky?"]]},
+        "column 'history' is not a list of pairs [instruction, response]",
+    ),
+    "an argument of transformers": (
+        {"messages": [USER, BLUE], "chat_template_kwargs": {"tokenize": True, "mood": "calm"}},
+        "column 'chat_template_kwargs' sets tokenize, which this project sets itself",
+    ),
+    "template variables that are no object": (
+        {"messages": [USER, BLUE], "chat_template_kwargs": [1]},
+        "column 'chat_template_kwargs' is list, not an object of template variables",
+    ),
     "no assistant": (
         {"messages": [USER]},
         "column 'messages' has no assistant message, so there is nothing to learn; remove the row",
@@ -282,6 +301,18 @@ def test_bad_rows_are_dropped_and_listed(path: Path) -> None:
         dropped_rows_text(dropped, path).splitlines()[2]
         == "a.jsonl:4: column 'text' is empty; fill it or remove the row"
     )
+
+
+def test_columns_that_nothing_reads_are_listed(path: Path) -> None:
+    """By the file's own names; a column of any row counts."""
+    report = RowReport()
+    rows = [{"q": "a", "completion": "b", "id": 1}, {"q": "a", "completion": "b", "score": 2, "id": 2}]
+    read(path, *rows, report=report, columns={"prompt": "q"})
+    assert report.unread_columns == ["id", "score"]
+    pairs = [{"prompt": "a", "chosen": "b", "rejected": "c", "margin": 1}]
+    report = RowReport()
+    assert list(read_pairs(write(path, pairs), Reading(), "column", 1, report))
+    assert report.unread_columns == ["margin"]
 
 
 def test_a_file_of_bad_rows_alone_is_an_error(path: Path) -> None:

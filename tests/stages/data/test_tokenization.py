@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from stages.base import UserError
 from stages.data.chat_rendering import RenderError, render_chat, target_turns
 from stages.data.segments import Segment, weights_by_segment
-from stages.data.tokenization import prepare
+from stages.data.tokenization import Preparer, date_notes, dates_in, prepare
 from stages.sft.packing import pack
 from stages.sft.row_filter import select
 from tests.tiny import byte_tokenizer
@@ -162,7 +163,7 @@ def test_a_template_that_writes_the_system_message_only_when_it_prompts() -> Non
         "{% else %} {{ m['content'] }}</s>{% endif %}{% endfor %}"
     )
     messages = [{"role": "system", "content": "Be brief."}, *turns("2+2?", "Four.")]
-    with pytest.raises(UserError, match=r"row 1: the chat template leaves out the words of message 1 \(system\), 'Be"):
+    with pytest.raises(UserError, match=r"row 1: the chat template leaves out text of m.* 1 \(system\): 'Be brief.'"):
         prepared({"messages": messages}, template)
 
 
@@ -198,7 +199,7 @@ def test_tool_calls_that_the_template_ignores_are_refused() -> None:
     call = {"type": "function", "function": {"name": "clock", "arguments": {}}}
     rows = turns("time?", "")
     rows[1] = {"role": "assistant", "content": "", "tool_calls": [call]}
-    with pytest.raises(UserError, match=r"leaves out the tool call \(clock\) of message 2 \(assistant\)"):
+    with pytest.raises(UserError, match=r"leaves out tool calls of message 2 \(assistant\): \['clock'\]"):
         prepared({"messages": rows}, CHATML)
     with pytest.raises(UserError, match="row 1: has tools, which the model's chat template ignores"):
         prepared({"messages": turns("a", "b"), "tools": [{"name": "clock"}]}, CHATML)
@@ -277,6 +278,44 @@ def test_the_weight_of_a_message_multiplies() -> None:
     expected[text.index("b[end]") : text.index("b[end]") + len("b[end]")] = [0.0] * 6
     assert tokenizer().decode(out["input_ids"]) == text
     assert out["factors"] == expected
+
+
+def test_completions_without_a_stop_token_are_counted() -> None:
+    """CHATML ends answers with text that is not this tokenizer's EOS; a truncated row says nothing about its end."""
+    rows = [{"messages": turns("a", "b")}, {"messages": turns("a", "b" * 90)}, {"messages": turns("a", "b<end>")}]
+    data = prepare(Dataset.from_list(rows), tokenizer(CHATML), 80)
+    stop = tokenizer().eos_token_id
+    assert select(data, weights_by_segment(0, 1), {stop})[1].rows_without_stop == 1
+    assert select(data, weights_by_segment(0, 1))[1].rows_without_stop == 0
+
+
+def test_the_share_of_template_tokens() -> None:
+    """A token is a byte: 17 before the user's words, 33 after them, 13 of the answer. Nothing predicts the first."""
+    data = prepare(Dataset.from_list([{"messages": turns("hi", "yo")}]), tokenizer(CHATML), None)
+    stats = select(data, weights_by_segment(0.2, 0.8))[1]
+    assert stats.weighted == {"prompt": 2, "completion": 13, "template": 49}
+    assert stats.weighted_share == {"prompt": 0.0312, "completion": 0.2031, "template": 0.7656}
+    assert select(data, weights_by_segment(0.2, 0.8, template=0))[1].weighted == {"prompt": 2, "completion": 13}
+
+
+def test_documents_and_template_variables_of_a_row_reach_the_template() -> None:
+    template = "{% for d in documents or [] %}[{{ d.text }}]{% endfor %}{{ mood }}" + CHATML
+    row = {"messages": turns("a", "b"), "documents": [{"text": "fact"}], "chat_template_kwargs": {"mood": "calm"}}
+    assert parts(row, template)[0] == ("template", "[fact]calm<|im_start|>user\n")
+    with pytest.raises(UserError, match="row 1: has documents, which the model's chat template ignores"):
+        prepared(row, CHATML)
+
+
+def test_rows_of_a_template_that_writes_the_date_are_cached_for_a_day() -> None:
+    dated, plain = tokenizer("{{ strftime_now('%d %B %Y') }};" + CHATML), tokenizer(CHATML)
+    today = datetime.now().strftime("%d %B %Y")
+    assert dates_in(dated.chat_template) == [today]
+    assert [today] in Preparer(dated, None).key()
+    assert [] in Preparer(plain, None).key()
+    row = {"messages": turns("a", "b")}
+    (note,) = date_notes("train", dated, prepare(Dataset.from_list([row]), dated, None)[0]["input_ids"])
+    assert note.startswith(f"train data: the chat template writes the date or time ({today})")
+    assert date_notes("train", plain, prepared(row, CHATML)["input_ids"]) == []
 
 
 def test_characters_of_several_bytes() -> None:

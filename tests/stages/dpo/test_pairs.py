@@ -133,6 +133,13 @@ def test_template_variables_of_a_pair(tmp_path: Path) -> None:
     assert tokenizer.decode(pair["prompt_ids"]) == "glad [d]user: Sky?\nassistant:"
 
 
+def test_a_template_that_writes_the_date(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ strftime_now('%Y') }} " + CHAT_TEMPLATE
+    (note,) = loaded(tmp_path, CHATS, tokenizer).notes
+    assert note.startswith("train data: the chat template writes the date or time (2")
+
+
 @pytest.mark.parametrize("template", ["$A <end>", "<pad> $A <end>"], ids=["EOS", "BOS and EOS"])
 def test_one_eos_whatever_the_tokenizer_adds(tmp_path: Path, template: str) -> None:
     tokenizer = byte_tokenizer()

@@ -149,11 +149,11 @@ def test_token_ids_beyond_the_vocabulary(tmp_path: Path, model_folder: Path) -> 
 
 @pytest.mark.parametrize("section", [{}, {"lora": LORA}], ids=["full", "lora"])
 def test_reference_computed_before_training(tmp_path: Path, model_folder: Path, section: dict[str, Any]) -> None:
-    """TRL caches these log-probabilities beside the pairs, which steps of other options share."""
+    """TRL caches these log-probabilities beside the pairs, which steps of another ld_alpha share."""
     train = {"precompute_ref_log_probs": True, "max_steps": 2}
     _, log, _ = run_stage(tmp_path, model_folder, train=train, **section)
     assert log[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
     (tmp_path / "2").mkdir()
     (tmp_path / "2" / "cache").symlink_to(tmp_path / "cache")
-    _, log, _ = run_stage(tmp_path / "2", model_folder, train=train | {"max_length": 8}, **section)
+    _, log, _ = run_stage(tmp_path / "2", model_folder, train=train | {"ld_alpha": 0.5}, **section)
     assert log[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
+
+from pipeline.recipe.nodes import RecipeError
+from stages.system.did_you_mean import did_you_mean
 
 EXAMPLES = """\
 examples:
@@ -13,9 +18,27 @@ examples:
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise RecipeError([f"{message}; run-recipe --help lists the options"])
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line. Raises RecipeError."""
+    parser = build_parser()
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        names = [f"--{name.strip('_')}" for name in vars(options)]
+        hint = did_you_mean(unknown[0], names) if unknown[0].startswith("-") else "; name one recipe"
+        parser.error(f"unknown argument {unknown[0]!r}{hint}")
+    if arguments and (options.recipe is None) == (options.verify is None):
+        parser.error("name a RECIPE, or a folder of runs by --verify RUNS")
+    return options
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line. Its help fits a screen of 24 lines."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         "run-recipe",
         usage="%(prog)s [RECIPE] [options]",
         epilog=EXAMPLES,

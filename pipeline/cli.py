@@ -1,7 +1,8 @@
 """`run-recipe`: parse the command line, call one function, return an exit code.
 
 0: done. 1: a stage failed (stages that do not depend on it have still run), or --verify found something. 2: the recipe
-or the command line is wrong. 130: interrupted. Without arguments it lists recipes.
+or the command line is wrong. 130: interrupted. 141: nobody reads its output any more, as in `| head`. Without arguments
+it lists recipes. With --json an error is an object on standard output: {"error": [{message, file, line, key}]}.
 """
 
 from __future__ import annotations
@@ -9,19 +10,22 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from pipeline.arguments import build_parser
+from pipeline.arguments import parse
 from pipeline.console.console import Console
 from pipeline.console.progress_summary import count_steps
 from pipeline.console.recipe_list import list_recipes
 from pipeline.console.resume_command import resume_command
 from pipeline.plan import search
 from pipeline.plan.cache import cached_results, current_reports, decide
+from pipeline.plan.cache_reason import shorten
 from pipeline.plan.planner import build_plan
 from pipeline.plan.resolver import Resolver
 from pipeline.plan.selection import (
@@ -50,40 +54,60 @@ from stages.records.run_record import read_run_record
 from stages.system.terminal_text import safe
 
 INTERRUPTED = 130
+BROKEN_PIPE = 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    parser = build_parser()
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = parser.parse_args(arguments)
-    if not arguments:
-        Console().recipes(list_recipes(Path()))
-        return 0
-    if (options.recipe is None) == (options.verify is None):
-        parser.error("name a RECIPE, or a folder of runs by --verify RUNS")
-    console = Console(quiet_stdout=options.json)
     try:
+        code = _run(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # nothing may be written at exit either: docs.python.org/3/library/signal.html
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+
+
+def _run(arguments: Sequence[str]) -> int:
+    console, runs, as_json = Console(quiet_stdout=True), Path("runs"), "--json" in arguments
+    try:
+        options = parse(arguments)
+        runs = options.runs
+        if not arguments:
+            Console().recipes(list_recipes(Path()))
+            return 0
+        console = Console(quiet_stdout=options.json)
         return _verify(options, console) if options.verify else _Command(options, console).run()
     except RecipeError as error:
         console.close()
-        print(safe(f"run-recipe: {error}").replace("\n", "\nrun-recipe: "), file=sys.stderr)
-        return 2
+        return _fail(as_json, 2, str(error), error.records)
     except KeyboardInterrupt:
         console.close()
-        print("run-recipe: interrupted before anything ran", file=sys.stderr)
-        return INTERRUPTED
+        return _fail(as_json, INTERRUPTED, "interrupted before anything ran")
     except ProbeError as error:
-        print(safe(f"run-recipe: {error}"), file=sys.stderr)
-        return 1
+        return _fail(as_json, 1, str(error))
+    except BrokenPipeError:
+        raise
     except OSError as error:
         console.close()
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             reason = f"no permission to write to it; name another folder by --runs ({error})"
+        elif isinstance(error, FileNotFoundError):
+            reason = f"{error.filename} was deleted meanwhile; run the command again, which computes what is missing"
         else:
             reason = explain_os_error(error) or str(error)
-        print(safe(f"run-recipe: {options.runs}: cannot be used for results: {reason}"), file=sys.stderr)
-        return 1
+        return _fail(as_json, 1, f"{runs}: cannot be used for results: {reason}")
+
+
+def _fail(as_json: bool, code: int, text: str, records: Sequence[Mapping[str, Any]] = ()) -> int:
+    """Show an error: lines on standard error, or the JSON object that --json promises; return the exit code."""
+    if as_json:
+        unplaced = {"message": text, "file": None, "line": None, "key": None}
+        print(json.dumps({"error": list(records) or [unplaced]}, indent=1))
+    else:
+        print(safe(f"run-recipe: {text}").replace("\n", "\nrun-recipe: "), file=sys.stderr)
+    return code
 
 
 def _verify(options: argparse.Namespace, console: Console) -> int:
@@ -142,6 +166,10 @@ class _Command:
             print(json.dumps(record.to_json(), indent=1))
         else:
             self.console.status(record)
+            missing = [step.step for step in record.steps if step.path and not (self.options.runs / step.path).is_dir()]
+            if missing:
+                text = f"deleted from {self.store.root}: the results of {', '.join(shorten(missing, 3))}"
+                self.console.say(f"  {text}; the same command computes them again")
         return 0
 
     def preview(self, plan: Plan) -> int:
@@ -217,9 +245,8 @@ class _Command:
                 raise
             self.console.close()
             counts = count_steps(list(run.record.steps.values()))
-            text = f"run-recipe: interrupted: {counts}; to continue:\n  {self._resume_command(run)}"
-            print(safe(text), file=sys.stderr)
-            return INTERRUPTED
+            text = f"interrupted: {counts}; to continue:\n  {self._resume_command(run)}"
+            return _fail(self.options.json, INTERRUPTED, text)
         finally:
             signal.signal(signal.SIGTERM, old_handler)
             self.console.close()

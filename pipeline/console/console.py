@@ -54,6 +54,12 @@ class Failure:
     """Whether the error message is enough to fix it, without the log."""
 
 
+class _Rich(Rich):
+    def on_broken_pipe(self) -> None:
+        """Let the command end as it does when its JSON is cut off; rich would exit with 1."""
+        raise BrokenPipeError
+
+
 class Console:
     """Writes to standard output, or to standard error if `quiet_stdout` reserves standard output for JSON.
 
@@ -61,10 +67,10 @@ class Console:
     """
 
     def __init__(self, quiet_stdout: bool = False) -> None:
-        self.rich = Rich(stderr=quiet_stdout, highlight=False, soft_wrap=True)
+        self.rich = _Rich(stderr=quiet_stdout, highlight=False, soft_wrap=True)
         on_terminal = self.rich.file.isatty()
         if on_terminal and (self.rich.no_color or self.rich.is_dumb_terminal):
-            self.rich = Rich(stderr=quiet_stdout, highlight=False, soft_wrap=True, force_terminal=False)
+            self.rich = _Rich(stderr=quiet_stdout, highlight=False, soft_wrap=True, force_terminal=False)
         elif not on_terminal:
             self.rich.width = max(self.rich.width, PLAIN_WIDTH)
         self._view = LiveView(self.rich) if on_terminal and self.rich.is_terminal else None
@@ -197,14 +203,18 @@ class Console:
         suffix = f"; {skipped} more need them" if skipped else ""
         names = ", ".join(failure.step for failure in self._failures)
         self._print(f"\n[red]{len(self._failures)} failed[/]: {escape(names)}{suffix}")
-        for failure in self._failures[:MAX_FAILURES]:
-            self._print(f"\n  [red]failed[/] {escape(failure.step)}: {escape(failure.error)}")
+        causes: dict[str, list[Failure]] = {}
+        for failure in self._failures:
+            causes.setdefault(failure.error, []).append(failure)
+        for failure, *others in list(causes.values())[:MAX_FAILURES]:
+            count = f" and {len(others)} more" if others else ""
+            self._print(f"\n  [red]failed[/] {escape(failure.step)}{count}: {escape(failure.error)}")
             for line in [] if failure.is_user_error else _last_lines(failure):
                 self._print(f"    [dim]{escape(line)}")
             self._print(f"    log: {escape(str(failure.log))}")
-        if len(self._failures) > MAX_FAILURES:
+        if len(causes) > MAX_FAILURES:
             logs = self._failures[0].log.parent
-            self.say(f"\n  and {len(self._failures) - MAX_FAILURES} more, with logs in the same folder: {logs}/")
+            self.say(f"\n  and {len(causes) - MAX_FAILURES} more errors, with logs in the same folder: {logs}/")
         self.say(f"\nto continue with the steps that have no result:\n  {command}")
 
     def status(self, run: RunRecord) -> None:

@@ -59,7 +59,7 @@ def decide(
         forced: steps that run even if they have a result.
         damaged: steps whose result is known to be damaged -> how.
     """
-    earlier, decisions = EarlierResults(store), dict[str, CacheDecision]()
+    earlier, decisions = EarlierResults(store, plan.recipe.name), dict[str, CacheDecision]()
     for step in plan.steps:
         fingerprint = _fingerprint(step, plan, decisions, resolver)
         result: Published | None = None

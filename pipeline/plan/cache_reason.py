@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -9,30 +10,35 @@ from typing import Any
 from pipeline.plan.resolver import Resolver
 from pipeline.plan.step import Step
 from pipeline.store.provenance import installed_version
+from pipeline.store.references import display_name
 from pipeline.store.store import Store
 from stages.records.manifest import InputRecord, Manifest, ManifestError, read_manifest
+from stages.records.run_record import read_run_record
 
 MAX_CHANGES = 3
 """Number of changes that are named; the rest is counted."""
 
 
 class EarlierResults:
-    """The results in a store by the name of their step, read on first use."""
+    """The results in a store that a recipe's runs computed, or that its last one used, by the name of their step."""
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(self, store: Store, recipe: str) -> None:
+        self.store, self.recipe = store, recipe
         self._by_step: dict[tuple[str, str], list[Manifest]] | None = None
 
     def of(self, step: Step) -> list[Manifest]:
         """The results that a step of this kind and name had, with any settings and inputs."""
         if self._by_step is None:
-            self._by_step = {}
+            self._by_step, used = {}, set[str | None]()
+            with contextlib.suppress(OSError, ValueError):
+                used = {s.fingerprint for s in read_run_record(self.store.root.parent / self.recipe).steps if s.path}
             for folder in self.store.result_folders():
                 try:
                     manifest = read_manifest(folder)
                 except ManifestError:
                     continue
-                self._by_step.setdefault((manifest.kind, manifest.step), []).append(manifest)
+                if manifest.recipe == self.recipe or manifest.fingerprint in used:
+                    self._by_step.setdefault((manifest.kind, manifest.step), []).append(manifest)
         return self._by_step.get((step.kind, step.name), [])
 
 
@@ -89,16 +95,20 @@ def _inputs(
     needs = step.config.needs()
     for name in sorted(before.keys() | step.inputs.keys()):
         key = f"stages.{step.stage}.{needs[name].key if name in needs else name}"
-        source = step.inputs.get(name)
+        source, old = step.inputs.get(name), before.get(name, InputRecord())
+        before_name = old.step or old.reference
         if source is None:
             yield f"{key} is no longer set"
         elif name not in before:
             yield f"{key} is new"
         elif isinstance(source, Step):
-            if source.name in fingerprints and fingerprints[source.name] != before[name].fingerprint:
+            if source.name != old.step and fingerprints.get(source.name) != old.fingerprint:
+                yield f"{key}: {before_name} -> {source.name}"
+            elif source.name in fingerprints and fingerprints[source.name] != old.fingerprint:
                 yield f"{source.name} has other settings"
-        elif resolver.content(source) != before[name].content:
-            yield f"{key}: {before[name].reference} has other content"
+        elif resolver.content(source) != old.content:
+            now = display_name(resolver.pinned(source))
+            yield f"{key}: {before_name} -> {now}" if now != before_name else f"{key}: {now} has other content"
 
 
 def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

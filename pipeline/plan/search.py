@@ -18,12 +18,12 @@ from pipeline.plan.planner import build_plan, step_name
 from pipeline.plan.resolver import Resolver
 from pipeline.plan.stage_order import stages_of
 from pipeline.plan.step import Plan
-from pipeline.recipe.did_you_mean import did_you_mean, list_choices
 from pipeline.recipe.loader import Recipe
 from pipeline.recipe.matrix import join_labels
 from pipeline.recipe.nodes import Problem
 from pipeline.recipe.search_config import Halving, rank, search_cost
 from pipeline.store.store import Published
+from stages.system.did_you_mean import did_you_mean, list_choices
 
 AXIS = "search"
 """The axis that shortened steps have beside those of the matrix: the share of the training, `search=1/16`."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-from pipeline.recipe.did_you_mean import did_you_mean
 from pipeline.recipe.loader import Recipe
 from pipeline.recipe.nodes import Key, Problem, split_key
 from stages.base import BASE, Need
+from stages.system.did_you_mean import did_you_mean
 
 
 def stages_of(recipe: Recipe, need: Need) -> list[str]:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from pipeline.recipe.did_you_mean import did_you_mean
 from pipeline.recipe.loader import Recipe, RecipeError
 from pipeline.store.references import Reference
 from stages.base import StageConfig
+from stages.system.did_you_mean import did_you_mean
 
 
 @dataclass(frozen=True, eq=False)

@@ -51,7 +51,7 @@ def prepare(plan: Plan, selection: Selection, store: Store, resolver: Resolver) 
             else:
                 errors += str(error).splitlines()
     if problems or errors:
-        raise RecipeError(list(dict.fromkeys(errors)), problems)
+        raise RecipeError(errors, problems)
     return Preparation(decisions, requests)
 
 

@@ -5,13 +5,15 @@ The environment is never read, because recipes are shared and recorded.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from typing import Any
 
-from pipeline.recipe.did_you_mean import did_you_mean
 from pipeline.recipe.matrix import MATRIX, Cell
 from pipeline.recipe.nodes import BROKEN, MAX_DEPTH, Key, Node, Problem, TooLargeError, dotted, make_node, split_key
+from pipeline.store.references import ENVIRONMENT
+from stages.system.did_you_mean import did_you_mean
 
 _PATTERN = re.compile(r"(?P<escape>\\)?\$\{(?P<key>[^{}]*)(?P<end>\})?")
 MAX_TEXT = 1_000_000
@@ -138,7 +140,8 @@ class Interpolator:
             if (child := node.child(part)) is None:
                 names = node.content if isinstance(node.content, dict) else ()
                 missing = dotted((*prefix, *key[: index + 1]))
-                raise _InterpolationError(f"{match[0]!r}: there is no {missing}{did_you_mean(str(part), names)}")
+                hint = ENVIRONMENT if missing.isupper() or missing in os.environ else did_you_mean(str(part), names)
+                raise _InterpolationError(f"{match[0]!r}: there is no {missing}{hint}")
             node = child
         return node if resolved else self._resolve_target(node, key)
 

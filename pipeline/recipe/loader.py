@@ -5,7 +5,6 @@ Every error names file, line, key and remedy. The config model of a stage's kind
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +14,8 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from pipeline.recipe.broken_stage import references_of
-from pipeline.recipe.did_you_mean import did_you_mean
 from pipeline.recipe.interpolation import Interpolator
+from pipeline.recipe.key_hints import suggest_word
 from pipeline.recipe.matrix import Cell, read_matrix, select_cells
 from pipeline.recipe.nodes import BROKEN, Key, Node, Problem, RecipeError, dotted
 from pipeline.recipe.recipe_files import apply_override, read_file
@@ -25,6 +24,7 @@ from pipeline.recipe.validation_messages import explain
 from pipeline.store.secrets import mask_secrets, secret_variables
 from stages import KINDS
 from stages.base import BASE, Config, Need, StageConfig
+from stages.system.did_you_mean import did_you_mean
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
 """Names of recipes and stages. They become folder names: no slash, no leading dot, short enough for any file system."""
@@ -171,6 +171,7 @@ class _RecipeReader:
             return self._heads[key][1]
         values = {name: node.to_plain() for name, node in tree.content.items() if name != "stages"}
         self.secret_errors += _secret_errors(values, (), tree)
+        stages = None
         if "stages" in tree.content:
             stages = tree.content["stages"].content
             values["stages"] = {} if isinstance(stages, dict) else tree.content["stages"].to_plain()
@@ -184,7 +185,11 @@ class _RecipeReader:
             elif any(other.name != head.name for _, other in self._heads.values() if other):
                 self._report(tree, ("name",), "is not the same for all cells of the matrix; one run has one name")
         except ValidationError as error:
-            self.problems += explain(error, RecipeHead, values, (), tree)
+            sections: dict[Key, type[Config]] = {(): RecipeHead}
+            for name, node in stages.items() if isinstance(stages, dict) else ():
+                if (kind := node.child("kind")) and str(kind.content) in KINDS:
+                    sections["stages", name] = KINDS[str(kind.content)]
+            self.problems += explain(error, values, (), tree, sections)
         self._heads[key] = tree, head
         return head
 
@@ -203,12 +208,12 @@ class _RecipeReader:
         kind = section.get("kind")
         if not isinstance(kind, str) or kind not in KINDS:
             if "kind" not in section:
-                typo = difflib.get_close_matches("kind", section, n=1)
+                typo = [name for name in section if did_you_mean(name, ["kind"])]
                 text = "unknown key; did you mean 'kind'?" if typo else f"needs 'kind', one of {', '.join(KINDS)}"
                 key = (*key, *typo)
                 self.problems.append(Problem(tree.nearest(key).key_location, key, text))
             elif kind is not BROKEN:
-                text = f"{kind!r} is unknown{did_you_mean(str(kind), KINDS)}; the kinds are {', '.join(KINDS)}"
+                text = f"{kind!r} is unknown{suggest_word(str(kind), list(KINDS))}; the kinds are {', '.join(KINDS)}"
                 self._report(tree, (*key, "kind"), text)
             return ()
         values = {name: value for name, value in section.items() if name != "kind"}
@@ -217,7 +222,7 @@ class _RecipeReader:
         try:
             return KINDS[kind].model_validate(values)
         except ValidationError as error:
-            self.problems += explain(error, KINDS[kind], values, key, tree)
+            self.problems += explain(error, values, key, tree, {key: KINDS[kind], (): RecipeHead})
             return references_of(KINDS[kind], values, error)
 
     def _report(self, tree: Node, key: Key, text: str) -> None:

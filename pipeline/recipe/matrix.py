@@ -17,8 +17,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.recipe.did_you_mean import did_you_mean, list_choices
 from pipeline.recipe.nodes import BROKEN, Key, Node, Problem, RecipeError
+from stages.system.did_you_mean import did_you_mean, list_choices
 
 MATRIX = "matrix"
 MAX_CELLS = 100_000

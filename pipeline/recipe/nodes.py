@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,9 @@ Key = tuple[str | int, ...]
 MAX_VALUES = 500_000
 """Limit for one recipe with all aliases and `${...}` expanded: more than any grid has, less than fills the memory."""
 MAX_DEPTH = 40
+
+_PLACE = re.compile(r"([^\s:]+):(\d+)[: ]")
+"""File and line at the start of an error about a data row."""
 
 
 def split_key(key: str) -> Key:
@@ -74,12 +78,32 @@ class RecipeError(Exception):
     """One or more errors in a recipe or the command line; `str` gives one line per error."""
 
     def __init__(self, errors: Sequence[str], problems: Sequence[Problem] = ()) -> None:
-        unique: dict[tuple[Location, Key, str], Problem] = {}
-        for problem in problems:  # stages that share a section by an alias share its problems
-            unique.setdefault((problem.location, problem.key[-1:], problem.text), problem)
-        lines = [str(problem) for problem in sorted(unique.values(), key=lambda problem: problem.location.order)]
-        super().__init__("\n".join([*lines, *errors]))
+        groups: dict[tuple[Key, str], list[Problem]] = {}
+        for problem in sorted(problems, key=lambda problem: problem.location.order):
+            groups.setdefault((problem.key[-1:], problem.text), []).append(problem)
+        lines = [f"{same[0]}{_others(same)}" for same in groups.values()]
+        counts = Counter(errors)
+        lines += [text if count == 1 else f"{text} (in {count} steps)" for text, count in counts.items()]
+        super().__init__("\n".join(lines))
         self.problems = list(problems)
+        unique = dict.fromkeys((problem.text, problem.location, dotted(problem.key)) for problem in problems)
+        places = (_PLACE.match(text) for text in counts)
+        self.records: list[dict[str, Any]] = [
+            {"message": text, "file": at.file, "line": at.line, "key": key or None} for text, at, key in unique
+        ] + [
+            {"message": text, "file": place and place[1], "line": place and int(place[2]), "key": None}
+            for text, place in zip(counts, places, strict=True)
+        ]
+        """The errors for programs: message, and where they are."""
+
+
+def _others(same: Sequence[Problem]) -> str:
+    """Say where else, or how often, an error occurs that is reported for `same[0]`."""
+    others = dict.fromkeys((p.key, p.location.line) for p in same if p.key != same[0].key)
+    names = [dotted(key) + (f" (line {line})" if line != same[0].location.line else "") for key, line in others]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    times = f" ({len(same)} times)" if len(same) > 1 else ""
+    return f" (also {', '.join(names[:3])}{more})" if names else times
 
 
 class Broken:

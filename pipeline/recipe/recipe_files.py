@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.recipe.did_you_mean import did_you_mean
 from pipeline.recipe.nodes import Location, Node, Problem, RecipeError, TooLargeError, split_key
 from pipeline.recipe.yaml_reader import NotYAMLError, parse
+from pipeline.store.references import ENVIRONMENT
+from stages.system.did_you_mean import explain_missing, similar
+
+_NO_YAML = "a recipe is a YAML file; recipes/ has examples"
 
 
 def read_file(path: Path, seen: tuple[Path, ...] = ()) -> tuple[Node, list[Problem]]:
@@ -18,34 +22,34 @@ def read_file(path: Path, seen: tuple[Path, ...] = ()) -> tuple[Node, list[Probl
     try:
         if path.resolve() in seen:
             raise RecipeError([f"{path}: extends itself by way of {', '.join(map(str, seen))}"])
+        if problem := _explain_unreadable(path):
+            raise RecipeError([f"{path}: {problem}"])
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise RecipeError([f"{path}: cannot be read: it is not UTF-8 text"]) from None
+        raise RecipeError([f"{path}: cannot be read: it is not UTF-8 text; {_NO_YAML}"]) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        hint = _similar_file(path) if isinstance(error, FileNotFoundError) else ""
-        raise RecipeError([f"{path}: cannot be read: {reason}{hint}"]) from None
+        raise RecipeError([f"{path}: cannot be read: {reason}"]) from None
     try:
         tree, problems = parse(text, str(path), path.parent)
     except NotYAMLError as error:
-        raise RecipeError([str(error)]) from None
+        hint = "" if path.suffix in (".yaml", ".yml", ".json") else f"; {_NO_YAML}"
+        raise RecipeError([f"{error}{hint}"]) from None
     if not isinstance(tree.content, dict):
         raise RecipeError([f"{path}:1:1: a recipe is a mapping with the keys name, model and stages"], problems)
     parent = tree.content.pop("extends", None)
     if parent is None:
         return tree, problems
     if isinstance(parent.content, str):
-        extended = path.parent / parent.content
+        extended = path.parent / os.path.expanduser(parent.content)  # noqa: PTH111 (never fails)
         try:
-            exists, reason = extended.is_file(), "there is no such file"
+            problem = _explain_unreadable(extended)
         except OSError as error:  # a name that no file can have
-            exists, reason = False, f"cannot be read: {error.strerror}"
-        if exists:
+            problem = f"cannot be read: {error.strerror}"
+        if problem is None:
             base, base_problems = read_file(extended, (*seen, path.resolve()))
             return tree.merged_over(base), base_problems + problems
-        nearby = (file for pattern in ("*.yaml", "*/*.yaml") for file in path.parent.glob(pattern))
-        files = [str(file.relative_to(path.parent)) for file in nearby]
-        text = f"{extended}: {reason}{did_you_mean(parent.content, files)}"
+        text = f"{extended}: {problem}"
     else:
         text = "must be the path of one recipe file, relative to this one"
     return tree, [*problems, Problem(parent.error_location, ("extends",), text)]
@@ -70,6 +74,16 @@ def apply_override(tree: Node, override: str, problems: list[Problem]) -> Node:
     return tree
 
 
-def _similar_file(path: Path) -> str:
-    folder = path.parent if path.parent.is_dir() else Path("recipes")
-    return did_you_mean(str(path), sorted(map(str, folder.glob("*.yaml"))))
+def _explain_unreadable(path: Path) -> str | None:
+    """Return why there is no recipe at `path`, and what to name instead; None if it is a file. Raises OSError."""
+    if path.is_dir():
+        names = ", ".join(sorted(file.name for file in path.glob("*.y*ml"))[:10])
+        return f"is a folder; name a recipe in it: {names or 'it has no YAML file'}"
+    if str(path) == "-" or path.parts[:2] in (("/", "dev"), ("/", "proc")) or (path.exists() and not path.is_file()):
+        return "a recipe is a file, because relative paths start from its folder; write it to one, and name that"
+    if path.exists():
+        return None
+    other = similar(path.name, [file.name for file in Path("recipes").glob("*.yaml")], 1)
+    if other and not similar(path.name, os.listdir(path.parent) if path.parent.is_dir() else []):  # noqa: PTH208
+        return f"no such file; did you mean 'recipes/{other[0]}'?"
+    return explain_missing(path) + (ENVIRONMENT if "$" in str(path) else "")

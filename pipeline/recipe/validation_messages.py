@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import reduce
 from typing import Any, Literal, get_args, get_origin
@@ -9,23 +10,29 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from pipeline.recipe.did_you_mean import did_you_mean, list_choices
+from pipeline.recipe.key_hints import Sections, explain_unknown_key, model_at, suggest_value, suggest_word, types_in
 from pipeline.recipe.nodes import BROKEN, Key, Node, Problem, item_of, split_key_within
-from stages.base import AT_KEY, StageConfig
+from stages.base import AT_KEY
 from stages.library_options.option_models import Options
+from stages.system.did_you_mean import list_choices
 
 _ANY = object()
 
 
 def explain(
-    error: ValidationError, model: type[BaseModel], section: dict[str, Any], key: Key, tree: Node
+    error: ValidationError, section: dict[str, Any], key: Key, tree: Node, sections: Sections
 ) -> Iterator[Problem]:
-    """Yield the problems of `section`, at `key` in `tree`, except for values that are already BROKEN."""
+    """Yield the problems of `section`, at `key` in `tree`, except for values that are already BROKEN.
+
+    `sections` has its model and, for hints, those of other sections.
+    """
+    model = sections[key]
     for inner_key, details in errors_by_key(error, section).items():
         full_key, kind, value = key + inner_key, details[0]["type"], details[0]["input"]
         location = tree.locate_value(full_key)
         if kind == "extra_forbidden":
-            yield Problem(tree.nearest(full_key).key_location, full_key, _explain_unknown_key(model, inner_key))
+            text = _explain_unknown_key(key, inner_key, sections)
+            yield Problem(tree.nearest(full_key).key_location, full_key, text)
         elif value is BROKEN:
             continue
         elif kind == "missing":
@@ -33,7 +40,7 @@ def explain(
         elif kind == AT_KEY or kind == "value_error":
             yield Problem(location, full_key, details[0]["msg"].removeprefix("Value error, "))
         else:
-            yield Problem(location, full_key, _explain_wrong_value(model, inner_key, details))
+            yield Problem(location, full_key, _explain_wrong_value(model, section, inner_key, details))
 
 
 def errors_by_key(error: ValidationError, section: dict[str, Any]) -> dict[Key, list[ErrorDetails]]:
@@ -72,38 +79,39 @@ def _keys_in(value: Any, location: Key, target: Any) -> Key | None:
     return _keys_in(value, rest, target)
 
 
-def _explain_unknown_key(model: type[BaseModel], key: Key) -> str:
-    owner = _model_at(model, key[:-1])
+def _explain_unknown_key(start: Key, key: Key, sections: Sections) -> str:
+    """Explain the unknown `key` of the section at `start`."""
+    owner = model_at(sections[start], key[:-1])
     name = str(key[-1])
     if owner and issubclass(owner, Options) and name in owner.reserved:
         return f"cannot be set here: {owner.reserved[name]}"
     names = list(owner.model_fields) if owner else []
-    if len(key) == 1 and issubclass(model, StageConfig):
-        names.insert(0, "kind")
-    return f"unknown key{_hint(name, 'the keys are', names)}"
+    if len(key) == 1:
+        names = ["kind", *names] if start else [*names, "extends"]
+    return explain_unknown_key(start + key, names, sections)
 
 
-def _explain_wrong_value(model: type[BaseModel], key: Key, details: list[ErrorDetails]) -> str:
+def _explain_wrong_value(model: type[BaseModel], section: dict[str, Any], key: Key, details: list[ErrorDetails]) -> str:
     """Describe a value that fits none of the allowed types; `details` has one error for each of them."""
     value = repr(details[0]["input"])
     value = f"found {value if len(value) <= 100 else value[:100] + '...'}"
     choices = _choices_at(model, key) if any(item["type"] == "literal_error" for item in details) else []
     in_choices = ("literal_error", "string_pattern_mismatch") if choices else ()  # some choices are patterns
     messages = [item["msg"].removeprefix("String ") for item in details if item["type"] not in in_choices]
-    if not choices:
-        return f"{_join(messages)}, {value}"
     text = f"{_join(messages)}, or else one of the allowed words, {value}" if messages else value
-    return f"{text}{_hint(str(details[0]['input']), 'allowed are', choices)}"
-
-
-def _hint(word: str, introduction: str, choices: list[str]) -> str:
-    hint = did_you_mean(word, choices) + list_choices(introduction, choices)
-    return hint or f"; docs/reference.md lists all {len(choices)}"
+    if choices:
+        hint = suggest_word(str(details[0]["input"]), choices) + list_choices("allowed are", choices)
+        return f"{text}{hint or f'; docs/reference.md lists all {len(choices)}'}"
+    hint = suggest_value(model, section, key, details[0]["input"])
+    if not hint and isinstance(details[0]["input"], list) and details[0]["type"] == "string_type" and key[0] == "data":
+        hint = "; to read several files, move them to a folder and name that; for one result each, use a matrix"
+    return f"{_join(messages)}, {value}{hint}"
 
 
 def _join(messages: list[str]) -> str:
     """Join `Input should be a valid integer` and `... a valid string` into one sentence."""
     prefix = "Input should be "
+    messages = [re.sub("a valid dictionary or instance of .*", "a section of keys and values", m) for m in messages]
     ends = list(dict.fromkeys(message.removeprefix(prefix) for message in messages))
     return ("should be " if messages[0].startswith(prefix) else "") + " or ".join(ends)
 
@@ -112,26 +120,7 @@ def _choices_at(model: type[BaseModel], key: Key) -> list[str]:
     """Return the words allowed at `key`, or in the list there."""
     while key and isinstance(key[-1], int):
         key = key[:-1]
-    owner = _model_at(model, key[:-1])
+    owner = model_at(model, key[:-1])
     field = owner.model_fields.get(str(key[-1])) if owner and key else None
-    literals = [part for part in _types_in(field.annotation) if get_origin(part) is Literal] if field else []
+    literals = [part for part in types_in(field.annotation) if get_origin(part) is Literal] if field else []
     return list(dict.fromkeys(str(word) for literal in literals for word in get_args(literal)))
-
-
-def _model_at(model: type[BaseModel], key: Key) -> type[BaseModel] | None:
-    for part in key:
-        if isinstance(part, int):
-            continue
-        field = model.model_fields.get(str(part))
-        types = [part for part in _types_in(field.annotation) if isinstance(part, type)] if field else []
-        inner = next((part for part in types if issubclass(part, BaseModel)), None)
-        if inner is None:
-            return None
-        model = inner
-    return model
-
-
-def _types_in(annotation: Any) -> Iterator[Any]:
-    yield annotation
-    for part in get_args(annotation):
-        yield from _types_in(part)

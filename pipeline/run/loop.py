@@ -285,6 +285,9 @@ class Run:
         mask_file(running.job.log)
         result, step = event.message, running.step
         error = mask_secrets(result.error or "") or self.resolver.changed_file(step)
+        read = [running.job.folder, *(source.path for source in running.job.inputs.values() if source.step)]
+        if deleted := next((path for path in read if not path.is_dir()), None):
+            error = f"{deleted} was deleted while the step ran; run the command again, which computes what is missing"
         if error is None:
             try:
                 self._publish(running, result)
@@ -294,7 +297,7 @@ class Run:
         self._unsettled.done(step.name)
         self._set_state(step, "failed" if error else "done", running.seconds, error)
         if error:
-            self.console.failed(step.name, error, running.job.log, result.is_user_error)
+            self.console.failed(step.name, error, running.job.log, result.is_user_error or bool(deleted))
         else:
             self.console.finished(step.name, result.metrics.notes if result.metrics else [], self.record.width)
         self.record.write_if_due()
@@ -318,6 +321,7 @@ class Run:
         manifest = Manifest(
             step=step.name,
             kind=step.kind,
+            recipe=self.plan.recipe.name,
             version=step.config.version,
             fingerprint=self._fingerprint(step),
             config=step.config.model_dump(),

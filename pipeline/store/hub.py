@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.store.wheels import BadReferenceError
+from stages.data.files import DATA_SUFFIXES
 from stages.system.integrity import write_json
 
 MODEL_DESCRIPTION = ["*.json", "*.txt", "*.model", "*.jinja"]
@@ -18,7 +19,7 @@ MODEL_FILES = ["*.safetensors", *MODEL_DESCRIPTION]
 MODEL_CODE = "*.py"
 """Also fetched if the stage trusts the model's code."""
 
-DATA_FILES = ["*.jsonl", "*.json", "*.csv", "*.parquet"]
+DATA_FILES = [f"*{suffix}" for suffix in DATA_SUFFIXES]
 """Files fetched for a data set. Scripts are never fetched."""
 DATA_CARD = "README.md"
 

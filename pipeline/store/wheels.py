@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import shutil
 import stat
@@ -16,6 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
+from stages.system.did_you_mean import similar_names
 from stages.system.integrity import file_hash
 
 MAX_MEMBER_BYTES = 4 * 2**30
@@ -142,9 +142,3 @@ def _member(infos: Iterable[zipfile.ZipInfo], pypi: Pypi) -> zipfile.ZipInfo:
     if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
         raise BadReferenceError(f"{pypi}: not a regular file in the wheel; name a regular file")
     return info
-
-
-def similar_names(name: str, names: list[str]) -> str:
-    """List the names most similar to `name`, else the first few, for an error message."""
-    matches = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    return ", ".join(matches or names[:5]) or "no file at all"

@@ -8,7 +8,6 @@ leaves out.
 from __future__ import annotations
 
 import json
-import re
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -238,9 +237,11 @@ class Chat:
         if not spans:
             return max(start, _shared_length(upto, text))
         words, words_end = text[slice(*spans[-1])], spans[-1][1]
-        starts = (match.start() for match in re.finditer(f"(?={re.escape(words)})", upto))
-        shared = (_shared_length(upto[start + len(words) :], text[words_end:]) for start in starts)
-        return words_end + max(shared, default=0)
+        shared, position = 0, upto.find(words)
+        while position >= 0:
+            shared = max(shared, _shared_length(upto[position + len(words) :], text[words_end:]))
+            position = upto.find(words, position + 1)
+        return words_end + shared
 
 
 def _shared_length(a: str, b: str) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from stages.base import UserError
-from stages.data.files import Record, read_rows
+from stages.data.files import Record, read_rows, without_nulls
 
 Item = TypeVar("Item")
 
@@ -68,23 +68,24 @@ def messages(row: Record, column: str) -> Messages:
 
 
 def _message(column: str, value: Any) -> dict[str, Any]:
-    """Check one message; join its content parts, and drop None values, which Parquet adds for absent keys."""
+    """Check one message and join its content parts."""
     if not isinstance(value, dict) or "role" not in value or not {"content", "tool_calls"} & value.keys():
         raise BadRow(column, f"has {reprlib.repr(value)}; a message is an object with 'role' and 'content'")
     role, content = value["role"], value.get("content")
     if not isinstance(role, str) or not role:
         raise BadRow(column, f"has a message with the role {reprlib.repr(role)}; a role is text")
-    message = {key: part for key, part in value.items() if part is not None}
-    if "weight" in message and not is_weight(message["weight"]):
-        raise BadRow(column, f"has the weight {reprlib.repr(message['weight'])}; a message's weight is a number >= 0")
-    calls = _objects(column, message.get("tool_calls"), "tool_calls")
+    if "weight" in value and not is_weight(value["weight"]):
+        raise BadRow(column, f"has the weight {reprlib.repr(value['weight'])}; a message's weight is a number >= 0")
+    calls = _objects(column, value.get("tool_calls"), "tool_calls")
     if isinstance(content, list):
         content = "".join(_part_text(column, part) for part in content)
     if not isinstance(content, str | None):
         raise BadRow(column, f"has a message of the {role} whose content is {type(content).__name__}, not text")
     if not (content or "").strip() and not (calls and role == "assistant"):
         raise BadRow(column, f"has a message of the {role} that is empty; fill it or remove the row")
-    return message | {"role": role, "content": content and _without_surrogates(column, content)}
+    if others := {key: part for key, part in value.items() if key not in ("role", "content", "tool_calls")}:
+        _objects(column, [others], "a message")
+    return value | {"content": content and _without_surrogates(column, content)}
 
 
 def _part_text(column: str, part: Any) -> str:
@@ -131,9 +132,26 @@ def _from_json(column: str, value: Any) -> Any:
     if not isinstance(value, str) or not value.strip():
         return value
     try:
-        return json.loads(value)
+        return without_nulls(json.loads(value))
     except (ValueError, RecursionError):
-        raise BadRow(column, "is text, but not JSON; write a list of objects, or its JSON") from None
+        raise BadRow(column, "is text, but not JSON; write a list or object, or its JSON") from None
+
+
+def decode_messages(row: Record) -> Record:
+    """Decode prompt and completion, or chosen and rejected, where both are the JSON of messages."""
+    names = {"prompt", "completion", "chosen", "rejected"} & row.keys()
+    decoded = {name: messages for name in names if (messages := _messages_from_json(row[name]))}
+    required = names - {"prompt"} if "chosen" in names else names
+    return row | decoded if decoded and required <= decoded.keys() else row
+
+
+def _messages_from_json(value: Any) -> Messages | None:
+    try:
+        decoded = json.loads(value) if isinstance(value, str) and value.lstrip().startswith("[") else None
+    except (ValueError, RecursionError):
+        return None
+    are_messages = decoded and all(isinstance(item, dict) and "role" in item for item in decoded)
+    return without_nulls(decoded) if are_messages else None
 
 
 def _objects(column: str, value: Any, name: str) -> list[Any] | None:
@@ -164,7 +182,7 @@ def weighted_tokens(row: Record) -> tuple[list[int], list[float]]:
 
 def filled_list(row: Record, column: str) -> list[Any]:
     """Return the column's list, which must not be empty."""
-    value = _present(row, column)
+    value = _from_json(column, _present(row, column))
     if not isinstance(value, list):
         raise BadRow(column, f"is {type(value).__name__}, not a list")
     if not value:

@@ -4,7 +4,7 @@ previews prepare rows in the same way, `prepare_rows`."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain
@@ -16,7 +16,7 @@ from datasets.exceptions import DatasetGenerationError
 
 from stages.base import Context, UserError
 from stages.data.formats import TEMPLATE_COLUMNS, Conversation, Example, Pair, PlainText, Tokens, TrainingRow
-from stages.data.reader import RowReport, dropped_rows_text, source_name
+from stages.data.reader import RowReport, dropped_rows_text, row_place
 from stages.data.tokenization import Preparer, apply, content_key, problems
 from stages.system.integrity import build_once, write_json
 
@@ -61,20 +61,20 @@ def _build(context: Context, part: str, preparer: Preparer, folder: Path) -> Non
     rows = stage.rows(path, part, report)
     data, place = prepare_rows(stage, path, part, rows, preparer, context.scratch / folder.stem)
     data.save_to_disk(str(folder))
-    report.dropped += [f"{place}{number}: {problem}" for number, problem in problems(data)]
+    report.dropped += [f"{place(number)}: {problem}" for number, problem in problems(data)]
     report.dropped = dropped_rows_text(report.dropped, path).splitlines()
     write_json(folder / REPORT, asdict(report))
 
 
 def prepare_rows(
     stage: Any, path: Path, part: str, rows: Iterator[tuple[int, TrainingRow]], preparer: Preparer, folder: Path
-) -> tuple[Dataset, str]:
-    """Prepare rows of `part` of a TrainingStage, through files in `folder`; return them, and their place in messages.
+) -> tuple[Dataset, Callable[[int], str]]:
+    """Prepare rows of `part` of a TrainingStage, through files in `folder`; return them, and row_place for messages.
 
     Raises:
         UserError: rows cannot be used.
     """
-    place = f"{source_name(path, stage.data.reading(part, stage.data.format))}:"
+    place = row_place(path, stage.data.reading(part, stage.data.format))
     processes = stage.train.model_dump().get("dataset_num_proc")
     return apply(preparer, _as_dataset(rows, folder), stage.data.on_bad_row, place, processes), place
 

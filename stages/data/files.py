@@ -1,26 +1,29 @@
-"""Read data files (JSONL, JSON, CSV, Parquet) and data set folders lazily, one record at a time.
+"""Read data files (JSONL, JSON, CSV, Parquet, Arrow) lazily, one record at a time.
 
-Imports pyarrow and datasets only where a file needs them, to keep planning fast.
+The same rows give the same records in every type of file. No text or number is converted. A key whose value is null is
+left out, since Parquet and Arrow store null for an absent key. Imports pyarrow only for its files: planning stays fast.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-import os
 import re
-import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stages.base import UserError
+
+if TYPE_CHECKING:
+    import pyarrow
 
 Record = dict[str, Any]
 """One row of a file: column -> value."""
 
-PARQUET_BATCH = 256  # rows in memory at a time
+ARROW_BATCH = 256  # rows in memory at a time
 
 
 @dataclass(frozen=True)
@@ -43,70 +46,51 @@ def read_file(path: Path) -> Iterator[tuple[int, Record | Unreadable]]:
 
     Raises UserError if the file as such cannot be read, or is empty.
     """
-    empty = True
-    for number, row in _read_any(path):
-        empty = False
-        if not isinstance(row, (dict, Unreadable)):
-            row = Unreadable(f"is {type(row).__name__}, not an object with named columns")
+    number = 0
+    for number, row in read_part(path):
         yield number, row
-    if empty:
+    if not number:
         raise UserError(f"{path}: has no rows; add at least one, or name another file")
 
 
-def read_folder(folder: Path, subset: str | None, split: str) -> Iterator[tuple[int, Record]]:
-    """Yield (number from 1, record) for every row of one split of a data set folder, as datasets.load_dataset does.
-
-    Raises UserError if the folder cannot be read, or has no such subset or split; the message lists those it has.
-    """
-    import datasets
-
-    absolute = str(folder.resolve())  # a relative path could be read as the name of a data set on the hub
-    try:
-        subsets = datasets.get_dataset_config_names(absolute)
-        if (subset or "default") not in subsets and (subset or len(subsets) > 1):
-            problem = f"has no subset {subset!r}" if subset else "has several subsets"
-            raise UserError(f"{folder}: {problem}; set data.subset to one of: {', '.join(subsets)}")
-        builder = datasets.load_dataset_builder(absolute, name=subset)
-        files = {str(name): files for name, files in (builder.config.data_files or {}).items()}
-        if split not in files:
-            raise UserError(
-                f"{folder}: has no split {split!r}; set data.train_split or data.eval_split to one of:"
-                f" {', '.join(files)}"
-            )
-        for file in (file for split_files in files.values() for file in split_files):
-            _refuse_outside(folder, str(file))
-        empty = True
-        for number, row in enumerate(builder.as_streaming_dataset(split=split), 1):
-            empty = False
-            yield number, row
-    except UserError:
-        raise
-    except Exception as error:  # the readers of datasets raise errors of any type
-        reason = textwrap.shorten(str(error), 200, placeholder=" ...")
-        raise UserError(f"{folder}: cannot be read as a data set: {reason}") from None
-    if empty:
-        raise UserError(f"{folder}: split {split!r} has no rows; name another")
-
-
-def _refuse_outside(folder: Path, file: str) -> None:
-    """Refuse a file outside `folder`: a data set card can name any file of this machine and any address."""
-    if not Path(os.path.normpath(file)).is_relative_to(folder.resolve()) or Path(file).suffix.lower() not in _READERS:
-        raise UserError(f"{folder}: names {file}; a data set may only name {', '.join(_READERS)} files in its folder")
-
-
-def _read_any(path: Path) -> Iterator[tuple[int, Any]]:
-    """Read rows by the file's suffix; turn every error into a UserError."""
+def read_part(path: Path) -> Iterator[tuple[int, Record | Unreadable]]:
+    """Yield what `read_file` does for a file that may be empty, as one of several can."""
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise UserError(f"{path}: unknown type of data file; use {', '.join(_READERS)}")
+        raise UserError(f"{path}: unknown type of data file; use {', '.join(DATA_SUFFIXES)}")
     try:
-        yield from reader(path)
+        for number, row in reader(path):
+            if isinstance(row, dict):
+                try:
+                    row = without_nulls(row)
+                except RecursionError:
+                    row = Unreadable("is nested too deep")
+            elif not isinstance(row, Unreadable):
+                row = Unreadable(f"is {type(row).__name__}, not an object with named columns")
+            yield number, row
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     except UnicodeError:
         raise UserError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
-    except (csv.Error, ValueError, RecursionError) as error:  # pyarrow's errors are ValueErrors
+    except (
+        ValueError,
+        ArithmeticError,
+        NotImplementedError,
+        RecursionError,
+    ) as error:  # pyarrow's errors are among them
         raise UserError(f"{path}: is not a valid {path.suffix} file: {error}") from None
+
+
+_NESTED = (dict, list)
+
+
+def without_nulls(value: Any) -> Any:
+    """Remove the keys of objects whose value is None, at every depth; None in lists remains."""
+    if isinstance(value, dict):
+        return {name: without_nulls(part) for name, part in value.items() if part is not None}
+    if isinstance(value, list):
+        return [without_nulls(part) if isinstance(part, _NESTED) else part for part in value]
+    return value
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
@@ -126,7 +110,10 @@ _WHITE_SPACE = re.compile(r"\s*")
 
 
 def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
-    """Decode the items of the top-level list one by one, so that only the text is in memory."""
+    """Decode the items of the top-level list one by one, so that only the text is in memory; else read JSONL."""
+    if _has_object_per_line(path):
+        yield from _read_jsonl(path)
+        return
     text = path.read_text(encoding="utf-8-sig")
     decoder, number = json.JSONDecoder(), 0
 
@@ -137,7 +124,7 @@ def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
         position = skip_space(0)
         if not text.startswith("[", position):
             decoder.raw_decode(text, position)
-            raise UserError(f"{path}: a .json data file must be one list of rows; for one row per line use .jsonl")
+            raise UserError(f"{path}: a .json data file must be one list of rows, or have one object per line")
         position = skip_space(position + 1)
         while number or not text.startswith("]", position):
             row, position = decoder.raw_decode(text, position)
@@ -155,21 +142,106 @@ def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
         raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg}; write one list of objects") from None
 
 
+def _has_object_per_line(path: Path) -> bool:
+    """Whether the first line is an object."""
+    with path.open(encoding="utf-8-sig") as file:
+        line = next((line for line in file if line.strip()), "")
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def _read_csv(path: Path) -> Iterator[tuple[int, Any]]:
+    """Read cells as text. A row has the number of the line that it starts at."""
     csv.field_size_limit(2**31 - 1)
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        for row in reader:
-            too_long = Unreadable("has more cells than the header; quote cells that contain commas")
-            yield reader.line_num, too_long if None in row else row
+        reader = csv.reader(file, strict=True)
+        header: list[str] = []
+        while True:
+            number = reader.line_num + 1
+            try:
+                cells = next(reader, None)
+            except csv.Error:
+                raise UserError(
+                    f"{path}:{_open_quote(path, number, reader.line_num)}: the quote that opens a cell here is not"
+                    " closed, or text follows the one that closes it; write a quote inside a quoted cell twice"
+                ) from None
+            if cells is None:
+                return
+            if cells and not header:
+                header = _header(f"{path}:{number}", cells)
+            elif cells:
+                wrong = f"has {len(cells)} cells, but the header has {len(header)}; quote cells that contain commas"
+                yield number, dict(zip(header, cells)) if len(cells) == len(header) else Unreadable(wrong)  # noqa: B905
+
+
+def _header(place: str, names: list[str]) -> list[str]:
+    """Return the column names of a CSV file, which must be different and not empty."""
+    for name in names:
+        if not name.strip():
+            raise UserError(f"{place}: a column has no name; name it, or remove it (pandas writes one: index=False)")
+        if names.count(name) > 1:
+            raise UserError(f"{place}: two columns have the name {name!r}; rename or remove one")
+    return names
+
+
+_CSV_CELL = re.compile(r'(?:"(?:[^"]++|"")*+"|(?!")[^,\r\n]*+)(?:,|\r\n|[\r\n])')
+
+
+def _open_quote(path: Path, first: int, last: int) -> int:
+    """Return the line of the first cell in a range of lines whose opening quote is not closed properly."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        text, position = "".join(islice(file, first - 1, last)), 0
+    while cell := _CSV_CELL.match(text, position):
+        position = cell.end()
+    return first + len(re.findall(r"\r\n|[\r\n]", text[:position]))
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as file:
-        rows = (row for batch in file.iter_batches(batch_size=PARQUET_BATCH) for row in batch.to_pylist())
-        yield from enumerate(rows, 1)
+        yield from _arrow_rows(file.schema_arrow, file.iter_batches(batch_size=ARROW_BATCH))
 
 
-_READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
+def _read_arrow(path: Path) -> Iterator[tuple[int, Any]]:
+    """Read a stream or file of Arrow's IPC format."""
+    import pyarrow
+
+    with pyarrow.memory_map(str(path)) as file:
+        try:
+            stream = pyarrow.ipc.open_stream(file)
+        except pyarrow.ArrowInvalid:
+            ipc_file = pyarrow.ipc.open_file(file)
+            batches = map(ipc_file.get_batch, range(ipc_file.num_record_batches))
+            yield from _arrow_rows(ipc_file.schema, batches)
+        else:
+            yield from _arrow_rows(stream.schema, stream)
+
+
+def _arrow_rows(schema: pyarrow.Schema, batches: Iterable[pyarrow.RecordBatch]) -> Iterator[tuple[int, Any]]:
+    """Yield numbered rows: maps are objects, and datasets' feature Json is decoded."""
+    import pyarrow
+
+    if len(set(schema.names)) < len(schema.names):
+        raise ValueError("two columns have the same name")
+    json_fields = [field for field in schema if "arrow.json" in str(field.type)]
+    slices = (batch.slice(start, ARROW_BATCH) for batch in batches for start in range(0, len(batch), ARROW_BATCH))
+    rows = (row for part in slices for row in part.to_pylist(maps_as_pydicts="strict"))
+    if json_fields:
+        from stages.data.exact_json import Features
+
+        features = Features.from_arrow_schema(pyarrow.schema(json_fields))
+        rows = (row | features.decode_example({name: row[name] for name in features}) for row in rows)
+    yield from enumerate(rows, 1)
+
+
+_READERS = {
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+    ".arrow": _read_arrow,
+}
+DATA_SUFFIXES = tuple(_READERS)

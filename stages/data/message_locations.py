@@ -19,7 +19,8 @@ Message = dict[str, Any]
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 """Keys of a message, beside `content`, that hold text of the model."""
 
-_PRIVATE_USE = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE), range(0xE000, 0xF900))
+_MARKS = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE), range(0xE000, 0xF900))
+_PRIVATE_USE = re.compile("([\U000f0000-\U000ffffd\U00100000-\U0010fffd\ue000-\uf8ff])")
 _WORD = re.compile(r"<[^\s<>]*>?|\[[^\s\[\]]*\]?|[^\s<\[]+")
 """A tag or other word. Text can follow a tag without a space: `<think>a</think>b` has four."""
 
@@ -134,8 +135,8 @@ def _marked_words(
         first_words: mark the first word of each text even if it is no letter or digit; some templates test how a text
             starts.
     """
-    used = set(text)
-    marks = (chr(code) for code in chain(*_PRIVATE_USE) if chr(code) not in used)
+    used = set(_PRIVATE_USE.findall(text))
+    marks = (mark for mark in map(chr, chain(*_MARKS)) if mark not in used)
     marked_messages, chunks_of = [], []
     for index, message in enumerate(messages):
         for key, part, content in _texts(message):
@@ -146,7 +147,8 @@ def _marked_words(
     if next(marks, None) is None:
         return None
     all_marks = "".join(mark for *_, chunks in chunks_of for mark, _ in chunks)
-    parts = re.split(f"([{all_marks}])", render(marked_messages) or "") if all_marks else []
+    any_mark = re.compile(f"([{all_marks}])") if used else _PRIVATE_USE
+    parts = any_mark.split(render(marked_messages) or "") if all_marks else []
     if "".join(parts[::2]) != text:
         return None
     written: dict[str, list[_Place]] = {}
@@ -194,13 +196,15 @@ def _chunks(content: str, marks: Iterator[str], first_words: bool) -> Iterator[t
 
 def _match(words: str, places: Sequence[_Place]) -> _Match:
     """Match a chunk with what follows its mark: as text, or as JSON text."""
-    ends = [match.end() for match in _WORD.finditer(words)]
-    encoded = json.dumps(words.rstrip(), ensure_ascii=False)[1:-1]
     spans, most_used = [], 0
     for position, _, after in places:
-        used, count = _shared_words(words, after, ends, partial=ends[0])
-        if used < ends[-1] and after.startswith(encoded):
-            used, count = len(words), len(encoded)
+        used = count = len(words)
+        if not after.startswith(words):
+            ends = [match.end() for match in _WORD.finditer(words)]
+            used, count = _shared_words(words, after, ends, partial=ends[0])
+            encoded = json.dumps(words.rstrip(), ensure_ascii=False)[1:-1]
+            if used < ends[-1] and after.startswith(encoded):
+                used, count = len(words), len(encoded)
         spans.append((position, position + count))
         most_used = max(most_used, used)
     return _Match([span for span in spans if span[0] < span[1]], most_used)
@@ -220,8 +224,6 @@ def _shared_words(text: str, written: str, ends: Sequence[int], partial: int = 0
 
     White space between characters can differ. What is common ends at one of `ends`, or before `partial`.
     """
-    if written.startswith(text):
-        return len(text), len(text)
     i = j = 0
     shared = (0, 0)
     while i < len(text) and j < len(written):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from stages.base import UserError
-from stages.data.columns import MISSING, BadRow
-from stages.data.files import Record, Unreadable, read_file, read_folder
+from stages.data.columns import BadRow, decode_messages
+from stages.data.files import Record, Unreadable, read_file
+from stages.data.folders import read_folder
 from stages.data.formats import (
     FORMATS,
     PAIR_COLUMNS,
@@ -128,17 +130,16 @@ def _convert_rows(
     report: RowReport | None,
 ) -> Iterator[tuple[int, AnyRow]]:
     """Convert every good row, and list or drop the bad ones. Rows of two kinds in one source are an error."""
-    source, report = source_name(path, reading), report or RowReport()
-    records: Iterator[tuple[int, Record | Unreadable]]
-    records = read_folder(path, reading.subset, reading.split) if path.is_dir() else read_file(path)
-    bad, kind, listed = 0, None, []
-    for number, record in records:
+    report = report or RowReport()
+    bad, kind, listed, unseen = 0, None, [], set(reading.columns)
+    for place, number, record in _records(path, reading):
         try:
             renamed = _rename(record, reading.columns)
+            unseen -= renamed.keys()
             row = convert(renamed)
         except BadRow as error:
             bad += 1
-            line = f"{source}:{number}: {error.describe(record, reading.columns)}"
+            line = f"{place}: {error.describe(record, reading.columns)}"
             if isinstance(error, UnknownFormat) and reading.on_bad_row == "error":
                 raise UserError(line) from None
             if bad <= MAX_BAD_ROWS:
@@ -148,23 +149,38 @@ def _convert_rows(
             continue
         report.unread_columns += [name for name in renamed if name not in (*columns_read(), *report.unread_columns)]
         if kind not in (None, _kind(row)):
-            raise UserError(
-                f"{source}:{number}: some rows are plain text and others are messages; put each kind in its own file"
-            )
+            raise UserError(f"{place}: some rows are plain text and others are messages; put each kind in its own file")
         kind = _kind(row)
         yield number, row
     if bad and (kind is None or reading.on_bad_row == "error"):
         raise bad_rows_error(listed, bad)
+    if unseen:
+        names = ", ".join(reading.columns[name] for name in sorted(unseen))
+        raise UserError(f"{source_name(path, reading)}: no row has the column {names}; correct data.columns")
+
+
+def _records(path: Path, reading: Reading) -> Iterator[tuple[str, int, Record | Unreadable]]:
+    """Yield (`file:line`, number, record); the number is the line of a file, or counts the rows of a folder's split."""
+    if not path.is_dir():
+        yield from ((f"{path}:{number}", number, record) for number, record in read_file(path))
+        return
+    for number, (file, line, record) in enumerate(read_folder(path, reading.subset, reading.split), 1):
+        yield f"{file}:{line}", number, record
+
+
+def row_place(path: Path, reading: Reading) -> Callable[[int], str]:
+    """Return a function from the number of a row to its `file:line`, for messages."""
+    if not path.is_dir():
+        return lambda number: f"{path}:{number}"
+    places = cache(lambda: [place for place, _, _ in _records(path, reading)])
+    return lambda number: places()[number - 1]
 
 
 def _rename(record: Record | Unreadable, columns: dict[str, str]) -> Record:
     if isinstance(record, Unreadable):
         raise BadRow(None, record.reason)
-    for ours, theirs in columns.items():
-        if theirs not in record:
-            raise BadRow(ours, MISSING)
-    rest = {name: value for name, value in record.items() if name not in columns.values()}
-    return rest | {ours: record[theirs] for ours, theirs in columns.items()}
+    rest = {name: value for name, value in record.items() if name not in (*columns, *columns.values())}
+    return decode_messages(rest | {ours: record[theirs] for ours, theirs in columns.items() if theirs in record})
 
 
 def _kind(row: TrainingRow) -> tuple[type, set[bool]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
@@ -17,12 +17,14 @@ import numpy
 import pyarrow
 import torch
 import transformers
-from datasets import Dataset, Features, Json, List, Value
+from datasets import Dataset, List, Value
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from stages.base import UserError
 from stages.data.chat_rendering import Rendered, RenderError, render_chat, render_text, target_turns
 from stages.data.columns import BadRow, weighted_tokens
+from stages.data.exact_json import Features, Json
+from stages.data.files import without_nulls
 from stages.data.reader import bad_rows_error
 from stages.data.segments import Segment
 
@@ -55,7 +57,7 @@ def prepare(
     max_length: int | None,
     turns: Literal["all", "last"] = "all",
     on_bad_row: Literal["error", "drop"] = "error",
-    place: str = "row ",
+    place: Callable[[int], str] = "row {}".format,
     num_proc: int | None = None,
 ) -> Dataset:
     """Tokenise rows that have one of ROW_COLUMNS; the result is cached by the content of everything it depends on.
@@ -64,7 +66,7 @@ def prepare(
 
     Args:
         turns: which assistant turns of `messages` are completion.
-        place: prefix of row numbers in errors.
+        place: the name of a row in errors, by its number.
         num_proc: number of processes; by default one per core for large data sets.
 
     Returns:
@@ -95,7 +97,7 @@ def apply(
     preparer: Preparer,
     dataset: Dataset,
     on_bad_row: Literal["error", "drop"],
-    place: str = "row ",
+    place: Callable[[int], str] = "row {}".format,
     num_proc: int | None = None,
 ) -> Dataset:
     """Prepare all rows of a data set; see `prepare`."""
@@ -108,7 +110,7 @@ def apply(
         new_fingerprint=content_key(dataset._fingerprint, preparer.key()),
         num_proc=num_proc or _process_count(len(dataset)),
     )
-    bad = [f"{place}{row}: {problem}" for row, problem in problems(prepared)]
+    bad = [f"{place(row)}: {problem}" for row, problem in problems(prepared)]
     if bad and (on_bad_row == "error" or len(bad) == len(prepared)):
         raise bad_rows_error(bad, len(bad))
     return prepared
@@ -195,7 +197,7 @@ class Preparer:
 
     def _render_or_explain(self, row: dict[str, Any]) -> Rendered:
         try:
-            rendered = self._render(_without_none(row) if self.drop_none else row)
+            rendered = self._render(without_nulls(row) if self.drop_none else row)
         except RenderError as error:
             return Rendered("", str(error))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -290,13 +292,6 @@ class Preparer:
             ),
             "cut": lengths - new_lengths,
         }
-
-
-def _without_none(value: Any) -> Any:
-    """Remove None from all nested mappings."""
-    if isinstance(value, dict):
-        return {name: _without_none(inner) for name, inner in value.items() if inner is not None}
-    return [_without_none(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _tokens_or_problem(row: dict[str, Any]) -> tuple[list[int], list[float], str]:

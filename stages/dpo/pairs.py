@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from stages.base import Context, UserError
 from stages.data.dataset_cache import load_rows
-from stages.data.reader import DROPPED_ROWS, dropped_rows_text, report_notes, source_name
+from stages.data.reader import DROPPED_ROWS, dropped_rows_text, report_notes, row_place
 from stages.data.segments import Segment
 from stages.data.tokenization import Preparer, content_key, date_notes
 from stages.dpo.config import DPOStage
@@ -189,9 +189,9 @@ def load_pairs(context: Context, part: str, tokenizer: PreTrainedTokenizerBase) 
         raise _nothing_to_learn(part, stats, preparer.pair_length, max(map(len, prepared["prompt_ids"])))
     fingerprint = content_key(part, stage.train.model_dump())  # TRL caches the reference's log-probabilities under it
     dataset = prepared.select_columns(list(ID_COLUMNS)).select(is_used.nonzero()[0], new_fingerprint=fingerprint)
-    place = f"{source_name(path, stage.data.reading(part, stage.data.format))}:"
+    place = row_place(path, stage.data.reading(part, stage.data.format))
     rows = zip(columns["row"][is_left_out], columns["left_out"][is_left_out], strict=True)
-    lines = dropped_rows_text([f"{place}{row}: {reason}" for row, reason in rows], path).splitlines()
+    lines = dropped_rows_text([f"{place(row)}: {reason}" for row, reason in rows], path).splitlines()
     notes = report_notes(part, report) + date_notes(part, tokenizer, dataset[0]["prompt_ids"])
     notes += _notes(part, stats, [str(row) for row in other_prompt])
     return Pairs(dataset, stats, report.dropped + lines, notes)

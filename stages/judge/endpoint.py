@@ -6,7 +6,6 @@ Neither is ever written to a file.
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import urllib.error
@@ -14,6 +13,7 @@ import urllib.request
 from functools import cache
 
 from stages.base import UserError
+from stages.system.did_you_mean import similar_names
 
 OPENAI = "https://api.openai.com/v1"
 LIST_TIMEOUT = 20.0
@@ -48,5 +48,4 @@ def require_model(name: str) -> None:
     data = listing.get("data") if isinstance(listing, dict) else None
     names = [str(model["id"]) for model in data or [] if isinstance(model, dict) and "id" in model]
     if names and name not in names:
-        matches = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names[:5]
-        raise UserError(f"{url} has no model {name!r}; it has {', '.join(matches)}", "judge")
+        raise UserError(f"{url} has no model {name!r}; it has {similar_names(name, names)}", "judge")

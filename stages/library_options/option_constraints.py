@@ -24,9 +24,37 @@ EXCLUSIVE: list[tuple[str, str]] = _RULES["exclusive"]
 REQUIRED: dict[str, str] = _RULES["required"]
 """Option -> the option that it requires."""
 
+REFUSED_VALUES: dict[str, dict[str, dict[str, str]]] = _RULES["refused_values"]
+"""Class -> option -> value that has no effect or fails once training starts -> reason."""
 
-def find_conflict(options: dict[str, Any]) -> tuple[str, str] | None:
-    """Return the first option that does not fit the others, and the problem; None if all fit."""
+ONLY_WITH: dict[str, tuple[str, list[str]]] = _RULES["only_with"]
+"""Option -> another option, and the values of that without which it has no effect."""
+
+SCHEDULER_OPTIONS: dict[str, list[str]] = _RULES["scheduler_options"]
+SCHEDULER_NEEDS: dict[str, list[str]] = _RULES["scheduler_needs"]
+"""Value of lr_scheduler_type -> keys that lr_scheduler_kwargs may have; keys of which it must have one."""
+
+OPTIMIZER_PACKAGES: dict[str, str] = _RULES["optimizer_packages"]
+"""Value of optim -> the module that it needs."""
+
+
+def find_conflict(name: str, options: dict[str, Any]) -> tuple[str, str] | None:
+    """Return the first option of the class `name` that does not fit the others, and the problem; None if all fit."""
+    for key, reasons in REFUSED_VALUES.get(name, {}).items():
+        if str(options.get(key)) in reasons:
+            return key, f"cannot be {options[key]}: {reasons[str(options[key])]}"
+    for key, (other, values) in ONLY_WITH.items():
+        selected = options.get(other) or []
+        if options.get(key) and not {*(selected if isinstance(selected, list) else [selected])} & {*values}:
+            return key, f"has no effect unless {other} is {' or '.join(values)}; set that, or leave this out"
+    scheduler = options.get("lr_scheduler_type") or "linear"
+    scheduler_keys = list(options.get("lr_scheduler_kwargs") or {})
+    needs = SCHEDULER_NEEDS.get(scheduler, scheduler_keys)
+    if needs and not {*needs} & {*scheduler_keys}:
+        return "lr_scheduler_type", f"{scheduler} needs lr_scheduler_kwargs with {' or '.join(needs)}"
+    known = SCHEDULER_OPTIONS.get(scheduler, scheduler_keys)
+    for key in {*scheduler_keys} - {*known}:
+        return f"lr_scheduler_kwargs.{key}", f"is no option of {scheduler}, which has {', '.join(known) or 'none'}"
     for first, second in EXCLUSIVE:
         if options.get(first) and options.get(second):
             return second, f"cannot be set together with {first}; leave one out"
@@ -37,7 +65,6 @@ def find_conflict(options: dict[str, Any]) -> tuple[str, str] | None:
         steps = options.get(name) or 0
         if steps > 1 and steps != int(steps):
             return name, f"is {steps}; set a whole number of steps, or a fraction of all steps below 1"
-    scheduler = options.get("lr_scheduler_type")
     if scheduler in ("reduce_lr_on_plateau", "greedy") and options.get("eval_strategy", "no") == "no":
         return "lr_scheduler_type", f"{scheduler} follows the evaluation loss; set eval_strategy"
     for kernel in ("fused_linear_cross_entropy", "cross_entropy"):

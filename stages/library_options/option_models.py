@@ -33,7 +33,9 @@ class Options(Config):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if conflict := find_conflict({name: getattr(self, name) for name in self.model_fields_set}):
+        if conflict := find_conflict(
+            type(self).__name__, {name: getattr(self, name) for name in self.model_fields_set}
+        ):
             raise wrong_at(*conflict)
         return self
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from stages.base import Config, Need, UserError, wrong_at
-from stages.data.files import read_rows
+from stages.data.files import DATA_SUFFIXES, read_rows
 from stages.evaluation.config import EvaluationStage, require_vllm, unique_by
 from stages.library_options.option_models import Options as LibraryOptions
 from stages.library_options.option_models import options as library_options
@@ -26,17 +26,10 @@ if TYPE_CHECKING:
 else:
     GenerationOptions = library_options("gen_kwargs")
 
-LOADERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
-
 # task files are read as text, since their functions must not run
 _TASK_IN_YAML = re.compile(r"(?m)^(?:task|group): *['\"]?([^\s'\"]+)")
 _PYTHON_IN_YAML = re.compile(r"!function|__")
 """Text in a task file that calls Python: a function, or an object's dunder attribute in a template."""
-
-
-def dataset_loader(reference: str) -> str | None:
-    name = reference.partition("@sha256:")[0]
-    return LOADERS.get(PurePosixPath(name).suffix.lower())
 
 
 class Task(Config):
@@ -49,7 +42,8 @@ class Task(Config):
     metric: str | None = None
     """The report's headline metric: `acc`, or with its filter `exact_match,strict-match`. None: the task's first."""
     data: dict[str, str] = Field(default_factory=dict)
-    """Split name -> file that replaces the task's data set: for your own items, or without a network."""
+    """Split name -> file that replaces the task's data set: for your own items, or without a network. Items reach the
+    task as they are written."""
     dataset: str | None = None
     """A folder, or ORG/NAME@REVISION on the hub, with a copy of the task's data set: without a network, or to pin a
     revision. For a group or tag, it applies to all its tasks."""
@@ -62,15 +56,12 @@ class Task(Config):
 
     @field_validator("data")
     @classmethod
-    def _one_readable_format(cls, data: dict[str, str]) -> dict[str, str]:
+    def _readable(cls, data: dict[str, str]) -> dict[str, str]:
         for split, reference in data.items():
             if not re.fullmatch(r"\w{1,50}", split):
                 raise ValueError(f"{split!r} is not a valid split name; use up to 50 letters, digits and _")
-            if dataset_loader(reference) is None:
-                raise wrong_at(split, f"{reference!r} should be a file ending in {', '.join(LOADERS)}")
-        formats = {split: dataset_loader(reference) for split, reference in data.items()}
-        if len(set(formats.values())) > 1:
-            raise ValueError(f"all splits of a task need one file format, not {formats}")
+            if PurePosixPath(reference.partition("@sha256:")[0]).suffix.lower() not in DATA_SUFFIXES:
+                raise wrong_at(split, f"{reference!r} should be a file ending in {', '.join(DATA_SUFFIXES)}")
         return data
 
 
@@ -118,7 +109,7 @@ class LMEvalStage(EvaluationStage):
     """Benchmarks through lm-evaluation-harness."""
 
     kind: ClassVar[str] = "lm_eval"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     tasks: Annotated[list[Task], Field(min_length=1), unique_by("task")]
     """Benchmarks: tasks, groups or tags of lm-eval, or of the folder `include_path`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import sys
 from collections.abc import Mapping
@@ -17,7 +16,9 @@ from lm_eval.tasks import TaskManager
 
 from stages.base import UserError
 from stages.library_options.option_models import CODE_OPTIONS
-from stages.lm_eval.config import LMEvalStage, Task, dataset_loader
+from stages.lm_eval.config import LMEvalStage, Task
+from stages.lm_eval.local_data import parquet_of_files, parquet_of_folder
+from stages.system.did_you_mean import similar
 from stages.system.file_names import file_name
 
 
@@ -82,7 +83,7 @@ def refused_names(manager: TaskManager, names: list[str], allow_unsafe: bool) ->
     refusals = {}
     for name in names:
         if name not in manager.all_tasks:
-            matches = difflib.get_close_matches(name, manager.all_tasks, n=3)
+            matches = similar(name, manager.all_tasks)
             hint = f"did you mean {', '.join(matches)}?" if matches else "`lm_eval ls tasks` lists them"
             refusals[name] = f"lm-eval knows no task, group or tag {name!r}; {hint}"
         elif not allow_unsafe and _is_unsafe(manager, name):
@@ -133,13 +134,14 @@ def _with_own_data(manager: TaskManager, index: int, task: Task, files: Mapping[
     scored_split, fewshot_split = _splits(config, task)
     if missing := {split for split in (scored_split, fewshot_split) if split} - task.data.keys():
         raise UserError(f"{key}: {task.task} reads the split {' and '.join(sorted(missing))} too; name a file for it")
+    own_files = {split: files[f"data.{task.task}.{split}"] for split in task.data}
     override = {
         "include": str(entry.yaml_path),
         "task": task.task,
-        "dataset_path": dataset_loader(next(iter(task.data.values()))),
+        "dataset_path": "parquet",
         "dataset_name": None,
         "dataset_kwargs": {
-            "data_files": {split: str(files[f"data.{task.task}.{split}"].resolve()) for split in task.data},
+            "data_files": parquet_of_files(own_files, scratch / "items" / f"{index}"),
             # datasets keys its shared cache by path and time stamp, so it could return a file's old content.
             "cache_dir": str(scratch / "datasets"),
         },
@@ -153,7 +155,7 @@ def _with_own_dataset(
     manager: TaskManager, index: int, task: Task, files: Mapping[str, Path], scratch: Path
 ) -> list[str]:
     """Replace the task, the group or the tag's tasks by ones that read the recipe's folder; return their names."""
-    dataset = str(files[f"dataset.{task.task}"].resolve())
+    dataset = str(parquet_of_folder(files[f"dataset.{task.task}"], scratch / "items" / f"{index}").resolve())
     entry = manager.task_index[task.task]
     names = [task.task] if entry.yaml_path else sorted(entry.tags)
     for name in names:

@@ -40,6 +40,8 @@ class Manifest(Record):
 
     step: str
     kind: str
+    recipe: str | None = None
+    """Name of the recipe whose run computed it; None in results of older versions."""
     version: int
     """`version` of the kind of stage."""
     fingerprint: str

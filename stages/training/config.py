@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from stages.base import BASE, Config, Need, StageConfig, UserError, wrong_at
 from stages.data.formats import FORMATS, columns_of
 from stages.data.reader import Reading, RowReport
+from stages.library_options.option_constraints import OPTIMIZER_PACKAGES
 from stages.library_options.option_models import Options, options
 from stages.models.lora_targets import check_targets
 from stages.models.model_folder import REMOTE_CODE, check_model
@@ -59,7 +60,7 @@ class Quantization(QuantizationOptions):
 
 
 class TrainingData(Config):
-    """The rows of a training stage: JSONL, JSON, Parquet or CSV files, or a data set of such files."""
+    """The rows of a training stage: JSONL, JSON, CSV, Parquet or Arrow files, or a data set of such files."""
 
     train: str
     """A file: a path relative to the recipe, org/name@revision#file on the hub, or pypi:... Or a data set: a folder, or
@@ -269,6 +270,8 @@ class TrainingStage(StageConfig):
         needed = {name: (name, "train.report_to") for name in self.trackers}
         if self.train.model_dump().get("use_liger_kernel"):
             needed["liger_kernel"] = "liger-kernel", "train.use_liger_kernel"
+        if module := OPTIMIZER_PACKAGES.get(str(self.train.model_dump().get("optim"))):
+            needed[module] = module.replace("_", "-"), "train.optim"
         for module, (package, key) in needed.items():
             spec = find_spec(module)
             if spec is None or spec.origin is None:  # no origin: a folder without code, such as wandb's output

@@ -227,22 +227,24 @@ def test_many_failures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     log.write_text(
         "an old line\n\x1b[1;34mline\x1b[0m 0\n"
         + "\n".join(f"line {i}" for i in range(1, 5))
-        + "\n\n0%\r 50%\r100%\nRuntimeError: no\n"
+        + "\n\n0%\r 50%\r100%\nRuntimeError: 0\n"
     )
     for i in range(5):
-        console.failed(f"cell[{i}]", "RuntimeError: no", tmp_path / "logs" / f"{i}.txt", is_user_error=False)
+        console.failed(f"cell[{i}]", f"RuntimeError: {i}", tmp_path / "logs" / f"{i}.txt", is_user_error=False)
+    console.failed("cell[5]", "RuntimeError: 1", tmp_path / "logs" / "5.txt", is_user_error=False)
     output = capsys.readouterr().out.splitlines()
-    assert output == [f"  failed cell[{i}]: RuntimeError: no" for i in range(5)]
-    states = ["failed"] * 5 + ["skipped"] * 2 + ["done"]
+    assert output == [f"  failed cell[{i}]: RuntimeError: {[0, 1, 2, 3, 4, 1][i]}" for i in range(6)]
+    states = ["failed"] * 6 + ["skipped"] * 2 + ["done"]
     records = [StepRecord(f"cell[{i}]", "sft", {}, state, None, None) for i, state in enumerate(states)]
     console.failures(records, "run-recipe r.yaml")
     text = capsys.readouterr().out
-    assert text.startswith("\n5 failed: cell[0], cell[1], cell[2], cell[3], cell[4]; 2 more need them\n")
+    assert text.startswith("\n6 failed: cell[0], cell[1], cell[2], cell[3], cell[4], cell[5]; 2 more need them\n")
     words = "".join(f"    line {i}\n" for i in range(5)) + "    100%\n"
-    assert f"\n  failed cell[0]: RuntimeError: no\n{words}    log: {log}\n" in text
-    assert "failed cell[2]" in text
+    assert f"\n  failed cell[0]: RuntimeError: 0\n{words}    log: {log}\n" in text
+    assert "failed cell[1] and 1 more: RuntimeError: 1\n" in text
+    assert "failed cell[2]: RuntimeError: 2\n" in text
     assert "failed cell[3]" not in text
-    assert f"and 2 more, with logs in the same folder: {log.parent}/" in text
+    assert f"and 2 more errors, with logs in the same folder: {log.parent}/" in text
     assert text.endswith("to continue with the steps that have no result:\n  run-recipe r.yaml\n")
 
 

@@ -229,7 +229,7 @@ def test_an_error_in_all_cells_is_reported_once(folder: Path, capsys: pytest.Cap
 
 CELLS_WRONG = {
     "promt=0.2": "'promt' is no axis of the matrix; did you mean 'prompt'?; it has prompt, completion",
-    "prompt=0.3": "--cells prompt=0.3: prompt is never '0.3'; did you mean '0.2'?; it is 0, 0.2",
+    "prompt=0.3": "--cells prompt=0.3: prompt is never '0.3'; it is 0, 0.2",
     "prompt": "write AXIS=VALUE",
     "prompt=0,completion=0": "--cells prompt=0,completion=0: the matrix has no such cell",
 }
@@ -262,6 +262,7 @@ def test_a_benchmark_depends_on_the_version_of_the_harness(folder: Path, monkeyp
     manifest = Manifest(
         step=old.name,
         kind=old.kind,
+        recipe=old.recipe.name,
         version=old.config.version,
         fingerprint="0" * 32,
         config=old.config.model_dump(),

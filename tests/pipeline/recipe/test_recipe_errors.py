@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -163,7 +166,7 @@ CASES = {
     "remote code": (
         "num_train_epochs: 1",
         "model_init_kwargs: {trust_remote_code: true}",
-        r"r\.yaml:8:33: stages\.wit\.train\.model_init_kwargs\.trust_remote_code: unknown key; the keys are attn_",
+        r"r\.yaml:8:33: stages\.wit\.train\.model_init_kwargs\.trust_remote_code: .*did you mean 'stages.wit.trust",
     ),
     "secret": ("num_train_epochs: 1", "hub_token: x", r"stages\.wit\.train\.hub_token: cannot be set here: .*secrets"),
     "evaluation without data": ("num_train_epochs: 1", "eval_strategy: epoch", r"name it as data\.eval"),
@@ -185,7 +188,7 @@ CASES = {
     "unknown attention": (
         "num_train_epochs: 1",
         "model_init_kwargs: {attn_implementation: flash}",
-        r"r\.yaml:8:\d+: stages\.wit\.train\.model_init_kwargs\.attn_implementation: found 'flash'; allowed are eager",
+        r"r\.yaml:8:\d+: stages\.wit\.train\.model_init_kwargs\.attn_.*: found 'flash'; did you mean 'flash_",
     ),
     "unknown choice of many, similar to none": (
         "num_train_epochs: 1",
@@ -256,7 +259,58 @@ CASES = {
     "extends nothing": (
         "name: small",
         "name: small\nextends: s.yaml",
-        r"r\.yaml:2:10: extends: s\.yaml: there is no such file; did",
+        r"r\.yaml:2:10: extends: s\.yaml: no such file or folder; .* has r\.yaml",
+    ),
+    "a name of other tools": ("num_train_epochs: 1", "epochs: 1", r"r\.yaml:8:13: .*did you mean 'num_train_epochs'"),
+    "a name of the paper at another place": (
+        "    weights: {prompt: 0.2, completion: 0.8}",
+        "    lambda_p: 0.2",
+        r"r\.yaml:7:5: stages\.wit\.lambda_p: unknown key; did you mean 'stages\.wit\.weights\.prompt'",
+    ),
+    "a key of a stage at the top": (
+        "name: small",
+        "name: small\nlora_r: 8",
+        r"r\.yaml:2:1: lora_r: unknown key; did you mean 'stages\.wit\.lora\.r'",
+    ),
+    "a name that is valid only elsewhere": (
+        "num_train_epochs: 1",
+        "tasks: [mmlu]",
+        r"r\.yaml:8:13: stages\.wit\.train\.tasks: unknown key; docs/reference\.md",
+    ),
+    "a name without a key": ("num_train_epochs: 1", "val_set_size: 9", r"unknown key; write the rows .* data\.eval"),
+    "an option of another section": (
+        "    train: {num_train_epochs: 1}",
+        "    learning_rate: 1.0",
+        r"r\.yaml:8:5: .*unknown key here; did you mean 'stages\.wit\.train\.learning_rate'",
+    ),
+    "another case": ("kind: dpo", "kind: DPO", r"r\.yaml:10:11: .*'DPO' is unknown; did you mean 'dpo'"),
+    "a kind that does not exist": ("kind: dpo", "kind: ppo", r"'ppo' is unknown; the kinds are sft, dpo,"),
+    "a word of other tools": ("num_train_epochs: 1", "optim: adamw", r"found 'adamw'; did you mean 'adamw_torch'"),
+    "a task as text": ("[{task: arc_easy}]", "mmlu", r"stages\.bench\.tasks: .*found 'mmlu'; write \[\{task: mmlu\}\]"),
+    "a number as text": ("num_train_epochs: 1", "max_steps: '10'", r"found '10'; write 10"),
+    "several files": ("./rows.jsonl}", "[a.jsonl, b.jsonl]}", r"r\.yaml:6:19: .*to read several files, move them to a"),
+    "an environment variable": ("./rows.jsonl", "$HOME/rows.jsonl", r"'\$HOME/rows\.jsonl': .* no environment .*--set"),
+    "an interpolated one": ("./rows.jsonl", "'${DATA}'", r"there is no DATA; recipes read no environment .*--set"),
+    "a missing file without ./": (
+        "./rows.jsonl",
+        "ROWS.json",
+        r"ROWS\.json: no such file or folder; .* has rows\.jsonl",
+    ),
+    "a missing file in a folder": ("./model", "model/config.jso", r"config\.jso: no such .*model has config\.json"),
+    "an option that DPO cannot use": (
+        "{train: ./pairs.jsonl}",
+        "{train: ./pairs.jsonl}\n    train: {train_sampling_strategy: group_by_length}",
+        r"r\.yaml:13:38: stages\.dpo\.train\.train_sampling_strategy: cannot be group_by_length",
+    ),
+    "an option without effect": (
+        "{train: ./pairs.jsonl}",
+        "{train: ./pairs.jsonl}\n    train: {label_smoothing: 0.1}",
+        r"r\.yaml:13:30: .*label_smoothing: has no effect unless loss_type is robust",
+    ),
+    "a scheduler without what it needs": (
+        "num_train_epochs: 1",
+        "lr_scheduler_type: warmup_stable_decay",
+        r"r\.yaml:8:32: .*warmup_stable_decay needs lr_scheduler_kwargs with num_decay_steps",
     ),
     "empty file": (GOOD, "", r"r\.yaml:1:1: a recipe is a mapping"),
 }
@@ -386,9 +440,9 @@ def test_a_wrong_reference_is_no_reference_to_the_default(folder: Path, capsys: 
 def test_a_wrong_section_that_stages_share_is_reported_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shared = GOOD.replace("{train: ./rows.jsonl}", "&d {train: ./rows.jsonl, subset: 3}")
     Path("r.yaml").write_text(shared.replace("{train: ./pairs.jsonl}", "*d"))
-    assert complain(capsys).splitlines() == [
-        "run-recipe: r.yaml:6:44: stages.wit.data.subset: should be a valid string, found 3"
-    ]
+    (line,) = complain(capsys).splitlines()
+    error = "run-recipe: r.yaml:6:44: stages.wit.data.subset: should be a valid string, found 3"
+    assert line == f"{error} (also stages.dpo.data.subset)"
 
 
 def test_bad_data_of_several_stages_are_reported_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -553,7 +607,71 @@ def test_missing_recipe(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["binary.yaml"]) == 2
     assert "binary.yaml: cannot be read: it is not UTF-8 text" in capsys.readouterr().err
     assert main(["."]) == 2
-    assert ".: cannot be read" in capsys.readouterr().err
+    assert ".: is a folder" in capsys.readouterr().err
     assert main(["s.yaml"]) == 2
-    assert "s.yaml: cannot be read" in (output := capsys.readouterr().err)
-    assert "did you mean 'r.yaml'" in output
+    assert f"s.yaml: no such file or folder; {folder} has r.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["metadata", "padding", "bf32", "gamma", "temperatur", "weight", "lambda_x", "ppo"])
+def test_nothing_unrelated_is_suggested(folder: Path, capsys: pytest.CaptureFixture[str], word: str) -> None:
+    Path("r.yaml").write_text(GOOD.replace("num_train_epochs: 1", f"{word}: 1"))
+    assert "did you mean" not in complain(capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("-", "-: a recipe is a file, because relative paths start from its folder"),
+        ("/dev/stdin", "/dev/stdin: a recipe is a file"),
+        (".", ".: is a folder; name a recipe in it: r.yaml"),
+        ("r.yml", "r.yml: no such file or folder; "),
+        ("rows.jsonl", "rows.jsonl:1:1: a recipe is a mapping"),
+        ("r.toml", "a recipe is a YAML file"),
+        ("r.yaml --stges wit", "unknown argument '--stges'; did you mean '--stage'?"),
+        ("r.yaml --stage wot", "--stage wot: the recipe has no such stage; did you mean 'wit'?"),
+    ],
+)
+def test_a_wrong_command_line(folder: Path, capsys: pytest.CaptureFixture[str], name: str, expected: str) -> None:
+    Path("r.toml").write_text('[stages]\nwit = "a"\n')
+    Path("rows.jsonl").write_text('["a"]\n')
+    assert main([*name.split(), "--plan"]) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_the_same_error_is_said_once_with_a_count(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("rows.jsonl").write_text('{"prompt": "a "}\n')
+    cells = GOOD.replace("stages:", "matrix: {p: [0, 0.1, 0.2]}\nstages:").replace(
+        "prompt: 0.2", "prompt: '${matrix.p}'"
+    )
+    Path("r.yaml").write_text(cells.replace("./pairs.jsonl}", "./rows.jsonl, rejected: other_row}"))
+    (line,) = complain(capsys).splitlines()
+    assert line.endswith("rows.jsonl:1: column 'completion' is missing; the row has prompt (in 6 steps)")
+    Path("r.yaml").write_text(
+        GOOD.replace("pairs.jsonl}", "pairs.jsonl}\n    train: {epochs: 1}").replace("num_train_", "")
+    )
+    (line,) = complain(capsys).splitlines()
+    assert "r.yaml:8:13: stages.wit.train.epochs: unknown key" in line
+    assert line.endswith("(also stages.dpo.train.epochs (line 13))")
+
+
+def test_errors_are_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def errors(*arguments: str) -> list[tuple[object, ...]]:
+        assert main([*arguments, "--json"]) == 2
+        output = capsys.readouterr()
+        assert output.err == ""
+        return [(error["file"], error["line"], error["key"]) for error in json.loads(output.out)["error"]]
+
+    Path("r.yaml").write_text(GOOD.replace("0.2", "-1").replace("num_train_epochs", "epochs"))
+    keys = ["stages.wit.weights.prompt", "stages.wit.train.epochs"]
+    assert sorted(errors("r.yaml", "--plan")) == [("r.yaml", 7, keys[0]), ("r.yaml", 8, keys[1])]
+    assert errors("r.yaml", "--no-such-option") == [(None, None, None)]
+    Path("r.yaml").write_text(GOOD)
+    Path("rows.jsonl").write_text('{"prompt": "a "}\n')
+    assert errors("r.yaml") == [(str(folder / "rows.jsonl"), 1, None)]
+
+
+def test_a_closed_pipe_ends_the_command_silently(folder: Path) -> None:
+    command = f"{sys.executable} -m pipeline.cli r.yaml --plan --json | true; exit ${{PIPESTATUS[0]}}"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment)
+    assert (ended.returncode, ended.stderr) == (141, "")

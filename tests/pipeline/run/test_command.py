@@ -237,7 +237,19 @@ def test_plan_says_which_values_changed(world: Path) -> None:
     assert steps["bench[wit]"]["why"] == "after wit"
     assert steps["it"]["why"] == ""
     steps = plan(world, "--set", "stages.it.data.train=./items.jsonl")
+    assert steps["it"]["why"] == "stages.it.data.train: rows.jsonl -> items.jsonl"
+    (world / "sub").mkdir(exist_ok=True)
+    (world / "sub" / "rows.jsonl").write_bytes((world / "items.jsonl").read_bytes())
+    steps = plan(world, "--set", "stages.it.data.train=./sub/rows.jsonl")
     assert steps["it"]["why"] == "stages.it.data.train: rows.jsonl has other content"
+    steps = plan(world, "--set", "stages.wit.model=dpo", "--set", "stages.dpo.model=it")
+    assert steps["dpo"]["why"] == "stages.dpo.model: wit -> it"
+
+
+def test_plan_compares_only_with_results_of_the_recipe(world: Path) -> None:
+    steps = plan(world, "--set", "name=other", "--set", "stages.wit.weights.prompt=0.4")
+    assert steps["it"]["why"] == ""
+    assert steps["wit"]["why"] == "no result yet"
 
 
 def test_stage_from_and_force(world: Path) -> None:
@@ -361,6 +373,21 @@ def test_data_that_changes_under_a_running_step(tmp_path: Path, model_folder: Pa
     assert process.returncode == 1
     assert "rows.jsonl was changed while the step ran" in said
     assert not list((tmp_path / "runs" / "store").glob("sft/*"))
+
+
+def test_a_store_that_is_deleted_under_a_running_step(tmp_path: Path, model_folder: Path) -> None:
+    write_world(tmp_path, model_folder)
+    (tmp_path / "r.yaml").write_text(TWINS)
+    call = [sys.executable, "-P", "-m", "pipeline.cli", "r.yaml", "--stage", "one"]
+    process = subprocess.Popen(call, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=environment())
+    while not (tmp_path / "runs" / "twins" / "logs" / "one.txt").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    shutil.rmtree(tmp_path / "runs" / "store")
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert re.search(r"failed one: .*/runs/store/unfinished/\w+ was deleted while the step ran; run the command", said)
+    assert "Traceback" not in said
 
 
 def test_planning_imports_nothing_heavy(world: Path) -> None:

@@ -17,7 +17,7 @@ from urllib.parse import unquote
 import pytest
 
 from pipeline.store.references import BadReferenceError, Hub, Local, Pypi, content_hash, fetch, parse, resolve
-from stages.data.files import read_folder
+from stages.data.folders import read_folder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 DATA = b'{"instruction": "Say hello.", "output": "Hello."}\n'
@@ -231,7 +231,7 @@ def test_a_data_set_is_its_data_files_and_its_card(hub, tmp_path):
     folder = fetch(pinned, tmp_path / "cache")
     names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
     assert names == ["README.md", "data/test-00000-of-00001.jsonl", "data/train-00000-of-00001.jsonl"]
-    assert list(read_folder(folder, None, "test")) == [(1, json.loads(DATA))]
+    assert [row for _, _, row in read_folder(folder, None, "test")] == [json.loads(DATA)]
     assert content_hash(pinned) == f"hub:org/set@{COMMIT}"
 
 
@@ -256,7 +256,7 @@ def test_a_part_of_a_data_set_does_not_pass_for_all_of_it(hub, tmp_path, monkeyp
 
 
 def test_a_data_set_without_data_files_is_refused(hub, tmp_path, monkeypatch):
-    monkeypatch.setitem(globals(), "FILES", {"README.md": b"", "rows.arrow": b""})
+    monkeypatch.setitem(globals(), "FILES", {"README.md": b"", "rows.txt": b""})
     with pytest.raises(BadReferenceError, match=r"org/set@\w+: has no \*\.jsonl, .*, the only data formats"):
         fetch(Hub("org/set", COMMIT, "dataset", None), tmp_path / "cache")
     with pytest.raises(BadReferenceError, match="no such dataset on the hub"):

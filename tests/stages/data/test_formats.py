@@ -10,7 +10,7 @@ import pytest
 
 from stages.base import UserError
 from stages.data.formats import Conversation, Example, Pair, PlainText, Row, Tokens
-from stages.data.reader import Reading, RowReport, dropped_rows_text, read_examples, read_pairs
+from stages.data.reader import Reading, RowReport, dropped_rows_text, read_examples, read_pairs, row_place
 from tests.stages.data.test_files import write
 
 USER = {"role": "user", "content": "Sky?"}
@@ -174,8 +174,11 @@ def test_complete_conversations_contain_their_prompt(path: Path) -> None:
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "missing": ({"prompt": "a"}, "column 'completion' is missing; the row has prompt"),
-    "null": ({"prompt": "a", "completion": None}, "column 'completion' is empty; fill it or remove the row"),
-    "messages that are text": ({"messages": "a"}, "column 'messages' is str, not a list"),
+    "null": ({"prompt": "a", "completion": None}, "column 'completion' is missing; the row has prompt"),
+    "messages that are text": (
+        {"messages": "a"},
+        "column 'messages' is text, but not JSON; write a list or object, or its JSON",
+    ),
     "no message": ({"messages": []}, "column 'messages' is an empty list; fill it or remove the row"),
     "history that is no list of pairs": (
         {"instruction": "a", "output": "b", "history": [["Sky?"]]},
@@ -231,7 +234,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "tools that are not JSON": (
         {"messages": [USER, BLUE], "tools": "look"},
-        "column 'tools' is text, but not JSON; write a list of objects, or its JSON",
+        "column 'tools' is text, but not JSON; write a list or object, or its JSON",
     ),
     "half a surrogate pair": (
         {"messages": [USER, {"role": "assistant", "content": "\ud800"}]},
@@ -397,8 +400,13 @@ def test_a_folder_is_read_as_one_split(tmp_path: Path) -> None:
     write(tmp_path / "set" / "train.jsonl", [{"text": "one"}, {"text": " "}])
     write(tmp_path / "set" / "test.jsonl", [{"text": "two"}])
     assert list(read_examples(tmp_path / "set", Reading(split="test"))) == [(1, PlainText("two"))]
-    with pytest.raises(UserError, match=r"set\[train\]:2: column 'text' is empty"):
+    with pytest.raises(UserError, match=r"set/train\.jsonl:2: column 'text' is empty"):
         list(read_examples(tmp_path / "set", Reading()))
+    write(tmp_path / "set" / "train_2.jsonl", [{"text": "three"}])
+    places = row_place(tmp_path / "set", Reading())
+    assert [places(number) for number in (1, 3)] == [
+        str(tmp_path / "set" / name) for name in ("train.jsonl:1", "train_2.jsonl:1")
+    ]
 
 
 def test_rows_come_one_by_one(path: Path) -> None:

@@ -345,7 +345,7 @@ def test_rows_that_the_template_refuses_are_named_or_dropped() -> None:
     refusing = "{% if messages[0].role != 'user' %}{{ raise_exception('user first') }}{% endif %}" + CHATML
     rows = Dataset.from_list([{"messages": turns("a", "b")}, {"messages": turns("a", "b")[1:]}])
     with pytest.raises(UserError, match=r"^data\.jsonl:2: the chat template refuses the conversation: user first$"):
-        prepare(rows, tokenizer(refusing), None, place="data.jsonl:")
+        prepare(rows, tokenizer(refusing), None, place="data.jsonl:{}".format)
     good = prepare(rows, tokenizer(refusing), None, on_bad_row="drop")
     assert [bool(ids) for ids in good["input_ids"]] == [True, False]
     assert "user first" in good[1]["problem"]

@@ -73,7 +73,7 @@ def test_a_wrong_key_no_key_and_an_unknown_model(monkeypatch: pytest.MonkeyPatch
             require_model("gpt-judge")
         assert "sk-wrong" not in str(error.value)
         monkeypatch.setenv("OPENAI_API_KEY", KEY)
-        with pytest.raises(UserError, match="has no model 'gpt-jugde'; it has gpt-judge, gpt-judge-mini"):
+        with pytest.raises(UserError, match="has no model 'gpt-jugde'; it has gpt-judge"):
             require_model("gpt-jugde")
         require_model("gpt-judge")
     monkeypatch.setenv("OPENAI_BASE_URL", "file:///etc")

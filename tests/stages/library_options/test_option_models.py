@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import inspect
 import json
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from trl import DPOConfig, SFTConfig
 
 from stages.base import Context
-from stages.library_options.option_constraints import RESERVED
+from stages.dpo.config import DPOStage
+from stages.library_options.option_constraints import RESERVED, SCHEDULER_OPTIONS
 from stages.library_options.option_docs import HELP_FILE, STAGE_NOTES
 from stages.library_options.option_models import OPTIONS_FILE, options
 from stages.sft.config import SFTStage
@@ -137,3 +140,45 @@ def test_choices_are_those_of_the_libraries() -> None:
 def test_options_that_training_would_refuse_are_refused_before(section: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         options("SFTConfig")(**section)
+
+
+def test_scheduler_options_are_those_of_transformers() -> None:
+    """Keys that get_scheduler itself sets are left out; a scheduler that is not listed passes any key on."""
+    own = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
+    functions = {kind.value: function for kind, function in TYPE_TO_SCHEDULER_FUNCTION.items()}
+    assert set(SCHEDULER_OPTIONS) == set(functions) - {"reduce_lr_on_plateau", "greedy"}
+    for name, keys in SCHEDULER_OPTIONS.items():
+        assert set(keys) == set(inspect.signature(functions[name]).parameters) - own, name
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        ({"train_sampling_strategy": "batch_rebalance"}, "train_sampling_strategy"),
+        ({"padding_free": True}, "padding_free"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
+        ({"discopop_tau": 0.1}, "discopop_tau"),
+        ({"precompute_ref_batch_size": 2}, "precompute_ref_batch_size"),
+        ({"ref_model_sync_steps": 2}, "ref_model_sync_steps"),
+        ({"sync_ref_model": True, "precompute_ref_log_probs": True}, "precompute_ref_log_probs"),
+        ({"lr_scheduler_kwargs": {"num_cycles": 2}}, "lr_scheduler_kwargs.num_cycles"),
+        ({"f_divergence_type": "js_divergence", "loss_type": ["apo_zero"]}, "f_divergence_type"),
+        ({"use_weighting": True, "loss_type": ["aot"]}, "use_weighting"),
+        ({"optim_target_modules": "all-linear"}, "optim_target_modules"),
+        ({"label_names": ["x"]}, "label_names"),
+    ],
+)
+def test_options_that_dpo_would_ignore_or_fail_on_are_refused(section: dict[str, object], key: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        DPOStage.model_validate({"data": {"train": "pairs.jsonl"}, "train": section})
+    details = error.value.errors()[0]
+    blamed = details["ctx"]["key"].removeprefix("train.") if "key" in details.get("ctx", {}) else details["loc"][-1]
+    assert blamed == key
+
+
+def test_options_that_work_stay_accepted() -> None:
+    sft = {"train_sampling_strategy": "group_by_length", "auto_find_batch_size": True, "neftune_noise_alpha": 5}
+    cosine = {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": 2}}
+    dpo = {"padding_free": False, "label_smoothing": 0.1, "loss_type": ["robust"], "sync_ref_model": True}
+    assert options("SFTConfig")(**sft, **cosine, include_num_input_tokens_seen=True)
+    assert options("DPOConfig")(**dpo, **cosine, ref_model_sync_steps=2, train_sampling_strategy="sequential")

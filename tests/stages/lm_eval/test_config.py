@@ -41,7 +41,6 @@ def test_needs_have_every_file_and_its_key() -> None:
         ({"tasks": [TASK, TASK]}, "named more than once: arc_easy"),
         ({"tasks": [TASK | {"num_fewshot": -1}]}, "greater than or equal to 0"),
         ({"tasks": [TASK | {"data": {"test": "items.txt"}}]}, r"should be a file ending in \.json"),
-        ({"tasks": [TASK | {"data": {"test": "a.csv", "dev": "b.jsonl"}}]}, "one file format"),
         ({"tasks": [TASK | {"shots": 3}]}, "Extra inputs"),
         ({"options": {"fewshot_as_multiturn": True}}, "needs apply_chat_template"),
         ({"options": {"batch_size": 0}}, "greater than or equal to 1"),

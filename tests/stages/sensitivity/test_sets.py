@@ -108,7 +108,7 @@ def distance(a: str, b: str) -> int:
     ("row", "section", "message"),
     [
         ({"question": "Who?"}, {}, r"q\.jsonl:1: column 'prompt' is missing; the row has question"),
-        ({"prompts": "Who?"}, {}, "column 'prompts' is str, not a list"),
+        ({"prompts": "Who?"}, {}, "column 'prompts' is text, but not JSON"),
         ({"prompts": ["Who?", 3]}, {}, "column 'prompts' is int, not text"),
         ({"prompts": ["Who?", "Who?"]}, {}, "gives one prompt only; .* add wordings, or 'vary'"),
         ({"prompt": "1 + 1?"}, {"vary": {"spelling": 3}}, "gives one prompt only"),

@@ -81,8 +81,9 @@ def measure_memory(count: int, cache: Path) -> dict[str, float]:
     import datasets
 
     from stages.base import Context, Input
+    from stages.data.dataset_cache import load_rows
+    from stages.data.tokenization import Preparer
     from stages.sft.config import SFTStage
-    from stages.sft.dataset_cache import load_prepared
 
     datasets.disable_progress_bars()
     tokenizer = load_tokenizer(cache)
@@ -107,7 +108,7 @@ def measure_memory(count: int, cache: Path) -> dict[str, float]:
         )
         before = peak_bytes()
         start = time.perf_counter()
-        prepared, _ = load_prepared(context, "train", tokenizer, MAX_LENGTH)
+        prepared, _ = load_rows(context, "train", Preparer(tokenizer, MAX_LENGTH))
         return {"before": before, "peak": peak_bytes(), "rows": len(prepared), "seconds": time.perf_counter() - start}
 
 

@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy
 import pyarrow
 import torch
 import transformers
 from datasets import Dataset, List, Value
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from stages.base import UserError
 from stages.data.chat_rendering import Rendered, RenderError, render_chat, render_text, target_turns
@@ -90,12 +90,23 @@ def prepare(
             f"the data has the columns {', '.join(sorted(names))}; rows need prompt and"
             " completion, or messages, or text, or input_ids and loss_weights"
         )
+    return apply(preparer, dataset, on_bad_row, place, num_proc)
+
+
+def apply(
+    preparer: Preparer,
+    dataset: Dataset,
+    on_bad_row: Literal["error", "drop"],
+    place: Callable[[int], str] = "row {}".format,
+    num_proc: int | None = None,
+) -> Dataset:
+    """Prepare all rows of a data set; see `prepare`."""
     prepared = dataset.map(
         preparer,
         batched=True,
         with_indices=True,
         remove_columns=dataset.column_names,
-        features=FEATURES,
+        features=preparer.features,
         new_fingerprint=content_key(dataset._fingerprint, preparer.key()),
         num_proc=num_proc or _process_count(len(dataset)),
     )
@@ -115,6 +126,12 @@ def problems(prepared: Dataset) -> Iterator[tuple[int, str]]:
     """Yield (row number, problem) for each prepared row that cannot be used."""
     for batch in prepared.select_columns(["row", "problem"]).iter(10_000):
         yield from ((row, problem) for row, problem in zip(batch["row"], batch["problem"], strict=True) if problem)
+
+
+def stop_ids_of(tokenizer: PreTrainedTokenizerBase, config: GenerationConfig | None) -> set[int]:
+    """Return the ids of the tokens that stop generation."""
+    ids = config.eos_token_id if config else None
+    return {each for each in [tokenizer.eos_token_id, *(ids if isinstance(ids, list) else [ids])] if each is not None}
 
 
 def dates_in(template: str | None) -> list[str]:
@@ -146,6 +163,8 @@ def content_key(*parts: Any) -> str:
 class Preparer:
     """Tokenise batches of rows; see `prepare`."""
 
+    features: ClassVar[Features] = FEATURES
+
     tokenizer: PreTrainedTokenizerBase
     max_length: int | None
     turns: Literal["all", "last"] = "all"
@@ -153,9 +172,9 @@ class Preparer:
     """Ignore None values: Arrow adds them to nested objects for keys that only other rows have."""
 
     def __post_init__(self) -> None:
-        eos = self.tokenizer.eos_token or ""
+        self.eos = self.tokenizer.eos_token or ""
         adds_eos = self.tokenizer("a").input_ids[-1:] == [self.tokenizer.eos_token_id]
-        self.eos = "" if adds_eos else eos
+        self.added_eos = "" if adds_eos else self.eos
         self.headers: dict[str, int] = {}
 
     def key(self) -> tuple[Any, ...]:
@@ -195,10 +214,10 @@ class Preparer:
                 raise RenderError("has no assistant message, so there is nothing to learn; remove the row")
             return render_chat(self.tokenizer, messages, targets, options, headers=self.headers)
         if "completion" not in row:
-            return render_text("", row["text"], self.eos, Segment.TEXT)
+            return render_text("", row["text"].removesuffix(self.eos), self.added_eos, Segment.TEXT)
         prompt, completion = row["prompt"], row["completion"]
         if isinstance(completion, str):
-            return render_text(prompt, completion, self.eos)
+            return render_text(prompt, completion.removesuffix(self.eos), self.added_eos)
         targets = list(range(len(prompt), len(prompt) + len(completion)))
         return render_chat(self.tokenizer, [*prompt, *completion], targets, options, True, self.headers)
 

@@ -1,4 +1,5 @@
 """Direct preference optimisation.
 
-preference rows -> TRL's DPOTrainer, with the start model as reference (stage) -> stages.training -> a published model
+preference rows -> pairs (tokens) -> TRL's DPOTrainer, with the start model as reference (stage) -> stages.training
+-> a published model
 """

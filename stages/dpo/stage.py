@@ -8,15 +8,19 @@ stage is merged into its published model, so after SFT the reference is the SFT 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
 from stages.base import Context
-from stages.data.reader import DROPPED_ROWS, RowReport, dropped_rows_text, report_notes
+from stages.data.reader import DROPPED_ROWS
+from stages.data.tokenization import stop_ids_of
 from stages.dpo.config import DPOStage
+from stages.dpo.pairs import load_pairs
 from stages.records.metrics import Metrics
+from stages.training.config import check_token_id
 from stages.training.loop import arguments, train
 from stages.training.model_card import write_card
 from stages.training.model_io import load_model, load_tokenizer, with_reference
@@ -28,6 +32,13 @@ class Arguments(TrackedFields, DPOConfig):
     """DPOConfig with further fields for trackers."""
 
 
+class PairTrainer(DPOTrainer):
+    """DPOTrainer for pairs that `load_pairs` has tokenised."""
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+        return dataset
+
+
 def run(context: Context) -> Metrics:
     """Train context.inputs["model"] on the `train` pairs; measure the loss on `eval` if there is one."""
     stage: DPOStage = context.config
@@ -35,9 +46,10 @@ def run(context: Context) -> Metrics:
     fields = stage.train.model_dump()
     context.progress(0, 1, "preparing pairs")
     splits = [name for name in ("train", "eval") if name in context.inputs]
-    reports = {name: RowReport() for name in splits}
-    pairs = {name: [pair for _, pair in stage.rows(context.inputs[name].path, name, reports[name])] for name in splits}
-    datasets = {name: Dataset.from_list([pair.columns() for pair in pairs[name]]) for name in splits}
+    first_pairs = [next(stage.rows(context.inputs[name].path, name))[1] for name in splits]
+    tokenizer = load_tokenizer(model_path, first_pairs, stage.trust_remote_code)
+    pairs = {name: load_pairs(context, name, tokenizer) for name in splits}
+    context.progress(0, 1, "loading the model")
     model = load_model(
         model_path,
         stage.seed,
@@ -45,22 +57,36 @@ def run(context: Context) -> Metrics:
         quantization=stage.quantization,
         trust_remote_code=stage.trust_remote_code,
     )
-    trainer = DPOTrainer(
+    embeddings: Any = model.get_input_embeddings()
+    for name in splits:
+        check_token_id(name, pairs[name].stats.largest_id, embeddings.num_embeddings)
+    trainer = PairTrainer(
         **with_reference(model, stage.lora),
         args=Arguments(**arguments(context, fields), trust_remote_code=stage.trust_remote_code),
-        train_dataset=datasets["train"],
-        eval_dataset=datasets.get("eval"),
-        processing_class=load_tokenizer(model_path, pairs["train"], stage.trust_remote_code),
+        train_dataset=pairs["train"].dataset,
+        eval_dataset=pairs["eval"].dataset if "eval" in pairs else None,
+        processing_class=tokenizer,
     )
+    stop_ids = stop_ids_of(tokenizer, model.generation_config)
     metrics = train(trainer, context)
-    if dropped_rows := "".join(dropped_rows_text(reports[name].dropped, context.inputs[name].path) for name in splits):
-        (context.out / DROPPED_ROWS).write_text(dropped_rows, encoding="utf-8")
+    if dropped := [line for name in splits for line in pairs[name].dropped]:
+        (context.out / DROPPED_ROWS).write_text("".join(f"{line}\n" for line in dropped), encoding="utf-8")
+    unstopped = {name: sum(map(stop_ids.isdisjoint, pairs[name].dataset["chosen_ids"])) for name in splits}
+    notes = [note for name in splits for note in pairs[name].notes]
+    notes += [
+        f"{name} data: {count} chosen completions have no token that stops generation, so the model does not learn to"
+        " stop"
+        for name, count in unstopped.items()
+        if count
+    ]
     last_log = next((row for row in reversed(trainer.state.log_history) if "rewards/margins" in row), {})
     metrics = metrics.extended(
-        data={name: {"rows": len(pairs[name]), "rows_bad": len(reports[name].dropped)} for name in splits},
+        data={name: asdict(pairs[name].stats) | {"rows_without_stop": unstopped[name]} for name in splits},
         reward_margin=last_log.get("rewards/margins"),
         reward_accuracy=last_log.get("rewards/accuracies"),
-        notes=metrics.notes + [note for name in splits for note in report_notes(name, reports[name])],
+        chosen_logps=last_log.get("logps/chosen"),
+        rejected_logps=last_log.get("logps/rejected"),
+        notes=metrics.notes + notes,
     )
     write_card(context, metrics)
     return metrics

@@ -32,7 +32,7 @@ class ReportStage(StageConfig):
 
     kind: ClassVar[str] = "report"
     output_kind: ClassVar[Literal["report"]] = "report"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
 
     title: str | None = None
     """Headline of the page. Default: the recipe's name."""

@@ -109,21 +109,31 @@ def further_table(results: Results) -> Table:
     return Table(["metric", *(model.label for model in results.models)], rows)
 
 
+PREFERENCE_METRICS = {
+    "reward margin": "reward_margin",
+    "accuracy": "reward_accuracy",
+    "log p(chosen)": "chosen_logps",
+    "log p(rejected)": "rejected_logps",
+}
+"""Head of a column -> metric of a dpo step."""
+
+
 def training_table(results: Results) -> Table:
-    """One row for each training step that led to a model."""
+    """One row for each training step that led to a model, with the figures of dpo if there is such a step."""
     heads = ["step", "kind", "from", "prompt weight", "completion weight", "seed", "steps", "tokens", "loss", "seconds"]
     steps: dict[str, Input] = {}
     for model in results.models:
         for step in reversed(model.lineage):
             steps.setdefault(step.step or model.name, step)
-    rows = []
+    rows, preferences = [], PREFERENCE_METRICS if any(step.kind == "dpo" for step in steps.values()) else {}
     for name, step in steps.items():
         start, metrics = step.inputs.get("model"), step.metrics
         weights = step.config.get("weights") or {}
         origin = (start.step if start else None) or step.config.get("model") or "base"
         row = [name, step.kind, origin, weights.get("prompt"), weights.get("completion"), step.config.get("seed")]
-        rows.append([*row, metrics.steps, metrics.tokens, metrics.train_loss, metrics.seconds])
-    return Table(heads, [[Cell(_text(value)) for value in row] for row in rows])
+        figures = [metrics.number(name) for name in preferences.values()]
+        rows.append([*row, metrics.steps, metrics.tokens, metrics.train_loss, metrics.seconds, *figures])
+    return Table([*heads, *preferences], [[Cell(_text(value)) for value in row] for row in rows])
 
 
 def settings_table(results: Results) -> Table:

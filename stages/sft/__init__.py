@@ -1,6 +1,6 @@
 """Weighted instruction tuning: `from stages.sft import WITTrainer, WITConfig`.
 
-rows -> dataset_cache (tokens with segments) -> row_filter (rows with weighted tokens) -> packing
+rows -> stages.data (tokens with segments) -> row_filter (rows with weighted tokens) -> packing
 -> collator (labels and weights) -> trainer (the loss, with head on CPUs; loss_metrics) -> stages.training
 
 The trainer is imported on first use: reading a recipe must not import torch.

@@ -10,11 +10,11 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from stages.base import Context
+from stages.data.dataset_cache import load_rows
 from stages.data.reader import DROPPED_ROWS, RowReport, report_notes
-from stages.data.tokenization import date_notes
+from stages.data.tokenization import Preparer, date_notes
 from stages.records.metrics import Metrics
 from stages.sft.config import SFTStage
-from stages.sft.dataset_cache import load_prepared
 from stages.sft.row_filter import DatasetStats
 from stages.sft.trainer import WITConfig, WITTrainer
 from stages.training.loop import arguments, train
@@ -32,7 +32,7 @@ class Arguments(TrackedFields, WITConfig):
 
 def run(context: Context) -> Metrics:
     """Train context.inputs["model"] on `train` with the stage's weights; evaluate on `eval` if there is one."""
-    datasets.disable_caching()  # packed rows serve one pair of weights; load_prepared caches the rest
+    datasets.disable_caching()  # packed rows serve one pair of weights; load_rows caches the rest
     stage: SFTStage = context.config
     base = context.inputs["model"].path
     fields = stage.train.model_dump()
@@ -49,7 +49,8 @@ def run(context: Context) -> Metrics:
     parts = [name for name in ("train", "eval") if name in context.inputs]
     first_rows = [next(stage.rows(context.inputs[name].path, name))[1] for name in parts]
     tokenizer = load_tokenizer(base, first_rows, stage.trust_remote_code)
-    data = {name: load_prepared(context, name, tokenizer, args.max_length) for name in parts}
+    preparer = Preparer(tokenizer, args.max_length, stage.data.turns)
+    data = {name: load_rows(context, name, preparer) for name in parts}
     context.progress(0, 1, "loading the model")
     trainer = WITTrainer(
         model=load_model(base, stage.seed, options, stage.random_init, stage.quantization, stage.trust_remote_code),

@@ -19,13 +19,12 @@ from accelerate import DistributedType
 from datasets import Dataset, IterableDataset, concatenate_datasets
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
 
 from stages.base import UserError
 from stages.data.segments import TARGET_SEGMENTS, weights_by_segment
-from stages.data.tokenization import prepare
+from stages.data.tokenization import prepare, stop_ids_of
 from stages.library_options.option_constraints import RESERVED
 from stages.sft.collator import WeightedCollator
 from stages.sft.head import add_weighted_head
@@ -33,6 +32,7 @@ from stages.sft.loss_metrics import LossMetrics
 from stages.sft.packing import check_packing, pack
 from stages.sft.row_filter import DatasetStats, select
 from stages.training import trainer_internals as internals
+from stages.training.config import check_token_id
 
 _SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 """Where a forward pass works only after the model is sharded over the ranks."""
@@ -108,7 +108,8 @@ class WITTrainer(SFTTrainer):
         args.padding_free = padding_free
         self.model_accepts_loss_kwargs = True  # compute_loss uses num_items_in_batch, whatever model.forward accepts
         base: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        _check_token_ids(self.used, base.config.get_text_config().vocab_size)
+        for name, stats in self.used.items():
+            check_token_id(name, stats.largest_id, base.config.get_text_config().vocab_size)
         self.data_collator = WeightedCollator(
             pad_token_id=internals.tokenizer_of(self).pad_token_id,
             segment_weights=args.segment_weights,
@@ -135,7 +136,7 @@ class WITTrainer(SFTTrainer):
             with args.main_process_first(desc="preparing rows"):
                 processes = args.dataset_num_proc
                 dataset = prepare(dataset, processing_class, args.max_length, args.turns, num_proc=processes)
-        stop_ids = _stop_ids(self._generation_config, processing_class)
+        stop_ids = stop_ids_of(processing_class, self._generation_config)
         dataset, stats = select(dataset, args.segment_weights, stop_ids)
         self.used.setdefault(dataset_name, stats)
         _check_rows(dataset_name, stats, args)
@@ -288,21 +289,6 @@ def _check_arguments(model: Any, args: WITConfig, options: dict[str, Any]) -> No
     adapter = options.get("peft_config") or (model.active_peft_config if isinstance(model, PeftModel) else None)
     if adapter is not None and adapter.is_prompt_learning:
         raise ValueError("prompt learning adds tokens that have no weight; use LoRA or another kind of adapter")
-
-
-def _stop_ids(config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The ids of the tokens that stop generation."""
-    ids = config.eos_token_id if config else None
-    return {each for each in [tokenizer.eos_token_id, *(ids if isinstance(ids, list) else [ids])] if each is not None}
-
-
-def _check_token_ids(stats_by_name: dict[str, DatasetStats], vocabulary: int) -> None:
-    for name, stats in stats_by_name.items():
-        if stats.largest_id >= vocabulary:
-            raise UserError(
-                f"the {name} data contain the token id {stats.largest_id}, but the model's ids are 0 to"
-                f" {vocabulary - 1}; prepare the rows with the model's own tokenizer"
-            )
 
 
 def _check_rows(name: str, stats: DatasetStats, args: WITConfig) -> None:

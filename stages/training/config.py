@@ -130,6 +130,15 @@ class SFTData(TrainingData):
         return columns_of(FORMATS if self.format == "auto" else [self.format])
 
 
+def check_token_id(split: str, largest_id: int, vocabulary: int) -> None:
+    """Raise UserError if a token id of a split is not in the model's vocabulary."""
+    if largest_id >= vocabulary:
+        raise UserError(
+            f"the {split} data contain the token id {largest_id}, but the model's ids are 0 to {vocabulary - 1};"
+            " prepare the rows with the model's own tokenizer"
+        )
+
+
 class TrainingStage(StageConfig):
     """A stage that starts from a model and publishes a trained one."""
 

@@ -1,5 +1,6 @@
 """The private attributes of transformers' and TRL's trainers that this project needs. No other module uses them;
-WITTrainer overrides two private methods, `_prepare_dataset` and `_set_signature_columns_if_needed`.
+WITTrainer overrides two private methods, `_prepare_dataset` and `_set_signature_columns_if_needed`; dpo's PairTrainer
+overrides `_prepare_dataset`.
 
 A resumed training logs the same figures as one without a break only if the sums behind the next log are restored, and
 transformers has no public way to read or set them. tests/stages/training/test_trainer_internals.py fails when an update

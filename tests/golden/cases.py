@@ -17,8 +17,9 @@ import pytest
 
 from stages import KINDS
 from stages.base import Context, Input
+from stages.data.dataset_cache import load_rows
+from stages.data.tokenization import Preparer
 from stages.records.metrics import Metrics
-from stages.sft.dataset_cache import load_prepared
 from stages.system.integrity import content_hash
 from stages.training.model_io import load_tokenizer
 from tests.golden.report_inputs import PUBLISHED_GRID, report_inputs
@@ -123,7 +124,8 @@ def sft(folder: Path) -> Outputs:
         section = {"data": {"train": "rows.jsonl", **data}, "weights": {"prompt": 0.2, "completion": 0.8}}
         step = context(place, "sft", section, {"train": source})
         first = next(step.config.rows(source.path, "train"))[1]
-        dataset, report = load_prepared(step, "train", load_tokenizer(MODEL, [first], False), max_length)
+        preparer = Preparer(load_tokenizer(MODEL, [first], False), max_length, step.config.data.turns)
+        dataset, report = load_rows(step, "train", preparer)
         # lists as text, so that each is one line of the file
         texts = [
             {key: json.dumps(value) if isinstance(value, list) else value for key, value in row.items()}

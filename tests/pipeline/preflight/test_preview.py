@@ -30,6 +30,10 @@ stages:
     kind: dpo
     model: wit
     data: {train: ./rows.jsonl, rejected: other_row}
+  bench:
+    kind: lm_eval
+    models: [wit]
+    tasks: [{task: mmlu}]
 """
 ROWS = [("Sky? ", "blue"), ("Grass? ", "green"), ("Snow? ", "<script>"), ("Coal? ", "black")]
 
@@ -60,7 +64,7 @@ def written(folder: Path) -> set[str]:
 
 def test_every_token_with_its_weight(world: Path) -> None:
     """Rows 1 and 3 of 4; `wit` starts from a model that is not trained yet. Sky? blue<end> is 5 + 4 + 1 tokens."""
-    it, wit = previewed(world)
+    it, wit, dpo = previewed(world)
     assert [(stage["step"], stage["rows"], stage["file"]) for stage in (it, wit)] == [
         ("it", 4, "rows.jsonl"),
         ("wit", 4, "rows.jsonl"),
@@ -75,7 +79,10 @@ def test_every_token_with_its_weight(world: Path) -> None:
     truncated = it["examples"][0]
     assert [token["weight"] for token in truncated["tokens"]] == [0] * 5 + [1] * 3
     assert truncated["cut"] == 2
-    assert written(world) == {"small/preview/it.html", "small/preview/wit.html"}
+    pair = dpo["examples"][0]
+    assert [token["text"] for token in pair["tokens"] if token["segment"] == "chosen"] == [*"blue", "<end>"]
+    assert pair["weighing"].keys() == {"chosen", "rejected"}
+    assert written(world) == {f"small/preview/{name}.html" for name in ("it", "wit", "dpo")}
     page = (world / wit["page"]).read_text()
     assert page.count('title="') == 10 + 15
     assert "<script" not in page
@@ -104,7 +111,7 @@ def test_more_rows_than_the_file_has(world: Path) -> None:
     [
         (["--preview", "0"], "must be 1 or more"),
         (["--preview", "1", "--plan"], "not allowed with argument"),
-        (["--preview", "1", "--stage", "dpo"], "shows stages of kind sft, and none of those is chosen; choose it, wit"),
+        (["--preview", "1", "--stage", "bench"], "shows stages of kind sft or dpo, and none of those is chosen"),
         (["--preview", "1", "--stage", "wti"], "did you mean 'wit'?"),
         (["--preview", "1", "--set", "stages.wit.data.train=./none.jsonl"], "none.jsonl: no such file"),
     ],
@@ -126,12 +133,12 @@ def test_a_bad_row(world: Path) -> None:
     assert "rows.jsonl:5: column 'completion' is missing" in done.stderr
 
 
-def test_a_recipe_without_an_sft_stage(world: Path) -> None:
-    recipe = "name: small\nmodel: ./model\nstages:\n  dpo:\n    kind: dpo\n"
-    (world / "r.yaml").write_text(recipe + "    data: {train: ./rows.jsonl, rejected: other_row}\n")
+def test_a_recipe_without_training(world: Path) -> None:
+    recipe = "name: small\nmodel: ./model\nstages:\n  mmlu:\n    kind: lm_eval\n"
+    (world / "r.yaml").write_text(recipe + "    models: [base]\n    tasks: [{task: mmlu}]\n")
     done = command(world, "--preview", "1")
     assert done.returncode == 2
-    assert "r.yaml:3:1: stages: has no stage of kind sft" in done.stderr
+    assert "r.yaml:3:1: stages: has no stage of kind sft or dpo" in done.stderr
 
 
 def test_a_model_without_a_tokenizer(world: Path) -> None:

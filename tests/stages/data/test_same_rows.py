@@ -19,10 +19,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from stages.base import Context, Input, UserError
+from stages.data.dataset_cache import load_rows
 from stages.data.formats import Conversation, Example, Pair
 from stages.data.reader import Reading, RowReport, read_examples, read_pairs
+from stages.data.tokenization import Preparer
 from stages.sft.config import SFTStage
-from stages.sft.dataset_cache import load_prepared
 from stages.sft.stage import run
 from tests.tiny import byte_tokenizer
 
@@ -216,7 +217,7 @@ def test_tokens_are_those_of_the_template_on_the_rows(tmp_path: Path, rows: Rows
     texts = [tokenizer.apply_chat_template(row["messages"], row.get("tools"), tokenize=False) for row in rows]
     expected = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
     for path in write_all(rows, tmp_path / "rows"):
-        prepared, _ = load_prepared(context(path, tmp_path, tmp_path / "step"), "train", tokenizer, None)
+        prepared, _ = load_rows(context(path, tmp_path, tmp_path / "step"), "train", Preparer(tokenizer, None))
         if "nested" not in str(path):  # Arrow orders the keys of objects alike in all rows
             assert prepared["input_ids"][:] == expected, path
         assert [sorted(ids) for ids in prepared["input_ids"]] == [sorted(ids) for ids in expected], path

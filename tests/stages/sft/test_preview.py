@@ -11,9 +11,10 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from stages.data.segments import Segment, weights_by_segment
-from stages.sft.preview import html_page, previewed_rows
-from stages.sft.preview_terminal import TerminalPreview
-from stages.sft.token_display import Preview, PreviewedRow, TokenTexts, visible
+from stages.preview.page import html_page
+from stages.preview.terminal import TerminalPreview
+from stages.preview.token_display import Preview, PreviewedRow, TokenTexts, visible
+from stages.sft.preview import display_row
 from tests.tiny import byte_tokenizer
 
 P, C, T = Segment.PROMPT, Segment.COMPLETION, Segment.TEMPLATE
@@ -29,7 +30,7 @@ def row(text: str, segments: list[Segment], /, **more: Any) -> dict[str, Any]:
 
 
 def shown(*rows: dict[str, Any]) -> list[PreviewedRow]:
-    return previewed_rows(rows, byte_tokenizer(), WEIGHTS)
+    return [display_row(each, TokenTexts(byte_tokenizer()), WEIGHTS) for each in rows]
 
 
 def preview(*rows: dict[str, Any]) -> Preview:
@@ -55,12 +56,12 @@ def test_weights_of_tokens_in_the_loss() -> None:
 
 def test_runs_and_the_boundary() -> None:
     example = shown(row("?Q\nab", [T, P, T, C, C]))[0]
-    runs = [("".join(t.text for t in run.tokens), run.first.label, run.starts_completion) for run in example.runs]
+    runs = [("".join(t.text for t in run.tokens), run.first.label, run.heading) for run in example.runs]
     assert runs == [
-        ("?", "not predicted", False),
-        ("Q", "prompt ×0.2", False),  # noqa: RUF001
-        ("\n", "template ×0", False),  # noqa: RUF001
-        ("ab<end>", "completion ×0.8", True),  # noqa: RUF001
+        ("?", "not predicted", ""),
+        ("Q", "prompt ×0.2", ""),  # noqa: RUF001
+        ("\n", "template ×0", ""),  # noqa: RUF001
+        ("ab<end>", "completion ×0.8", "completion"),  # noqa: RUF001
     ]
 
 
@@ -132,8 +133,7 @@ def test_the_page_escapes_data() -> None:
     tokenizer.add_tokens(["<script>alert(1)</script>", '" onclick="x'])
     ids = tokenizer('<script>alert(1)</script>" onclick="x<b>').input_ids
     assert len(ids) == 5
-    prepared = [row("", [P], input_ids=ids, segments=[P] * 5)]
-    examples = previewed_rows(prepared, tokenizer, WEIGHTS)
+    examples = [display_row(row("", [P], input_ids=ids, segments=[P] * 5), TokenTexts(tokenizer), WEIGHTS)]
     page = html_page(Preview("wit", "<i>.jsonl", 1, None, {"prompt": 0.2}, examples))
     assert "<script" not in page
     assert 'onclick="' not in page

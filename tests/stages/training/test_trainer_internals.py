@@ -12,6 +12,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+from stages.dpo.stage import PairTrainer
 from stages.system.library_versions import require_version
 from stages.training import trainer_internals as internals
 from tests.tiny import byte_tokenizer, tiny_model
@@ -148,6 +149,20 @@ def test_hooks_that_wit_trainer_overrides() -> None:
     assert list(inspect.signature(SFTTrainer._set_signature_columns_if_needed).parameters) == ["self"]
     assert "self._signature_columns = " in inspect.getsource(SFTTrainer._set_signature_columns_if_needed)
     assert "_signature_columns" in inspect.getsource(SFTTrainer._remove_unused_columns)
+
+
+def test_hook_that_pair_trainer_overrides(tmp_path: Path) -> None:
+    """It is the only place where DPOTrainer reads the rows' text, and its result is what the collator gets."""
+    prepare = inspect.signature(DPOTrainer._prepare_dataset).parameters
+    assert list(prepare) == ["self", "dataset", "processing_class", "args", "dataset_name"]
+    columns = ["prompt_ids", "chosen_ids", "rejected_ids"]
+    trainer, _ = train(tmp_path, "dpo")
+    trainer._set_signature_columns_if_needed()
+    assert set(columns) <= set(trainer._signature_columns)
+    tokenised = trainer.train_dataset.select_columns(columns)
+    again = PairTrainer(tiny_model(), tiny_model(), trainer.args, None, tokenised, processing_class=byte_tokenizer())
+    batches = [next(iter(each.get_train_dataloader())) for each in (trainer, again)]
+    assert all(torch.equal(batches[0][name], batches[1][name]) for name in batches[0])
 
 
 def test_other_versions_are_refused() -> None:

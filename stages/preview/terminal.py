@@ -9,7 +9,7 @@ from rich.cells import cell_len, chop_cells
 from rich.console import Console, ConsoleOptions
 from rich.text import Text
 
-from stages.sft.token_display import TIMES, WHITE_SPACE_SYMBOLS, Preview, TokenRun
+from stages.preview.token_display import TIMES, WHITE_SPACE_SYMBOLS, Preview, TokenRun
 from stages.system.terminal_text import safe
 
 BACKGROUNDS = {
@@ -19,6 +19,8 @@ BACKGROUNDS = {
     "template": ("#c4c9d0", "#dfe2e7"),
     "text": ("#7ed6b1", "#b4e8d2"),
     "given": ("#efdc66", "#f7eeab"),
+    "chosen": ("#7ed6b1", "#b4e8d2"),
+    "rejected": ("#f2a58e", "#f9cec1"),
 }
 """Of tokens with weight, two alternating shades; the colour-blind can tell the hues apart (Okabe and Ito)."""
 FOREGROUNDS = {
@@ -28,6 +30,8 @@ FOREGROUNDS = {
     "template": ("#7a828c", "#989fa8"),
     "text": ("#3a9470", "#68b092"),
     "given": ("#94851f", "#b3a551"),
+    "chosen": ("#3a9470", "#68b092"),
+    "rejected": ("#b4543a", "#cc8570"),
 }
 """Of tokens with weight 0, which have no background."""
 MAX_WIDTH = 120
@@ -47,6 +51,8 @@ class TerminalPreview:
         gutter = max([len(label) + 2 for label in labels], default=0)
         yield Text(safe(self.preview.title), style="bold")
         yield from _legend(self.preview.weights, coloured)
+        if self.preview.explanation:
+            yield Text(self.preview.explanation, style="dim")
         for example in self.preview.examples:
             yield Text()
             yield Text(safe(f"{self.preview.file}:{example.row}"), style="bold")
@@ -54,8 +60,8 @@ class TerminalPreview:
             for note in example.notes(self.preview.max_length):
                 yield Text.assemble(("  note: ", "bold"), safe(note))
             for run in example.runs:
-                if run.starts_completion:
-                    yield Text(f"  {'':{gutter}} {'─' * 12} completion {'─' * 12}", style="bold")
+                if run.heading:
+                    yield Text(f"  {'':{gutter}} {'─' * 12} {run.heading} {'─' * 12}", style="bold")
                 lines = _lines(run, coloured, width - gutter - 4)
                 for label, line in zip([f"[{run.first.label}]", *[""] * len(lines)], lines, strict=False):
                     yield Text.assemble("  ", (f"{label:>{gutter}}", "dim"), " ", line)

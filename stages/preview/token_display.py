@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 SEGMENT_NAMES = [segment.name.lower() for segment in Segment]
 WHITE_SPACE_SYMBOLS = {" ": "·", "\n": "↵", "\t": "→", "\r": "␍"}
 TIMES = "\u00d7"  # precedes a weight
+COMPLETIONS = ("completion", "chosen", "rejected")
+"""Segments with a heading; the last two of a preference pair."""
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -30,9 +32,9 @@ class Token:
     text: str
     """Decoded; bytes that are part of a character look like `<0xC3>`."""
     segment: str
-    """The name of its Segment in lower case."""
+    """The name of its Segment in lower case; of a pair's completions `chosen` or `rejected`."""
     weight: float
-    """Segment weight times weight multiplier; 0 for a row's first token, which nothing predicts."""
+    """Segment weight times weight multiplier, of a pair 1 or -1; 0 for a row's first token, which nothing predicts."""
     special: bool
     label: str
     """Segment and weight, in words."""
@@ -51,8 +53,8 @@ class TokenRun:
     tokens: list[Token]
     position: int
     """Index of the first token in the row."""
-    starts_completion: bool
-    """Whether a completion starts here, after another segment."""
+    heading: str
+    """The segment, if a completion starts here after another segment."""
 
     @property
     def first(self) -> Token:
@@ -73,12 +75,14 @@ class PreviewedRow:
     """Tokens that reach from another segment into a completion."""
     problem: str = ""
     """Why the row cannot be used; it then has no tokens."""
+    remarks: Sequence[str] = ()
+    """What else a person should know of the row."""
 
     @property
     def weighted(self) -> dict[str, int]:
         """Segment -> number of tokens with a weight other than 0."""
         counts = Counter(token.segment for token in self.tokens if token.weight)
-        return {name: counts[name] for name in SEGMENT_NAMES if name in counts}
+        return {name: counts[name] for name in (*SEGMENT_NAMES, *COMPLETIONS) if name in counts}
 
     @property
     def runs(self) -> Iterator[TokenRun]:
@@ -86,7 +90,8 @@ class PreviewedRow:
         for _, group in groupby(self.tokens, key=lambda token: token.label):
             tokens = list(group)
             segment = tokens[0].segment
-            yield TokenRun(tokens, position, segment == "completion" and previous not in (None, segment))
+            is_heading = segment in COMPLETIONS and (previous or "completion") != segment
+            yield TokenRun(tokens, position, segment if is_heading else "")
             position, previous = position + len(tokens), segment
 
     @property
@@ -99,8 +104,9 @@ class PreviewedRow:
         """Yield remarks on a row that is not trained on as it is."""
         if self.problem:
             yield f"this row cannot be used: {self.problem}"
-        elif not self.weighted:
+        elif not self.weighted and not self.remarks:
             yield "all tokens have weight 0, so training skips this row"
+        yield from self.remarks
         if self.truncated:
             yield f"{_tokens(self.truncated)} truncated at max_length {max_length}; raise train.max_length to keep them"
 
@@ -120,6 +126,8 @@ class Preview:
     weights: dict[str, float]
     """Segment -> weight, for the segments that occur."""
     examples: list[PreviewedRow]
+    explanation: str = ""
+    """What the weights mean, where that is not known from the recipe."""
 
     @property
     def title(self) -> str:
@@ -131,13 +139,12 @@ class Preview:
             "examples": [
                 {
                     "row": example.row,
-                    "tokens": [
-                        {key: value for key, value in vars(token).items() if key != "label"} for token in example.tokens
-                    ],
+                    "tokens": [vars(token) for token in example.tokens],
                     "weighing": example.weighted,
                     "cut": example.truncated,
                     "merged": example.boundary_tokens,
                     "problem": example.problem,
+                    "notes": list(example.notes(self.max_length)),
                 }
                 for example in self.examples
             ]
@@ -158,6 +165,10 @@ class TokenTexts:
 
     def special(self, id: int) -> bool:
         return id in self._tokenizer.all_special_ids or (id in self._added and self._added[id].special)
+
+    def token(self, id: int, segment: str, weight: float, label: str) -> Token:
+        """Return a token for display."""
+        return Token(id, self.text(id), segment, weight, self.special(id), label)
 
     def text(self, id: int) -> str:
         """Return what the token adds to a text; bytes that are part of a character as `<0xC3>`."""

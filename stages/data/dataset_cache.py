@@ -1,0 +1,103 @@
+"""A cache of prepared rows: steps that read the same rows with the same tokenizer tokenise them once. Training and
+previews prepare rows in the same way, `prepare_rows`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Features, Json, List, Value
+from datasets.exceptions import DatasetGenerationError
+
+from stages.base import Context, UserError
+from stages.data.formats import TEMPLATE_COLUMNS, Conversation, Example, Pair, PlainText, Tokens, TrainingRow
+from stages.data.reader import RowReport, dropped_rows_text, row_place
+from stages.data.tokenization import Preparer, apply, content_key, problems
+from stages.system.integrity import build_once, write_json
+
+REPORT = "report.json"  # in the cached data set's folder
+
+_TEMPLATE: dict[str, Any] = dict.fromkeys(TEMPLATE_COLUMNS, Json())
+_COLUMNS: dict[type, dict[str, Any]] = {
+    Example: {"prompt": Json(), "completion": Json(), **_TEMPLATE},
+    Conversation: {"messages": Json(), **_TEMPLATE},
+    PlainText: {"text": Value("string")},
+    Tokens: {"input_ids": List(Value("int32")), "loss_weights": List(Value("float32"))},
+    Pair: {"prompt": Json(), "chosen": Json(), "rejected": Json(), **_TEMPLATE},
+}
+"""Messages are JSON, since their keys can differ from row to row. Plain text in these columns is encoded as JSON too:
+Json would parse a text such as `5`, `true` or `{"a": 1}`."""
+
+
+def load_rows(context: Context, part: str, preparer: Preparer, *settings: Any) -> tuple[Dataset, RowReport]:
+    """Load the prepared rows of `part` (`train` or `eval`) from the cache; prepare them first if they are missing.
+
+    The cache key is a hash of everything that affects the rows: the file's content, the options for reading it, and
+    the preparer's key.
+
+    Args:
+        settings: further settings of the stage that decide which rows there are.
+
+    Returns:
+        The rows, and what reading them showed.
+    """
+    source, data = context.inputs[part], context.config.data
+    reading = data.reading(part, data.format)
+    if not source.path.is_dir():
+        reading = replace(reading, split="")  # a single file has no splits
+    folder = context.cache / "prepared" / content_key(source.fingerprint, reading, preparer.key(), *settings)
+    build_once(folder, partial(_build, context, part, preparer))
+    report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    return Dataset.load_from_disk(str(folder)), RowReport(**report)
+
+
+def _build(context: Context, part: str, preparer: Preparer, folder: Path) -> None:
+    stage, path, report = context.config, context.inputs[part].path, RowReport()
+    rows = stage.rows(path, part, report)
+    data, place = prepare_rows(stage, path, part, rows, preparer, context.scratch / folder.stem)
+    data.save_to_disk(str(folder))
+    report.dropped += [f"{place(number)}: {problem}" for number, problem in problems(data)]
+    report.dropped = dropped_rows_text(report.dropped, path).splitlines()
+    write_json(folder / REPORT, asdict(report))
+
+
+def prepare_rows(
+    stage: Any, path: Path, part: str, rows: Iterator[tuple[int, TrainingRow]], preparer: Preparer, folder: Path
+) -> tuple[Dataset, Callable[[int], str]]:
+    """Prepare rows of `part` of a TrainingStage, through files in `folder`; return them, and row_place for messages.
+
+    Raises:
+        UserError: rows cannot be used.
+    """
+    place = row_place(path, stage.data.reading(part, stage.data.format))
+    processes = stage.train.model_dump().get("dataset_num_proc")
+    return apply(preparer, _as_dataset(rows, folder), stage.data.on_bad_row, place, processes), place
+
+
+def _as_dataset(rows: Iterator[tuple[int, TrainingRow]], folder: Path) -> Dataset:
+    """Write rows to a data set in `folder`, not in memory; the column `row` holds their numbers."""
+    first = next(rows)
+    columns = _COLUMNS[type(first[1])]
+
+    def generate() -> Iterator[dict[str, Any]]:
+        for number, row in chain([first], rows):
+            values = row.columns()
+            values |= {name: json.dumps(values[name]) for name in values if isinstance(columns[name], Json)}
+            yield {"row": number, **dict.fromkeys(columns), **values}
+
+    try:
+        return Dataset.from_generator(
+            generate,
+            features=Features({"row": Value("int64"), **columns}),
+            cache_dir=str(folder),
+            fingerprint=content_key(str(folder)),
+        )
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise

@@ -19,7 +19,8 @@ from stages.dpo.config import DPOStage
 from stages.records.metrics import Metrics
 from stages.training.loop import arguments, train
 from stages.training.model_card import write_card
-from stages.training.model_io import load_model, load_tokenizer, lora_config
+from stages.training.model_io import load_model, lora_config
+from stages.training.tokenizer import load_tokenizer
 from stages.training.trackers import TrackedFields
 
 

@@ -7,13 +7,11 @@ from typing import Any, NamedTuple
 
 from transformers import AutoTokenizer
 
-from stages.estimate.model_size import ModelSize, build, model_size, saved_activations
 from stages.estimate.result import Disk, Estimate, EstimateInputs, Memory, Remedy, attempt
-from stages.library_options.option_docs import option_help
+from stages.models.model_size import build, checkpoint_bytes, model_size, optimiser_bytes, saved_activations
 from stages.training.config import TrainingStage
 from stages.training.launch import Launch
 
-STORED_CHECKPOINTS = 3  # those that stages.training.checkpoints keeps and the one it writes; importing it takes seconds
 SAMPLE = 1_000  # only the first so many rows are tokenised
 TRAINING_PROCESS = (
     545 * 2**20
@@ -22,8 +20,6 @@ ALLOCATOR = 1.2  # bytes that glibc holds for a byte of activations, measured by
 AUTOCAST = 0.65  # share of the activations that is left in bfloat16, measured on a Llama of 135M parameters
 LOGITS_CHUNK = 48 * 2**20  # bytes of the logits that stages.sft.head holds at a time, on CPUs
 TILE, TILE_COPIES = (4096, 32768), {"cpu": 8, "cuda": 1}  # positions and vocabulary of a tile of TRL's fused head
-# part of an optimiser's name -> values that it keeps for each trainable parameter; others keep none
-OPTIMISER_STATES = {"adafactor": 0.1, "adalomo": 0.1, "ademamix": 3, "adam": 2, "lion": 1, "rmsprop": 1, "adagrad": 1}
 
 
 class Rows(NamedTuple):
@@ -43,17 +39,9 @@ def shards(launch: Launch | None) -> tuple[int, ...]:
     return tuple(options["num_processes"] if zero_stage >= first else 1 for first in (3, 2, 1))
 
 
-def optimiser_bytes(name: str, size: ModelSize) -> int:
-    """Return the bytes of the state of `name`, one of transformers' OptimizerNames; GaLore and APOLLO as full rank."""
-    values = next((count for part, count in OPTIMISER_STATES.items() if part in name), 0)
-    bits = 8 if "8bit" in name else 4 if "4bit" in name else 0
-    return round(values * (size.trainable * bits / 8 if bits else size.trainable_bytes))
-
-
 def all_options(stage: TrainingStage) -> dict[str, Any]:
-    """Return the options of `train` over TRL's defaults."""
-    defaults = {name: option.default for name, option in option_help("SFTConfig").items()}
-    options: dict[str, Any] = defaults | stage.train.model_dump()
+    """Return the options of `train` over TRL's defaults, with the checkpointing of activations under one name."""
+    options = stage.train_options
     if options["activation_checkpointing"] is not None:  # the newer name, which wins
         options["gradient_checkpointing"] = options["activation_checkpointing"]
     return options
@@ -70,7 +58,7 @@ def estimate_training(stage: TrainingStage, inputs: EstimateInputs, has_referenc
     values |= {"parameters": size.base, "trainable": size.trainable, "optimiser_steps": steps, "tokens": tokens}
     if rows and rows.total > SAMPLE:
         values["notes"] = [f"tokens are those of the first {SAMPLE:,} of {rows.total:,} rows, scaled up"]
-    checkpoints = STORED_CHECKPOINTS * (size.trainable_bytes + optimiser_bytes(training.options["optim"], size))
+    checkpoints = checkpoint_bytes(training.options["optim"], size)
     published = training.base_bytes + (size.trainable_bytes if stage.lora else 0)
     values["disk"] = Disk(published=published, checkpoints=checkpoints)
     if tokens:  # 2 N forward, 2 N backward, 2 T for gradients; 2 N each to recompute activations and for the reference

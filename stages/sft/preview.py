@@ -30,7 +30,7 @@ def preview(
     from trl import SFTConfig
 
     from stages.data.tokenization import prepare
-    from stages.training.model_io import load_tokenizer
+    from stages.training.tokenizer import load_tokenizer
 
     path, data = paths["train"], stage.data
     total = sum(1 for _ in stage.rows(path, "train"))

@@ -20,7 +20,7 @@ from stages.base import Context, Input
 from stages.records.metrics import Metrics
 from stages.sft.dataset_cache import load_prepared
 from stages.system.integrity import content_hash
-from stages.training.model_io import load_tokenizer
+from stages.training.tokenizer import load_tokenizer
 from tests.golden.report_inputs import PUBLISHED_GRID, report_inputs
 from tests.stages.judge import server as judge
 from tests.stages.push import server as hub

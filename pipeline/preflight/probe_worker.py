@@ -1,4 +1,4 @@
-"""The process behind a check, --preview, --estimate and --prefetch: `python -m pipeline.preflight.probe_worker ABILITY`.
+"""The process behind checks, --preview, --estimate and --prefetch: `python -m pipeline.preflight.probe_worker ABILITY`.
 
 Reads a job from standard input and writes one answer for each of its steps to standard output, both as JSON. The output
 of libraries goes to standard error.

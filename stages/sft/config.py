@@ -97,11 +97,15 @@ class SFTStage(TrainingStage):
         check_rows(split, stats, max_length, self.weights.completion)
         return PreparedRows(stats.rows_used, stats.longest, stats.largest_id)
 
-    def check_packing(self, model: Path) -> None:
-        if any(self.train_options[name] for name in ("packing", "eval_packing", "padding_free")):
-            from stages.sft.packing import check_architecture  # imports TRL, which takes seconds
+    @property
+    def packs(self) -> bool:
+        options = self.train.model_dump()
+        return any(options.get(name) for name in ("packing", "eval_packing", "padding_free"))
 
-            check_architecture(model, self.trust_remote_code)
+    def check_packing(self, model: Path) -> None:
+        from stages.sft.packing import check_architecture  # imports TRL, which takes seconds
+
+        check_architecture(model, self.trust_remote_code)
 
     def weight_slips(self) -> Iterator[tuple[str, str]]:
         if self.weights.prompt and not self.weights.completion:

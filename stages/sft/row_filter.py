@@ -56,11 +56,10 @@ def check_rows(name: str, stats: DatasetStats, max_length: int | None, completio
     """Raise UserError if no row of the data set `name` can be used, or if a prepared row is too long."""
     has_targets = any(segment.name.lower() in stats.weighted for segment in TARGET_SEGMENTS)
     if stats.rows_without_completion and completion_weight and not has_targets:
-        raise UserError(
-            f"every row of the {name} data lost its completion at max_length {max_length}; raise max_length"
-        )
+        text = f"every row of the {name} data lost its completion at max_length {max_length}; raise max_length"
+        raise UserError(text, "train.max_length")
     if not stats.rows_used:
-        raise UserError(f"no row of the {name} data has a token with a weight; raise the weights")
+        raise UserError(f"no row of the {name} data has a token with a weight; raise the weights", "weights")
     if max_length and stats.longest > max_length:
         raise UserError(
             f"the {name} data were prepared with rows of up to {stats.longest} tokens, more than max_length"

@@ -56,19 +56,14 @@ def check(context: Context, on_this_machine: bool) -> Findings:
                 size, _ = _size(*model, stage.lora.model_dump_json())
                 findings.published += size.trainable_bytes
         findings.checkpoints = checkpoint_bytes(str(stage.train_options["optim"]), size)
-        with findings.part("packing", "train"):
-            stage.check_packing(path)
-        rows: dict[str, PreparedRows] = {}
-        with findings.part("tokenizer", "model"):
-            rows = _prepare_rows(context)
-            for split, prepared in rows.items():
-                check_token_id(split, prepared.largest_id, vocabulary)
+        if stage.packs:
+            with findings.part("packing", "train"):
+                stage.check_packing(path)
+        rows = _prepare_rows(context, findings, vocabulary)
         if rows:
-            findings.passed[-1:] = [
-                f"{n.used:,} {split} rows of up to {n.longest:,} tokens" for split, n in rows.items()
-            ]
-            with findings.part("positions"):
-                _check_positions(stage, path, max(prepared.longest for prepared in rows.values()), findings)
+            longest = max(prepared.longest for prepared in rows.values())
+            with findings.part(f"positions for {longest:,} tokens"):
+                _check_positions(stage, path, longest, findings)
         findings.notes += _slips(context, rows.get("train"))
     return findings
 
@@ -84,17 +79,24 @@ _PREPARED: dict[Any, dict[str, PreparedRows]] = {}
 """What decides the rows of a stage -> its rows: the cells of a matrix share them."""
 
 
-def _prepare_rows(context: Context) -> dict[str, PreparedRows]:
-    """Prepare the rows of each split, in the cache that training reads. Raises UserError."""
+def _prepare_rows(context: Context, findings: Findings, vocabulary: int) -> dict[str, PreparedRows]:
+    """Prepare the rows of each split that can be used, in the cache that training reads."""
     stage: TrainingStage = context.config
     paths = {name: source.path for name, source in context.inputs.items()}
     key = stage.kind, *paths.items(), stage.data.model_dump_json(), stage.row_settings
-    if key not in _PREPARED:
-        splits = [split for split in ("train", "eval") if split in paths]
+    if key in _PREPARED:
+        return _PREPARED[key]
+    rows, splits = {}, [split for split in ("train", "eval") if split in paths]
+    with findings.part("tokenizer", "model"):
         first_rows = [next(stage.rows(paths[split], split))[1] for split in splits]
         tokenizer = load_tokenizer(paths["model"], first_rows, stage.trust_remote_code)
-        _PREPARED[key] = {split: stage.prepare_rows(context, split, tokenizer) for split in splits}
-    return _PREPARED[key]
+        for split in splits:
+            with findings.part(f"{split} rows"):
+                rows[split] = stage.prepare_rows(context, split, tokenizer)
+                check_token_id(split, rows[split].largest_id, vocabulary)
+    if not findings.problems:
+        _PREPARED[key] = rows
+    return rows
 
 
 def _check_options(context: Context) -> None:

@@ -309,8 +309,13 @@ class TrainingStage(StageConfig):
         """Prepare all rows of a split as training does, in the cache. Raises UserError if they cannot be used."""
         raise NotImplementedError
 
+    @property
+    def packs(self) -> bool:
+        """Whether it puts several examples in a row."""
+        return False
+
     def check_packing(self, model: Path) -> None:
-        """Raise UserError if the stage packs rows and the model in the folder `model` would not keep them apart."""
+        """Raise UserError if the model in the folder `model` would not keep packed examples apart."""
 
     def weight_slips(self) -> Iterator[tuple[str, str]]:
         """Yield key and text of weights that are allowed but seldom meant."""

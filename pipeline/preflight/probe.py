@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.plan.step import Step
 from pipeline.recipe.nodes import RecipeError, split_key
+from pipeline.store.secrets import mask_secrets
 from stages.base import Ability
 from stages.system.module_command import module_command
 
@@ -83,6 +84,6 @@ def ask(
     process = subprocess.run(call, input=json.dumps(job).encode(), capture_output=True, env=variables, check=False)
     if process.returncode != 0:
         last = process.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        raise ProbeError(f"{option}: its process ended with status {process.returncode}: {''.join(last)}")
-    answers: list[dict[str, Any]] = json.loads(process.stdout)
+        raise ProbeError(f"{option}: its process ended with status {process.returncode}: {mask_secrets(''.join(last))}")
+    answers: list[dict[str, Any]] = json.loads(mask_secrets(process.stdout.decode()))
     return answers

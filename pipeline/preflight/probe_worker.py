@@ -30,7 +30,9 @@ def main(ability: str) -> None:
     output = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     job = json.load(sys.stdin.buffer)
-    with output:
+    with output, tempfile.TemporaryDirectory() as modules:
+        if ability != "fetch" and any(step["config"].get("trust_remote_code") for step in job["steps"]):
+            os.environ["HF_MODULES_CACHE"] = modules  # transformers copies a model's code there
         json.dump([_answer(ABILITIES[ability], step, job) for step in job["steps"]], output)
 
 

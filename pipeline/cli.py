@@ -218,6 +218,8 @@ class _Command:
             print(json.dumps({"recipe": plan.recipe.name, "steps": [asdict(step) for step in steps]}, indent=1))
         else:
             self.console.plan(plan, steps)
+            if any(step.state == "run" for step in steps):
+                self.console.say("only the recipe is checked; --check also checks models, data and this machine")
         return 0
 
     def execute(self, full_plan: Plan, cells: Sequence[Recipe]) -> int:

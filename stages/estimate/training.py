@@ -8,7 +8,14 @@ from typing import Any, NamedTuple
 from transformers import AutoTokenizer
 
 from stages.estimate.result import Disk, Estimate, EstimateInputs, Memory, Remedy, attempt
-from stages.models.model_size import build, checkpoint_bytes, model_size, optimiser_bytes, saved_activations
+from stages.models.model_size import (
+    build,
+    check_positions,
+    checkpoint_bytes,
+    model_size,
+    optimiser_bytes,
+    saved_activations,
+)
 from stages.training.config import TrainingStage
 from stages.training.launch import Launch
 
@@ -95,6 +102,7 @@ def _read_rows(stage: TrainingStage, inputs: EstimateInputs) -> Rows:
         lengths += [length(sequence, row.get("tools")) for sequence in answers or [next(iter(row.values()))]]
     lengths = [min(tokens, max_length or tokens) for tokens in lengths]
     total = len(sample) + sum(1 for _ in rows)
+    check_positions(inputs.paths["model"], stage.trust_remote_code, max(lengths))
     return Rows(total, sum(lengths) * total / len(sample), max(lengths))
 
 

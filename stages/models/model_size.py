@@ -58,6 +58,20 @@ def position_limit(path: Path, trusted: bool) -> tuple[int | None, bool]:
     return limit, shapes[0] != shapes[1]
 
 
+def check_positions(path: Path, trusted: bool, longest: int) -> str | None:
+    """Describe rows of up to `longest` tokens that have more than the model's positions; None if none has.
+
+    Raises UserError if the model has a table of positions, which these rows would exceed.
+    """
+    limit, has_table = position_limit(path, trusted)
+    if limit is None or longest <= limit:
+        return None
+    text = f"the longest row has {longest} tokens, and the model {limit} positions"
+    if has_table:
+        raise UserError(f"{text}; set it to {limit} or less", "train.max_length")
+    return f"{text}; beyond these it extrapolates"
+
+
 class ModelSize(NamedTuple):
     """Counts of parameters: all, without the adapter's, those that multiply every token, the trainable ones; and bytes
     of the trainable ones and of all, quantised ones as bitsandbytes stores them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from stages.base import Context, Findings, UserError
 from stages.models.model_folder import why_not_loaded
-from stages.models.model_size import ModelSize, build, checkpoint_bytes, model_size, position_limit
+from stages.models.model_size import ModelSize, build, check_positions, checkpoint_bytes, model_size
 from stages.training.config import DEFAULT_EPOCHS, LoraOptions, PreparedRows, TrainingStage, check_token_id
 from stages.training.launch import require_sharding
 from stages.training.tokenizer import load_tokenizer
@@ -63,8 +64,12 @@ def check(context: Context, on_this_machine: bool) -> Findings:
         if rows:
             longest = max(prepared.longest for prepared in rows.values())
             with findings.part(f"positions for {longest:,} tokens"):
-                _check_positions(stage, path, longest, findings)
+                if note := check_positions(path, stage.trust_remote_code, longest):
+                    findings.notes.append(("train.max_length", note))
         findings.notes += _slips(context, rows.get("train"))
+        cores = os.cpu_count() or 1
+        if on_this_machine and stage.processes > cores and not torch.cuda.is_available():
+            findings.notes.append(("launch.num_processes", f"{stage.processes} processes share {cores} cores"))
     return findings
 
 
@@ -124,17 +129,6 @@ def _check_options(context: Context) -> None:
         text = why_not_loaded(error)
         names = [name for name in fields if name in text] or [name for name in fields if name.split("_")[0] in text]
         raise UserError(text, ".".join(["train", *names[:1]])) from None
-
-
-def _check_positions(stage: TrainingStage, path: Path, longest: int, findings: Findings) -> None:
-    """Compare the longest row with the positions of the model, and note rows that a model has to extrapolate to."""
-    limit, has_table = position_limit(path, stage.trust_remote_code)
-    if limit is None or longest <= limit:
-        return
-    text = f"the longest row has {longest} tokens, and the model {limit} positions"
-    if has_table:
-        raise UserError(f"{text}; set it to {limit} or less", "train.max_length")
-    findings.notes.append(("train.max_length", f"{text}; beyond these it extrapolates"))
 
 
 def _slips(context: Context, rows: PreparedRows | None) -> Iterator[tuple[str, str]]:

@@ -143,7 +143,8 @@ def check_token_id(split: str, largest_id: int, vocabulary: int) -> None:
     if largest_id >= vocabulary:
         raise UserError(
             f"the {split} data contain the token id {largest_id}, but the model's ids are 0 to {vocabulary - 1};"
-            " prepare the rows with the model's own tokenizer"
+            " prepare the rows with the model's own tokenizer",
+            f"data.{split}",
         )
 
 

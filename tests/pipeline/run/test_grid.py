@@ -32,7 +32,6 @@ stages:
     data: {train: ./rows.jsonl}
     weights: {prompt: "${matrix.prompt}", completion: 1}
     train: {max_steps: 3, per_device_train_batch_size: 2, learning_rate: "${matrix.rate}", logging_steps: 1}
-    lora: {r: 2, target_modules: [q_proj, v_proj]}
   bench:
     kind: lm_eval
     models: [base, wit]

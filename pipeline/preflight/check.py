@@ -64,8 +64,8 @@ def check_steps(
     Raises ProbeError if the process of the checks fails.
     """
     checks, on_this_machine = Checks(), isinstance(executor, LocalExecutor)
-    machine = [installed_version(name) for name in PACKAGES] + [os.environ.get(name) for name in ENVIRONMENT]
-    machine += [CHECK_VERSION, *(executor.gpus if isinstance(executor, LocalExecutor) else ["cluster"])]
+    machine = [CHECK_VERSION, *map(installed_version, PACKAGES), *map(os.environ.get, ENVIRONMENT)]
+    machine += executor.gpus if isinstance(executor, LocalExecutor) else ["cluster"]
     cache_file = resolver.runs / "cache" / "checks.json"
     cache = _read(cache_file)
     keys = {step.name: _key(step, results, resolver, machine) for step in steps}
@@ -84,14 +84,14 @@ def check_steps(
         say(f"checking {len(able)} steps: models, tokenizers, every row and task")
     requests = [_request(step, results, resolver) for step in able]
     answers = ask("check", "checks", resolver.runs / "cache", requests, {"on_this_machine": on_this_machine})
-    found = dict.fromkeys((step.name for step in unknown), Findings(passed=["files"]))
-    found |= {step.name: Findings.model_validate(answer) for step, answer in zip(able, answers, strict=True)}
+    findings = dict.fromkeys((step.name for step in unknown), Findings(passed=["files"]))
+    findings |= {step.name: Findings.model_validate(answer) for step, answer in zip(able, answers, strict=True)}
     for step in unknown:
-        for key, text in found[step.name].problems:
+        for key, text in findings[step.name].problems:
             checks.blame(step, key, text)
-        if not found[step.name].problems:
-            checks.findings[step.name] = found[step.name]
-            cache[keys[step.name]] = found[step.name].model_dump()
+        if not findings[step.name].problems:
+            checks.findings[step.name] = findings[step.name]
+            cache[keys[step.name]] = findings[step.name].model_dump()
     if unknown:
         cache_file.parent.mkdir(parents=True, exist_ok=True)
         write_json(cache_file, dict(list(cache.items())[-MAX_CACHED:]))
@@ -157,8 +157,8 @@ def _notes(steps: Sequence[Step], findings: Mapping[str, Findings]) -> list[str]
 
 def _check_disk(checks: Checks, runs: Path, width: int) -> None:
     """Compare the free disk with all results and the largest checkpoints that exist at a time."""
-    published = sum(found.published for found in checks.findings.values())
-    checkpoints = sum(sorted(found.checkpoints for found in checks.findings.values())[-width:])
+    published = sum(each.published for each in checks.findings.values())
+    checkpoints = sum(sorted(each.checkpoints for each in checks.findings.values())[-width:])
     checks.disk, checks.disk_free = published + checkpoints, free_disk(runs)
     free = f"{checks.disk_free / 2**30:.2f} GiB are free; free some, or name another folder by --runs"
     if published > checks.disk_free:

@@ -34,7 +34,7 @@ def prepare(
     store: Store,
     resolver: Resolver,
     executor: Executor | None = None,
-    say: Callable[[str], None] = str,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Preparation:
     """Resolve and fetch references, verify the inputs of steps that run, and check the steps as `executor` would run
     them; without one, only their files. Writes only to the cache.

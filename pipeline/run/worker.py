@@ -65,8 +65,8 @@ def _result(run: Callable[[], StepResult], folder: Path) -> StepResult:
         return run()
     except (UserError, RankFailed) as error:
         key = f"{error.key}: " if isinstance(error, UserError) and error.key else ""
-        text = explain_os_error(error) or f"{key}{error}"
-        return StepResult(error=text, is_user_error=isinstance(error, UserError))
+        message = explain_os_error(error) or f"{key}{error}"
+        return StepResult(error=message, is_user_error=isinstance(error, UserError))
     except Exception as error:
         with contextlib.suppress(OSError):  # the log may be on the full disk
             traceback.print_exc()

@@ -18,9 +18,9 @@ def check(context: Context, on_this_machine: bool) -> Findings:
     files = {name: source.path for name, source in context.inputs.items() if name != "model"}
     key = repr((config.model_copy(update={"models": []}).model_dump_json(), files))
     if key not in _CHECKED:
-        found = _CHECKED[key] = Findings()
-        with found.part("metrics", "tasks"), only_trusted_code(config):
-            load_benchmarks(config, files, context.scratch, found.part)
+        shared = _CHECKED[key] = Findings()
+        with shared.part("metrics", "tasks"), only_trusted_code(config):
+            load_benchmarks(config, files, context.scratch, shared.part)
     findings = _CHECKED[key].model_copy(deep=True)
     check_model(context, findings)
     return findings

@@ -46,7 +46,7 @@ def load_benchmarks(
     config: LMEvalStage,
     files: Mapping[str, Path],
     scratch: Path,
-    part: Callable[[str], AbstractContextManager[None]] = nullcontext,
+    part: Callable[[str], AbstractContextManager[Any]] = nullcontext,
 ) -> list[Benchmark]:
     """Load and check every benchmark of the recipe.
 

@@ -91,7 +91,8 @@ def _prepare_rows(context: Context, findings: Findings, vocabulary: int) -> dict
     key = stage.kind, *paths.items(), stage.data.model_dump_json(), stage.row_settings
     if key in _PREPARED:
         return _PREPARED[key]
-    rows, splits = {}, [split for split in ("train", "eval") if split in paths]
+    rows: dict[str, PreparedRows] = {}
+    splits = [split for split in ("train", "eval") if split in paths]
     with findings.part("tokenizer", "model"):
         first_rows = [next(stage.rows(paths[split], split))[1] for split in splits]
         tokenizer = load_tokenizer(paths["model"], first_rows, stage.trust_remote_code)

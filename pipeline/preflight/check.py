@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.plan.resolver import Resolver, start_content, start_model_path
 from pipeline.plan.step import Step
 from pipeline.preflight.probe import ProbeStep, ask
-from pipeline.recipe.nodes import Problem, split_key
+from pipeline.recipe.nodes import Problem, RecipeError, split_key
 from pipeline.run.executor import Executor
 from pipeline.run.local_executor import LocalExecutor, free_disk
 from pipeline.store.provenance import installed_version
@@ -95,7 +95,9 @@ def check_steps(
     if unknown:
         cache_file.parent.mkdir(parents=True, exist_ok=True)
         write_json(cache_file, dict(list(cache.items())[-MAX_CACHED:]))
-    checks.notes = _notes(steps, checks.findings)
+    named = [step for step in steps if step.name in checks.findings]
+    notes = [_problem(step, key, text) for step in named for key, text in checks.findings[step.name].notes]
+    checks.notes = str(RecipeError([], notes)).splitlines()  # each once, in the order of the recipe
     _check_disk(checks, resolver.runs, executor.width)
     return checks
 
@@ -143,16 +145,6 @@ def _request(step: Step, results: Mapping[str, Published], resolver: Resolver) -
     contents = {name: start_content(step.inputs[name], results, resolver) for name in paths}
     arguments = {"recipe": step.recipe.name, "contents": contents}
     return ProbeStep(step.name, step.kind, step.config.model_dump(), paths, arguments)
-
-
-def _notes(steps: Sequence[Step], findings: Mapping[str, Findings]) -> list[str]:
-    """Return the notes of all steps, each once."""
-    notes: dict[tuple[Any, ...], str] = {}
-    for step in steps:
-        for key, text in findings[step.name].notes if step.name in findings else ():
-            note = _problem(step, key, text)
-            notes.setdefault((note.location, note.key[-1:], text), str(note))
-    return list(notes.values())
 
 
 def _check_disk(checks: Checks, runs: Path, width: int) -> None:

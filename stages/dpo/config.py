@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stages.base import Context, wrong_at
+from stages.base import wrong_at
 from stages.data.formats import PAIR_COLUMNS, Pair, columns_of
 from stages.data.reader import read_pairs
 from stages.library_options.option_models import Options, options
-from stages.training.config import PreparedRows, TrainingData, TrainingStage
+from stages.training.config import TrainingData, TrainingStage
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     DPOOptions = Options
 else:
     DPOOptions = options("DPOConfig")
@@ -43,6 +41,7 @@ class DPOStage(TrainingStage):
 
     kind: ClassVar[str] = "dpo"
     trl_config: ClassVar[str] = "DPOConfig"
+    has_reference: ClassVar[bool] = True
     version: ClassVar[int] = 2
     search_metrics: ClassVar[Mapping[str, Literal["lowest", "highest"]]] = {
         "eval_loss": "lowest",
@@ -71,22 +70,3 @@ class DPOStage(TrainingStage):
     def rows(self, path: Path, split: str, dropped: list[str] | None = None) -> Iterator[tuple[int, Pair]]:
         data = self.data
         return read_pairs(path, data.reading(split, data.format), data.rejected, self.seed, dropped)
-
-    @property
-    def row_settings(self) -> tuple[Any, ...]:
-        return (*super().row_settings, self.seed)
-
-    def prepare_rows(self, context: Context, split: str, tokenizer: PreTrainedTokenizerBase) -> PreparedRows:
-        from datasets import Dataset
-
-        from stages.data.tokenization import prepare
-
-        path, max_length = context.inputs[split].path, self.train_options["max_length"]
-        pairs = [(number, pair.columns()) for number, pair in self.rows(path, split)]
-        prepared = []
-        for answer in ("chosen", "rejected"):
-            texts = [{"row": number, "prompt": pair["prompt"], "completion": pair[answer]} for number, pair in pairs]
-            prepared.append(prepare(Dataset.from_list(texts), tokenizer, None, place=f"{path}:")["input_ids"])
-        longest = max(len(ids) for answers in prepared for ids in answers)
-        largest_id = max(max(ids) for answers in prepared for ids in answers)
-        return PreparedRows(len(pairs), min(longest, max_length or longest), largest_id)

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stages.base import Config, Context
+from stages.base import Config
 from stages.data.formats import Row
 from stages.data.reader import read_examples
 from stages.data.segments import weights_by_segment
 from stages.library_options.option_models import Options, options
-from stages.training.config import PreparedRows, SFTData, TrainingStage
+from stages.training.config import SFTData, TrainingStage
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     SFTOptions = Options
 else:
     SFTOptions = options("SFTConfig")
@@ -82,34 +80,3 @@ class SFTStage(TrainingStage):
 
     def rows(self, path: Path, part: str, dropped: list[str] | None = None) -> Iterator[tuple[int, Row]]:
         return read_examples(path, self.data.reading(part, self.data.format), dropped)
-
-    @property
-    def row_settings(self) -> tuple[Any, ...]:
-        return (*super().row_settings, *(weight != 0 for weight in self.weights.segment_weights))
-
-    def prepare_rows(self, context: Context, split: str, tokenizer: PreTrainedTokenizerBase) -> PreparedRows:
-        from stages.sft.dataset_cache import load_prepared
-        from stages.sft.row_filter import check_rows, select
-
-        max_length = self.train_options["max_length"]
-        prepared, _ = load_prepared(context, split, tokenizer, max_length)
-        stats = select(prepared, self.weights.segment_weights)[1]
-        check_rows(split, stats, max_length, self.weights.completion)
-        return PreparedRows(stats.rows_used, stats.longest, stats.largest_id)
-
-    @property
-    def packs(self) -> bool:
-        options = self.train.model_dump()
-        return any(options.get(name) for name in ("packing", "eval_packing", "padding_free"))
-
-    def check_packing(self, model: Path) -> None:
-        from stages.sft.packing import check_architecture  # imports TRL, which takes seconds
-
-        check_architecture(model, self.trust_remote_code)
-
-    def weight_slips(self) -> Iterator[tuple[str, str]]:
-        if self.weights.prompt and not self.weights.completion:
-            yield "weights", "completion is 0, so the model learns to write prompts and not answers"
-        for name, weight in self.weights:
-            if weight is not None and weight > 1:
-                yield f"weights.{name}", f"{weight:g} is above 1, the paper's largest weight; the loss grows with it"

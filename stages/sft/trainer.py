@@ -32,7 +32,7 @@ from stages.sft.loss_metrics import LossMetrics
 from stages.sft.packing import check_packing, pack
 from stages.sft.row_filter import DatasetStats, check_rows, select
 from stages.training import trainer_internals as internals
-from stages.training.config import check_token_id
+from stages.training.check import check_token_id
 
 _SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 """Where a forward pass works only after the model is sharded over the ranks."""

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from stages.base import Context, Findings, UserError
 from stages.models.model_folder import why_not_loaded
 from stages.models.model_size import ModelSize, build, check_positions, checkpoint_bytes, model_size
-from stages.training.config import DEFAULT_EPOCHS, LoraOptions, PreparedRows, TrainingStage, check_token_id
+from stages.training.config import DEFAULT_EPOCHS, LoraOptions, TrainingStage
 from stages.training.launch import require_sharding
 from stages.training.tokenizer import load_tokenizer
 
@@ -30,25 +31,34 @@ CHECKED_BY_RECIPE = frozenset({
 """Options of `train` that work on every machine. Only others need TRL's own checks, which take seconds to import."""
 
 
-def check(context: Context, on_this_machine: bool) -> Findings:
-    """Check a step. `on_this_machine` says that it will run on the machine of this process."""
+class PreparedRows(NamedTuple):
+    """The rows of one split as training will use them: their number, the longest in tokens, the largest token id."""
+
+    used: int
+    longest: int
+    largest_id: int
+
+
+PrepareRows = Callable[[str, PreTrainedTokenizerBase], PreparedRows]
+"""Prepares a split with a tokenizer as training does, in the cache. Raises UserError for rows that cannot be used."""
+_PREPARED: dict[Any, dict[str, PreparedRows]] = {}
+"""What decides the rows of a stage -> its rows: the cells of a matrix share them."""
+
+
+def check_training(context: Context, on_this_machine: bool, prepare_rows: PrepareRows, row_settings: Any) -> Findings:
+    """Check a step.
+
+    Args:
+        context: as for its run.
+        on_this_machine: whether it will run on the machine of this process.
+        prepare_rows: prepares a split.
+        row_settings: settings besides `data` and `train` that decide the outcome of `prepare_rows`.
+    """
     stage: TrainingStage = context.config
     path, findings = context.inputs["model"].path, Findings()
     model = path, stage.published_dtype, stage.trust_remote_code
     if on_this_machine:
-        with findings.part("options on this machine"):
-            _check_options(context)
-        if stage.quantization is not None:
-            with findings.part("quantisation"):
-                from stages.training.model_io import check_quantization
-
-                check_quantization(stage.quantization)
-        if stage.model_init.get("attn_implementation"):
-            with findings.part("attention kernel", "train.model_init_kwargs"):
-                from stages.training.model_io import load_model
-
-                with torch.device("meta"):
-                    load_model(path, stage.seed, stage.model_init, True, trust_remote_code=stage.trust_remote_code)
+        _check_machine(context, findings)
     with findings.part("model", "model"):
         size, vocabulary = _size(*model, None)
         findings.published = size.weights
@@ -57,20 +67,67 @@ def check(context: Context, on_this_machine: bool) -> Findings:
                 size, _ = _size(*model, stage.lora.model_dump_json())
                 findings.published += size.trainable_bytes
         findings.checkpoints = checkpoint_bytes(str(stage.train_options["optim"]), size)
-        if stage.packs:
-            with findings.part("packing", "train"):
-                stage.check_packing(path)
-        rows = _prepare_rows(context, findings, vocabulary)
+        paths = {name: source.path for name, source in context.inputs.items()}
+        key = repr((stage.kind, paths, stage.data, stage.train_options["max_length"], row_settings))
+        rows = _PREPARED.get(key) or _prepare(context, findings, prepare_rows, vocabulary)
+        if not findings.problems:
+            _PREPARED[key] = rows
         if rows:
             longest = max(prepared.longest for prepared in rows.values())
             with findings.part(f"positions for {longest:,} tokens"):
                 if note := check_positions(path, stage.trust_remote_code, longest):
                     findings.notes.append(("train.max_length", note))
         findings.notes += _slips(context, rows.get("train"))
-        cores = os.cpu_count() or 1
-        if on_this_machine and stage.processes > cores and not torch.cuda.is_available():
-            findings.notes.append(("launch.num_processes", f"{stage.processes} processes share {cores} cores"))
     return findings
+
+
+def check_token_id(split: str, largest_id: int, vocabulary: int) -> None:
+    """Raise UserError if a token id of a split is not in the model's vocabulary."""
+    if largest_id >= vocabulary:
+        raise UserError(
+            f"the {split} data contain the token id {largest_id}, but the model's ids are 0 to {vocabulary - 1};"
+            " prepare the rows with the model's own tokenizer",
+            f"data.{split}",
+        )
+
+
+def _prepare(
+    context: Context, findings: Findings, prepare_rows: PrepareRows, vocabulary: int
+) -> dict[str, PreparedRows]:
+    """Prepare the splits that can be used."""
+    stage: TrainingStage = context.config
+    rows: dict[str, PreparedRows] = {}
+    splits = [split for split in ("train", "eval") if split in context.inputs]
+    with findings.part("tokenizer", "model"):
+        first_rows = [next(stage.rows(context.inputs[split].path, split))[1] for split in splits]
+        tokenizer = load_tokenizer(context.inputs["model"].path, first_rows, stage.trust_remote_code)
+        for split in splits:
+            with findings.part(f"{split} rows"):
+                rows[split] = prepare_rows(split, tokenizer)
+                check_token_id(split, rows[split].largest_id, vocabulary)
+    return rows
+
+
+def _check_machine(context: Context, findings: Findings) -> None:
+    """Check what needs a GPU or a package."""
+    stage: TrainingStage = context.config
+    with findings.part("options on this machine"):
+        _check_options(context)
+    if stage.quantization is not None:
+        with findings.part("quantisation"):
+            from stages.training.model_io import check_quantization
+
+            check_quantization(stage.quantization)
+    if stage.model_init.get("attn_implementation"):
+        with findings.part("attention kernel", "train.model_init_kwargs"):
+            from stages.training.model_io import load_model
+
+            path, trusted = context.inputs["model"].path, stage.trust_remote_code
+            with torch.device("meta"):
+                load_model(path, stage.seed, stage.model_init, True, trust_remote_code=trusted)
+    cores = os.cpu_count() or 1
+    if stage.processes > cores and not torch.cuda.is_available():
+        findings.notes.append(("launch.num_processes", f"{stage.processes} processes share {cores} cores"))
 
 
 @cache
@@ -78,31 +135,6 @@ def _size(path: Path, dtype: str, trusted: bool, lora: str | None) -> tuple[Mode
     """The size of a model with its adapter, and its number of token ids."""
     model = build(path, dtype, trusted, LoraOptions.model_validate_json(lora) if lora else None)
     return model_size(model), model.get_input_embeddings().num_embeddings
-
-
-_PREPARED: dict[Any, dict[str, PreparedRows]] = {}
-"""What decides the rows of a stage -> its rows: the cells of a matrix share them."""
-
-
-def _prepare_rows(context: Context, findings: Findings, vocabulary: int) -> dict[str, PreparedRows]:
-    """Prepare the rows of each split that can be used, in the cache that training reads."""
-    stage: TrainingStage = context.config
-    paths = {name: source.path for name, source in context.inputs.items()}
-    key = stage.kind, *paths.items(), stage.data.model_dump_json(), stage.row_settings
-    if key in _PREPARED:
-        return _PREPARED[key]
-    rows: dict[str, PreparedRows] = {}
-    splits = [split for split in ("train", "eval") if split in paths]
-    with findings.part("tokenizer", "model"):
-        first_rows = [next(stage.rows(paths[split], split))[1] for split in splits]
-        tokenizer = load_tokenizer(paths["model"], first_rows, stage.trust_remote_code)
-        for split in splits:
-            with findings.part(f"{split} rows"):
-                rows[split] = stage.prepare_rows(context, split, tokenizer)
-                check_token_id(split, rows[split].largest_id, vocabulary)
-    if not findings.problems:
-        _PREPARED[key] = rows
-    return rows
 
 
 def _check_options(context: Context) -> None:
@@ -136,7 +168,6 @@ def _slips(context: Context, rows: PreparedRows | None) -> Iterator[tuple[str, s
     """Yield key and text of settings that are allowed but seldom meant. docs/stages.md has the table."""
     stage: TrainingStage = context.config
     options = stage.train_options
-    yield from stage.weight_slips()
     if (rate := options["learning_rate"]) > HIGH_LEARNING_RATE:
         yield "train.learning_rate", f"{rate:g} is very high; most trainings diverge above {HIGH_LEARNING_RATE:g}"
     train, evaluation = context.inputs["train"], context.inputs.get("eval")

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stages.base import BASE, Config, Context, Need, StageConfig, UserError, wrong_at
+from stages.base import BASE, Config, Need, StageConfig, UserError, wrong_at
 from stages.data.formats import FORMATS, columns_of
 from stages.data.reader import Reading
 from stages.library_options.option_models import Options, options
@@ -19,8 +19,6 @@ from stages.models.model_folder import REMOTE_CODE, check_model
 from stages.training.launch import Launch
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     LoraOptions = Options
     QuantizationOptions = Options
 else:
@@ -130,29 +128,13 @@ class SFTData(TrainingData):
         return columns_of(FORMATS if self.format == "auto" else [self.format])
 
 
-class PreparedRows(NamedTuple):
-    """The rows of one split as training will use them: their number, the longest in tokens, the largest token id."""
-
-    used: int
-    longest: int
-    largest_id: int
-
-
-def check_token_id(split: str, largest_id: int, vocabulary: int) -> None:
-    """Raise UserError if a token id of a split is not in the model's vocabulary."""
-    if largest_id >= vocabulary:
-        raise UserError(
-            f"the {split} data contain the token id {largest_id}, but the model's ids are 0 to {vocabulary - 1};"
-            " prepare the rows with the model's own tokenizer",
-            f"data.{split}",
-        )
-
-
 class TrainingStage(StageConfig):
     """A stage that starts from a model and publishes a trained one."""
 
     trl_config: ClassVar[str]
     """The class in TRL whose fields `train` has."""
+    has_reference: ClassVar[bool] = False
+    """Whether a reference model reads the rows, too."""
 
     output_kind: ClassVar[Literal["model"]] = "model"
     fingerprint_exclude: ClassVar[tuple[str, ...]] = tuple(
@@ -245,11 +227,6 @@ class TrainingStage(StageConfig):
         return {name: option.default for name, option in defaults.items()} | self.train.model_dump()
 
     @property
-    def row_settings(self) -> tuple[Any, ...]:
-        """Settings beside `data` that decide which rows are used, and their lengths."""
-        return (self.train_options["max_length"],)
-
-    @property
     def processes(self) -> int:
         return 1 if self.launch is None else self.launch.processes_per_machine
 
@@ -305,19 +282,3 @@ class TrainingStage(StageConfig):
         """Yield (number in the file, row) of the `train` or `eval` data at `path`. Raises UserError for unusable rows,
         or adds place and reason to `dropped` if on_bad_row is `drop`."""
         raise NotImplementedError
-
-    def prepare_rows(self, context: Context, split: str, tokenizer: PreTrainedTokenizerBase) -> PreparedRows:
-        """Prepare all rows of a split as training does, in the cache. Raises UserError if they cannot be used."""
-        raise NotImplementedError
-
-    @property
-    def packs(self) -> bool:
-        """Whether it puts several examples in a row."""
-        return False
-
-    def check_packing(self, model: Path) -> None:
-        """Raise UserError if the model in the folder `model` would not keep packed examples apart."""
-
-    def weight_slips(self) -> Iterator[tuple[str, str]]:
-        """Yield key and text of weights that are allowed but seldom meant."""
-        return iter(())

@@ -54,13 +54,13 @@ def all_options(stage: TrainingStage) -> dict[str, Any]:
     return options
 
 
-def estimate_training(stage: TrainingStage, inputs: EstimateInputs, has_reference: bool = False) -> Estimate:
-    """Estimate the cost of a training; `has_reference` says that a reference model reads the rows, too."""
+def estimate(stage: TrainingStage, inputs: EstimateInputs) -> Estimate:
+    """Estimate the cost of a training."""
     values = inputs.values()
     if "model" not in inputs.paths:
         return Estimate(**values)
     rows = attempt(values["unknown"], "tokens", lambda: _read_rows(stage, inputs)) if "train" in inputs.paths else None
-    training = Training(stage, inputs, rows, has_reference)
+    training = Training(stage, inputs, rows)
     size, steps, tokens = training.size, *training.steps_and_tokens()
     values |= {"parameters": size.base, "trainable": size.trainable, "optimiser_steps": steps, "tokens": tokens}
     if rows and rows.total > SAMPLE:
@@ -70,7 +70,7 @@ def estimate_training(stage: TrainingStage, inputs: EstimateInputs, has_referenc
     values["disk"] = Disk(published=published, checkpoints=checkpoints)
     if tokens:  # 2 N forward, 2 N backward, 2 T for gradients; 2 N each to recompute activations and for the reference
         n, t = size.multiplied, min(size.trainable, size.multiplied)
-        factor = 4 + 2 * bool(training.options["gradient_checkpointing"]) + 2 * has_reference
+        factor = 4 + 2 * bool(training.options["gradient_checkpointing"]) + 2 * stage.has_reference
         values["formula"] = f"{factor + 2} N for each token" if t == n else f"{factor} N + 2 T for each token"
         values["flops"] = float((factor * n + 2 * t) * tokens)
     if training.device != inputs.device:
@@ -78,8 +78,8 @@ def estimate_training(stage: TrainingStage, inputs: EstimateInputs, has_referenc
         values["room"] = 0
     elif tokens:
         values |= inputs.duration(values["flops"], stage.processes)
-    estimate = Estimate(**values | {"memory": attempt(values["unknown"], "memory", training.memory)})
-    return estimate if estimate.fits is not False else estimate.model_copy(update={"remedies": training.remedies()})
+    cost = Estimate(**values | {"memory": attempt(values["unknown"], "memory", training.memory)})
+    return cost if cost.fits is not False else cost.model_copy(update={"remedies": training.remedies()})
 
 
 def _read_rows(stage: TrainingStage, inputs: EstimateInputs) -> Rows:
@@ -109,8 +109,8 @@ def _read_rows(stage: TrainingStage, inputs: EstimateInputs) -> Rows:
 class Training:
     """A training with its training rows, where they are known. Raises UserError for a model that cannot be built."""
 
-    def __init__(self, stage: TrainingStage, inputs: EstimateInputs, rows: Rows | None, has_reference: bool) -> None:
-        self.stage, self.inputs, self.rows, self.has_reference = stage, inputs, rows, has_reference
+    def __init__(self, stage: TrainingStage, inputs: EstimateInputs, rows: Rows | None) -> None:
+        self.stage, self.inputs, self.rows = stage, inputs, rows
         self.options = all_options(stage)
         self.batch = self.options["per_device_train_batch_size"]
         self.accumulation = self.options["gradient_accumulation_steps"]
@@ -118,7 +118,7 @@ class Training:
         sharding = stage.launch.sharding if stage.launch else None
         self.device = "cuda" if sharding else inputs.device  # accelerate shards on GPUs only
         precomputes = self.options.get("precompute_ref_log_probs") and sharding != "use_fsdp"  # which keeps the model
-        self.keeps_reference = has_reference and stage.lora is None and not precomputes
+        self.keeps_reference = stage.has_reference and stage.lora is None and not precomputes
         self.model = build(inputs.paths["model"], stage.published_dtype, stage.trust_remote_code, stage.lora)
         self.size = model_size(self.model, stage.quantization.model_dump() if stage.quantization else None)
         self.base_bytes = self.size.base * self.model.dtype.itemsize
@@ -163,7 +163,7 @@ class Training:
         text, on_cpu, rows = self.model.config.get_text_config(), self.device == "cpu", self.batch
         if self.rows and not self.options["packing"]:
             rows = min(rows, math.ceil(self.rows.total / self.processes))
-        rows *= 2 if self.has_reference else 1  # pairs
+        rows *= 2 if self.stage.has_reference else 1  # pairs
         saved: float = saved_activations(self.model, rows, longest)
         if self.options["gradient_checkpointing"]:  # the input of each layer, and one layer's activations
             layers, bytes_per_token = text.num_hidden_layers, text.hidden_size * self.model.dtype.itemsize
@@ -172,7 +172,7 @@ class Training:
             saved = AUTOCAST * saved + 2 * self.size.multiplied  # with the weights in bfloat16
         head, positions = self.model.get_output_embeddings().weight, rows * (longest - 1)
         logits = min(LOGITS_CHUNK, positions * text.vocab_size * 4)
-        if self.has_reference or not on_cpu:
+        if self.stage.has_reference or not on_cpu:
             logits = TILE_COPIES[self.device] * min(positions, TILE[0]) * min(text.vocab_size, TILE[1]) * 4
         return round(saved * (ALLOCATOR if on_cpu else 1)), logits + (4 * head.numel() if head.requires_grad else 0)
 
@@ -184,7 +184,7 @@ class Training:
             changes = dict(islice(train.items(), count))
             options = self.stage.train.model_copy(update=changes)
             stage = self.stage.model_copy(update={"train": options})
-            memory = Training(stage, self.inputs, self.rows, self.has_reference).memory()
+            memory = Training(stage, self.inputs, self.rows).memory()
             if memory and memory.total <= self.inputs.room:
                 lines = [f"train.{name}: {json.dumps(value)}" for name, value in changes.items()]
                 return [Remedy(changes=lines, memory=memory.total, same_result=True)]

@@ -79,6 +79,8 @@ def check_steps(
         if keys[step.name] in cache:
             checks.findings[step.name] = Findings.model_validate(cache[keys[step.name]])
     unknown = check_files([s for s in steps if s.name not in checks.findings], results, resolver, checks)
+    if checks.problems or checks.errors:
+        return checks  # at once: the libraries that the other checks need take seconds to import
     able = [step for step in unknown if step.config.has("check")]
     if able:
         say(f"checking {len(able)} steps: models, tokenizers, every row and task")
@@ -92,7 +94,7 @@ def check_steps(
         if not findings[step.name].problems:
             checks.findings[step.name] = findings[step.name]
             cache[keys[step.name]] = findings[step.name].model_dump()
-    if unknown:
+    if checks.findings:
         cache_file.parent.mkdir(parents=True, exist_ok=True)
         write_json(cache_file, dict(list(cache.items())[-MAX_CACHED:]))
     named = [step for step in steps if step.name in checks.findings]

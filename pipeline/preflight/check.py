@@ -79,8 +79,6 @@ def check_steps(
         if keys[step.name] in cache:
             checks.findings[step.name] = Findings.model_validate(cache[keys[step.name]])
     unknown = check_files([s for s in steps if s.name not in checks.findings], results, resolver, checks)
-    if checks.problems or checks.errors:
-        return checks  # at once: the libraries that the other checks need take seconds to import
     able = [step for step in unknown if step.config.has("check")]
     if able:
         say(f"checking {len(able)} steps: models, tokenizers, every row and task")

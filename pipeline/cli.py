@@ -39,7 +39,7 @@ from pipeline.plan.step import Plan
 from pipeline.preflight.estimate import estimate
 from pipeline.preflight.estimate_table import lines, tables
 from pipeline.preflight.prefetch import prefetch
-from pipeline.preflight.prepare import prepare
+from pipeline.preflight.prepare import Preparation, prepare
 from pipeline.preflight.preview import preview
 from pipeline.preflight.probe import ProbeError
 from pipeline.recipe import loader
@@ -130,6 +130,7 @@ class _Command:
         self.options, self.console = options, console
         self.store = Store(options.runs / "store")
         self.resolver = Resolver(options.runs, console.say)
+        self._executor: Executor | None = None
 
     def run(self) -> int:
         """Do what the options ask for."""
@@ -147,10 +148,34 @@ class _Command:
             return self.prefetch(plan)
         if options.plan:
             return self.plan(plan, cells)
-        if cells[0].search:  # checks what the last rung needs before the first one runs
+        if options.check or cells[0].search:  # of a search, what the last rung needs is checked before the first runs
             everything = Selection(frozenset(step.name for step in plan.steps), frozenset())
-            prepare(plan, everything, self.store, self.resolver)
+            selection = everything if cells[0].search else self.select(plan)
+            preparation = prepare(plan, selection, self.store, self.resolver, self.executor(), self.console.say)
+            if options.check:
+                return self.check(plan, preparation)
+            self.console.checked([], preparation.checks.notes)
         return self.execute(plan, cells)
+
+    def check(self, plan: Plan, preparation: Preparation) -> int:
+        """--check."""
+        checks = preparation.checks
+        disk = {"needed": checks.disk, "free": checks.disk_free}
+        if self.options.json:
+            steps = [
+                {"step": step.name, "kind": step.kind, "checked": checks.findings[step.name].passed}
+                for step in preparation.steps
+            ]
+            print(
+                json.dumps({"recipe": plan.recipe.name, "steps": steps, "notes": checks.notes, "disk": disk}, indent=1)
+            )
+            return 0
+        lines = [(step.stage, step.name, ", ".join(checks.findings[step.name].passed)) for step in preparation.steps]
+        self.console.checked(lines, checks.notes)
+        needed, free = (f"{value / 2**30:.2f} GiB" for value in disk.values())
+        self.console.say(f"disk: at most {needed} for models and checkpoints, {free} free")
+        self.console.say(f"{plan.recipe.name}: {len(lines)} steps to run, checked; nothing ran")
+        return 0
 
     def select(self, plan: Plan) -> Selection:
         """The steps that the options select."""
@@ -221,23 +246,23 @@ class _Command:
             print(json.dumps({"recipe": plan.recipe.name, "steps": [asdict(step) for step in steps]}, indent=1))
         else:
             self.console.plan(plan, steps)
+            if any(step.state == "run" for step in steps):
+                self.console.say("only the recipe is checked; --check also checks models, data and this machine")
         return 0
 
     def execute(self, full_plan: Plan, cells: Sequence[Recipe]) -> int:
         """Run the recipe: its plan, or one plan after the other for a search."""
         folder = self.options.runs / full_plan.recipe.name
         plans = search.plans(full_plan, cells, self.resolver, self.console.say, folder)
-        executor: Executor | None = None
         run: Run | None = None
         forced_before, failed = frozenset[str](), list[Run]()
         old_handler = signal.signal(signal.SIGTERM, signal.default_int_handler)  # the same as Ctrl-C
         try:
             plan: Plan | None = next(plans)
             while plan is not None:
-                run = self._prepare(plan, forced_before)
+                run = self._prepare(plan, forced_before, checked=cells[0].search is not None)
                 forced_before |= self.select(plan).forced
-                executor = executor or self._executor()
-                if run.execute(executor):
+                if run.execute(self.executor()):
                     failed.append(run)
                 plan = search.next_plan(plans, run.results)
         except KeyboardInterrupt:
@@ -253,14 +278,17 @@ class _Command:
         assert run is not None
         return self._finish(run, failed)
 
-    def _prepare(self, plan: Plan, forced_before: frozenset[str]) -> Run:
-        """Prepare a run. Steps that an earlier plan of a search was forced to run are not forced again."""
+    def _prepare(self, plan: Plan, forced_before: frozenset[str], checked: bool) -> Run:
+        """Prepare a run. Steps that an earlier plan of a search was forced to run are not forced again, and all steps
+        of a search are `checked` already."""
         selection = self.select(plan)
         selection = Selection(selection.selected, selection.forced - forced_before)
-        preparation = prepare(plan, selection, self.store, self.resolver)
+        executor = None if checked else self.executor()
+        preparation = prepare(plan, selection, self.store, self.resolver, executor, self.console.say)
         check_search_steps(plan, selection, preparation.decisions)
         cached = sum(decision.cached for decision in preparation.decisions.values())
         self.console.say(f"{plan.recipe.name}: {len(plan.steps)} steps, {cached} cached")
+        self.console.checked([], preparation.checks.notes)
         self.console.paid_requests((step.stage, step.name, request) for step, request in preparation.paid_requests)
         return Run(plan, selection, preparation.decisions, self.store, self.resolver, self.console)
 
@@ -278,7 +306,12 @@ class _Command:
     def _resume_command(self, run: Run) -> str:
         return resume_command(self.options, run.record.without_result(), run.selection.forced)
 
-    def _executor(self) -> Executor:
+    def executor(self) -> Executor:
+        """The executor that the options name, created once."""
+        self._executor = self._executor or self._new_executor()
+        return self._executor
+
+    def _new_executor(self) -> Executor:
         if self.options.executor == "local":
             return LocalExecutor(self.options.jobs)
         try:

@@ -5,7 +5,8 @@ Imports no torch, so that a recipe can be read and planned quickly.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from importlib import import_module
@@ -89,14 +90,44 @@ class Resources(Config):
         return int(float(self.memory[:-3]) * _UNITS[self.memory[-3:]]) if self.memory else 0
 
 
-Ability = Literal["run", "preview", "estimate", "fetch"]
+class Findings(BaseModel):
+    """What the check of a step found before it runs."""
+
+    passed: list[str] = []
+    """What was checked, in a few words each."""
+    notes: list[tuple[str, str]] = []
+    """Likely slips, which do not stop a run: the key in the stage's section and the text."""
+    problems: list[tuple[str | None, str]] = []
+    """Errors, in the same form; without a key where the text names the place."""
+    published: int = 0
+    """Bytes of the result on disk, where they are many."""
+    checkpoints: int = 0
+    """Bytes of checkpoints while the step runs, at most."""
+
+    @contextmanager
+    def part(self, name: str, key: str | None = None) -> Iterator[None]:
+        """Collect the error of the block, which checks `name`; a UserError without a key blames `key`."""
+        try:
+            yield
+        except UserError as error:
+            self.problems.append((error.key or key, str(error)))
+        except Exception as error:  # of a library, which is no reason to refuse a run
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            self.passed.append(f"{name} not checked ({reason})")
+        else:
+            self.passed.append(name)
+
+
+Ability = Literal["run", "preview", "estimate", "fetch", "check"]
 """What a kind of stage does in a process of its own. Each ability is a function of that name in a module of the kind's
-folder: `run` in stage.py, which every kind has; the others in preview.py, estimate.py and fetch.py, if the file exists.
+folder, or of the folder of a class that it extends: `run` in stage.py, which every kind has; the others in preview.py,
+estimate.py, fetch.py and check.py, if the file exists.
 
     run(context: Context) -> Metrics                          run a step
     preview(step, config, paths, count) -> (dict, str, Any)   show `count` rows: JSON, an HTML page, a rich renderable
     estimate(config, inputs) -> Estimate                      see stages/estimate/result.py
     fetch(config, paths, scratch) -> list[str]                download what no key names, one line for each download
+    check(context, on_this_machine) -> Findings               check what `StageConfig.check` cannot without libraries
 
 `paths` holds the path of each input; for a model that does not exist yet, that of the model its training starts from.
 """
@@ -130,16 +161,20 @@ class StageConfig(Config):
     @classmethod
     def has(cls, ability: Ability) -> bool:
         """Whether stages of this kind have the ability. Imports the kind's package, not the module."""
-        return find_spec(cls._module(ability)) is not None
+        return cls._module(ability) is not None
 
     @classmethod
     def load(cls, ability: Ability) -> Callable[..., Any]:
         """Import the ability's module, with the libraries it needs, and return its function."""
-        return getattr(import_module(cls._module(ability)), ability)
+        module = cls._module(ability)
+        assert module, f"stages of kind {cls.kind} have no {ability}"
+        return getattr(import_module(module), ability)
 
     @classmethod
-    def _module(cls, ability: Ability) -> str:
-        return f"{cls.__module__.rpartition('.')[0]}.{'stage' if ability == 'run' else ability}"
+    def _module(cls, ability: Ability) -> str | None:
+        folders = (base.__module__.rpartition(".")[0] for base in cls.__mro__ if issubclass(base, StageConfig))
+        names = (f"{folder}.{'stage' if ability == 'run' else ability}" for folder in folders if folder != "stages")
+        return next((name for name in names if find_spec(name)), None)
 
     @property
     def versioned_packages(self) -> tuple[str, ...]:
@@ -169,6 +204,9 @@ class StageConfig(Config):
         Raises:
             UserError: if a step could not use them.
         """
+
+    def check_services(self) -> None:
+        """Check the services that the stage needs, such as an endpoint, each time before it runs. Raises UserError."""
 
     def foreign_code(self, files: dict[str, Path]) -> list[str]:
         """Describe third-party code that the stage runs, one line for each kind, for --plan.

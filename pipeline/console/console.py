@@ -116,6 +116,12 @@ class Console:
         """Show requests to services that may charge for them: stage, step, text."""
         self._by_stage("asks", requests)
 
+    def checked(self, steps: Iterable[tuple[str, str, str]], notes: Iterable[str]) -> None:
+        """Show what was checked, by stage, step and text, and notes about likely slips."""
+        self._by_stage("checked", steps)
+        for note in notes:
+            self._print(f"[yellow]note[/] {escape(note)}")
+
     def _by_stage(self, title: str, lines: Iterable[tuple[str, str, str]]) -> None:
         """One line for each stage and text, with the number of its steps."""
         steps_of: dict[tuple[str, str], list[str]] = {}

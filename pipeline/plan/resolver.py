@@ -114,10 +114,24 @@ def start_model_path(source: Step | Reference, results: Mapping[str, Published],
         results: published results by the name of their step.
         resolver: knows the paths of references.
     """
-    while isinstance(source, Step):
-        if source.config.output_kind != "model":
-            return None
+    start = _start(source, results)
+    if isinstance(start, Published):
+        return start.path
+    return None if isinstance(start, Step) else resolver.path(start)
+
+
+def start_content(source: Step | Reference, results: Mapping[str, Published], resolver: Resolver) -> str | None:
+    """Return the content hash of what `start_model_path` finds; None if the step publishes no model."""
+    start = _start(source, results)
+    if isinstance(start, Published):
+        return start.manifest.digest
+    return None if isinstance(start, Step) else resolver.content(start)
+
+
+def _start(source: Step | Reference, results: Mapping[str, Published]) -> Step | Reference | Published:
+    """The nearest published model, or the reference that trainings start from; a step that publishes no model."""
+    while isinstance(source, Step) and source.config.output_kind == "model":
         if source.name in results:
-            return results[source.name].path
+            return results[source.name]
         source = source.inputs["model"]
-    return resolver.path(source)
+    return source

@@ -1,7 +1,6 @@
 """`--estimate`: the cost of the steps that would run, estimated in a subprocess that imports their libraries."""
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from pipeline.plan.resolver import Resolver
 from pipeline.plan.selection import Selection, steps_to_run
 from pipeline.plan.step import Plan, Step, remove_key, start_reference
 from pipeline.preflight.probe import ProbeStep, run_probe
-from pipeline.run.local_executor import LocalExecutor, machine_memory
+from pipeline.run.local_executor import LocalExecutor, free_disk, machine_memory
 from pipeline.store import references
 from pipeline.store.references import BadReferenceError, Local, Reference
 from pipeline.store.store import Published, Store
@@ -95,9 +94,7 @@ def estimate(
         StepGroup(group, _with_measured_time(Estimate(**answer), group[0], results))
         for group, answer in zip(groups.values(), answers, strict=True)
     ]
-    runs = resolver.runs.absolute()
-    existing = next(folder for folder in (runs, *runs.parents) if folder.exists())
-    return RecipeEstimate(plan.recipe.name, estimated, executor.width, shutil.disk_usage(existing).free)
+    return RecipeEstimate(plan.recipe.name, estimated, executor.width, free_disk(resolver.runs))
 
 
 def _settings(step: Step, *excluded: str) -> dict[str, Any]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipeline.plan.cache import Decisions, cached_results, decide
-from pipeline.plan.resolver import Resolver, start_model_path
+from pipeline.plan.resolver import Resolver
 from pipeline.plan.selection import Selection, check_inputs, steps_to_run
 from pipeline.plan.step import Plan, Step
+from pipeline.preflight.check import Checks, check_files, check_steps, files_of
 from pipeline.recipe.loader import RecipeError
-from pipeline.recipe.nodes import Problem, split_key
-from pipeline.store.store import Published, Store
-from stages.base import UserError
+from pipeline.run.executor import Executor
+from pipeline.store.store import Store
 
 
 @dataclass(frozen=True)
@@ -21,17 +21,27 @@ class Preparation:
 
     decisions: Decisions
     """The cache decisions, with the commits of hub references resolved and all inputs of steps that run verified."""
+    steps: list[Step]
+    """The steps that run."""
     paid_requests: list[tuple[Step, str]]
     """Requests of steps to services that may charge for them."""
+    checks: Checks
 
 
-def prepare(plan: Plan, selection: Selection, store: Store, resolver: Resolver) -> Preparation:
-    """Resolve and fetch references, verify the inputs of steps that run, and check their files.
-
-    Writes only to the cache.
+def prepare(
+    plan: Plan,
+    selection: Selection,
+    store: Store,
+    resolver: Resolver,
+    executor: Executor | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Preparation:
+    """Resolve and fetch references, verify the inputs of steps that run, and check the steps as `executor` would run
+    them; without one, only their files. Writes only to the cache.
 
     Raises:
         RecipeError: with all problems.
+        ProbeError: if the process of the checks fails.
     """
     resolver.pin(plan.steps)
     decisions = _decide_verified(plan, selection, store, resolver)
@@ -39,28 +49,15 @@ def prepare(plan: Plan, selection: Selection, store: Store, resolver: Resolver) 
     check_inputs(plan, selection, decisions)
     steps = steps_to_run(plan, selection, decisions)
     resolver.fetch(steps)
-    requests: list[tuple[Step, str]] = []
-    problems: list[Problem] = []
-    errors: list[str] = []
-    for step in steps:
-        try:
-            requests += _check(step, cached_results(decisions), resolver)
-        except UserError as error:
-            if error.key:
-                problems.append(step.recipe.problem(("stages", step.stage, *split_key(error.key)), str(error)))
-            else:
-                errors += str(error).splitlines()
-    if problems or errors:
-        raise RecipeError(errors, problems)
-    return Preparation(decisions, requests)
-
-
-def _check(step: Step, results: Mapping[str, Published], resolver: Resolver) -> list[tuple[Step, str]]:
-    """Check the step's files; return its paid requests. Raises UserError."""
-    paths = {name: start_model_path(source, results, resolver) for name, source in step.inputs.items()}
-    files = {name: path for name, path in paths.items() if path}
-    step.config.check(files)
-    return [(step, request) for request in step.config.paid_requests(files)]
+    results = cached_results(decisions)
+    if executor:
+        checks = check_steps(steps, results, resolver, executor, say)
+    else:
+        check_files(steps, results, resolver, checks := Checks())
+    if checks.problems or checks.errors:
+        raise RecipeError(checks.errors, checks.problems)
+    requests = [(step, r) for step in steps for r in step.config.paid_requests(files_of(step, results, resolver))]
+    return Preparation(decisions, steps, requests, checks)
 
 
 def _decide_verified(plan: Plan, selection: Selection, store: Store, resolver: Resolver) -> Decisions:

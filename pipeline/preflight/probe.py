@@ -1,4 +1,4 @@
-"""Runs an ability of several stages (preview, estimate, fetch) in one separate process, so that the command itself
+"""Runs an ability of several stages (check, preview, estimate, fetch) in one separate process, so that the command
 never imports their libraries."""
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.plan.step import Step
-from pipeline.recipe.nodes import split_key
+from pipeline.recipe.nodes import RecipeError, split_key
+from pipeline.store.secrets import mask_secrets
 from stages.base import Ability
 from stages.system.module_command import module_command
 
@@ -42,20 +43,38 @@ def run_probe(
     arguments: Mapping[str, Any] | None = None,
     **environment: str,
 ) -> list[dict[str, Any]]:
-    """Run `ability` for each step; return one answer for each.
+    """Do `ask`, and raise RecipeError with all problems if stages blame the recipe; `steps` has their locations."""
+    answers = ask(ability, option, cache, requests, arguments, **environment)
+    problems = [
+        step.recipe.problem(("stages", step.stage, *split_key(key or "")), text)
+        for step, answer in zip(steps, answers, strict=True)
+        for key, text in answer.get("problems", ())
+    ]
+    if problems:
+        raise RecipeError([], problems)
+    return answers
+
+
+def ask(
+    ability: Ability,
+    option: str,
+    cache: Path,
+    requests: Sequence[ProbeStep],
+    arguments: Mapping[str, Any] | None = None,
+    **environment: str,
+) -> list[dict[str, Any]]:
+    """Run `ability` for each step; return one answer for each, or `problems`: (key, text) of its UserError.
 
     Args:
         ability: the function that the stages have.
         option: the command's option, for errors.
         cache: the folder that all steps share.
-        steps: the steps, for locations of errors.
         requests: one for each step.
         arguments: arguments for all steps, as JSON.
         environment: further environment variables of the process.
 
     Raises:
-        RecipeError: if a stage blames the recipe.
-        ProbeError: if the process fails for another reason.
+        ProbeError: if the process fails.
     """
     if not requests:
         return []
@@ -65,10 +84,6 @@ def run_probe(
     process = subprocess.run(call, input=json.dumps(job).encode(), capture_output=True, env=variables, check=False)
     if process.returncode != 0:
         last = process.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        raise ProbeError(f"{option}: its process ended with status {process.returncode}: {''.join(last)}")
-    answers: list[dict[str, Any]] = json.loads(process.stdout)
-    for step, answer in zip(steps, answers, strict=True):
-        if "error" in answer:
-            key = split_key(answer["key"]) if answer["key"] else ()
-            raise step.recipe.error(("stages", step.stage, *key), answer["error"])
+        raise ProbeError(f"{option}: its process ended with status {process.returncode}: {mask_secrets(''.join(last))}")
+    answers: list[dict[str, Any]] = json.loads(mask_secrets(process.stdout.decode()))
     return answers

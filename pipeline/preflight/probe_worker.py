@@ -1,4 +1,4 @@
-"""The process behind --preview, --estimate and --prefetch: `python -m pipeline.preflight.probe_worker ABILITY`.
+"""The process behind checks, --preview, --estimate and --prefetch: `python -m pipeline.preflight.probe_worker ABILITY`.
 
 Reads a job from standard input and writes one answer for each of its steps to standard output, both as JSON. The output
 of libraries goes to standard error.
@@ -19,7 +19,7 @@ from rich.console import Console
 
 from pipeline.run.worker import loadable
 from stages import KINDS
-from stages.base import StageConfig, UserError
+from stages.base import Context, Input, StageConfig, UserError
 from stages.estimate.result import EstimateInputs
 
 Answer = Callable[[StageConfig, dict[str, Path], dict[str, Any]], dict[str, Any]]
@@ -30,7 +30,9 @@ def main(ability: str) -> None:
     output = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     job = json.load(sys.stdin.buffer)
-    with output:
+    with output, tempfile.TemporaryDirectory() as modules:
+        if ability != "fetch" and any(step["config"].get("trust_remote_code") for step in job["steps"]):
+            os.environ["HF_MODULES_CACHE"] = modules  # transformers copies a model's code there
         json.dump([_answer(ABILITIES[ability], step, job) for step in job["steps"]], output)
 
 
@@ -39,9 +41,11 @@ def _answer(function: Answer, step: dict[str, Any], job: dict[str, Any]) -> dict
     try:
         config = KINDS[step["kind"]].model_validate(step["config"])
         paths = {name: loadable(Path(path), cache) for name, path in step["paths"].items()}
-        return function(config, paths, {"step": step["step"], **job["arguments"], **step["arguments"]})
+        return function(
+            config, paths, {"step": step["step"], "cache": job["cache"], **job["arguments"], **step["arguments"]}
+        )
     except UserError as error:
-        return {"error": str(error), "key": error.key}
+        return {"problems": [(error.key, str(error))]}
 
 
 def preview(config: StageConfig, paths: dict[str, Path], arguments: dict[str, Any]) -> dict[str, Any]:
@@ -73,7 +77,25 @@ def estimate(config: StageConfig, paths: dict[str, Path], arguments: dict[str, A
         return dict(config.load("estimate")(config, inputs).model_dump())
 
 
-ABILITIES: dict[str, Answer] = {"preview": preview, "fetch": fetch, "estimate": estimate}
+def check(config: StageConfig, paths: dict[str, Path], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Check a step as the context of its run will be, with a scratch folder that is deleted."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, contents = Path(scratch), arguments["contents"]
+        context = Context(
+            recipe=arguments["recipe"],
+            step=arguments["step"],
+            config=config,
+            inputs={name: Input(path, fingerprint=contents[name] or "") for name, path in paths.items()},
+            out=folder / "out",
+            scratch=folder,
+            checkpoints=folder / "checkpoints",
+            cache=Path(arguments["cache"]),
+            progress=lambda done, total, note: None,
+        )
+        return dict(config.load("check")(context, arguments["on_this_machine"]).model_dump())
+
+
+ABILITIES: dict[str, Answer] = {"preview": preview, "fetch": fetch, "estimate": estimate, "check": check}
 
 if __name__ == "__main__":
     main(sys.argv[1])

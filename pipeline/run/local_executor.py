@@ -6,9 +6,11 @@ import contextlib
 import math
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import threading
+from pathlib import Path
 
 from pipeline.run.executor import DEFAULT_RESOURCES, WORKER_ENVIRONMENT, Event, checked_result
 from pipeline.run.job import Job, StepResult, decode
@@ -151,6 +153,12 @@ class LocalExecutor:
 def machine_memory() -> int:
     """Main memory in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def free_disk(folder: Path) -> int:
+    """Free bytes on the disk of a folder, which does not have to exist yet."""
+    folder = folder.absolute()
+    return shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free
 
 
 def visible_gpus() -> list[str]:

@@ -19,7 +19,6 @@ from pipeline.plan.cache import Decisions, cached_results, changed_input, input_
 from pipeline.plan.resolver import Resolver
 from pipeline.plan.selection import Selection, steps_to_run
 from pipeline.plan.step import Plan, Step
-from pipeline.recipe.nodes import split_key
 from pipeline.run.executor import Event, Executor
 from pipeline.run.job import Job, StepResult
 from pipeline.run.os_errors import explain_os_error
@@ -103,14 +102,8 @@ class Run:
 
         Returns:
             0 if all went well, 1 if a step failed.
-
-        Raises:
-            RecipeError: if a step can never run here; nothing has run then.
         """
         steps = steps_to_run(self.plan, self.selection, self.decisions)
-        for step in steps:
-            if unmet := executor.unmet_requirement(step.config):
-                raise step.recipe.error(("stages", step.stage, *split_key(unmet[0])), unmet[1])
         self.folder.mkdir(parents=True, exist_ok=True)
         self.record.width = executor.width
         for step in self.plan.steps:

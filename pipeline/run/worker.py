@@ -64,7 +64,9 @@ def _result(run: Callable[[], StepResult], folder: Path) -> StepResult:
     try:
         return run()
     except (UserError, RankFailed) as error:
-        return StepResult(error=explain_os_error(error) or str(error), is_user_error=isinstance(error, UserError))
+        key = f"{error.key}: " if isinstance(error, UserError) and error.key else ""
+        message = explain_os_error(error) or f"{key}{error}"
+        return StepResult(error=message, is_user_error=isinstance(error, UserError))
     except Exception as error:
         with contextlib.suppress(OSError):  # the log may be on the full disk
             traceback.print_exc()

@@ -44,6 +44,8 @@ class DPOStage(TrainingStage):
 
     kind: ClassVar[str] = "dpo"
     version: ClassVar[int] = 3
+    trl_config: ClassVar[str] = "DPOConfig"
+    has_reference: ClassVar[bool] = True
     search_metrics: ClassVar[Mapping[str, Literal["lowest", "highest"]]] = {
         "eval_loss": "lowest",
         "eval_rewards/accuracies": "highest",

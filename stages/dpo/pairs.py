@@ -20,7 +20,6 @@ from stages.data.reader import DROPPED_ROWS, dropped_rows_text, report_notes, ro
 from stages.data.segments import Segment
 from stages.data.tokenization import Preparer, content_key, date_notes
 from stages.dpo.config import DPOStage
-from stages.library_options.option_docs import option_help
 
 MAX_LISTED = 10  # row numbers in a note
 ID_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")  # TRL's
@@ -154,7 +153,7 @@ class Pairs(NamedTuple):
 
 def length_options(stage: DPOStage) -> dict[str, Any]:
     """Return the fields of PairPreparer for a stage."""
-    options = {name: option.default for name, option in option_help("DPOConfig").items()} | stage.train.model_dump()
+    options = stage.train_options
     return {"pair_length": options["max_length"], "truncation_mode": options["truncation_mode"]}
 
 

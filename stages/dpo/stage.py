@@ -20,10 +20,11 @@ from stages.data.tokenization import stop_ids_of
 from stages.dpo.config import DPOStage
 from stages.dpo.pairs import load_pairs
 from stages.records.metrics import Metrics
-from stages.training.config import check_token_id
+from stages.training.check import check_token_id
 from stages.training.loop import arguments, train
 from stages.training.model_card import write_card
-from stages.training.model_io import load_model, load_tokenizer, with_reference
+from stages.training.model_io import load_model, with_reference
+from stages.training.tokenizer import load_tokenizer
 from stages.training.trackers import TrackedFields
 
 

@@ -1,4 +1,4 @@
 """Cost of a step before it runs. A kind's estimate.py lists its rows or requests; this package computes the cost.
 
-config of a model -> model_size (parameters, bytes) -> training or evaluation -> result (memory, disk, FLOPs, time)
+models.model_size (parameters, bytes) -> training.estimate or evaluation -> result (memory, disk, FLOPs, time)
 """

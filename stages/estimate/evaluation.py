@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 from transformers import AutoTokenizer
 
-from stages.estimate.model_size import build, model_size, saved_activations
 from stages.estimate.result import Disk, Estimate, EstimateInputs, Memory, Remedy, attempt
 from stages.evaluation.config import EvaluationStage
+from stages.models.model_size import build, model_size, saved_activations
 
 EVALUATION_PROCESS = (
     530 * 2**20

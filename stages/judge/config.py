@@ -102,8 +102,6 @@ class JudgeStage(EvaluationStage):
         return super().needs() | {key: Need("data", reference, key) for key, reference in references.items()}
 
     def check(self, files: dict[str, Path]) -> None:
-        from stages.judge.endpoint import require_model  # HTTP and TLS are slow to import
-
         check_model(files["model"], self.trust_remote_code, "models")
         check_context(files["model"], self.options.max_new_tokens, "options.max_new_tokens")
         self.request_estimates(files)
@@ -111,6 +109,10 @@ class JudgeStage(EvaluationStage):
             if find_spec(package) is None:
                 raise UserError(f"needs the package {package}; pip install -e '.[judge]'", "judge")
         require_vllm(self.options.backend)
+
+    def check_services(self) -> None:
+        from stages.judge.endpoint import require_model  # HTTP and TLS are slow to import
+
         require_model(self.judge)
 
     def request_estimates(self, files: dict[str, Path]) -> list[RequestEstimate]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -18,7 +16,6 @@ from stages.evaluation.config import EvaluationStage, require_vllm, unique_by
 from stages.library_options.option_models import Options as LibraryOptions
 from stages.library_options.option_models import options as library_options
 from stages.models.model_folder import check_context, check_model
-from stages.system.module_command import module_command
 from stages.training.launch import Launch
 
 if TYPE_CHECKING:
@@ -26,8 +23,6 @@ if TYPE_CHECKING:
 else:
     GenerationOptions = library_options("gen_kwargs")
 
-# task files are read as text, since their functions must not run
-_TASK_IN_YAML = re.compile(r"(?m)^(?:task|group): *['\"]?([^\s'\"]+)")
 _PYTHON_IN_YAML = re.compile(r"!function|__")
 """Text in a task file that calls Python: a function, or an object's dunder attribute in a template."""
 
@@ -156,22 +151,9 @@ class LMEvalStage(EvaluationStage):
         for i, task in enumerate(self.tasks):
             if task.dataset is not None and not files[f"dataset.{task.task}"].is_dir():
                 raise UserError(f"{task.dataset} is a file; name files under data", f"tasks.{i}.dataset")
-        refusals = self._refusals(files.get("include_path"))
-        for i, task in enumerate(self.tasks):
-            if task.task in refusals:
-                raise UserError(refusals[task.task], key=f"tasks.{i}.task")
         check_model(files["model"], self.trust_remote_code, "models")
         check_context(files["model"], self.options.max_length, "options.max_length")
         require_vllm(self.options.backend)
-
-    def _refusals(self, include: Path | None) -> dict[str, str]:
-        """Task name -> why it cannot run. Starts lm-eval only for names that the user's folder does not define."""
-        allowed = self.options.confirm_run_unsafe_code
-        texts = list(_yaml_texts(include))
-        has_unsafe = not allowed and any("unsafe_code" in text for text in texts)
-        own_names = set() if has_unsafe else {name for text in texts for name in _TASK_IN_YAML.findall(text)}
-        names = tuple(task.task for task in self.tasks if task.task not in own_names)
-        return _lm_eval_refusals(names, include, allowed) if names else {}
 
     def foreign_code(self, files: dict[str, Path]) -> list[str]:
         sources = super().foreign_code(files)
@@ -192,14 +174,3 @@ def _require_rows(path: Path) -> None:
 def _yaml_texts(folder: Path | None) -> Iterator[str]:
     for file in sorted(folder.rglob("*.yaml")) if folder else ():
         yield file.read_text(encoding="utf-8", errors="replace")
-
-
-@cache
-def _lm_eval_refusals(names: tuple[str, ...], include: Path | None, allow_unsafe: bool) -> dict[str, str]:
-    """`tasks.refused_names` in a subprocess, because lm-eval takes seconds to import."""
-    arguments = str(include or ""), "unsafe" if allow_unsafe else "", *names
-    command, environment = module_command("stages.lm_eval.tasks", *arguments)
-    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if process.returncode != 0:
-        raise UserError(f"lm-eval cannot list its tasks: {process.stderr.strip().splitlines()[-1:]}", key="tasks")
-    return json.loads(process.stdout.splitlines()[-1])

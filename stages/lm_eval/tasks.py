@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,18 +43,38 @@ class Benchmark:
         return scored or list(self.tasks)
 
 
-def load_benchmarks(config: LMEvalStage, files: Mapping[str, Path], scratch: Path) -> list[Benchmark]:
-    """Load and check every benchmark of the recipe; generated task files go to `scratch`. Raises UserError."""
+def load_benchmarks(
+    config: LMEvalStage,
+    files: Mapping[str, Path],
+    scratch: Path,
+    part: Callable[[str], AbstractContextManager[Any]] = nullcontext,
+) -> list[Benchmark]:
+    """Load and check every benchmark of the recipe.
+
+    Args:
+        config: the stage.
+        files: path of each input.
+        scratch: folder for generated task files.
+        part: creates the context in which the task of that name is loaded and checked.
+
+    Raises:
+        UserError: if a benchmark cannot be used.
+    """
     manager = _manager(config, files.get("include_path"))
-    benchmarks = [_load(manager, i, task, files, scratch) for i, task in enumerate(config.tasks)]
-    for i, benchmark in enumerate(benchmarks):
-        _set_num_fewshot(benchmark, f"tasks.{i}.num_fewshot")
-        _check_metric(benchmark, f"tasks.{i}.metric")
-        _check_safe(benchmark, f"tasks.{i}.task", config.options.confirm_run_unsafe_code)
+    allow_unsafe = config.options.confirm_run_unsafe_code
+    benchmarks = []
+    for i, task in enumerate(config.tasks):
+        with part(f"task {task.task}"):
+            _check_name(manager, task.task, f"tasks.{i}.task", allow_unsafe)
+            benchmark = _load(manager, i, task, files, scratch)
+            _set_num_fewshot(benchmark, f"tasks.{i}.num_fewshot")
+            _check_metric(benchmark, f"tasks.{i}.metric")
+            _check_safe(benchmark, f"tasks.{i}.task", allow_unsafe)
+            benchmarks.append(benchmark)
     try:
         manager.load([part for benchmark in benchmarks for part in benchmark.parts])
     except ValueError as error:  # a task named alone and in a group
-        raise UserError(f"tasks: {error}; keep one of the two") from error
+        raise UserError(f"{error}; keep one of the two", "tasks") from error
     return benchmarks
 
 
@@ -65,10 +84,6 @@ def _manager(config: LMEvalStage, include: Path | None) -> TaskManager:
     manager = TaskManager(include_path=str(include), include_defaults=False) if include else None
     if manager is None or not all(name in manager.all_subtasks for name in names):
         manager = TaskManager(include_path=str(include) if include else None)
-    refusals = refused_names(manager, names, config.options.confirm_run_unsafe_code)
-    for i, name in enumerate(names):
-        if name in refusals:
-            raise UserError(f"tasks.{i}.task: {refusals[name]}")
     return manager
 
 
@@ -78,17 +93,14 @@ _UNSAFE = (
 )
 
 
-def refused_names(manager: TaskManager, names: list[str], allow_unsafe: bool) -> dict[str, str]:
-    """Name -> error message, for names that do not exist or need `allow_unsafe`. Imports no Python of a task."""
-    refusals = {}
-    for name in names:
-        if name not in manager.all_tasks:
-            matches = similar(name, manager.all_tasks)
-            hint = f"did you mean {', '.join(matches)}?" if matches else "`lm_eval ls tasks` lists them"
-            refusals[name] = f"lm-eval knows no task, group or tag {name!r}; {hint}"
-        elif not allow_unsafe and _is_unsafe(manager, name):
-            refusals[name] = _UNSAFE.format(name)
-    return refusals
+def _check_name(manager: TaskManager, name: str, key: str, allow_unsafe: bool) -> None:
+    """Raise UserError for a name that does not exist or needs `allow_unsafe`. Imports no Python of a task."""
+    if name not in manager.all_tasks:
+        matches = similar(name, manager.all_tasks)
+        hint = f"did you mean {', '.join(matches)}?" if matches else "`lm_eval ls tasks` lists them"
+        raise UserError(f"lm-eval knows no task, group or tag {name!r}; {hint}", key)
+    if not allow_unsafe and _is_unsafe(manager, name):
+        raise UserError(_UNSAFE.format(name), key)
 
 
 def _is_unsafe(manager: TaskManager, name: str) -> bool:
@@ -112,10 +124,11 @@ def _load(manager: TaskManager, index: int, task: Task, files: Mapping[str, Path
         specs = [task.task]
     try:
         loaded = manager.load(specs)
-    except (OSError, ModuleNotFoundError) as error:  # datasets' hub and file errors are OSErrors
+    except Exception as error:  # a task file, its Python and datasets raise anything
         raise UserError(
-            f"tasks.{index}.task: {task.task} cannot be loaded: {error}. Without a network, set"
-            " `data: {split: file}`, or `dataset: folder` with a copy of its data set"
+            f"{task.task} cannot be loaded: {error}. Without a network, set `data: {{split: file}}`, or"
+            " `dataset: folder` with a copy of its data set",
+            f"tasks.{index}.task",
         ) from error
     tasks, groups = loaded["tasks"], loaded.get("groups", {})
     nested = {name for group in groups.values() for name in group.child_names}
@@ -130,10 +143,10 @@ def _with_own_data(manager: TaskManager, index: int, task: Task, files: Mapping[
     entry = manager.task_index[task.task]
     config = entry.cfg or {}
     if task.task not in manager.all_subtasks or entry.yaml_path is None or "class" in config:
-        raise UserError(f"{key}: {task.task} is a group, a tag or a Python task, whose data cannot be replaced")
+        raise UserError(f"{task.task} is a group, a tag or a Python task, whose data cannot be replaced", key)
     scored_split, fewshot_split = _splits(config, task)
     if missing := {split for split in (scored_split, fewshot_split) if split} - task.data.keys():
-        raise UserError(f"{key}: {task.task} reads the split {' and '.join(sorted(missing))} too; name a file for it")
+        raise UserError(f"{task.task} reads the split {' and '.join(sorted(missing))} too; name a file for it", key)
     own_files = {split: files[f"data.{task.task}.{split}"] for split in task.data}
     override = {
         "include": str(entry.yaml_path),
@@ -161,7 +174,7 @@ def _with_own_dataset(
     for name in names:
         original = manager.task_index[name]
         if original.yaml_path is None or "class" in (original.cfg or {}):
-            raise UserError(f"tasks.{index}.dataset: {name} is a Python task, whose data cannot be replaced")
+            raise UserError(f"{name} is a Python task, whose data cannot be replaced", f"tasks.{index}.dataset")
         override = {
             "include": str(original.yaml_path),
             "group" if name in manager.all_groups else "task": name,
@@ -198,7 +211,7 @@ def _set_num_fewshot(benchmark: Benchmark, key: str) -> None:
         return
     changeable = [task for task in benchmark.tasks.values() if task.get_config("num_fewshot") != 0]
     if num_fewshot and not changeable:
-        raise UserError(f"{key}: the task file of {benchmark.config.task} fixes 0 few-shot examples; remove this key")
+        raise UserError(f"the task file of {benchmark.config.task} fixes 0 few-shot examples; remove this key", key)
     for task in changeable:
         task.set_config("num_fewshot", num_fewshot)
 
@@ -212,18 +225,14 @@ def _check_metric(benchmark: Benchmark, key: str) -> None:
         if name in benchmark.groups:
             reported = list(dict.fromkeys(m.metric for m in benchmark.groups[name].aggregate_metric_list or []))
         if metric not in reported:
-            raise UserError(f"{key}: {name} reports no {metric!r}, only {', '.join(reported)}")
+            raise UserError(f"{name} reports no {metric!r}, only {', '.join(reported)}", key)
 
 
 def _check_safe(benchmark: Benchmark, key: str, allow_unsafe: bool) -> None:
     for name, task in benchmark.tasks.items():
         if getattr(task, "UNSAFE_CODE", False) and not allow_unsafe:  # lm-eval sets it only if it is true
-            raise UserError(f"{key}: {_UNSAFE.format(name)}")
+            raise UserError(_UNSAFE.format(name), key)
         if settings := [setting for setting in CODE_OPTIONS if setting in (task.config.generation_kwargs or {})]:
-            raise UserError(f"{key}: {name} sets {settings[0]}, which would run third-party code; remove it")
+            raise UserError(f"{name} sets {settings[0]}, which would run third-party code; remove it", key)
         if getattr(task, "MULTIMODAL", False):
-            raise UserError(f"{key}: {name} needs images or audio; this stage evaluates text models")
-
-
-if __name__ == "__main__":  # INCLUDE_PATH ALLOW_UNSAFE NAME ...: see _lm_eval_refusals in config.py
-    print(json.dumps(refused_names(TaskManager(include_path=sys.argv[1] or None), sys.argv[3:], bool(sys.argv[2]))))
+            raise UserError(f"{name} needs images or audio; this stage evaluates text models", key)

@@ -44,8 +44,8 @@ def _no_hub_metrics() -> Iterator[None]:
     refusals: list[UserError] = []
 
     def refuse(path: str, *_: Any, **__: Any) -> None:
-        message = f"tasks: {path!r} is a metric that evaluate loads from the hub, as Python code"
-        refusals.append(UserError(f"{message}; if you trust it, set trust_remote_code: true on the stage"))
+        message = f"{path!r} is a metric that evaluate loads from the hub, as Python code"
+        refusals.append(UserError(f"{message}; if you trust it, set trust_remote_code: true on the stage", "tasks"))
         raise refusals[-1]
 
     load = evaluate.load

@@ -42,7 +42,8 @@ def check_context(path: Path, length: int | None, key: str) -> None:
     """Raise UserError, at `key`, if the context of the model in `path` is shorter than `length` tokens."""
     config = _read_json(path / "config.json", key) if path.is_dir() else {}
     text_config = config.get("text_config")
-    longest = (text_config if isinstance(text_config, dict) else config).get("max_position_embeddings")
+    values = text_config if isinstance(text_config, dict) else config
+    longest = next((values[name] for name in ("max_position_embeddings", "n_positions") if name in values), None)
     if length is not None and isinstance(longest, int) and length > longest:
         raise UserError(f"{length} tokens are more than the {longest} that {path} supports", key)
 

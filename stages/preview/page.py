@@ -18,7 +18,7 @@ from stages.data.reader import source_name
 from stages.data.tokenization import Preparer
 from stages.preview.terminal import TerminalPreview
 from stages.preview.token_display import WHITE_SPACE_SYMBOLS, Preview, PreviewedRow, TokenTexts
-from stages.training.model_io import load_tokenizer
+from stages.training.tokenizer import load_tokenizer
 
 
 def show_rows(

@@ -49,6 +49,7 @@ class SFTStage(TrainingStage):
 
     kind: ClassVar[str] = "sft"
     version: ClassVar[int] = 4
+    trl_config: ClassVar[str] = "SFTConfig"
     search_metrics: ClassVar[Mapping[str, Literal["lowest", "highest"]]] = {
         "eval_completion_loss": "lowest",
         "eval_prompt_loss": "lowest",
@@ -68,8 +69,9 @@ class SFTStage(TrainingStage):
         if self.random_init and self.lora is not None:
             raise ValueError("random_init draws all weights, so all of them have to train; leave lora out")
         options = self.train.model_dump()
-        if options.get("packing") and options.get("max_length", "default") is None:
-            raise ValueError("train.packing fills rows up to train.max_length; set max_length to a number")
+        packing = next((name for name in ("packing", "eval_packing") if options.get(name)), None)
+        if packing and options.get("max_length", "default") is None:
+            raise ValueError(f"train.{packing} fills rows up to train.max_length; set max_length to a number")
         return self
 
     @property

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
+
 import numpy
 import pyarrow
 import torch
 from datasets import Dataset
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 from trl import pack_dataset
 
 from stages.base import UserError
 from stages.data.tokenization import list_array
 from stages.sft.row_filter import flatten
+
+MAX_CHECKED_PARAMETERS = 300_000_000  # of a model that is initialised to check its attention: 1.2 GB, a few seconds
 
 
 def pack(dataset: Dataset, max_length: int) -> Dataset:
@@ -36,6 +42,17 @@ def _per_token_columns(batch: pyarrow.Table) -> pyarrow.Table:
         "row": numpy.repeat(batch["row"].to_numpy(), lengths),
     }
     return pyarrow.table({name: list_array(lengths, values) for name, values in columns.items()})
+
+
+@cache
+def check_architecture(path: Path, trusted: bool) -> None:
+    """Do `check_packing` on random weights for the model in a folder: for its first layers only if it is large."""
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trusted)
+    with torch.device("meta"):
+        size = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted).num_parameters()
+    if size > MAX_CHECKED_PARAMETERS:
+        config.get_text_config().num_hidden_layers = 1
+    check_packing(AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trusted))
 
 
 def check_packing(model: nn.Module) -> None:

@@ -10,6 +10,7 @@ import numpy
 import pyarrow
 from datasets import Dataset
 
+from stages.base import UserError
 from stages.data.segments import TARGET_SEGMENTS, Segment
 
 
@@ -65,6 +66,21 @@ def select(
     if stats.rows_used == len(prepared):
         return prepared, stats
     return prepared.select(numpy.flatnonzero(numpy.concatenate([is_used for is_used, _ in batches]))), stats
+
+
+def check_rows(name: str, stats: DatasetStats, max_length: int | None, completion_weight: float) -> None:
+    """Raise UserError if no row of the data set `name` can be used, or if a prepared row is too long."""
+    has_targets = any(segment.name.lower() in stats.weighted for segment in TARGET_SEGMENTS)
+    if stats.rows_without_completion and completion_weight and not has_targets:
+        text = f"every row of the {name} data lost its completion at max_length {max_length}; raise max_length"
+        raise UserError(text, "train.max_length")
+    if not stats.rows_used:
+        raise UserError(f"no row of the {name} data has a token with a weight; raise the weights", "weights")
+    if max_length and stats.longest > max_length:
+        raise UserError(
+            f"the {name} data were prepared with rows of up to {stats.longest} tokens, more than max_length"
+            f" {max_length}; prepare them again, or raise max_length"
+        )
 
 
 def _batch_stats(

@@ -19,7 +19,8 @@ from stages.sft.row_filter import DatasetStats
 from stages.sft.trainer import WITConfig, WITTrainer
 from stages.training.loop import arguments, train
 from stages.training.model_card import write_card
-from stages.training.model_io import load_model, load_tokenizer, lora_config
+from stages.training.model_io import load_model, lora_config
+from stages.training.tokenizer import load_tokenizer
 from stages.training.trackers import TrackedFields
 
 MAX_TEMPLATE_SHARE = 0.25  # of the weighted tokens; a warning appears above it

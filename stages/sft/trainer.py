@@ -23,16 +23,16 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
 
 from stages.base import UserError
-from stages.data.segments import TARGET_SEGMENTS, weights_by_segment
+from stages.data.segments import weights_by_segment
 from stages.data.tokenization import prepare, stop_ids_of
 from stages.library_options.option_constraints import RESERVED
 from stages.sft.collator import WeightedCollator
 from stages.sft.head import add_weighted_head
 from stages.sft.loss_metrics import LossMetrics
 from stages.sft.packing import check_packing, pack
-from stages.sft.row_filter import DatasetStats, select
+from stages.sft.row_filter import DatasetStats, check_rows, select
 from stages.training import trainer_internals as internals
-from stages.training.config import check_token_id
+from stages.training.check import check_token_id
 
 _SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 """Where a forward pass works only after the model is sharded over the ranks."""
@@ -119,7 +119,7 @@ class WITTrainer(SFTTrainer):
         on_cpu = self.accelerator.device.type == "cpu"  # FSDP moves the model to its GPU later
         self._uses_cpu_head = on_cpu and add_weighted_head(base)
         self.train_metrics, self._eval_metrics = LossMetrics(), LossMetrics()
-        self._packing_checked = not (args.packing or padding_free)
+        self._packing_checked = not (args.packing or args.eval_packing or padding_free)
         if not self._packing_checked and self.accelerator.distributed_type not in _SHARDED:
             check_packing(base)
             self._packing_checked = True
@@ -139,7 +139,7 @@ class WITTrainer(SFTTrainer):
         stop_ids = stop_ids_of(processing_class, self._generation_config)
         dataset, stats = select(dataset, args.segment_weights, stop_ids)
         self.used.setdefault(dataset_name, stats)
-        _check_rows(dataset_name, stats, args)
+        check_rows(dataset_name, stats, args.max_length, args.completion_loss_weight)
         if args.shuffle_dataset:
             dataset = dataset.shuffle(seed=args.seed)
         if packing:
@@ -289,22 +289,6 @@ def _check_arguments(model: Any, args: WITConfig, options: dict[str, Any]) -> No
     adapter = options.get("peft_config") or (model.active_peft_config if isinstance(model, PeftModel) else None)
     if adapter is not None and adapter.is_prompt_learning:
         raise ValueError("prompt learning adds tokens that have no weight; use LoRA or another kind of adapter")
-
-
-def _check_rows(name: str, stats: DatasetStats, args: WITConfig) -> None:
-    """Raise UserError if no row of the data set `name` can be used, or if a prepared row is too long."""
-    has_targets = any(segment.name.lower() in stats.weighted for segment in TARGET_SEGMENTS)
-    if stats.rows_without_completion and args.completion_loss_weight and not has_targets:
-        raise UserError(
-            f"every row of the {name} data lost its completion at max_length {args.max_length}; raise max_length"
-        )
-    if not stats.rows_used:
-        raise UserError(f"no row of the {name} data has a token with a weight; raise the weights")
-    if args.max_length and stats.longest > args.max_length:
-        raise UserError(
-            f"the {name} data were prepared with rows of up to {stats.longest} tokens, more than max_length"
-            f" {args.max_length}; prepare them again, or raise max_length"
-        )
 
 
 def _all_labels(inputs: dict[str, Any]) -> Tensor:

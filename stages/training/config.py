@@ -130,17 +130,13 @@ class SFTData(TrainingData):
         return columns_of(FORMATS if self.format == "auto" else [self.format])
 
 
-def check_token_id(split: str, largest_id: int, vocabulary: int) -> None:
-    """Raise UserError if a token id of a split is not in the model's vocabulary."""
-    if largest_id >= vocabulary:
-        raise UserError(
-            f"the {split} data contain the token id {largest_id}, but the model's ids are 0 to {vocabulary - 1};"
-            " prepare the rows with the model's own tokenizer"
-        )
-
-
 class TrainingStage(StageConfig):
     """A stage that starts from a model and publishes a trained one."""
+
+    trl_config: ClassVar[str]
+    """The class in TRL whose fields `train` has."""
+    has_reference: ClassVar[bool] = False
+    """Whether a reference model reads the rows, too."""
 
     output_kind: ClassVar[Literal["model"]] = "model"
     fingerprint_exclude: ClassVar[tuple[str, ...]] = tuple(
@@ -234,6 +230,14 @@ class TrainingStage(StageConfig):
     def model_init(self) -> dict[str, Any]:
         """The options set in `train.model_init_kwargs`."""
         return self.train.model_dump().get("model_init_kwargs") or {}
+
+    @property
+    def train_options(self) -> dict[str, Any]:
+        """The options of `train` over the libraries' defaults."""
+        from stages.library_options.option_docs import option_help  # a large file
+
+        defaults = option_help("SFTConfig") | option_help(self.trl_config)
+        return {name: option.default for name, option in defaults.items()} | self.train.model_dump()
 
     @property
     def processes(self) -> int:

@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -60,6 +61,19 @@ class Launch(LaunchOptions):
         return next((name for name in SHARDING_OPTIONS if self.model_dump().get(name)), None)
 
 
+def require_sharding(launch: Launch) -> None:
+    """Raise UserError if this machine cannot shard a model as `launch` asks for."""
+    import torch
+
+    if launch.sharding and not torch.cuda.is_available():
+        text = "accelerate shards a model on GPUs only, and this machine has none; remove it to train a complete copy"
+        raise UserError(f"{text} in each process", f"launch.{launch.sharding}")
+    if launch.sharding == "use_deepspeed" and find_spec("deepspeed") is None:
+        raise UserError(
+            "needs the package deepspeed, which is not installed; pip install deepspeed", "launch.use_deepspeed"
+        )
+
+
 class RankFailed(Exception):
     """A process of the step ended with a status other than 0."""
 
@@ -77,12 +91,8 @@ def run_ranks(launch: Launch, module: str, arguments: list[str], folder: Path) -
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    require_sharding(launch)
     if not torch.cuda.is_available():
-        if launch.sharding:
-            raise UserError(
-                f"launch.{launch.sharding}: accelerate shards a model on GPUs only, and this machine has none;"
-                " remove it to train a complete copy in each process"
-            )
         os.environ["ACCELERATE_USE_CPU"] = "true"  # the option --cpu would start a single process
     os.environ["PYTHONSAFEPATH"] = "1"  # as `python -P`: a folder `stages` of the user must not shadow ours
     options = launch.model_dump()

@@ -22,14 +22,20 @@ _UNFREED: list[TRLTrainer] = []
 for Python's lock."""
 
 
-def arguments(context: Context, fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the keyword arguments of a TRL config with TrackedFields: the recipe's fields over our defaults.
+def arguments(context: Context, fields: dict[str, Any], with_trackers: bool = True) -> dict[str, Any]:
+    """Return the keyword arguments of a TRL config: the recipe's fields over our defaults.
 
-    `fields` is the recipe's `train` section. Raises UserError if this machine has no kernels for an option.
+    Args:
+        fields: the recipe's `train` section.
+        with_trackers: add TrackedFields.
+
+    Raises:
+        UserError: if this machine has no kernels for an option.
     """
     gpu = torch.cuda.is_available()
     if fields.get("use_liger_kernel") and not gpu:
-        raise UserError("train.use_liger_kernel: Liger's kernels need a GPU, and there is none here; leave it out")
+        text = "Liger's kernels need a GPU, and there is none here; leave it out"
+        raise UserError(text, "train.use_liger_kernel")
     defaults = {
         "bf16": gpu and torch.cuda.is_bf16_supported() and not fields.get("fp16"),
         "report_to": "none",
@@ -39,7 +45,8 @@ def arguments(context: Context, fields: dict[str, Any]) -> dict[str, Any]:
         "logging_nan_inf_filter": False,  # a loss that is not a number must show, not be averaged away
     }
     fixed = {"output_dir": str(context.checkpoints), "save_total_limit": CHECKPOINTS_KEPT, "seed": context.config.seed}
-    return defaults | tracked_fields(context) | _current_names(fields) | fixed
+    tracked = tracked_fields(context) if with_trackers else {}
+    return defaults | tracked | _current_names(fields) | fixed
 
 
 def _current_names(fields: dict[str, Any]) -> dict[str, Any]:

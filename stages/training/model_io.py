@@ -1,4 +1,4 @@
-"""Load what a training starts from: tokenizer, model and adapter."""
+"""Load the model that a training starts from, and its adapter."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     set_seed,
 )
+from transformers.integrations import validate_bnb_backend_availability
 from transformers.utils import import_utils
 
 from stages.base import UserError
@@ -25,25 +24,6 @@ from stages.library_options.option_models import Options
 from stages.models.model_folder import why_not_loaded
 
 _ATTENTION = "train.model_init_kwargs.attn_implementation"
-
-
-def load_tokenizer(path: Path, rows: list[Any], trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Load a tokenizer. Raises UserError if it cannot serve `rows`, one or more of each data file."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: holds no tokenizer that can be loaded: {why_not_loaded(error)}") from None
-    if not tokenizer.is_fast:
-        raise UserError(f"{path}: the tokenizer has no character offsets; save it as a fast tokenizer")
-    if tokenizer.eos_token is None:
-        raise UserError(f"{path}: the tokenizer has no EOS token, so answers would not end; set one")
-    values = [value for row in rows for value in row.columns().values()]
-    if tokenizer.chat_template is None and any(isinstance(value[0], dict) for value in values if value):
-        raise UserError(
-            f"{path}: the tokenizer has no chat template, and the rows are messages; use rows of plain text (for"
-            " instruction data: 'format: official') or a model with a chat template"
-        )
-    return tokenizer
 
 
 def load_model(
@@ -79,10 +59,10 @@ def load_model(
     except (ImportError, RuntimeError) as error:
         if isinstance(error, ImportError) and "attn_implementation" in options:
             attention = options["attn_implementation"]
-            raise UserError(f"{_ATTENTION}: {attention} does not work here: {why_not_loaded(error)}") from None
+            raise UserError(f"{attention} does not work here: {why_not_loaded(error)}", _ATTENTION) from None
         if quantization is None:
             raise
-        raise UserError(f"quantization: bitsandbytes does not work on this machine: {why_not_loaded(error)}") from None
+        raise _unusable_quantization(error) from None
     if quantization is not None:
         from bitsandbytes.nn import Linear4bit
 
@@ -121,9 +101,9 @@ def _refuse_fallback_kernel(attention: str | None) -> None:
     }
     if attention in checks and not checks[attention]() and import_utils.is_kernels_available():
         raise UserError(
-            f"{_ATTENTION}: {attention} is not installed, and transformers would run a kernel from the hub instead,"
-            " which is third-party code; install flash-attn, or set trust_remote_code: true on the stage if you"
-            " trust it"
+            f"{attention} is not installed, and transformers would run a kernel from the hub instead, which is"
+            " third-party code; install flash-attn, or set trust_remote_code: true on the stage if you trust it",
+            _ATTENTION,
         )
 
 
@@ -131,10 +111,23 @@ def _quantization_options(quantization: Options | None) -> dict[str, Any]:
     if quantization is None:
         return {}
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError("quantization: bitsandbytes is not installed; pip install -e '.[qlora]'")
+        raise UserError("bitsandbytes is not installed; pip install -e '.[qlora]'", "quantization")
     try:
         config = BitsAndBytesConfig(**quantization.model_dump())
     except (TypeError, ValueError) as error:
-        raise UserError(f"quantization: {why_not_loaded(error)}") from None
+        raise UserError(why_not_loaded(error), "quantization") from None
     device = int(os.environ.get("LOCAL_RANK", "0")) if torch.cuda.is_available() else "cpu"
     return {"quantization_config": config, "device_map": {"": device}}
+
+
+def check_quantization(quantization: Options) -> None:
+    """Raise UserError if this machine cannot quantise a model that way."""
+    _quantization_options(quantization)
+    try:
+        validate_bnb_backend_availability(raise_exception=True)
+    except (ImportError, RuntimeError) as error:
+        raise _unusable_quantization(error) from None
+
+
+def _unusable_quantization(error: Exception) -> UserError:
+    return UserError(f"bitsandbytes does not work on this machine: {why_not_loaded(error)}", "quantization")

@@ -21,7 +21,7 @@ from stages.data.dataset_cache import load_rows
 from stages.data.tokenization import Preparer
 from stages.records.metrics import Metrics
 from stages.system.integrity import content_hash
-from stages.training.model_io import load_tokenizer
+from stages.training.tokenizer import load_tokenizer
 from tests.golden.report_inputs import PUBLISHED_GRID, report_inputs
 from tests.stages.judge import server as judge
 from tests.stages.push import server as hub

@@ -12,10 +12,10 @@ from peft import LoraConfig, get_peft_model
 from transformers.training_args import OptimizerNames
 
 from benchmarks.estimate import CASES, MOST, TASK, estimated, make_world, peak
-from stages.estimate.model_size import ModelSize, build, model_size
-from stages.estimate.training import STORED_CHECKPOINTS, optimiser_bytes, shards
+from stages.models.model_size import STORED_CHECKPOINTS, ModelSize, build, model_size, optimiser_bytes
 from stages.training.checkpoints import CHECKPOINTS_KEPT
 from stages.training.config import LoraOptions
+from stages.training.estimate import shards
 from stages.training.launch import Launch
 from tests.pipeline.run.test_command import command
 from tests.tiny import tiny_model

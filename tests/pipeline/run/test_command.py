@@ -285,8 +285,9 @@ def test_json_alone_on_standard_output(world: Path) -> None:
 
 
 def test_a_failed_stage_stops_only_what_needs_it(world: Path) -> None:
-    """With such a learning rate, the loss is not a number after the first step."""
-    done = command(world, "--set", "stages.wit.train.learning_rate=3.0e+38")
+    """At a learning rate of 1e30 the training diverges."""
+    diverging = ["--set", "stages.wit.train.learning_rate=1.0e+30", "--set", "stages.wit.lora=null"]
+    done = command(world, *diverging)
     assert done.returncode == 1
     outcome = states(world)
     assert outcome["wit"] == "failed"
@@ -297,13 +298,13 @@ def test_a_failed_stage_stops_only_what_needs_it(world: Path) -> None:
         "report",
     }
     assert outcome["it"] == outcome["bench[it]"] == "cached"
-    assert "lower train.learning_rate" in done.stdout
+    assert "the loss is not finite" in done.stdout
     log = re.search(r"log: (.*)", done.stdout)
     assert log
-    assert "learning_rate" in Path(log[1]).read_text()
+    assert Path(log[1]).is_file()
     assert "Traceback" not in done.stderr
     words = to_go_on(done.stdout)
-    assert words == ["--set", "stages.wit.train.learning_rate=3.0e+38"]
+    assert words == diverging
     assert to_run(world, *words) == {"wit", "dpo", "bench[wit]", "bench[dpo]", "report"}
 
 

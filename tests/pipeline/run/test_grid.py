@@ -25,14 +25,13 @@ name: small
 model: ./model
 matrix:
   prompt: [0, 0.2]
-  rate: {low: 1.0e-3, high: 3.0e+38}
+  rate: {usual: 1.0e-3, wild: 1.0e+30}
 stages:
   wit:
     kind: sft
     data: {train: ./rows.jsonl}
     weights: {prompt: "${matrix.prompt}", completion: 1}
     train: {max_steps: 3, per_device_train_batch_size: 2, learning_rate: "${matrix.rate}", logging_steps: 1}
-    lora: {r: 2, target_modules: [q_proj, v_proj]}
   bench:
     kind: lm_eval
     models: [base, wit]
@@ -40,7 +39,7 @@ stages:
     tasks: [{task: colours, metric: acc, data: {test: ./items.jsonl}}]
   report: {kind: report}
 """
-"""The loss of the cells of `rate=high` is not a number after the first step."""
+"""The trainings of the cells `rate=wild` diverge."""
 
 
 @pytest.fixture(scope="module")
@@ -87,15 +86,15 @@ def outcome(folder: Path) -> dict[str, set[str]]:
 def test_a_failed_cell_stops_no_other(world: Path) -> None:
     assert outcome(world) == {
         "done": {
-            *("wit[prompt=0,rate=low]", "wit[prompt=0.2,rate=low]", "bench[base]"),
-            *("bench[wit,prompt=0,rate=low]", "bench[wit,prompt=0.2,rate=low]"),
+            *("wit[prompt=0,rate=usual]", "wit[prompt=0.2,rate=usual]", "bench[base]"),
+            *("bench[wit,prompt=0,rate=usual]", "bench[wit,prompt=0.2,rate=usual]"),
         },
-        "failed": {"wit[prompt=0,rate=high]", "wit[prompt=0.2,rate=high]"},
-        "skipped": {"bench[wit,prompt=0,rate=high]", "bench[wit,prompt=0.2,rate=high]", "report"},
+        "failed": {"wit[prompt=0,rate=wild]", "wit[prompt=0.2,rate=wild]"},
+        "skipped": {"bench[wit,prompt=0,rate=wild]", "bench[wit,prompt=0.2,rate=wild]", "report"},
     }
     said = (world / "said.txt").read_text()
-    assert re.search(r"2 failed: wit\[prompt=0,rate=high\], wit\[prompt=0\.2,rate=high\]; 3 more need them", said), said
-    assert len(re.findall(r"^    log: .*/logs/wit\[prompt=0(\.2)?,rate=high\]\.txt$", said, re.MULTILINE)) == 2
+    assert re.search(r"2 failed: wit\[prompt=0,rate=wild\], wit\[prompt=0\.2,rate=wild\]; 3 more need them", said), said
+    assert len(re.findall(r"^    log: .*/logs/wit\[prompt=0(\.2)?,rate=wild\]\.txt$", said, re.MULTILINE)) == 2
     assert said.endswith("to continue with the steps that have no result:\n  run-recipe r.yaml\n")
 
 
@@ -110,7 +109,7 @@ def test_another_terminal_sees_how_far_it_is(world: Path) -> None:
     said = command(world, "--status")
     assert said.returncode == 0
     assert re.search(r"small: failed, as of .*\n  5 of 10 steps done, 2 failed, 3 skipped\n", said.stdout), said.stdout
-    assert "failed wit[prompt=0,rate=high]: " in said.stdout
+    assert "failed wit[prompt=0,rate=wild]: " in said.stdout
 
 
 def test_each_worker_keeps_to_its_share_of_the_cores(world: Path) -> None:
@@ -124,7 +123,7 @@ def test_each_worker_keeps_to_its_share_of_the_cores(world: Path) -> None:
 
 def test_cells_that_went_well_make_a_report(world: Path) -> None:
     """What is there is not made again, whatever cells are chosen or come along."""
-    chosen = ["--cells", "rate=low"]
+    chosen = ["--cells", "rate=usual"]
     assert to_run(world, *chosen) == {"report"}
     done = command(world, *chosen)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -132,11 +131,11 @@ def test_cells_that_went_well_make_a_report(world: Path) -> None:
         rows = list(csv.DictReader(file))
     assert {(row["model"], row["prompt_weight"], row["completion_weight"]) for row in rows} == {
         ("base", "", ""),
-        ("wit[prompt=0,rate=low]", "0.0", "1.0"),
-        ("wit[prompt=0.2,rate=low]", "0.2", "1.0"),
+        ("wit[prompt=0,rate=usual]", "0.0", "1.0"),
+        ("wit[prompt=0.2,rate=usual]", "0.2", "1.0"),
     }
     more = to_run(world, *chosen, "--set", "matrix.prompt=[0.4, 0.2, 0]")
-    assert more == {"wit[prompt=0.4,rate=low]", "bench[wit,prompt=0.4,rate=low]", "report"}
+    assert more == {"wit[prompt=0.4,rate=usual]", "bench[wit,prompt=0.4,rate=usual]", "report"}
 
 
 JOINED = """\
@@ -150,7 +149,7 @@ stages:
 
 def test_a_report_joins_runs(world: Path) -> None:
     """The numbers of each run's last steps, what is missing, and a link from each number to its manifest."""
-    assert command(world, "--cells", "rate=low").returncode == 0
+    assert command(world, "--cells", "rate=usual").returncode == 0
     recipe = (world / "r.yaml").read_text()
     (world / "r.yaml").write_text(JOINED)
     try:
@@ -161,7 +160,7 @@ def test_a_report_joins_runs(world: Path) -> None:
         with (world / "runs/joined/report/results.csv").open() as file:
             values = {(row["recipe"], row["model"]): float(row["value"]) for row in csv.DictReader(file)}
         assert set(values) == {
-            ("small", name) for name in ("base", "wit[prompt=0,rate=low]", "wit[prompt=0.2,rate=low]")
+            ("small", name) for name in ("base", "wit[prompt=0,rate=usual]", "wit[prompt=0.2,rate=usual]")
         }
         for (_, model), value in values.items():
             step = f"bench[{model}]".replace("[wit[", "[wit,").replace("]]", "]")
@@ -173,7 +172,7 @@ def test_a_report_joins_runs(world: Path) -> None:
         assert command(world).returncode == 1
         (world / "r.yaml").write_text(JOINED)
         assert json.loads(command(world, "--plan", "--json").stdout)["steps"][0]["state"] == "run"
-        assert re.search(r"small: no result of .*rate=high\]", command(world).stdout)
+        assert re.search(r"small: no result of .*rate=wild\]", command(world).stdout)
         record = world / "runs/small/run.json"
         whole = record.read_text()
         for broken, says in (
@@ -191,15 +190,15 @@ def test_a_report_joins_runs(world: Path) -> None:
 
 
 def test_one_cell_of_a_stage(world: Path) -> None:
-    steps = plan(world, "--stage", "wit[prompt=0.2,rate=low]")
-    assert {name: step["why"] for name, step in steps.items()} == {"wit[prompt=0.2,rate=low]": "forced"}
-    after = to_run(world, "--from", "wit[prompt=0.2,rate=low]", "--cells", "rate=low")
-    assert after == {"wit[prompt=0.2,rate=low]", "bench[wit,prompt=0.2,rate=low]", "report"}
+    steps = plan(world, "--stage", "wit[prompt=0.2,rate=usual]")
+    assert {name: step["why"] for name, step in steps.items()} == {"wit[prompt=0.2,rate=usual]": "forced"}
+    after = to_run(world, "--from", "wit[prompt=0.2,rate=usual]", "--cells", "rate=usual")
+    assert after == {"wit[prompt=0.2,rate=usual]", "bench[wit,prompt=0.2,rate=usual]", "report"}
 
 
 def test_the_plan_says_what_a_cell_would_change(world: Path) -> None:
-    steps = plan(world, "--cells", "rate=low", "--set", "stages.wit.weights.completion=0.5")
-    assert steps["wit[prompt=0.2,rate=low]"]["why"] == "stages.wit.weights.completion 1.0 -> 0.5"
+    steps = plan(world, "--cells", "rate=usual", "--set", "stages.wit.weights.completion=0.5")
+    assert steps["wit[prompt=0.2,rate=usual]"]["why"] == "stages.wit.weights.completion 1.0 -> 0.5"
     assert steps["bench[base]"]["state"] == "cached"
 
 

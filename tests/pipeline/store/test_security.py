@@ -75,6 +75,8 @@ import os, sys
 
 def tell(doc):
     print(os.environ["HF_TOKEN"], file=sys.stderr, flush=True)
+    if not doc["question"].startswith("Coal"):  # the last item: the check before the run reads the first
+        return doc["question"]
     raise RuntimeError("no luck with " + os.environ["OPENAI_API_KEY"])
 """
 PLANTED = ("HF_TOKEN", "OPENAI_API_KEY", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "SOMETHING_ELSE")
@@ -178,13 +180,11 @@ def test_a_published_model_needs_the_key_again(
     assert re.search(r"r\.yaml:\d+:\d+: stages\.dpo\.model: .*/sft/\w+ is loaded by its own Python files", output)
 
 
-@pytest.mark.parametrize(("stage", "key"), [("wit", "model"), ("dpo", "model"), ("bench", "models")])
-def test_a_models_own_code_does_not_run_without_the_key(
-    world: Path, refused: Callable[..., str], stage: str, key: str
-) -> None:
+def test_a_models_own_code_does_not_run_without_the_key(world: Path, refused: Callable[..., str]) -> None:
     """Checked before any step runs, for existing models and models to be trained."""
-    output = refused("--set", f"stages.{stage}.trust_remote_code=false")
-    assert f": stages.{stage}.{key}: " in output
+    stages = {"wit": "model", "dpo": "model", "bench": "models"}
+    output = refused(*(word for stage in stages for word in ("--set", f"stages.{stage}.trust_remote_code=false")))
+    assert all(f": stages.{stage}.{key}: " in output for stage, key in stages.items())
     assert "own is loaded by its own Python files (modeling_own.OwnConfig" in output
     assert "set trust_remote_code: true on the stage" in output
     assert not (world / "imported").exists()

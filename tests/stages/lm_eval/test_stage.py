@@ -226,7 +226,7 @@ def test_a_group_has_rows_for_itself_and_its_tasks(step: Step, world: Path, tmp_
         ("both", "acc_norm", True),
         *[(part, metric, False) for part in ("part_a", "part_b") for metric in ("acc", "acc_norm")],
     ]
-    with pytest.raises(UserError, match=r"tasks\.0\.metric: both reports no 'acc', only acc_norm"):
+    with pytest.raises(UserError, match=r"both reports no 'acc', only acc_norm"):
         run(step(tasks=[{"task": "both", "metric": "acc"}], include_path=str(folder)))
     with pytest.raises(UserError, match=r"part_a.*keep one of the two"):
         run(step(tasks=[{"task": "both"}, {"task": "part_a"}], include_path=str(folder)))
@@ -235,13 +235,13 @@ def test_a_group_has_rows_for_itself_and_its_tasks(step: Step, world: Path, tmp_
 @pytest.mark.usefixtures("own_tasks_only")
 def test_tasks_are_checked_before_the_model_is_loaded(step: Step, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stages.lm_eval.stage.load_model", lambda *_: pytest.fail("the model was loaded"))
-    with pytest.raises(UserError, match=r"tasks\.0\.metric: tiny_choice reports no 'f1', only acc, acc_norm"):
+    with pytest.raises(UserError, match=r"tiny_choice reports no 'f1', only acc, acc_norm"):
         run(step(tasks=[own_data("tiny_choice", metric="f1")]))
-    with pytest.raises(UserError, match=r"tasks\.1\.task: .* 'tiny_choise'; did you mean tiny_choice"):
+    with pytest.raises(UserError, match=r".* 'tiny_choise'; did you mean tiny_choice"):
         run(step(tasks=[own_data("tiny_generate"), {"task": "tiny_choise"}]))
-    with pytest.raises(UserError, match=r"tasks\.0\.data: tiny_choice reads the split dev too"):
+    with pytest.raises(UserError, match=r"tiny_choice reads the split dev too"):
         run(step(tasks=[{"task": "tiny_choice", "num_fewshot": 3, "data": {"test": "test.jsonl"}}]))
-    with pytest.raises(UserError, match=r"tasks\.0\.task: tiny_choice cannot be loaded"):
+    with pytest.raises(UserError, match=r"tiny_choice cannot be loaded"):
         run(step(tasks=[{"task": "tiny_choice"}]))
 
 
@@ -290,7 +290,7 @@ def test_generated_code_runs_only_if_confirmed(
     monkeypatch.setenv("HF_ALLOW_CODE_EVAL", "1")
     (tmp_path / "unsafe" / "u.py").write_text("raise SystemExit('imported')")
     for name in ("mine", "ours"):
-        with pytest.raises(UserError, match=rf"tasks\.0\.task: {name} runs .*options\.confirm_run_unsafe_code: true"):
+        with pytest.raises(UserError, match=rf"{name} runs .*options\.confirm_run_unsafe_code: true"):
             run(step(**section | {"tasks": [{"task": name}]}))
 
 

@@ -1,6 +1,7 @@
 """Parameters, bytes and activations of a model, from its config alone: the model is built on the meta device."""
 
 import math
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from stages.base import UserError
 from stages.library_options.option_models import Options
 from stages.models.model_folder import why_not_loaded
+
+STORED_CHECKPOINTS = 3  # those that stages.training.checkpoints keeps and the one it writes; importing it takes seconds
+# part of an optimiser's name -> values that it keeps for each trainable parameter; others keep none
+OPTIMISER_STATES = {"adafactor": 0.1, "adalomo": 0.1, "ademamix": 3, "adam": 2, "lion": 1, "rmsprop": 1, "adagrad": 1}
 
 
 def build(path: Path, dtype: str, trusted: bool, lora: Options | None = None) -> Any:
@@ -29,6 +34,42 @@ def build(path: Path, dtype: str, trusted: bool, lora: Options | None = None) ->
             return model
     except (ValueError, TypeError, OSError, ImportError) as error:
         raise UserError(f"{path}: the model cannot be built from its config: {why_not_loaded(error)}") from None
+
+
+@cache
+def position_limit(path: Path, trusted: bool) -> tuple[int | None, bool]:
+    """Return the positions of a model's config, and whether it has a table of them, so that no row can be longer.
+
+    The model is built for two numbers of positions: only tables change their shape.
+    """
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trusted)
+    text = config.get_text_config()
+    limit = getattr(text, "max_position_embeddings", None)
+    if not isinstance(limit, int):
+        return None, False
+    shapes = []
+    for positions in (limit, limit + 8):
+        text.max_position_embeddings = positions
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
+        modules = [module for module in model.modules() if not hasattr(module, "make_weights")]  # makes a longer table
+        tensors = (t for m in modules for t in (*m.parameters(recurse=False), *m.buffers(recurse=False)))
+        shapes.append([tensor.shape for tensor in tensors])
+    return limit, shapes[0] != shapes[1]
+
+
+def check_positions(path: Path, trusted: bool, longest: int) -> str | None:
+    """Describe rows of up to `longest` tokens that have more than the model's positions; None if none has.
+
+    Raises UserError if the model has a table of positions, which these rows would exceed.
+    """
+    limit, has_table = position_limit(path, trusted)
+    if limit is None or longest <= limit:
+        return None
+    text = f"the longest row has {longest} tokens, and the model {limit} positions"
+    if has_table:
+        raise UserError(f"{text}; set it to {limit} or less", "train.max_length")
+    return f"{text}; beyond these it extrapolates"
 
 
 class ModelSize(NamedTuple):
@@ -58,6 +99,18 @@ def model_size(model: Any, quantization: dict[str, Any] | None = None) -> ModelS
         weights -= sum(round(m.weight.nbytes - per_weight * m.weight.numel()) for m in linear if m is not head)
     trained = sum(p.numel() for p in trainable), sum(p.nbytes for p in trainable)
     return ModelSize(count, count - adapter, count - lookup, *trained, weights)
+
+
+def optimiser_bytes(name: str, size: ModelSize) -> int:
+    """Return the bytes of the state of `name`, one of transformers' OptimizerNames; GaLore and APOLLO as full rank."""
+    values = next((count for part, count in OPTIMISER_STATES.items() if part in name), 0)
+    bits = 8 if "8bit" in name else 4 if "4bit" in name else 0
+    return round(values * (size.trainable * bits / 8 if bits else size.trainable_bytes))
+
+
+def checkpoint_bytes(optimiser: str, size: ModelSize) -> int:
+    """Return the bytes of a training's checkpoints on disk, at most."""
+    return STORED_CHECKPOINTS * (size.trainable_bytes + optimiser_bytes(optimiser, size))
 
 
 def saved_activations(model: Any, rows: int, length: int) -> int:

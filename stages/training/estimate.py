@@ -8,13 +8,18 @@ from typing import Any, NamedTuple
 from transformers import AutoTokenizer
 
 from stages.data.tokenization import Preparer
-from stages.estimate.model_size import ModelSize, build, model_size, saved_activations
 from stages.estimate.result import Disk, Estimate, EstimateInputs, Memory, Remedy, attempt
-from stages.library_options.option_docs import option_help
+from stages.models.model_size import (
+    build,
+    check_positions,
+    checkpoint_bytes,
+    model_size,
+    optimiser_bytes,
+    saved_activations,
+)
 from stages.training.config import TrainingStage
 from stages.training.launch import Launch
 
-STORED_CHECKPOINTS = 3  # those that stages.training.checkpoints keeps and the one it writes; importing it takes seconds
 SAMPLE = 1_000  # only the first so many rows are tokenised
 TRAINING_PROCESS = (
     545 * 2**20
@@ -23,8 +28,6 @@ ALLOCATOR = 1.2  # bytes that glibc holds for a byte of activations, measured by
 AUTOCAST = 0.65  # share of the activations that is left in bfloat16, measured on a Llama of 135M parameters
 LOGITS_CHUNK = 48 * 2**20  # bytes of the logits that stages.sft.head holds at a time, on CPUs
 TILE, TILE_COPIES = (4096, 32768), {"cpu": 8, "cuda": 1}  # positions and vocabulary of a tile of TRL's fused head
-# part of an optimiser's name -> values that it keeps for each trainable parameter; others keep none
-OPTIMISER_STATES = {"adafactor": 0.1, "adalomo": 0.1, "ademamix": 3, "adam": 2, "lion": 1, "rmsprop": 1, "adagrad": 1}
 
 
 class Rows(NamedTuple):
@@ -44,39 +47,31 @@ def shards(launch: Launch | None) -> tuple[int, ...]:
     return tuple(options["num_processes"] if zero_stage >= first else 1 for first in (3, 2, 1))
 
 
-def optimiser_bytes(name: str, size: ModelSize) -> int:
-    """Return the bytes of the state of `name`, one of transformers' OptimizerNames; GaLore and APOLLO as full rank."""
-    values = next((count for part, count in OPTIMISER_STATES.items() if part in name), 0)
-    bits = 8 if "8bit" in name else 4 if "4bit" in name else 0
-    return round(values * (size.trainable * bits / 8 if bits else size.trainable_bytes))
-
-
 def all_options(stage: TrainingStage) -> dict[str, Any]:
-    """Return the options of `train` over TRL's defaults."""
-    defaults = {name: option.default for name, option in option_help("SFTConfig").items()}
-    options: dict[str, Any] = defaults | stage.train.model_dump()
+    """Return the options of `train` over TRL's defaults, with the checkpointing of activations under one name."""
+    options = stage.train_options
     if options["activation_checkpointing"] is not None:  # the newer name, which wins
         options["gradient_checkpointing"] = options["activation_checkpointing"]
     return options
 
 
-def estimate_training(stage: TrainingStage, inputs: EstimateInputs, has_reference: bool = False) -> Estimate:
-    """Estimate the cost of a training; `has_reference` says that a reference model reads the rows, too."""
+def estimate(stage: TrainingStage, inputs: EstimateInputs) -> Estimate:
+    """Estimate the cost of a training."""
     values = inputs.values()
     if "model" not in inputs.paths:
         return Estimate(**values)
     rows = attempt(values["unknown"], "tokens", lambda: _read_rows(stage, inputs)) if "train" in inputs.paths else None
-    training = Training(stage, inputs, rows, has_reference)
+    training = Training(stage, inputs, rows)
     size, steps, tokens = training.size, *training.steps_and_tokens()
     values |= {"parameters": size.base, "trainable": size.trainable, "optimiser_steps": steps, "tokens": tokens}
     if rows and rows.total > SAMPLE:
         values["notes"] = [f"tokens are those of the first {SAMPLE:,} of {rows.total:,} rows, scaled up"]
-    checkpoints = STORED_CHECKPOINTS * (size.trainable_bytes + optimiser_bytes(training.options["optim"], size))
+    checkpoints = checkpoint_bytes(training.options["optim"], size)
     published = training.base_bytes + (size.trainable_bytes if stage.lora else 0)
     values["disk"] = Disk(published=published, checkpoints=checkpoints)
     if tokens:  # 2 N forward, 2 N backward, 2 T for gradients; 2 N each to recompute activations and for the reference
         n, t = size.multiplied, min(size.trainable, size.multiplied)
-        factor = 4 + 2 * bool(training.options["gradient_checkpointing"]) + 2 * has_reference
+        factor = 4 + 2 * bool(training.options["gradient_checkpointing"]) + 2 * stage.has_reference
         values["formula"] = f"{factor + 2} N for each token" if t == n else f"{factor} N + 2 T for each token"
         values["flops"] = float((factor * n + 2 * t) * tokens)
     if training.device != inputs.device:
@@ -84,8 +79,8 @@ def estimate_training(stage: TrainingStage, inputs: EstimateInputs, has_referenc
         values["room"] = 0
     elif tokens:
         values |= inputs.duration(values["flops"], stage.processes)
-    estimate = Estimate(**values | {"memory": attempt(values["unknown"], "memory", training.memory)})
-    return estimate if estimate.fits is not False else estimate.model_copy(update={"remedies": training.remedies()})
+    cost = Estimate(**values | {"memory": attempt(values["unknown"], "memory", training.memory)})
+    return cost if cost.fits is not False else cost.model_copy(update={"remedies": training.remedies()})
 
 
 def _read_rows(stage: TrainingStage, inputs: EstimateInputs) -> Rows:
@@ -102,14 +97,15 @@ def _read_rows(stage: TrainingStage, inputs: EstimateInputs) -> Rows:
     table = preparer({name: [row.get(name) for row in sequences] for name in names}, list(range(len(sequences))))
     lengths = table["input_ids"].combine_chunks().value_lengths().to_pylist()
     total = len(sample) + sum(1 for _ in rows)
+    check_positions(inputs.paths["model"], stage.trust_remote_code, max(lengths))
     return Rows(total, sum(lengths) * total / len(sample), max(lengths))
 
 
 class Training:
     """A training with its training rows, where they are known. Raises UserError for a model that cannot be built."""
 
-    def __init__(self, stage: TrainingStage, inputs: EstimateInputs, rows: Rows | None, has_reference: bool) -> None:
-        self.stage, self.inputs, self.rows, self.has_reference = stage, inputs, rows, has_reference
+    def __init__(self, stage: TrainingStage, inputs: EstimateInputs, rows: Rows | None) -> None:
+        self.stage, self.inputs, self.rows = stage, inputs, rows
         self.options = all_options(stage)
         self.batch = self.options["per_device_train_batch_size"]
         self.accumulation = self.options["gradient_accumulation_steps"]
@@ -117,7 +113,7 @@ class Training:
         sharding = stage.launch.sharding if stage.launch else None
         self.device = "cuda" if sharding else inputs.device  # accelerate shards on GPUs only
         precomputes = self.options.get("precompute_ref_log_probs") and sharding != "use_fsdp"  # which keeps the model
-        self.keeps_reference = has_reference and stage.lora is None and not precomputes
+        self.keeps_reference = stage.has_reference and stage.lora is None and not precomputes
         self.model = build(inputs.paths["model"], stage.published_dtype, stage.trust_remote_code, stage.lora)
         self.size = model_size(self.model, stage.quantization.model_dump() if stage.quantization else None)
         self.base_bytes = self.size.base * self.model.dtype.itemsize
@@ -162,7 +158,7 @@ class Training:
         text, on_cpu, rows = self.model.config.get_text_config(), self.device == "cpu", self.batch
         if self.rows and not self.options["packing"]:
             rows = min(rows, math.ceil(self.rows.total / self.processes))
-        rows *= 2 if self.has_reference else 1  # pairs
+        rows *= 2 if self.stage.has_reference else 1  # pairs
         saved: float = saved_activations(self.model, rows, longest)
         if self.options["gradient_checkpointing"]:  # the input of each layer, and one layer's activations
             layers, bytes_per_token = text.num_hidden_layers, text.hidden_size * self.model.dtype.itemsize
@@ -171,7 +167,7 @@ class Training:
             saved = AUTOCAST * saved + 2 * self.size.multiplied  # with the weights in bfloat16
         head, positions = self.model.get_output_embeddings().weight, rows * (longest - 1)
         logits = min(LOGITS_CHUNK, positions * text.vocab_size * 4)
-        if self.has_reference or not on_cpu:
+        if self.stage.has_reference or not on_cpu:
             logits = TILE_COPIES[self.device] * min(positions, TILE[0]) * min(text.vocab_size, TILE[1]) * 4
         return round(saved * (ALLOCATOR if on_cpu else 1)), logits + (4 * head.numel() if head.requires_grad else 0)
 
@@ -183,7 +179,7 @@ class Training:
             changes = dict(islice(train.items(), count))
             options = self.stage.train.model_copy(update=changes)
             stage = self.stage.model_copy(update={"train": options})
-            memory = Training(stage, self.inputs, self.rows, self.has_reference).memory()
+            memory = Training(stage, self.inputs, self.rows).memory()
             if memory and memory.total <= self.inputs.room:
                 lines = [f"train.{name}: {json.dumps(value)}" for name, value in changes.items()]
                 return [Remedy(changes=lines, memory=memory.total, same_result=True)]

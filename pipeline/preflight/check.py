@@ -1,0 +1,159 @@
+"""Checks steps before the first one runs. What passed is cached by content, so that a second check takes no time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.plan.resolver import Resolver, start_content, start_model_path
+from pipeline.plan.step import Step
+from pipeline.preflight.probe import ProbeStep, ask
+from pipeline.recipe.nodes import Problem, RecipeError, split_key
+from pipeline.run.executor import Executor
+from pipeline.run.local_executor import LocalExecutor, free_disk
+from pipeline.store.provenance import installed_version
+from pipeline.store.store import Published
+from stages.base import Findings, UserError
+from stages.system.integrity import content_hash, write_json
+
+CHECK_VERSION = 1  # part of the cache key; increase it when a check finds more than before
+MAX_CACHED = 20_000  # checks in the cache, so that it stays small
+PACKAGES = (
+    "torch", "transformers", "tokenizers", "trl", "peft", "accelerate", "datasets", "lm_eval", "bitsandbytes",
+    "deepspeed", "flash_attn", "kernels",
+)  # fmt: skip
+ENVIRONMENT = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE")
+
+
+@dataclass
+class Checks:
+    """What the checks of several steps found."""
+
+    findings: dict[str, Findings] = field(default_factory=dict)
+    """Step -> findings, of steps that passed."""
+    problems: list[Problem] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    """Errors whose text names their place."""
+    notes: list[str] = field(default_factory=list)
+    disk: int = 0
+    """Bytes that the steps will write to the store, at most."""
+    disk_free: int = 0
+
+    def blame(self, step: Step, key: str | None, text: str) -> None:
+        """Add an error of a step."""
+        if key:
+            self.problems.append(_problem(step, key, text))
+        else:
+            self.errors += text.splitlines()
+
+
+def check_steps(
+    steps: Sequence[Step],
+    results: Mapping[str, Published],
+    resolver: Resolver,
+    executor: Executor,
+    say: Callable[[str], None],
+) -> Checks:
+    """Check steps that are about to run on `executor`; their references are fetched. Writes only to the cache.
+
+    Raises ProbeError if the process of the checks fails.
+    """
+    checks, on_this_machine = Checks(), isinstance(executor, LocalExecutor)
+    machine = [CHECK_VERSION, *map(installed_version, PACKAGES), *map(os.environ.get, ENVIRONMENT)]
+    machine += executor.gpus if isinstance(executor, LocalExecutor) else ["cluster"]
+    cache_file = resolver.runs / "cache" / "checks.json"
+    cache = _read(cache_file)
+    keys = {step.name: _key(step, results, resolver, machine) for step in steps}
+    for step in steps:
+        if unmet := executor.unmet_requirement(step.config):
+            checks.blame(step, *unmet)
+        try:
+            step.config.check_services()
+        except UserError as error:
+            checks.blame(step, error.key, str(error))
+        if keys[step.name] in cache:
+            checks.findings[step.name] = Findings.model_validate(cache[keys[step.name]])
+    unknown = check_files([s for s in steps if s.name not in checks.findings], results, resolver, checks)
+    able = [step for step in unknown if step.config.has("check")]
+    if able:
+        say(f"checking {len(able)} steps: models, tokenizers, every row and task")
+    requests = [_request(step, results, resolver) for step in able]
+    answers = ask("check", "checks", resolver.runs / "cache", requests, {"on_this_machine": on_this_machine})
+    findings = dict.fromkeys((step.name for step in unknown), Findings(passed=["files"]))
+    findings |= {step.name: Findings.model_validate(answer) for step, answer in zip(able, answers, strict=True)}
+    for step in unknown:
+        for key, text in findings[step.name].problems:
+            checks.blame(step, key, text)
+        if not findings[step.name].problems:
+            checks.findings[step.name] = findings[step.name]
+            cache[keys[step.name]] = findings[step.name].model_dump()
+    if checks.findings:
+        cache_file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(cache_file, dict(list(cache.items())[-MAX_CACHED:]))
+    named = [step for step in steps if step.name in checks.findings]
+    notes = [_problem(step, key, text) for step in named for key, text in checks.findings[step.name].notes]
+    checks.notes = str(RecipeError([], notes)).splitlines()  # each once, in the order of the recipe
+    _check_disk(checks, resolver.runs, executor.width)
+    return checks
+
+
+def check_files(
+    steps: Sequence[Step], results: Mapping[str, Published], resolver: Resolver, checks: Checks
+) -> list[Step]:
+    """Check the files of the steps without any library; return the steps that passed, and add errors to `checks`."""
+    passed = []
+    for step in steps:
+        try:
+            step.config.check(files_of(step, results, resolver))
+            passed.append(step)
+        except UserError as error:
+            checks.blame(step, error.key, str(error))
+    return passed
+
+
+def files_of(step: Step, results: Mapping[str, Published], resolver: Resolver) -> dict[str, Path]:
+    """Input name -> path, of a model that is not trained yet the one that its training starts from."""
+    paths = {name: start_model_path(source, results, resolver) for name, source in step.inputs.items()}
+    return {name: path for name, path in paths.items() if path}
+
+
+def _problem(step: Step, key: str, text: str) -> Problem:
+    return step.recipe.problem(("stages", step.stage, *split_key(key)), text)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Read the cache; empty if there is none, or a damaged one."""
+    with contextlib.suppress(OSError, ValueError):
+        if isinstance(cache := json.loads(file.read_text("utf-8")), dict):
+            return cache
+    return {}
+
+
+def _key(step: Step, results: Mapping[str, Published], resolver: Resolver, machine: list[Any]) -> str:
+    """Return a key of everything that a check depends on, except services and the free disk."""
+    contents = {name: start_content(source, results, resolver) for name, source in step.inputs.items()}
+    return content_hash([step.kind, step.config.version, step.config.model_dump(), contents, machine])
+
+
+def _request(step: Step, results: Mapping[str, Published], resolver: Resolver) -> ProbeStep:
+    paths = {name: str(path.resolve()) for name, path in files_of(step, results, resolver).items()}
+    contents = {name: start_content(step.inputs[name], results, resolver) for name in paths}
+    arguments = {"recipe": step.recipe.name, "contents": contents}
+    return ProbeStep(step.name, step.kind, step.config.model_dump(), paths, arguments)
+
+
+def _check_disk(checks: Checks, runs: Path, width: int) -> None:
+    """Compare the free disk with all results and the largest checkpoints that exist at a time."""
+    published = sum(each.published for each in checks.findings.values())
+    checkpoints = sum(sorted(each.checkpoints for each in checks.findings.values())[-width:])
+    checks.disk, checks.disk_free = published + checkpoints, free_disk(runs)
+    free = f"{checks.disk_free / 2**30:.2f} GiB are free; free some, or name another folder by --runs"
+    if published > checks.disk_free:
+        checks.errors.append(f"{runs}: the models need {published / 2**30:.2f} GiB, and {free}")
+    elif checks.disk > checks.disk_free:
+        checks.notes.append(f"{runs}: models and checkpoints need up to {checks.disk / 2**30:.2f} GiB, and {free}")

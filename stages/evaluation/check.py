@@ -1,0 +1,53 @@
+"""Check a stage that scores a model before it runs: the model's config and its tokenizer, without any weights."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from stages.base import Context, Findings, UserError
+from stages.models.model_folder import why_not_loaded
+from stages.models.model_size import build
+
+
+def check(context: Context, on_this_machine: bool) -> Findings:
+    """Check a step. `on_this_machine` says that it will run on the machine of this process."""
+    findings = Findings()
+    check_model(context, findings)
+    return findings
+
+
+def check_model(context: Context, findings: Findings) -> None:
+    """Check the step's model and tokenizer, and that the tokenizer has the chat template that the stage uses."""
+    path, options = context.inputs["model"].path, context.config.options
+    with findings.part("model", "models"):
+        build_once(path, context.config.trust_remote_code)
+    with findings.part("tokenizer", "models"):
+        tokenizer = load_tokenizer(path, context.config.trust_remote_code)
+        uses_template = getattr(options, "apply_chat_template", None)
+        if uses_template and not tokenizer.chat_template:
+            raise UserError(
+                f"the tokenizer of {path} has no chat template; set it to false, or add a template to the model",
+                "options.apply_chat_template",
+            )
+        if uses_template is False and tokenizer.chat_template:
+            text = "is false, but the model has a chat template; set it to true if the model was trained with it"
+            findings.notes.append(("options.apply_chat_template", text))
+
+
+@cache
+def build_once(path: Path, trusted: bool) -> Any:
+    """Build a model on the meta device. Raises UserError."""
+    return build(path, "auto", trusted)
+
+
+@cache
+def load_tokenizer(path: Path, trusted: bool) -> PreTrainedTokenizerBase:
+    """Load a tokenizer. Raises UserError."""
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trusted)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: holds no tokenizer that can be loaded: {why_not_loaded(error)}") from None

@@ -1,0 +1,189 @@
+"""Check a training before it runs: options on this machine, tokenizer, model and every row, without any weights."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from stages.base import Context, Findings, UserError
+from stages.models.model_folder import why_not_loaded
+from stages.models.model_size import ModelSize, build, check_positions, checkpoint_bytes, model_size
+from stages.training.config import DEFAULT_EPOCHS, LoraOptions, TrainingStage
+from stages.training.launch import require_sharding
+from stages.training.tokenizer import load_tokenizer
+
+HIGH_LEARNING_RATE = 1e-2
+
+CHECKED_BY_RECIPE = frozenset({
+    "activation_checkpointing", "activation_checkpointing_kwargs", "beta", "dataset_num_proc", "eval_packing",
+    "eval_steps", "eval_strategy", "gradient_accumulation_steps", "gradient_checkpointing",
+    "gradient_checkpointing_kwargs", "learning_rate", "logging_steps", "lr_scheduler_type", "max_grad_norm",
+    "max_length", "max_steps", "model_init_kwargs", "num_train_epochs", "packing", "padding_free",
+    "per_device_eval_batch_size", "per_device_train_batch_size", "save_steps", "warmup_steps", "weight_decay",
+})  # fmt: skip
+"""Options of `train` that work on every machine. Only others need TRL's own checks, which take seconds to import."""
+
+
+class PreparedRows(NamedTuple):
+    """The rows of one split as training will use them: their number, the longest in tokens, the largest token id."""
+
+    used: int
+    longest: int
+    largest_id: int
+
+
+PrepareRows = Callable[[str, PreTrainedTokenizerBase], PreparedRows]
+"""Prepares a split with a tokenizer as training does, in the cache. Raises UserError for rows that cannot be used."""
+_PREPARED: dict[Any, dict[str, PreparedRows]] = {}
+"""What decides the rows of a stage -> its rows: the cells of a matrix share them."""
+
+
+def check_training(context: Context, on_this_machine: bool, prepare_rows: PrepareRows, row_settings: Any) -> Findings:
+    """Check a step.
+
+    Args:
+        context: as for its run.
+        on_this_machine: whether it will run on the machine of this process.
+        prepare_rows: prepares a split.
+        row_settings: settings besides `data` and `train` that decide the outcome of `prepare_rows`.
+    """
+    stage: TrainingStage = context.config
+    path, findings = context.inputs["model"].path, Findings()
+    model = path, stage.published_dtype, stage.trust_remote_code
+    if on_this_machine:
+        _check_machine(context, findings)
+    with findings.part("model", "model"):
+        size, vocabulary = _size(*model, None)
+        findings.published = size.weights
+        if stage.lora is not None:
+            with findings.part("LoRA", "lora"):
+                size, _ = _size(*model, stage.lora.model_dump_json())
+                findings.published += size.trainable_bytes
+        findings.checkpoints = checkpoint_bytes(str(stage.train_options["optim"]), size)
+        paths = {name: source.path for name, source in context.inputs.items()}
+        key = repr((stage.kind, paths, stage.data, stage.train_options["max_length"], row_settings))
+        rows = _PREPARED.get(key) or _prepare(context, findings, prepare_rows, vocabulary)
+        if not findings.problems:
+            _PREPARED[key] = rows
+        if rows:
+            longest = max(prepared.longest for prepared in rows.values())
+            with findings.part(f"positions for {longest:,} tokens"):
+                if note := check_positions(path, stage.trust_remote_code, longest):
+                    findings.notes.append(("train.max_length", note))
+        findings.notes += _slips(context, rows.get("train"))
+    return findings
+
+
+def check_token_id(split: str, largest_id: int, vocabulary: int) -> None:
+    """Raise UserError if a token id of a split is not in the model's vocabulary."""
+    if largest_id >= vocabulary:
+        raise UserError(
+            f"the {split} data contain the token id {largest_id}, but the model's ids are 0 to {vocabulary - 1};"
+            " prepare the rows with the model's own tokenizer",
+            f"data.{split}",
+        )
+
+
+def _prepare(
+    context: Context, findings: Findings, prepare_rows: PrepareRows, vocabulary: int
+) -> dict[str, PreparedRows]:
+    """Prepare the splits that can be used."""
+    stage: TrainingStage = context.config
+    rows: dict[str, PreparedRows] = {}
+    splits = [split for split in ("train", "eval") if split in context.inputs]
+    with findings.part("tokenizer", "model"):
+        first_rows = [next(stage.rows(context.inputs[split].path, split))[1] for split in splits]
+        tokenizer = load_tokenizer(context.inputs["model"].path, first_rows, stage.trust_remote_code)
+        for split in splits:
+            with findings.part(f"{split} rows"):
+                rows[split] = prepare_rows(split, tokenizer)
+                check_token_id(split, rows[split].largest_id, vocabulary)
+    return rows
+
+
+def _check_machine(context: Context, findings: Findings) -> None:
+    """Check what needs a GPU or a package."""
+    stage: TrainingStage = context.config
+    with findings.part("options on this machine"):
+        _check_options(context)
+    if stage.quantization is not None:
+        with findings.part("quantisation"):
+            from stages.training.model_io import check_quantization
+
+            check_quantization(stage.quantization)
+    if stage.model_init.get("attn_implementation"):
+        with findings.part("attention kernel", "train.model_init_kwargs"):
+            from stages.training.model_io import load_model
+
+            path, trusted = context.inputs["model"].path, stage.trust_remote_code
+            with torch.device("meta"):
+                load_model(path, stage.seed, stage.model_init, True, trust_remote_code=trusted)
+    cores = os.cpu_count() or 1
+    if stage.processes > cores and not torch.cuda.is_available():
+        findings.notes.append(("launch.num_processes", f"{stage.processes} processes share {cores} cores"))
+
+
+@cache
+def _size(path: Path, dtype: str, trusted: bool, lora: str | None) -> tuple[ModelSize, int]:
+    """The size of a model with its adapter, and its number of token ids."""
+    model = build(path, dtype, trusted, LoraOptions.model_validate_json(lora) if lora else None)
+    return model_size(model), model.get_input_embeddings().num_embeddings
+
+
+def _check_options(context: Context) -> None:
+    """Check that the options of `launch` and `train` work on this machine. Raises UserError."""
+    stage: TrainingStage = context.config
+    if stage.launch is not None:
+        require_sharding(stage.launch)
+    fields = stage.train.model_dump()
+    if not fields.keys() - CHECKED_BY_RECIPE:
+        return
+    import trl
+    from transformers import Trainer
+
+    from stages.training.loop import arguments
+
+    try:
+        config = getattr(trl, stage.trl_config)(**arguments(context, fields, with_trackers=False))
+        if config.fp16 and config.device.type == "cpu":
+            raise UserError("fp16 training needs a GPU, and there is none here; leave it out", "train.fp16")
+        if "optim" in fields:
+            Trainer.get_optimizer_cls_and_kwargs(config, None)
+    except UserError:
+        raise
+    except (ValueError, ImportError, RuntimeError) as error:
+        text = why_not_loaded(error)
+        names = [name for name in fields if name in text] or [name for name in fields if name.split("_")[0] in text]
+        raise UserError(text, ".".join(["train", *names[:1]])) from None
+
+
+def _slips(context: Context, rows: PreparedRows | None) -> Iterator[tuple[str, str]]:
+    """Yield key and text of settings that are allowed but seldom meant. docs/stages.md has the table."""
+    stage: TrainingStage = context.config
+    options = stage.train_options
+    if (rate := options["learning_rate"]) > HIGH_LEARNING_RATE:
+        yield "train.learning_rate", f"{rate:g} is very high; most trainings diverge above {HIGH_LEARNING_RATE:g}"
+    train, evaluation = context.inputs["train"], context.inputs.get("eval")
+    same_split = stage.data.train_split == stage.data.eval_split or not train.path.is_dir()
+    if evaluation is not None and evaluation.fingerprint == train.fingerprint and same_split:
+        yield "data.eval", "has the same content as data.train, so its loss says nothing about new data"
+    if rows is not None and not options.get("packing"):
+        steps = _steps(options, rows.used, stage.launch.num_processes if stage.launch else 1)
+        if (options["warmup_steps"] or 0) >= max(steps, 2):
+            yield "train.warmup_steps", f"the training has {steps} steps, so it never reaches its learning rate"
+
+
+def _steps(options: dict[str, Any], rows: int, processes: int) -> int:
+    """Optimiser steps, as transformers' Trainer counts them."""
+    if options["max_steps"] > 0:
+        return int(options["max_steps"])
+    batches = math.ceil(rows / (options["per_device_train_batch_size"] * processes))
+    per_epoch = max(1, math.ceil(batches / options["gradient_accumulation_steps"]))
+    return math.ceil(per_epoch * (options["num_train_epochs"] or DEFAULT_EPOCHS))

@@ -1,0 +1,30 @@
+"""Load the tokenizer of a training. Imports neither TRL nor PEFT, which take seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from stages.base import UserError
+from stages.models.model_folder import why_not_loaded
+
+
+def load_tokenizer(path: Path, rows: list[Any], trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load a tokenizer. Raises UserError if it cannot serve `rows`, one or more of each data file."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: holds no tokenizer that can be loaded: {why_not_loaded(error)}") from None
+    if not tokenizer.is_fast:
+        raise UserError(f"{path}: the tokenizer has no character offsets; save it as a fast tokenizer")
+    if tokenizer.eos_token is None:
+        raise UserError(f"{path}: the tokenizer has no EOS token, so answers would not end; set one")
+    values = [value for row in rows for value in row.columns().values()]
+    if tokenizer.chat_template is None and any(isinstance(value[0], dict) for value in values if value):
+        raise UserError(
+            f"{path}: the tokenizer has no chat template, and the rows are messages; use rows of plain text (for"
+            " instruction data: 'format: official') or a model with a chat template"
+        )
+    return tokenizer

@@ -123,7 +123,7 @@ CASES = {
     "column of preference rows alone": (
         "{train: ./pairs.jsonl}",
         "{train: ./pairs.jsonl, columns: {completion: answer}}",
-        r"r\.yaml:12:56: stages\.dpo\.data\.columns\.completion: .* is not a .*_kwargs, chosen, documents, prompt, rejected",
+        r"r\.yaml:12:56: stages\.dpo\.data\.columns\.completion: .* is not a .* chosen, documents, prompt, rej",
     ),
     "column missing in the rows": (
         "{train: ./rows.jsonl}",

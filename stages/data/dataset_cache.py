@@ -7,31 +7,19 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, Json, List, Value
+from datasets import Dataset, Features, Value
 from datasets.exceptions import DatasetGenerationError
 
 from stages.base import Context, UserError
-from stages.data.formats import TEMPLATE_COLUMNS, Conversation, Example, Pair, PlainText, Tokens, TrainingRow
+from stages.data.formats import TrainingRow
 from stages.data.reader import RowReport, dropped_rows_text, row_place
-from stages.data.tokenization import Preparer, apply, content_key, problems
+from stages.data.tokenization import ROW_JSON, Preparer, apply, content_key, problems
 from stages.system.integrity import build_once, write_json
 
 REPORT = "report.json"  # in the cached data set's folder
-
-_TEMPLATE: dict[str, Any] = dict.fromkeys(TEMPLATE_COLUMNS, Json())
-_COLUMNS: dict[type, dict[str, Any]] = {
-    Example: {"prompt": Json(), "completion": Json(), **_TEMPLATE},
-    Conversation: {"messages": Json(), **_TEMPLATE},
-    PlainText: {"text": Value("string")},
-    Tokens: {"input_ids": List(Value("int32")), "loss_weights": List(Value("float32"))},
-    Pair: {"prompt": Json(), "chosen": Json(), "rejected": Json(), **_TEMPLATE},
-}
-"""Messages are JSON, since their keys can differ from row to row. Plain text in these columns is encoded as JSON too:
-Json would parse a text such as `5`, `true` or `{"a": 1}`."""
 
 
 def load_rows(context: Context, part: str, preparer: Preparer, *settings: Any) -> tuple[Dataset, RowReport]:
@@ -80,20 +68,16 @@ def prepare_rows(
 
 
 def _as_dataset(rows: Iterator[tuple[int, TrainingRow]], folder: Path) -> Dataset:
-    """Write rows to a data set in `folder`, not in memory; the column `row` holds their numbers."""
-    first = next(rows)
-    columns = _COLUMNS[type(first[1])]
+    """Write rows as JSON to a data set in `folder`, not in memory; the column `row` holds their numbers."""
 
     def generate() -> Iterator[dict[str, Any]]:
-        for number, row in chain([first], rows):
-            values = row.columns()
-            values |= {name: json.dumps(values[name]) for name in values if isinstance(columns[name], Json)}
-            yield {"row": number, **dict.fromkeys(columns), **values}
+        for number, row in rows:
+            yield {"row": number, ROW_JSON: json.dumps(row.columns())}
 
     try:
         return Dataset.from_generator(
             generate,
-            features=Features({"row": Value("int64"), **columns}),
+            features=Features({"row": Value("int64"), ROW_JSON: Value("string")}),
             cache_dir=str(folder),
             fingerprint=content_key(str(folder)),
         )

@@ -6,8 +6,9 @@ Weights are applied when a batch is collated, so the same prepared rows serve ev
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
@@ -17,13 +18,12 @@ import numpy
 import pyarrow
 import torch
 import transformers
-from datasets import Dataset, List, Value
+from datasets import Dataset, Features, List, Value
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from stages.base import UserError
 from stages.data.chat_rendering import Rendered, RenderError, render_chat, render_text, target_turns
 from stages.data.columns import BadRow, weighted_tokens
-from stages.data.exact_json import Features, Json
 from stages.data.files import without_nulls
 from stages.data.reader import bad_rows_error
 from stages.data.segments import Segment
@@ -35,6 +35,8 @@ ROWS_PER_PROCESS = 5_000  # with fewer, starting a process takes longer than its
 
 ROW_COLUMNS = ({"prompt", "completion"}, {"messages"}, {"text"}, {"input_ids", "loss_weights"})
 """The sets of columns that rows can have."""
+ROW_JSON = "json"
+"""A column of rows as JSON, which keeps the keys and types of each row."""
 
 FEATURES = Features(
     {
@@ -82,8 +84,7 @@ def prepare(
     Raises:
         UserError: a row cannot be used; with `on_bad_row="drop"` only if none can.
     """
-    has_json = any(isinstance(feature, Json) for feature in dataset.features.values())
-    preparer = Preparer(tokenizer, max_length, turns, drop_none=not has_json)
+    preparer = Preparer(tokenizer, max_length, turns)
     names = set(dataset.column_names)
     if not any(names >= columns for columns in ROW_COLUMNS):
         raise UserError(
@@ -168,8 +169,6 @@ class Preparer:
     tokenizer: PreTrainedTokenizerBase
     max_length: int | None
     turns: Literal["all", "last"] = "all"
-    drop_none: bool = False
-    """Ignore None values: Arrow adds them to nested objects for keys that only other rows have."""
 
     def __post_init__(self) -> None:
         self.eos = self.tokenizer.eos_token or ""
@@ -182,22 +181,31 @@ class Preparer:
         tokenizer = self.tokenizer
         digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
         special = sorted(tokenizer.special_tokens_map.items())
-        options = (self.max_length, self.turns, self.drop_none)
+        options = (self.max_length, self.turns)
         dates = dates_in(tokenizer.chat_template)
         return (digest, tokenizer.chat_template, dates, special, *options, transformers.__version__)
 
-    def __call__(self, rows: dict[str, list[Any]], indices: list[int]) -> pyarrow.Table:
-        """Prepare a batch of rows, column -> values."""
-        numbers = rows.pop("row", None)
+    def __call__(self, columns: dict[str, list[Any]], indices: list[int]) -> pyarrow.Table:
+        """Prepare a batch of rows, column -> values; ROW_JSON holds complete rows as JSON.
+
+        Keys whose value is None are ignored: Arrow adds them for keys that only other rows have.
+        """
+        numbers = columns.pop("row", None)
         if not numbers or not all(isinstance(number, int) for number in numbers):
             numbers = [index + 1 for index in indices]
-        by_row = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
-        columns = self._pretokenised(by_row) if "input_ids" in rows else self._tokenise(by_row)
+        if ROW_JSON in columns:
+            return self.prepare([json.loads(row) for row in columns[ROW_JSON]], numbers)
+        rows = zip(*columns.values(), strict=True)
+        return self.prepare([without_nulls(dict(zip(columns, values, strict=True))) for values in rows], numbers)
+
+    def prepare(self, rows: list[dict[str, Any]], numbers: Sequence[int]) -> pyarrow.Table:
+        """Prepare rows, column -> value, with their numbers."""
+        columns = self._pretokenised(rows) if "input_ids" in rows[0] else self._tokenise(rows)
         return pyarrow.table({**columns, "row": numbers}).select(list(FEATURES)).cast(FEATURES.arrow_schema)
 
     def _render_or_explain(self, row: dict[str, Any]) -> Rendered:
         try:
-            rendered = self._render(without_nulls(row) if self.drop_none else row)
+            rendered = self._render(row)
         except RenderError as error:
             return Rendered("", str(error))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -228,7 +236,7 @@ class Preparer:
         text, at (0, 0), join the token before. Arrays cover the tokens, or characters, of all rows one after the other.
         """
         rendered = [self._render_or_explain(row) for row in rows]
-        is_chat = "messages" in rows[0] or not isinstance(rows[0].get("completion", ""), str)
+        is_chat = any("messages" in row or isinstance(row.get("completion"), list) for row in rows)
         self.tokenizer("")  # turns padding and truncation of its backend off
         texts = [row.text for row in rendered]
         encodings = self.tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=not is_chat)

@@ -6,6 +6,7 @@ EOS tokens are those of sft.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, takewhile
 from typing import Any, ClassVar, NamedTuple
@@ -55,14 +56,11 @@ class PairPreparer(Preparer):
     def key(self) -> tuple[Any, ...]:
         return ("pairs", self.pair_length, self.truncation_mode, *super().key())
 
-    def __call__(self, rows: dict[str, list[Any]], indices: list[int]) -> pyarrow.Table:
-        """Tokenise a batch of pairs, column -> values."""
-        columns = dict(rows)
-        completions = columns.pop("chosen") + columns.pop("rejected")
-        table = super().__call__(
-            {**{name: 2 * values for name, values in columns.items()}, "completion": completions}, []
-        )
-        joined = map(self._join, table[: len(indices)].to_pylist(), table[len(indices) :].to_pylist())
+    def prepare(self, rows: list[dict[str, Any]], numbers: Sequence[int]) -> pyarrow.Table:
+        """Tokenise pairs, column -> value, with their numbers."""
+        sequences = [row | {"completion": row[name]} for name in ("chosen", "rejected") for row in rows]
+        table = super().prepare(sequences, [*numbers, *numbers])
+        joined = map(self._join, table[: len(rows)].to_pylist(), table[len(rows) :].to_pylist())
         return pyarrow.Table.from_pylist(list(joined), schema=self.features.arrow_schema)
 
     def _join(self, chosen: dict[str, Any], rejected: dict[str, Any]) -> dict[str, Any]:

@@ -93,8 +93,7 @@ def _read_rows(stage: TrainingStage, inputs: EstimateInputs) -> Rows:
     for row in sample:
         answers = [row.pop(name) for name in ("chosen", "rejected") if name in row]
         sequences += [row | {"completion": answer} for answer in answers] or [row]
-    names = {name for row in sequences for name in row}
-    table = preparer({name: [row.get(name) for row in sequences] for name in names}, list(range(len(sequences))))
+    table = preparer.prepare(sequences, range(len(sequences)))
     lengths = table["input_ids"].combine_chunks().value_lengths().to_pylist()
     total = len(sample) + sum(1 for _ in rows)
     check_positions(inputs.paths["model"], stage.trust_remote_code, max(lengths))

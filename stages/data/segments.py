@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
 
 
@@ -24,6 +25,25 @@ class Segment(IntEnum):
 
 TARGET_SEGMENTS = (Segment.COMPLETION, Segment.TEXT, Segment.GIVEN)
 """Segments that the model should produce; the others are its input."""
+
+
+MAX_TEMPLATE_SHARE = 0.25
+"""Of the weighted tokens. With a template that the model has not seen, more than this make most of the gradient."""
+
+
+def segment_shares(counts: Mapping[str, int]) -> dict[str, float]:
+    """Return the share of each segment, from its number of tokens."""
+    total = sum(counts.values())
+    return {name: round(count / total, 4) for name, count in counts.items()}
+
+
+def describe_shares(shares: Mapping[str, float]) -> str:
+    """Return a sentence on the shares of the weighted tokens, with a warning about too many of the template."""
+    ordered = sorted(shares.items(), key=lambda item: -item[1])
+    text = "the weighted tokens are " + ", ".join(f"{share:.0%} {name}" for name, share in ordered)
+    if shares.get("template", 0) > MAX_TEMPLATE_SHARE:
+        text += "; the chat template's own can make most of the gradient: set weights.template (docs/weights.md)"
+    return text
 
 
 def weights_by_segment(

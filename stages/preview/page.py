@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from itertools import compress
 from pathlib import Path
@@ -15,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from stages.data.dataset_cache import prepare_rows
 from stages.data.reader import source_name
+from stages.data.segments import describe_shares, segment_shares
 from stages.data.tokenization import Preparer
 from stages.preview.terminal import TerminalPreview
 from stages.preview.token_display import WHITE_SPACE_SYMBOLS, Preview, PreviewedRow, TokenTexts
@@ -48,6 +50,9 @@ def show_rows(
         texts = TokenTexts(tokenizer)
         examples = [display(row, texts) for row in prepared]
     segments = {token.segment for example in examples for token in example.tokens}
+    weighted: Counter[str] = sum((Counter(example.weighted) for example in examples), Counter())
+    if len(weighted) > 1:
+        shown.setdefault("explanation", f"In these rows, {describe_shares(segment_shares(weighted))}.")
     shown["weights"] = {name: weight for name, weight in shown["weights"].items() if name in segments}
     shown_path = Path(os.path.relpath(path)) if path.is_relative_to(Path.cwd()) else path
     file = source_name(shown_path, stage.data.reading("train", stage.data.format))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from stages.data.segments import Segment
+from stages.data.segments import Segment, segment_shares
 from stages.system.terminal_text import safe
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class Preview:
     """Segment -> weight, for the segments that occur."""
     examples: list[PreviewedRow]
     explanation: str = ""
-    """What the weights mean, where that is not known from the recipe."""
+    """What the weights mean, or the share of each segment."""
 
     @property
     def title(self) -> str:
@@ -141,6 +141,7 @@ class Preview:
                     "row": example.row,
                     "tokens": [vars(token) for token in example.tokens],
                     "weighing": example.weighted,
+                    "weighted_share": segment_shares(example.weighted),
                     "cut": example.truncated,
                     "merged": example.boundary_tokens,
                     "problem": example.problem,

@@ -45,12 +45,6 @@ class DatasetStats:
     weighted: dict[str, int]
     """Predicted tokens of non-zero weight by segment, of the rows that are used."""
 
-    @property
-    def weighted_share(self) -> dict[str, float]:
-        """The share of each segment in the tokens of `weighted`."""
-        total = sum(self.weighted.values())
-        return {name: round(count / total, 4) for name, count in self.weighted.items()}
-
 
 def select(
     prepared: Dataset, segment_weights: Sequence[float], stop_ids: Collection[int] = ()

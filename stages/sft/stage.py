@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from stages.base import Context
 from stages.data.dataset_cache import load_rows
 from stages.data.reader import DROPPED_ROWS, RowReport, report_notes
+from stages.data.segments import describe_shares, segment_shares
 from stages.data.tokenization import Preparer, date_notes
 from stages.records.metrics import Metrics
 from stages.sft.config import SFTStage
@@ -22,8 +23,6 @@ from stages.training.model_card import write_card
 from stages.training.model_io import load_model, lora_config
 from stages.training.tokenizer import load_tokenizer
 from stages.training.trackers import TrackedFields
-
-MAX_TEMPLATE_SHARE = 0.25  # of the weighted tokens; a warning appears above it
 
 
 @dataclass
@@ -67,8 +66,7 @@ def run(context: Context) -> Metrics:
     stats = trainer.used
     metrics = metrics.extended(
         data={name: _counts(stats[name], len(data[name][1].dropped)) for name in parts},
-        notes=metrics.notes
-        + [note for name in parts for note in _notes(name, *data[name], tokenizer, stats[name], stage)],
+        notes=metrics.notes + [note for name in parts for note in _notes(name, *data[name], tokenizer, stats[name])],
     )
     write_card(context, metrics)
     return metrics
@@ -76,7 +74,7 @@ def run(context: Context) -> Metrics:
 
 def _counts(stats: DatasetStats, dropped: int) -> dict[str, Any]:
     """The counts of a file, including rows that were dropped on reading."""
-    shares = {"weighted_share": stats.weighted_share}
+    shares = {"weighted_share": segment_shares(stats.weighted)}
     return asdict(stats) | shares | {"rows": stats.rows - stats.rows_bad + dropped, "rows_bad": dropped}
 
 
@@ -86,7 +84,6 @@ def _notes(
     report: RowReport,
     tokenizer: PreTrainedTokenizerBase,
     stats: DatasetStats,
-    stage: SFTStage,
 ) -> list[str]:
     counts = {
         "rows have no token with a weight and were left out": stats.rows_without_weight,
@@ -98,15 +95,6 @@ def _notes(
     }
     notes = report_notes(part, report) + date_notes(part, tokenizer, rows[0]["input_ids"])
     notes += [f"{part} data: {count} {text}" for text, count in counts.items() if count]
-    shares = stats.weighted_share
-    if len(shares) > 1:
-        notes.append(
-            f"{part} data: the weighted tokens are "
-            + ", ".join(f"{share:.0%} {name}" for name, share in sorted(shares.items(), key=lambda item: -item[1]))
-        )
-    if stage.weights.template is None and shares.get("template", 0) > MAX_TEMPLATE_SHARE:
-        notes.append(
-            f"{part} data: {shares['template']:.0%} of the weighted tokens are the chat template's own, which can make"
-            " most of the gradient; set weights.template (docs/weights.md)"
-        )
+    if len(stats.weighted) > 1:
+        notes.append(f"{part} data: {describe_shares(segment_shares(stats.weighted))}")
     return notes

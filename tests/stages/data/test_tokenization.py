@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from stages.base import UserError
 from stages.data.chat_rendering import RenderError, render_chat, target_turns
-from stages.data.segments import Segment, weights_by_segment
+from stages.data.segments import Segment, describe_shares, segment_shares, weights_by_segment
 from stages.data.tokenization import Preparer, date_notes, dates_in, prepare
 from stages.sft.packing import pack
 from stages.sft.row_filter import select
@@ -294,7 +294,12 @@ def test_the_share_of_template_tokens() -> None:
     data = prepare(Dataset.from_list([{"messages": turns("hi", "yo")}]), tokenizer(CHATML), None)
     stats = select(data, weights_by_segment(0.2, 0.8))[1]
     assert stats.weighted == {"prompt": 2, "completion": 13, "template": 49}
-    assert stats.weighted_share == {"prompt": 0.0312, "completion": 0.2031, "template": 0.7656}
+    shares = segment_shares(stats.weighted)
+    assert shares == {"prompt": 0.0312, "completion": 0.2031, "template": 0.7656}
+    assert describe_shares(shares).startswith(
+        "the weighted tokens are 77% template, 20% completion, 3% prompt; the chat"
+    )
+    assert describe_shares({"prompt": 0.75, "template": 0.25}) == "the weighted tokens are 75% prompt, 25% template"
     assert select(data, weights_by_segment(0.2, 0.8, template=0))[1].weighted == {"prompt": 2, "completion": 13}
 
 

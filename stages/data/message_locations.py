@@ -100,11 +100,15 @@ def locate(
             before = max((location.end for location in locations[:index]), default=0)
             starts = [location.start for location in locations[index + 1 :] if location.start is not None]
             turn = text[before : min(starts, default=len(text))]
-            for value in chain.from_iterable(_values(call.get("function", call)) for call in message["tool_calls"]):
-                if (span := _find_value(value, turn)) is None:
-                    locations[index].unwritten_calls.append(str(value))
-                else:
-                    locations[index].calls.append((before + span[0], before + span[1]))
+            for number, call in enumerate(message["tool_calls"]):
+                shorter = _without_call(message, number)
+                is_written = render([*messages[:index], shorter, *messages[index + 1 :]]) != text
+                for value in _values(call.get("function", call)):
+                    # the words of a call that is left out can also be those of the answer
+                    if (span := _find_value(value, turn) if is_written else None) is None:
+                        locations[index].unwritten_calls.append(str(value))
+                    else:
+                        locations[index].calls.append((before + span[0], before + span[1]))
     return locations
 
 
@@ -306,6 +310,13 @@ def _replace(message: Message, key: str, part: int | None, text: str) -> Message
         return message | {key: text}
     parts = [each | {"text": text} if i == part else each for i, each in enumerate(message[key])]
     return message | {key: parts}
+
+
+def _without_call(message: Message, number: int) -> Message:
+    """The message without one of its tool calls."""
+    calls = [call for index, call in enumerate(message["tool_calls"]) if index != number]
+    rest = {key: value for key, value in message.items() if key != "tool_calls"}
+    return rest | {"tool_calls": calls} if calls else {"content": ""} | rest
 
 
 def _values(value: Any) -> Iterator[Any]:

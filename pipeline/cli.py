@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if sys.stdout is None:  # closed by `>&-`
-        sys.stdout = Path(os.devnull).open("w")  # until exit
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  # until exit
     try:
         code = _run(arguments)
         sys.stdout.flush()

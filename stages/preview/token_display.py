@@ -85,6 +85,12 @@ class PreviewedRow:
         return {name: counts[name] for name in (*SEGMENT_NAMES, *COMPLETIONS) if name in counts}
 
     @property
+    def weighted_share(self) -> dict[str, float]:
+        """The share of each segment in the tokens of `weighted`."""
+        total = sum(self.weighted.values())
+        return {name: round(count / total, 4) for name, count in self.weighted.items()}
+
+    @property
     def runs(self) -> Iterator[TokenRun]:
         position, previous = 0, None
         for _, group in groupby(self.tokens, key=lambda token: token.label):
@@ -96,7 +102,8 @@ class PreviewedRow:
 
     @property
     def counts(self) -> str:
-        weighted = " + ".join(f"{count} {name}" for name, count in self.weighted.items()) or "none"
+        shares = self.weighted_share
+        weighted = " + ".join(f"{count} {name} ({shares[name]:.0%})" for name, count in self.weighted.items()) or "none"
         boundary = f"; {self.boundary_tokens} across a segment boundary" if self.boundary_tokens else ""
         return f"{_tokens(len(self.tokens))}, {self.truncated} truncated; in the loss: {weighted}{boundary}"
 
@@ -141,6 +148,7 @@ class Preview:
                     "row": example.row,
                     "tokens": [vars(token) for token in example.tokens],
                     "weighing": example.weighted,
+                    "weighing_share": example.weighted_share,
                     "cut": example.truncated,
                     "merged": example.boundary_tokens,
                     "problem": example.problem,

@@ -99,6 +99,8 @@ def _run(arguments: Sequence[str]) -> int:
         console.close()
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             reason = f"no permission to write to it; name another folder by --runs ({error})"
+        elif isinstance(error, FileNotFoundError) and not runs.exists():
+            reason = f"it cannot be made; name another folder by --runs ({error})"
         elif isinstance(error, FileNotFoundError):
             reason = f"{error.filename} was deleted meanwhile; run the command again, which computes what is missing"
         else:

@@ -60,6 +60,8 @@ BROKEN_PIPE = 141
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if sys.stdout is None:  # closed by `>&-`
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  # until exit
     try:
         code = _run(arguments)
         sys.stdout.flush()
@@ -67,6 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # nothing may be written at exit either: docs.python.org/3/library/signal.html
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+    except OSError as error:  # those of the results folder are caught below
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"run-recipe: standard output: cannot be written: {error.strerror or error}", file=sys.stderr)
+        return 1
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -93,6 +99,8 @@ def _run(arguments: Sequence[str]) -> int:
         console.close()
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             reason = f"no permission to write to it; name another folder by --runs ({error})"
+        elif isinstance(error, FileNotFoundError) and not runs.exists():
+            reason = f"it cannot be made; name another folder by --runs ({error})"
         elif isinstance(error, FileNotFoundError):
             reason = f"{error.filename} was deleted meanwhile; run the command again, which computes what is missing"
         else:

@@ -84,7 +84,7 @@ def render_chat(
     weights = [1.0 if m.get("weight") is None else float(m["weight"]) for m in messages]
     if not all(0 <= weight < float("inf") for weight in weights):
         raise RenderError("has a message whose weight is not a finite number >= 0")
-    clean = [{key: value for key, value in m.items() if key != "weight" and value is not None} for m in messages]
+    clean = [_with_text(m) for m in messages]
     chat = Chat(tokenizer, clean, options or {})
     text = chat.render(clean)
     chat.refuse_unwritten_options(text)
@@ -114,6 +114,18 @@ def render_chat(
         for start, end in locations[index].spans:
             rendered.mark(start, end, Segment.COMPLETION, weights[index])
     return rendered
+
+
+def _with_text(message: Message) -> Message:
+    """The message without its weight and its None values, with the parts of its content joined. Raises RenderError."""
+    content = message.get("content")
+    if isinstance(content, list):
+        for part in content:
+            if not isinstance(part.get("text"), str):
+                raise RenderError(f"has a message with a part of type {part.get('type')!r}; only text is supported")
+        content = "".join(part["text"] for part in content)
+    others = {key: value for key, value in message.items() if key not in ("weight", "content") and value is not None}
+    return others if content is None else others | {"content": content}
 
 
 def _check_unwritten(messages: Sequence[Message], index: int, location: Location, is_learnt: bool) -> None:
@@ -196,7 +208,7 @@ class Chat:
             return [values]
         start = _shared_length(without, text)
         end = len(text) - min(_shared_length(without[::-1], text[::-1]), len(text) - start, len(without) - start)
-        while 0 < start < end and text[start - 1] == text[end - 1]:  # both tags start with the same character
+        if text[start - 1 : start] in ("<", "[") and text[start - 1] == text[end - 1]:  # of the next tag, too
             start, end = start - 1, end - 1
         later = [location.start for location in locations[index + 1 :] if location.start is not None]
         return [(start, end)] if end <= min(later, default=end) else [values]  # the tools' answers go with the calls

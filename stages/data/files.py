@@ -93,13 +93,23 @@ def without_nulls(value: Any) -> Any:
     return value
 
 
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build a JSON object. Raises ValueError if a key occurs twice, where Python would keep the last value only."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object has the key {twice!r} twice; remove one")
+    return value
+
+
 def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line, object_pairs_hook=_unique_keys)
             except (ValueError, RecursionError) as error:
                 reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
                 row = Unreadable(f"not valid JSON: {reason}; write one object per line")
@@ -115,7 +125,7 @@ def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
         yield from _read_jsonl(path)
         return
     text = path.read_text(encoding="utf-8-sig")
-    decoder, number = json.JSONDecoder(), 0
+    decoder, number = json.JSONDecoder(object_pairs_hook=_unique_keys), 0
 
     def skip_space(position: int) -> int:
         return _WHITE_SPACE.match(text, position).end()  # type: ignore[union-attr]  # matches always

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.base import UserError
-from stages.data.files import Record, Unreadable, read_part
+from stages.data.files import DATA_SUFFIXES, Record, Unreadable, read_part
 
 
 def read_folder(folder: Path, subset: str | None, split: str) -> Iterator[tuple[Path, int, Record | Unreadable]]:
@@ -70,6 +70,20 @@ def files_by_split(folder: Path, subset: str | None) -> dict[str, list[Path]]:
         raise
     except Exception as error:  # datasets raises errors of any type
         raise _not_a_data_set(folder, error) from None
+
+
+def unread_files(folder: Path) -> list[str]:
+    """Return the data files of a folder that belong to no split of any subset, by their paths in the folder.
+
+    datasets reads files of one type, and if names say which split they belong to, no others.
+    """
+    if is_saved(folder):
+        return []
+    subsets = folder_subsets(folder)
+    read = {file for subset in subsets for files in files_by_split(folder, subset).values() for file in files}
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in DATA_SUFFIXES and file not in read)
+    names = (file.relative_to(folder) for file in files)
+    return [str(name) for name in names if not any(part.startswith((".", "_")) for part in name.parts)]
 
 
 def _not_a_data_set(folder: Path, error: Exception) -> UserError:

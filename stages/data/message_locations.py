@@ -66,15 +66,6 @@ class _Match(NamedTuple):
     """The number of its characters that are written."""
 
 
-class _Text(NamedTuple):
-    """One text of a message: its content, a part of it, or its reasoning."""
-
-    key: str
-    part: int | None
-    """Index among the parts of the content."""
-    text: str
-
-
 def locate(
     messages: Sequence[Message],
     text: str,
@@ -100,11 +91,15 @@ def locate(
             before = max((location.end for location in locations[:index]), default=0)
             starts = [location.start for location in locations[index + 1 :] if location.start is not None]
             turn = text[before : min(starts, default=len(text))]
-            for value in chain.from_iterable(_values(call.get("function", call)) for call in message["tool_calls"]):
-                if (span := _find_value(value, turn)) is None:
-                    locations[index].unwritten_calls.append(str(value))
-                else:
-                    locations[index].calls.append((before + span[0], before + span[1]))
+            for number, call in enumerate(message["tool_calls"]):
+                shorter = _without_call(message, number)
+                is_written = render([*messages[:index], shorter, *messages[index + 1 :]]) != text
+                for value in _values(call.get("function", call)):
+                    # the words of a call that is left out can also be those of the answer
+                    if (span := _find_value(value, turn) if is_written else None) is None:
+                        locations[index].unwritten_calls.append(str(value))
+                    else:
+                        locations[index].calls.append((before + span[0], before + span[1]))
     return locations
 
 
@@ -112,10 +107,9 @@ def _unique_words(messages: Sequence[Message], text: str, constants: str) -> lis
     """Locate contents that occur once; None if one is ambiguous, out of order or not the message's only text."""
     locations, position = [], 0
     for message in messages:
-        content = message.get("content") or ""
-        if not isinstance(content, str) or any(message.get(key) for key in REASONING_KEYS):
+        if any(message.get(key) for key in REASONING_KEYS):
             return None
-        if not (words := content.strip()):
+        if not (words := (message.get("content") or "").strip()):
             locations.append(Location())
             continue
         start = text.find(words)
@@ -139,9 +133,9 @@ def _marked_words(
     marks = (mark for mark in map(chr, chain(*_MARKS)) if mark not in used)
     marked_messages, chunks_of = [], []
     for index, message in enumerate(messages):
-        for key, part, content in _texts(message):
+        for key, content in _texts(message):
             chunks = list(_chunks(content, marks, first_words))
-            message = _replace(message, key, part, "".join(mark + words for mark, words in chunks))
+            message = message | {key: "".join(mark + words for mark, words in chunks)}
             chunks_of.append((index, key, [chunk for chunk in chunks if chunk[1].strip()]))
         marked_messages.append(message)
     if next(marks, None) is None:
@@ -258,7 +252,7 @@ def _searched_words(messages: Sequence[Message], text: str) -> list[Location]:
     locations, position = [Location() for _ in messages], 0
     shortened = []
     for index, message in enumerate(messages):
-        for key, _, content in _texts(message):
+        for key, content in _texts(message):
             if match := _search(content, text, position):
                 locations[index].add(match, content, False)
                 position = locations[index].end
@@ -289,23 +283,18 @@ def _search(words: str, text: str, position: int) -> _Match | None:
 _NOTHING = _Match([], 0)
 
 
-def _texts(message: Message) -> Iterator[_Text]:
-    """Yield the texts of a message that are not blank."""
-    content = message.get("content")
-    texts = [_Text(key, None, message[key]) for key in REASONING_KEYS if isinstance(message.get(key), str)]
-    if isinstance(content, str):
-        texts.append(_Text("content", None, content))
-    elif isinstance(content, list):
-        texts += [_Text("content", i, part["text"]) for i, part in enumerate(content) if part.get("text")]
-    return (each for each in texts if each.text.strip())
+def _texts(message: Message) -> Iterator[tuple[str, str]]:
+    """Yield key and text of the texts of a message that are not blank."""
+    for key in (*REASONING_KEYS, "content"):
+        if isinstance(text := message.get(key), str) and text.strip():
+            yield key, text
 
 
-def _replace(message: Message, key: str, part: int | None, text: str) -> Message:
-    """The message with another text."""
-    if part is None:
-        return message | {key: text}
-    parts = [each | {"text": text} if i == part else each for i, each in enumerate(message[key])]
-    return message | {key: parts}
+def _without_call(message: Message, number: int) -> Message:
+    """The message without one of its tool calls."""
+    calls = [call for index, call in enumerate(message["tool_calls"]) if index != number]
+    rest = {key: value for key, value in message.items() if key != "tool_calls"}
+    return rest | {"tool_calls": calls} if calls else {"content": ""} | rest
 
 
 def _values(value: Any) -> Iterator[Any]:

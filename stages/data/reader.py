@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 from stages.base import UserError
 from stages.data.columns import BadRow, decode_messages
 from stages.data.files import Record, Unreadable, read_file
-from stages.data.folders import read_folder
+from stages.data.folders import read_folder, unread_files
 from stages.data.formats import (
     FORMATS,
     PAIR_COLUMNS,
@@ -41,6 +41,8 @@ class RowReport:
     """`path:number: reason` for every row that `on_bad_row: drop` leaves out."""
     unread_columns: list[str] = field(default_factory=list)
     """Columns of the file that nothing reads."""
+    unread_files: list[str] = field(default_factory=list)
+    """Data files of the folder that belong to no split."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,9 @@ def report_notes(part: str, report: RowReport) -> list[str]:
         notes.append(f"{part} data: {count} rows that cannot be used were dropped; {DROPPED_ROWS} lists them")
     if report.unread_columns:
         notes.append(f"{part} data: columns not read: {', '.join(report.unread_columns)}")
+    if report.unread_files:
+        names = ", ".join(report.unread_files[:MAX_BAD_ROWS])
+        notes.append(f"{part} data: {len(report.unread_files)} files of the folder belong to no split: {names}")
     return notes
 
 
@@ -154,6 +159,8 @@ def _convert_rows(
         yield number, row
     if bad and (kind is None or reading.on_bad_row == "error"):
         raise bad_rows_error(listed, bad)
+    if path.is_dir():
+        report.unread_files = unread_files(path)
     if unseen:
         names = ", ".join(reading.columns[name] for name in sorted(unseen))
         raise UserError(f"{source_name(path, reading)}: no row has the column {names}; correct data.columns")

@@ -96,7 +96,8 @@ class PreviewedRow:
 
     @property
     def counts(self) -> str:
-        weighted = " + ".join(f"{count} {name}" for name, count in self.weighted.items()) or "none"
+        shares = segment_shares(self.weighted)
+        weighted = " + ".join(f"{count} {name} ({shares[name]:.0%})" for name, count in self.weighted.items()) or "none"
         boundary = f"; {self.boundary_tokens} across a segment boundary" if self.boundary_tokens else ""
         return f"{_tokens(len(self.tokens))}, {self.truncated} truncated; in the loss: {weighted}{boundary}"
 

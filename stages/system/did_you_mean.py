@@ -45,6 +45,8 @@ def similar_names(name: str, names: Collection[str]) -> str:
 
 def explain_missing(path: Path) -> str:
     """Say that there is nothing at `path`, and what its closest existing folder has instead."""
+    if any(sign in path.name for sign in "*?[") and path.parent.is_dir():
+        return f"no such file or folder, and patterns are not expanded; name the folder {path.parent} to read all of it"
     folder = next(parent for parent in path.absolute().parents if parent.is_dir())
     missing = path.absolute().relative_to(folder).parts[0]
     names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))

@@ -71,7 +71,7 @@ def _publish_adapter(
     is_comparable = stage.quantization is None and (stage.launch is None or stage.launch.sharding is None)
     trained_logits = _logits(model, tokens) if is_comparable else None
     narrow = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(trainer.accelerator.mixed_precision)
-    if torch.backends.cuda.matmul.allow_tf32:
+    if trainer.args.tf32 or trainer.args.torch_compile:  # which turns TF32 on
         narrow = narrow or torch.float16  # of as many bits
     config, generation_config = copy.deepcopy(model.config), model.generation_config
     vars(config).pop("quantization_config", None)

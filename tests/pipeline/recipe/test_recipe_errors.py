@@ -675,3 +675,14 @@ def test_a_closed_pipe_ends_the_command_silently(folder: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment)
     assert (ended.returncode, ended.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "message"),
+    [(">&-", 0, ""), (">/dev/full", 1, "run-recipe: standard output: cannot be written: No space left on device\n")],
+)
+def test_a_standard_output_that_takes_nothing(folder: Path, redirection: str, code: int, message: str) -> None:
+    command = f"{sys.executable} -m pipeline.cli r.yaml --plan --json {redirection}"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment)
+    assert (ended.returncode, ended.stderr) == (code, message)

@@ -16,6 +16,7 @@ import pytest
 from stages.base import UserError
 from stages.data.files import Unreadable, read_file, read_rows
 from stages.data.folders import read_folder
+from stages.data.reader import Reading, RowReport, read_examples, report_notes
 
 ROWS = [{"prompt": "Sky?", "completion": "blue, or grey"}, {"prompt": "Snow?", "completion": "white"}]
 
@@ -247,3 +248,13 @@ def test_folders_that_are_not_data_sets(two_splits: Path, tmp_path: Path) -> Non
     (tmp_path / "none" / "book.txt").write_text("Once.")
     with pytest.raises(UserError, match=r"none/book\.txt: unknown type of data file; use \.jsonl"):
         list(read_folder(tmp_path / "none", None, "train"))
+
+
+def test_data_files_of_a_folder_that_belong_to_no_split_are_reported(tmp_path: Path) -> None:
+    for name in ("train.jsonl", "more.jsonl", "old.csv"):
+        write(tmp_path / name, ROWS)
+    report = RowReport()
+    assert len(list(read_examples(tmp_path, Reading(), report))) == len(ROWS)
+    assert report_notes("train", report) == [
+        "train data: 2 files of the folder belong to no split: more.jsonl, old.csv"
+    ]

@@ -201,6 +201,13 @@ def test_tool_calls_that_the_template_ignores_are_refused() -> None:
     rows[1] = {"role": "assistant", "content": "", "tool_calls": [call]}
     with pytest.raises(UserError, match=r"leaves out tool calls of message 2 \(assistant\): \['clock'\]"):
         prepared({"messages": rows}, CHATML)
+    rows[1] |= {"content": "The clock says nine."}
+    with pytest.raises(UserError, match=r"leaves out tool calls of message 2 \(assistant\): \['clock'\]"):
+        prepared({"messages": rows}, CHATML)  # the answer has the name of the call
+    first_only = CHATML + "{{ messages[1].tool_calls[0] | tojson if messages[1].tool_calls }}"
+    rows[1] |= {"tool_calls": [call, call]}
+    with pytest.raises(UserError, match=r"leaves out tool calls of message 2 \(assistant\)"):
+        prepared({"messages": rows}, first_only)
     with pytest.raises(UserError, match="row 1: has tools, which the model's chat template ignores"):
         prepared({"messages": turns("a", "b"), "tools": [{"name": "clock"}]}, CHATML)
 

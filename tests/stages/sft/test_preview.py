@@ -51,7 +51,7 @@ def test_weights_of_tokens_in_the_loss() -> None:
     assert [token.weight for token in example.tokens] == [0, 0.1, 0.8, 0.4, 0]
     assert [token.special for token in example.tokens] == [False] * 4 + [True]
     assert example.weighted == {"prompt": 1, "completion": 2}
-    assert example.counts == "5 tokens, 0 truncated; in the loss: 1 prompt + 2 completion"
+    assert example.counts == "5 tokens, 0 truncated; in the loss: 1 prompt (33%) + 2 completion (67%)"
 
 
 def test_runs_and_the_boundary() -> None:
@@ -89,7 +89,7 @@ def test_without_colours() -> None:
         "· space, ↵ line end, → tab; ¦ between tokens, ⟦special⟧\n"
         "\n"
         "rows.jsonl:1\n"
-        "  10 tokens, 0 truncated; in the loss: 6 prompt + 3 completion\n"
+        "  10 tokens, 0 truncated; in the loss: 6 prompt (67%) + 3 completion (33%)\n"
         "    [not predicted] H\n"
         "      [prompt ×0.2] i¦·¦y¦o¦u¦↵\n"  # noqa: RUF001
         "                    ──────────── completion ────────────\n"

@@ -115,7 +115,7 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
         raise RecipeError([f"--verify {options.verify}: is not a runs folder: it has no folder 'store'"])
     verification = verify(options.verify)
     if options.json:
-        print(json.dumps(verification.to_json(), indent=1))
+        print(json.dumps(asdict(verification), indent=1))
     else:
         for problem in verification.problems:
             console.say(str(problem))
@@ -223,7 +223,7 @@ class _Command:
         """--prefetch."""
         fetched = prefetch(plan, self.resolver, self.console.say, self.select(plan).selected)
         if self.options.json:
-            print(json.dumps(fetched.to_json(), indent=1))
+            print(json.dumps(asdict(fetched), indent=1))
         else:
             for line in fetched.lines():
                 self.console.say(line)

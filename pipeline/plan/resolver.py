@@ -14,12 +14,7 @@ from pipeline.store.store import Published
 
 
 class Resolver:
-    """Looks up references for one command.
-
-    Args:
-        runs: the folder given by --runs.
-        say: shows a line to the user.
-    """
+    """Looks up references for one command, whose folder of results is `runs`."""
 
     def __init__(self, runs: Path, say: Callable[[str], None]) -> None:
         self.runs = runs
@@ -103,35 +98,19 @@ class Resolver:
         return RecipeError([f"{self._keys[source]}: {error}"])
 
 
-def start_model_path(source: Step | Reference, results: Mapping[str, Published], resolver: Resolver) -> Path | None:
-    """Return the local path of the model in `source`.
+def start_inputs(
+    step: Step, results: Mapping[str, Published], resolver: Resolver
+) -> dict[str, tuple[Path, str | None]]:
+    """Return input name -> local path and content hash, for models and fetched references.
 
-    If it is not trained yet, walk back to the nearest published ancestor, else to the base model. None if the step
-    publishes no model.
-
-    Args:
-        source: a step or a fetched reference.
-        results: published results by the name of their step.
-        resolver: knows the paths of references.
+    Of a model that is not trained yet, walk back to its nearest published ancestor, else to the base model.
     """
-    start = _start(source, results)
-    if isinstance(start, Published):
-        return start.path
-    return None if isinstance(start, Step) else resolver.path(start)
-
-
-def start_content(source: Step | Reference, results: Mapping[str, Published], resolver: Resolver) -> str | None:
-    """Return the content hash of what `start_model_path` finds; None if the step publishes no model."""
-    start = _start(source, results)
-    if isinstance(start, Published):
-        return start.manifest.digest
-    return None if isinstance(start, Step) else resolver.content(start)
-
-
-def _start(source: Step | Reference, results: Mapping[str, Published]) -> Step | Reference | Published:
-    """The nearest published model, or the reference that trainings start from; a step that publishes no model."""
-    while isinstance(source, Step) and source.config.output_kind == "model":
-        if source.name in results:
-            return results[source.name]
-        source = source.inputs["model"]
-    return source
+    inputs = {}
+    for name, source in step.inputs.items():
+        while isinstance(source, Step) and source.config.output_kind == "model" and source.name not in results:
+            source = source.inputs["model"]
+        if not isinstance(source, Step):
+            inputs[name] = resolver.path(source), resolver.content(source)
+        elif source.config.output_kind == "model":
+            inputs[name] = results[source.name].path, results[source.name].manifest.digest
+    return inputs

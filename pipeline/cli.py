@@ -133,7 +133,6 @@ class _Command:
         self._executor: Executor | None = None
 
     def run(self) -> int:
-        """Do what the options ask for."""
         options = self.options
         cells = loader.load(options.recipe, options.set, options.cells)
         if options.status:
@@ -158,7 +157,6 @@ class _Command:
         return self.execute(plan, cells)
 
     def check(self, plan: Plan, preparation: Preparation) -> int:
-        """--check."""
         checks = preparation.checks
         disk = {"needed": checks.disk, "free": checks.disk_free}
         if self.options.json:
@@ -178,11 +176,9 @@ class _Command:
         return 0
 
     def select(self, plan: Plan) -> Selection:
-        """The steps that the options select."""
         return select(plan, self.options.stage, self.options.from_, self.options.force)
 
     def status(self, recipe: str) -> int:
-        """--status."""
         try:
             record = read_run_record(self.options.runs / recipe)
         except (OSError, ValueError) as error:
@@ -198,7 +194,6 @@ class _Command:
         return 0
 
     def preview(self, plan: Plan) -> int:
-        """--preview."""
         selected = self.select(plan).selected
         previews = preview(plan, self.store, self.resolver, self.console, selected, self.options.preview)
         if self.options.json:
@@ -209,7 +204,6 @@ class _Command:
         return 0
 
     def estimate(self, plan: Plan) -> int:
-        """--estimate."""
         if sentence := search.cost_sentence(plan):
             self.console.say(sentence)
         costs = estimate(plan, self.store, self.resolver, self.console.say, self.select(plan), self.options.jobs)
@@ -220,7 +214,6 @@ class _Command:
         return 0
 
     def prefetch(self, plan: Plan) -> int:
-        """--prefetch."""
         fetched = prefetch(plan, self.resolver, self.console.say, self.select(plan).selected)
         if self.options.json:
             print(json.dumps(asdict(fetched), indent=1))
@@ -293,7 +286,6 @@ class _Command:
         return Run(plan, selection, preparation.decisions, self.store, self.resolver, self.console)
 
     def _finish(self, run: Run, failed: Sequence[Run]) -> int:
-        """Show results and failures."""
         for step, metrics in current_reports(run.plan, run.results):
             self.console.results(run.folder / step, metrics)
         if failed:

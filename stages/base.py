@@ -256,13 +256,11 @@ class Input:
     """What the recipe calls a file, folder or model, without a path of this machine."""
 
     def to_json(self) -> dict[str, Any]:
-        """This input and its origin as JSON."""
         nested = {name: source.to_json() for name, source in self.inputs.items()}
         return {**vars(self), "path": str(self.path), "metrics": self.metrics.to_json(), "inputs": nested}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Input:
-        """Read what `to_json` wrote."""
         nested = {name: cls.from_json(source) for name, source in value["inputs"].items()}
         metrics = Metrics.model_validate(value["metrics"])
         return cls(**{**value, "path": Path(value["path"]), "metrics": metrics, "inputs": nested})

@@ -79,7 +79,6 @@ def decide(
 
 
 def cached_results(decisions: Decisions) -> dict[str, Published]:
-    """The results of all cached steps, by step."""
     return {name: decision.published for name, decision in decisions.items() if decision.published}
 
 

@@ -35,7 +35,6 @@ class Resolver:
         self.content(source)
 
     def run_folder(self, recipe: str) -> RunFolder:
-        """The reference to the last run of another recipe."""
         return RunFolder((self.runs / recipe).absolute())
 
     def content(self, source: Reference) -> str | None:

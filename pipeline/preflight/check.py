@@ -45,7 +45,6 @@ class Checks:
     disk_free: int = 0
 
     def blame(self, step: Step, key: str | None, text: str) -> None:
-        """Add an error of a step."""
         if key:
             self.problems.append(_problem(step, key, text))
         else:

@@ -40,7 +40,6 @@ class Job:
 
     @property
     def file(self) -> Path:
-        """job.json."""
         return self.folder / JOB_FILE
 
     def write(self) -> None:
@@ -52,7 +51,6 @@ class Job:
 
 
 def read_job(file: Path) -> Job:
-    """Read job.json."""
     values = json.loads(file.read_text(encoding="utf-8"))
     paths = {name: Path(values[name]) for name in ("folder", "cache", "log", "lock")}
     inputs = {name: Input.from_json(source) for name, source in values["inputs"].items()}
@@ -74,12 +72,10 @@ class StepResult:
     """Whether the error message alone tells the user what to do, without the log."""
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON."""
         return {**vars(self), "metrics": self.metrics.to_json() if self.metrics else None}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> StepResult:
-        """Read what `to_json` wrote."""
         metrics = values["metrics"]
         return cls(**{**values, "metrics": None if metrics is None else Metrics.model_validate(metrics)})
 
@@ -90,6 +86,5 @@ def encode(message: Progress | StepResult) -> str:
 
 
 def decode(line: str) -> Progress | StepResult:
-    """Read what `encode` wrote."""
     values = json.loads(line)
     return Progress(*values) if isinstance(values, list) else StepResult.from_json(values)

@@ -45,11 +45,9 @@ class LocalExecutor:
 
     @property
     def width(self) -> int:
-        """Number of ordinary steps that run at once."""
         return self.jobs
 
     def unmet_requirement(self, config: StageConfig) -> tuple[str, str] | None:
-        """Why a step of this stage can never run here: the key to blame, and the reason."""
         resources = config.resources
         if resources.gpus is None and self.gpus and config.processes > len(self.gpus):
             text = f"{config.processes} processes need as many GPUs, and there are {len(self.gpus)}"
@@ -65,7 +63,6 @@ class LocalExecutor:
         return None
 
     def has_room(self, resources: Resources = DEFAULT_RESOURCES, processes: int = 1) -> bool:
-        """Whether another step with these resources can start now."""
         return self._free_slots_for(resources, processes) is not None
 
     def start(self, job: Job) -> None:
@@ -90,7 +87,6 @@ class LocalExecutor:
         threading.Thread(target=self._follow, args=(job, worker), daemon=True).start()
 
     def wait(self, seconds: float | None = None) -> Event | None:
-        """Return the next event of any running step; None if there is none within `seconds`."""
         try:
             event = self._events.get(timeout=seconds)
         except queue.Empty:
@@ -101,7 +97,6 @@ class LocalExecutor:
         return event
 
     def stop(self) -> None:
-        """End all workers and the processes they started."""
         for worker, _ in self._workers.values():
             if worker.poll() is None:
                 with contextlib.suppress(ProcessLookupError):

@@ -165,7 +165,6 @@ class Run:
         return True
 
     def _start_ready(self, executor: Executor) -> None:
-        """Start ready steps while there is room."""
         postponed: list[tuple[int, str]] = []
         self._blocked_by_other_run = False
         while self._ready and executor.has_room():
@@ -231,7 +230,6 @@ class Run:
         self._unsettled.done(step.name)
 
     def _job(self, step: Step) -> Job:
-        """Everything that the step's worker has to know."""
         fingerprint = self._fingerprint(step)
         return Job(
             recipe=self.plan.recipe.name,
@@ -248,7 +246,6 @@ class Run:
         )
 
     def _input(self, source: Step | Reference) -> Input:
-        """An input of a worker, with its origin."""
         if not isinstance(source, Step):
             pinned = self.resolver.pinned(source)
             path = self.resolver.paths.get(pinned)  # None for inputs of inputs that are cached
@@ -269,7 +266,6 @@ class Run:
         )
 
     def _handle(self, event: Event) -> None:
-        """React to news of a running step."""
         running = self._running[event.job.step]
         if isinstance(event.message, Progress):
             self._show_progress(running, event.message)

@@ -72,13 +72,11 @@ class RayExecutor:
 
     @property
     def width(self) -> int:
-        """Number of ordinary steps that run at once."""
         available = ray.cluster_resources()
         fit = available.get("GPU") or available.get("CPU") or 1
         return max(1, min(int(fit), self.jobs or int(fit)))
 
     def unmet_requirement(self, config: StageConfig) -> tuple[str, str] | None:
-        """Why a step of this stage can never run here: the key to blame, and the reason."""
         cpus, gpus = self._cores_and_gpus(config.resources, config.processes)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         amounts = {
@@ -100,7 +98,6 @@ class RayExecutor:
         return len(self._tasks) < (self.jobs or TASKS_AHEAD * self.width)
 
     def start(self, job: Job) -> None:
-        """Hand the step to the cluster."""
         cpus, gpus = self._cores_and_gpus(job.resources, job.processes)
         job.log.parent.mkdir(parents=True, exist_ok=True)
         job.log.unlink(missing_ok=True)
@@ -119,7 +116,6 @@ class RayExecutor:
         self._events.append(Event(job, Progress(note="handed to the cluster")))
 
     def wait(self, seconds: float | None = None) -> Event | None:
-        """Return the next event of any running step; None if there is none within `seconds`."""
         until = None if seconds is None else time.monotonic() + seconds
         while not self._events:
             timeout = POLL_SECONDS if until is None else min(POLL_SECONDS, until - time.monotonic())
@@ -133,7 +129,6 @@ class RayExecutor:
         return self._events.popleft()
 
     def stop(self) -> None:
-        """End all steps and leave the cluster."""
         for task in self._tasks:
             with contextlib.suppress(RayError, ValueError):
                 ray.cancel(task, force=True)

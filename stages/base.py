@@ -247,23 +247,11 @@ class Input:
     config: dict[str, Any] = field(default_factory=dict)
     """The step's section of the recipe, resolved."""
     metrics: Metrics = field(default_factory=Metrics)
-    """The step's metrics."""
     inputs: dict[str, Input] = field(default_factory=dict)
-    """The step's own inputs."""
     labels: dict[str, str] = field(default_factory=dict)
     """The axes of the recipe's matrix on which the step depends -> the values of its cell."""
     reference: str = ""
     """What the recipe calls a file, folder or model, without a path of this machine."""
-
-    def to_json(self) -> dict[str, Any]:
-        nested = {name: source.to_json() for name, source in self.inputs.items()}
-        return {**vars(self), "path": str(self.path), "metrics": self.metrics.to_json(), "inputs": nested}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Input:
-        nested = {name: cls.from_json(source) for name, source in value["inputs"].items()}
-        metrics = Metrics.model_validate(value["metrics"])
-        return cls(**{**value, "path": Path(value["path"]), "metrics": metrics, "inputs": nested})
 
 
 @dataclass(frozen=True)
@@ -271,9 +259,7 @@ class Context:
     """Everything that a stage sees when it runs."""
 
     recipe: str
-    """Name of the recipe."""
     step: str
-    """Name of the step."""
     config: Any
     """The stage's own StageConfig."""
     inputs: dict[str, Input]

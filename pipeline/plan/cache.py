@@ -52,8 +52,6 @@ def decide(
     """Look up all steps of a plan in the store.
 
     Args:
-        plan: the steps.
-        store: the published results.
         resolver: knows the contents of references. Results are checked by remembered file hashes: a change that the
             disk itself made is not seen.
         forced: steps that run even if they have a result.

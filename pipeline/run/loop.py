@@ -57,15 +57,7 @@ class _RunningStep:
 
 
 class Run:
-    """One run of a plan.
-
-    Args:
-        plan: the steps.
-        selection: the steps that may run.
-        decisions: the cache decisions of all steps.
-        store: where results are published.
-        resolver: has fetched the references of all steps that run.
-    """
+    """One run of a plan; `resolver` has fetched the references of all steps that run."""
 
     def __init__(
         self,

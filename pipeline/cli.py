@@ -13,7 +13,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -114,13 +114,18 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
     if not (options.verify / "store").is_dir():
         raise RecipeError([f"--verify {options.verify}: is not a runs folder: it has no folder 'store'"])
     verification = verify(options.verify)
-    if options.json:
-        print(json.dumps(asdict(verification), indent=1))
-    else:
-        for problem in verification.problems:
-            console.say(str(problem))
-        console.say(f"{verification.steps} steps, {verification.files} files, {len(verification.problems)} problems")
+    counts = f"{verification.steps} steps, {verification.files} files, {len(verification.problems)} problems"
+    _show(console, options, asdict(verification), [*map(str, verification.problems), counts])
     return 1 if verification.problems else 0
+
+
+def _show(console: Console, options: argparse.Namespace, values: Mapping[str, Any], lines: Iterable[str]) -> None:
+    """Print `values` with --json, else `lines`."""
+    if options.json:
+        print(json.dumps(values, indent=1))
+    else:
+        for line in lines:
+            console.say(line)
 
 
 class _Command:
@@ -159,20 +164,17 @@ class _Command:
     def check(self, plan: Plan, preparation: Preparation) -> int:
         checks = preparation.checks
         disk = {"needed": checks.disk, "free": checks.disk_free}
-        if self.options.json:
-            steps = [
-                {"step": step.name, "kind": step.kind, "checked": checks.findings[step.name].passed}
-                for step in preparation.steps
-            ]
-            print(
-                json.dumps({"recipe": plan.recipe.name, "steps": steps, "notes": checks.notes, "disk": disk}, indent=1)
-            )
-            return 0
-        lines = [(step.stage, step.name, ", ".join(checks.findings[step.name].passed)) for step in preparation.steps]
-        self.console.checked(lines, checks.notes)
+        passed = {step: checks.findings[step.name].passed for step in preparation.steps}
+        if not self.options.json:
+            lines = ((step.stage, step.name, ", ".join(texts)) for step, texts in passed.items())
+            self.console.checked(lines, checks.notes)
+        steps = [{"step": step.name, "kind": step.kind, "checked": texts} for step, texts in passed.items()]
+        values = {"recipe": plan.recipe.name, "steps": steps, "notes": checks.notes, "disk": disk}
         needed, free = (f"{value / 2**30:.2f} GiB" for value in disk.values())
-        self.console.say(f"disk: at most {needed} for models and checkpoints, {free} free")
-        self.console.say(f"{plan.recipe.name}: {len(lines)} steps to run, checked; nothing ran")
+        size = f"disk: at most {needed} for models and checkpoints, {free} free"
+        _show(
+            self.console, self.options, values, [size, f"{plan.recipe.name}: {len(steps)} steps checked; nothing ran"]
+        )
         return 0
 
     def select(self, plan: Plan) -> Selection:
@@ -215,11 +217,7 @@ class _Command:
 
     def prefetch(self, plan: Plan) -> int:
         fetched = prefetch(plan, self.resolver, self.console.say, self.select(plan).selected)
-        if self.options.json:
-            print(json.dumps(asdict(fetched), indent=1))
-        else:
-            for line in fetched.lines():
-                self.console.say(line)
+        _show(self.console, self.options, asdict(fetched), fetched.lines())
         return 0
 
     def plan(self, full_plan: Plan, cells: Sequence[Recipe]) -> int:

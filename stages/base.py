@@ -209,19 +209,11 @@ class StageConfig(Config):
         """Check the services that the stage needs, such as an endpoint, each time before it runs. Raises UserError."""
 
     def foreign_code(self, files: dict[str, Path]) -> list[str]:
-        """Describe third-party code that the stage runs, one line for each kind, for --plan.
-
-        Args:
-            files: paths of inputs that exist on this machine.
-        """
+        """Describe third-party code that the stage runs, one line for each kind. `files` are inputs on this machine."""
         return []
 
     def paid_requests(self, files: dict[str, Path]) -> list[str]:
-        """Describe requests to services that may charge for them, one line for each kind.
-
-        Args:
-            files: paths of the `data` needs that exist on this machine.
-        """
+        """Describe requests to services that may charge for them, as `foreign_code` describes code."""
         return []
 
     def shortened(self, share: Fraction) -> Self:

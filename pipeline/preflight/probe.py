@@ -51,7 +51,6 @@ def run_probe(
         ability: the function that the stages have.
         option: the command's option, for errors.
         cache: the folder that all steps share.
-        requests: one for each step.
         arguments: arguments for all steps, as JSON.
         environment: further environment variables of the process.
 

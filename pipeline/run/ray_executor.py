@@ -40,6 +40,8 @@ NODE_SECONDS = 60.0
 """Timeout for all machines together to show that they see the runs folder."""
 POLL_SECONDS = 0.5
 """Interval between looks at the progress of steps."""
+PYTHON_PATH = module_command("pipeline.run.worker")[1]["PYTHONPATH"]
+"""The search path of workers: first the place where this process found the project, if it exists there, too."""
 MAX_RESTARTS = 5
 """Number of times that a step starts again because its machine, or its process there, was lost."""
 TASKS_AHEAD = 2
@@ -104,7 +106,7 @@ class RayExecutor:
         threads = str(max(1, cpus // job.processes))
         environment = {
             **WORKER_ENVIRONMENT,
-            "PYTHONPATH": _python_path(),
+            "PYTHONPATH": PYTHON_PATH,
             "OMP_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,
         }
@@ -166,11 +168,6 @@ def _connect() -> None:
         raise RecipeError([f"{ADDRESS}: no cluster answers at {address or 'this machine'}: {error}"]) from None
 
 
-def _python_path() -> str:
-    """The search path of workers: first the place where this process found the project, if it exists there, too."""
-    return module_command("pipeline.run.worker")[1]["PYTHONPATH"]
-
-
 def _check_machines(runs: Path) -> None:
     """Let every machine read and write a file in the runs folder. Raises RecipeError that names those that cannot."""
     runs.mkdir(parents=True, exist_ok=True)
@@ -183,7 +180,7 @@ def _check_machines(runs: Path) -> None:
         for node in nodes:
             on_node = NodeAffinitySchedulingStrategy(node, soft=False)
             options = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": on_node}
-            tasks[check.options(**options).remote(str(file), token, _python_path())] = node
+            tasks[check.options(**options).remote(str(file), token, PYTHON_PATH)] = node
         done, late = ray.wait(list(tasks), num_returns=len(tasks), timeout=NODE_SECONDS)
         problems = {nodes[tasks[task]]: "does not answer" for task in late}
         for task in done:

@@ -32,6 +32,7 @@ from pipeline.plan.selection import (
     Selection,
     check_inputs,
     check_search_steps,
+    paid_requests,
     select,
     summarize,
 )
@@ -172,9 +173,8 @@ class _Command:
         values = {"recipe": plan.recipe.name, "steps": steps, "notes": checks.notes, "disk": disk}
         needed, free = (f"{value / 2**30:.2f} GiB" for value in disk.values())
         size = f"disk: at most {needed} for models and checkpoints, {free} free"
-        _show(
-            self.console, self.options, values, [size, f"{plan.recipe.name}: {len(steps)} steps checked; nothing ran"]
-        )
+        count = f"{plan.recipe.name}: {len(steps)} steps to run, checked; nothing ran"
+        _show(self.console, self.options, values, [size, count])
         return 0
 
     def select(self, plan: Plan) -> Selection:
@@ -280,7 +280,8 @@ class _Command:
         cached = sum(decision.cached for decision in preparation.decisions.values())
         self.console.say(f"{plan.recipe.name}: {len(plan.steps)} steps, {cached} cached")
         self.console.checked([], preparation.checks.notes)
-        self.console.paid_requests((step.stage, step.name, request) for step, request in preparation.paid_requests)
+        requests = ((step, request) for step in preparation.steps for request in paid_requests(step, self.resolver))
+        self.console.paid_requests((step.stage, step.name, request) for step, request in requests)
         return Run(plan, selection, preparation.decisions, self.store, self.resolver, self.console)
 
     def _finish(self, run: Run, failed: Sequence[Run]) -> int:

@@ -9,7 +9,7 @@ from pipeline.plan.step import Step
 from pipeline.recipe.loader import RecipeError
 from pipeline.store import references
 from pipeline.store.hash_cache import HashCache
-from pipeline.store.references import BadReferenceError, Hub, Local, Reference, RunFolder
+from pipeline.store.references import BadReferenceError, Hub, Local, Reference
 from pipeline.store.store import Published
 
 
@@ -33,9 +33,6 @@ class Resolver:
         """Hash the content of a reference that `key` of the recipe names. Raises BadReferenceError or OSError."""
         self._keys.setdefault(source, key)
         self.content(source)
-
-    def run_folder(self, recipe: str) -> RunFolder:
-        return RunFolder((self.runs / recipe).absolute())
 
     def content(self, source: Reference) -> str | None:
         """The content hash; None for a branch of the hub whose commit is not known yet. Raises BadReferenceError."""

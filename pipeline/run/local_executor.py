@@ -34,7 +34,7 @@ class LocalExecutor:
         self.gpus = visible_gpus()
         self.cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         cores = len(self.cores) or os.cpu_count() or 1
-        self.jobs = jobs or len(self.gpus) or min(cores, MAX_JOBS_WITHOUT_GPU)
+        self.jobs = self.width = jobs or len(self.gpus) or min(cores, MAX_JOBS_WITHOUT_GPU)
         self.threads = max(1, cores // self.jobs)
         self._memory = machine_memory()
         self._free_slots = list(range(self.jobs))
@@ -42,10 +42,6 @@ class LocalExecutor:
         self._events: queue.Queue[Event] = queue.Queue()
         self._workers: dict[str, tuple[subprocess.Popen[str], list[int]]] = {}
         """Step -> its worker and its slots, until `wait` returns its result."""
-
-    @property
-    def width(self) -> int:
-        return self.jobs
 
     def unmet_requirement(self, config: StageConfig) -> tuple[str, str] | None:
         resources = config.resources

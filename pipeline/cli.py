@@ -15,6 +15,7 @@ import signal
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,6 @@ class _Command:
         self.options, self.console = options, console
         self.store = Store(options.runs / "store")
         self.resolver = Resolver(options.runs, console.say)
-        self._executor: Executor | None = None
 
     def run(self) -> int:
         options = self.options
@@ -156,7 +156,7 @@ class _Command:
         if options.check or cells[0].search:  # of a search, what the last rung needs is checked before the first runs
             everything = Selection(frozenset(step.name for step in plan.steps), frozenset())
             selection = everything if cells[0].search else self.select(plan)
-            preparation = prepare(plan, selection, self.store, self.resolver, self.executor(), self.console.say)
+            preparation = prepare(plan, selection, self.store, self.resolver, self.executor, self.console.say)
             if options.check:
                 return self.check(plan, preparation)
             self.console.checked([], preparation.checks.notes)
@@ -253,7 +253,7 @@ class _Command:
             while plan is not None:
                 run = self._prepare(plan, forced_before, checked=cells[0].search is not None)
                 forced_before |= self.select(plan).forced
-                if run.execute(self.executor()):
+                if run.execute(self.executor):
                     failed.append(run)
                 plan = search.next_plan(plans, run.results)
         except KeyboardInterrupt:
@@ -274,7 +274,7 @@ class _Command:
         of a search are `checked` already."""
         selection = self.select(plan)
         selection = Selection(selection.selected, selection.forced - forced_before)
-        executor = None if checked else self.executor()
+        executor = None if checked else self.executor
         preparation = prepare(plan, selection, self.store, self.resolver, executor, self.console.say)
         check_search_steps(plan, selection, preparation.decisions)
         cached = sum(decision.cached for decision in preparation.decisions.values())
@@ -297,12 +297,8 @@ class _Command:
     def _resume_command(self, run: Run) -> str:
         return resume_command(self.options, run.record.without_result(), run.selection.forced)
 
+    @cached_property
     def executor(self) -> Executor:
-        """The executor that the options name, created once."""
-        self._executor = self._executor or self._new_executor()
-        return self._executor
-
-    def _new_executor(self) -> Executor:
         if self.options.executor == "local":
             return LocalExecutor(self.options.jobs)
         try:

@@ -51,16 +51,19 @@ class Resolver:
 
     def pin(self, steps: Iterable[Step]) -> None:
         """Ask the hub for the commits of all branches that the steps refer to. Raises RecipeError."""
+        errors: dict[Reference, str] = {}
         for source in (source for step in steps for source in step.references.values()):
-            if isinstance(source, Hub) and not source.commit and source not in self._pins:
+            if isinstance(source, Hub) and not source.commit and source not in {*self._pins, *errors}:
                 try:
                     self._pins[source] = references.resolve(source, self._say)
                 except BadReferenceError as error:
-                    raise self._error(source, error) from None
+                    errors[source] = f"{self._keys[source]}: {error}"
+        if errors:
+            raise RecipeError(list(errors.values()))
 
     def fetch(self, steps: Iterable[Step]) -> None:
         """Make all references of the steps available on this machine. Raises RecipeError."""
-        steps = list(steps)
+        steps, errors = list(steps), []
         with_code = {source for step in steps for source in step.models_with_code}
         for source in dict.fromkeys(source for step in steps for source in step.references.values()):
             pinned = self.pinned(source)
@@ -70,8 +73,11 @@ class Resolver:
                 try:
                     self.paths[pinned] = references.fetch(pinned, self._cache, source in with_code)
                 except BadReferenceError as error:
-                    raise self._error(source, error) from None
+                    errors.append(f"{self._keys[source]}: {error}")
+                    continue
             references.cache_commit(source, pinned)
+        if errors:
+            raise RecipeError(errors)
 
     def local_files(self, step: Step) -> dict[str, Path]:
         """Input name -> path, for references of the step that are on this machine already. Asks no network."""
@@ -89,9 +95,6 @@ class Resolver:
                     pass
                 return f"{source.path} was changed while the step ran; run it again"
         return None
-
-    def _error(self, source: Reference, error: BadReferenceError) -> RecipeError:
-        return RecipeError([f"{self._keys[source]}: {error}"])
 
 
 def start_inputs(

@@ -49,7 +49,7 @@ WRONG = {
     "precision": ("train.bf16", r"doesn't support bf16"),
     "halves": ("train.fp16", r"needs a GPU"),
     "tf32": ("train.tf32", r"requires Ampere"),
-    "optimiser": ("train.optim", r"install `galore_torch`"),
+    "optimiser": ("train.optim", r"needs the package galore-torch, which is not installed"),
     "kernel": ("train.model_init_kwargs.attn_implementation", r"flash_attention_2 .*installed"),
     "sharded": ("launch.use_fsdp", r"on GPUs only, and this machine has none"),
     "adapter": ("lora", r"exclude_modules"),

@@ -669,7 +669,7 @@ def test_errors_are_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     Path("rows.jsonl").write_text('{"prompt": "a "}\n')
     told = errors("r.yaml")
     assert told.count((str(folder / "rows.jsonl"), 1, None)) == 1
-    assert ("r.yaml", 16, "stages.bench.tasks.0.task") in told, "errors of tasks are told together with those of rows"
+    assert ("r.yaml", 16, "stages.bench.tasks.0.task") in told, "errors of tasks are reported with those of rows"
 
 
 def test_a_closed_pipe_ends_the_command_silently(folder: Path) -> None:

@@ -13,8 +13,9 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from pipeline.plan.selection import (
     Selection,
     check_inputs,
     check_search_steps,
+    paid_requests,
     select,
     summarize,
 )
@@ -122,13 +124,18 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
     if not (options.verify / "store").is_dir():
         raise RecipeError([f"--verify {options.verify}: is not a runs folder: it has no folder 'store'"])
     verification = verify(options.verify)
-    if options.json:
-        print(json.dumps(verification.to_json(), indent=1))
-    else:
-        for problem in verification.problems:
-            console.say(str(problem))
-        console.say(f"{verification.steps} steps, {verification.files} files, {len(verification.problems)} problems")
+    counts = f"{verification.steps} steps, {verification.files} files, {len(verification.problems)} problems"
+    _show(console, options, asdict(verification), [*map(str, verification.problems), counts])
     return 1 if verification.problems else 0
+
+
+def _show(console: Console, options: argparse.Namespace, values: Mapping[str, Any], lines: Iterable[str]) -> None:
+    """Print `values` with --json, else `lines`."""
+    if options.json:
+        print(json.dumps(values, indent=1))
+    else:
+        for line in lines:
+            console.say(line)
 
 
 class _Command:
@@ -138,10 +145,8 @@ class _Command:
         self.options, self.console = options, console
         self.store = Store(options.runs / "store")
         self.resolver = Resolver(options.runs, console.say)
-        self._executor: Executor | None = None
 
     def run(self) -> int:
-        """Do what the options ask for."""
         options = self.options
         cells = loader.load(options.recipe, options.set, options.cells)
         if options.status:
@@ -159,38 +164,31 @@ class _Command:
         if options.check or cells[0].search:  # of a search, what the last rung needs is checked before the first runs
             everything = Selection(frozenset(step.name for step in plan.steps), frozenset())
             selection = everything if cells[0].search else self.select(plan)
-            preparation = prepare(plan, selection, self.store, self.resolver, self.executor(), self.console.say)
+            preparation = prepare(plan, selection, self.store, self.resolver, self.executor, self.console.say)
             if options.check:
                 return self.check(plan, preparation)
             self.console.checked([], preparation.checks.notes)
         return self.execute(plan, cells)
 
     def check(self, plan: Plan, preparation: Preparation) -> int:
-        """--check."""
         checks = preparation.checks
         disk = {"needed": checks.disk, "free": checks.disk_free}
-        if self.options.json:
-            steps = [
-                {"step": step.name, "kind": step.kind, "checked": checks.findings[step.name].passed}
-                for step in preparation.steps
-            ]
-            print(
-                json.dumps({"recipe": plan.recipe.name, "steps": steps, "notes": checks.notes, "disk": disk}, indent=1)
-            )
-            return 0
-        lines = [(step.stage, step.name, ", ".join(checks.findings[step.name].passed)) for step in preparation.steps]
-        self.console.checked(lines, checks.notes)
+        passed = {step: checks.findings[step.name].passed for step in preparation.steps}
+        if not self.options.json:
+            lines = ((step.stage, step.name, ", ".join(texts)) for step, texts in passed.items())
+            self.console.checked(lines, checks.notes)
+        steps = [{"step": step.name, "kind": step.kind, "checked": texts} for step, texts in passed.items()]
+        values = {"recipe": plan.recipe.name, "steps": steps, "notes": checks.notes, "disk": disk}
         needed, free = (f"{value / 2**30:.2f} GiB" for value in disk.values())
-        self.console.say(f"disk: at most {needed} for models and checkpoints, {free} free")
-        self.console.say(f"{plan.recipe.name}: {len(lines)} steps to run, checked; nothing ran")
+        size = f"disk: at most {needed} for models and checkpoints, {free} free"
+        count = f"{plan.recipe.name}: {len(steps)} steps to run, checked; nothing ran"
+        _show(self.console, self.options, values, [size, count])
         return 0
 
     def select(self, plan: Plan) -> Selection:
-        """The steps that the options select."""
         return select(plan, self.options.stage, self.options.from_, self.options.force)
 
     def status(self, recipe: str) -> int:
-        """--status."""
         try:
             record = read_run_record(self.options.runs / recipe)
         except (OSError, ValueError) as error:
@@ -206,7 +204,6 @@ class _Command:
         return 0
 
     def preview(self, plan: Plan) -> int:
-        """--preview."""
         selected = self.select(plan).selected
         previews = preview(plan, self.store, self.resolver, self.console, selected, self.options.preview)
         if self.options.json:
@@ -217,7 +214,6 @@ class _Command:
         return 0
 
     def estimate(self, plan: Plan) -> int:
-        """--estimate."""
         if sentence := search.cost_sentence(plan):
             self.console.say(sentence)
         costs = estimate(plan, self.store, self.resolver, self.console.say, self.select(plan), self.options.jobs)
@@ -228,13 +224,8 @@ class _Command:
         return 0
 
     def prefetch(self, plan: Plan) -> int:
-        """--prefetch."""
         fetched = prefetch(plan, self.resolver, self.console.say, self.select(plan).selected)
-        if self.options.json:
-            print(json.dumps(fetched.to_json(), indent=1))
-        else:
-            for line in fetched.lines():
-                self.console.say(line)
+        _show(self.console, self.options, asdict(fetched), fetched.lines())
         return 0
 
     def plan(self, full_plan: Plan, cells: Sequence[Recipe]) -> int:
@@ -270,7 +261,7 @@ class _Command:
             while plan is not None:
                 run = self._prepare(plan, forced_before, checked=cells[0].search is not None)
                 forced_before |= self.select(plan).forced
-                if run.execute(self.executor()):
+                if run.execute(self.executor):
                     failed.append(run)
                 plan = search.next_plan(plans, run.results)
         except KeyboardInterrupt:
@@ -291,17 +282,17 @@ class _Command:
         of a search are `checked` already."""
         selection = self.select(plan)
         selection = Selection(selection.selected, selection.forced - forced_before)
-        executor = None if checked else self.executor()
+        executor = None if checked else self.executor
         preparation = prepare(plan, selection, self.store, self.resolver, executor, self.console.say)
         check_search_steps(plan, selection, preparation.decisions)
         cached = sum(decision.cached for decision in preparation.decisions.values())
         self.console.say(f"{plan.recipe.name}: {len(plan.steps)} steps, {cached} cached")
         self.console.checked([], preparation.checks.notes)
-        self.console.paid_requests((step.stage, step.name, request) for step, request in preparation.paid_requests)
+        requests = ((step, request) for step in preparation.steps for request in paid_requests(step, self.resolver))
+        self.console.paid_requests((step.stage, step.name, request) for step, request in requests)
         return Run(plan, selection, preparation.decisions, self.store, self.resolver, self.console)
 
     def _finish(self, run: Run, failed: Sequence[Run]) -> int:
-        """Show results and failures."""
         for step, metrics in current_reports(run.plan, run.results):
             self.console.results(run.folder / step, metrics)
         if failed:
@@ -314,12 +305,8 @@ class _Command:
     def _resume_command(self, run: Run) -> str:
         return resume_command(self.options, run.record.without_result(), run.selection.forced)
 
+    @cached_property
     def executor(self) -> Executor:
-        """The executor that the options name, created once."""
-        self._executor = self._executor or self._new_executor()
-        return self._executor
-
-    def _new_executor(self) -> Executor:
         if self.options.executor == "local":
             return LocalExecutor(self.options.jobs)
         try:

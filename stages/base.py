@@ -209,19 +209,11 @@ class StageConfig(Config):
         """Check the services that the stage needs, such as an endpoint, each time before it runs. Raises UserError."""
 
     def foreign_code(self, files: dict[str, Path]) -> list[str]:
-        """Describe third-party code that the stage runs, one line for each kind, for --plan.
-
-        Args:
-            files: paths of inputs that exist on this machine.
-        """
+        """Describe third-party code that the stage runs, one line for each kind. `files` are inputs on this machine."""
         return []
 
     def paid_requests(self, files: dict[str, Path]) -> list[str]:
-        """Describe requests to services that may charge for them, one line for each kind.
-
-        Args:
-            files: paths of the `data` needs that exist on this machine.
-        """
+        """Describe requests to services that may charge for them, as `foreign_code` describes code."""
         return []
 
     def shortened(self, share: Fraction) -> Self:
@@ -247,25 +239,11 @@ class Input:
     config: dict[str, Any] = field(default_factory=dict)
     """The step's section of the recipe, resolved."""
     metrics: Metrics = field(default_factory=Metrics)
-    """The step's metrics."""
     inputs: dict[str, Input] = field(default_factory=dict)
-    """The step's own inputs."""
     labels: dict[str, str] = field(default_factory=dict)
     """The axes of the recipe's matrix on which the step depends -> the values of its cell."""
     reference: str = ""
     """What the recipe calls a file, folder or model, without a path of this machine."""
-
-    def to_json(self) -> dict[str, Any]:
-        """This input and its origin as JSON."""
-        nested = {name: source.to_json() for name, source in self.inputs.items()}
-        return {**vars(self), "path": str(self.path), "metrics": self.metrics.to_json(), "inputs": nested}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Input:
-        """Read what `to_json` wrote."""
-        nested = {name: cls.from_json(source) for name, source in value["inputs"].items()}
-        metrics = Metrics.model_validate(value["metrics"])
-        return cls(**{**value, "path": Path(value["path"]), "metrics": metrics, "inputs": nested})
 
 
 @dataclass(frozen=True)
@@ -273,9 +251,7 @@ class Context:
     """Everything that a stage sees when it runs."""
 
     recipe: str
-    """Name of the recipe."""
     step: str
-    """Name of the step."""
     config: Any
     """The stage's own StageConfig."""
     inputs: dict[str, Input]

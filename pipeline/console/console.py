@@ -80,11 +80,9 @@ class Console:
         """Step -> when the last plain line about its progress was written."""
 
     def say(self, text: str) -> None:
-        """Show one line."""
         self._print(escape(text))
 
     def recipes(self, recipes: list[RecipeEntry]) -> None:
-        """List recipes, one on each line."""
         if not recipes:
             self.say("no recipe here or in recipes/: name one, run-recipe PATH, or go to a folder that has some")
             self.say("run-recipe --help lists the options, and README.md shows how to write one")
@@ -162,7 +160,6 @@ class Console:
             self.say(f"logs: {logs}/")
 
     def started(self, step: str, reason: str) -> None:
-        """A step started."""
         if self._view:
             self._view.begin_step(step)
         else:
@@ -224,7 +221,6 @@ class Console:
         self.say(f"\nto continue with the steps that have no result:\n  {command}")
 
     def status(self, run: RunRecord) -> None:
-        """Show a run's record, for --status."""
         status = "killed: its process is gone; the same command continues it" if run.was_killed else run.status
         left = seconds_left(run.steps, run.side_by_side) if status == "running" else None
         self.say(f"{run.recipe}: {status}, as of {run.written}")

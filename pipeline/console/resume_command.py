@@ -16,10 +16,7 @@ MAX_STEPS = 6
 def resume_command(options: argparse.Namespace, steps: Collection[str], forced: Collection[str]) -> str:
     """Return the command to type, quoted for a shell.
 
-    Args:
-        options: of the command that ran.
-        steps: the selected steps without a result.
-        forced: the steps that were to run even if they had a result.
+    `steps` are those selected without a result, `forced` those that were to run even if they had one.
     """
     restricted = bool(options.stage or options.from_)
     flags = [(("--stage" if restricted else "--force"), step) for step in steps if restricted or step in forced]

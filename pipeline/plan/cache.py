@@ -7,7 +7,7 @@ people read.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,8 +52,6 @@ def decide(
     """Look up all steps of a plan in the store.
 
     Args:
-        plan: the steps.
-        store: the published results.
         resolver: knows the contents of references. Results are checked by remembered file hashes: a change that the
             disk itself made is not seen.
         forced: steps that run even if they have a result.
@@ -79,7 +77,6 @@ def decide(
 
 
 def cached_results(decisions: Decisions) -> dict[str, Published]:
-    """The results of all cached steps, by step."""
     return {name: decision.published for name, decision in decisions.items() if decision.published}
 
 
@@ -133,15 +130,12 @@ def _usable_result(
         result = Published(path, read_manifest(path))
     except ManifestError as error:
         return None, f"its result is damaged: {error}"
-    if changed := changed_input(step, result, _published(step.dependencies, decisions)):
+    inputs = cached_results({source.name: decisions[source.name] for source in step.dependencies})
+    if changed := changed_input(step, result, inputs):
         return None, f"{changed} has a new result"
     if damage := damaged.get(step.name) or result.damage(resolver.hashes.hash_file):
         return None, f"its result is damaged: {damage}"
     return result, ""
-
-
-def _published(steps: Iterable[Step], decisions: Decisions) -> dict[str, Published]:
-    return {step.name: result for step in steps if (result := decisions[step.name].published)}
 
 
 def _fingerprint(step: Step, plan: Plan, decisions: Decisions, resolver: Resolver) -> str | None:

@@ -55,8 +55,6 @@ def reason_missing(
         step: a step without a result.
         fingerprints: the fingerprint of each of its dependencies.
         waiting: those of its dependencies that have to run.
-        resolver: knows the contents of references.
-        earlier: the results in the store.
     """
     settled = {name: value for name, value in fingerprints.items() if name not in waiting}
     changes = [[*_settings(step, old), *_inputs(step, old.inputs, settled, resolver)] for old in earlier.of(step)]

@@ -14,7 +14,7 @@ from pipeline.recipe.loader import Recipe, RecipeError
 from pipeline.recipe.matrix import join_labels
 from pipeline.recipe.nodes import Key, Problem, dotted
 from pipeline.store import references
-from pipeline.store.references import BadReferenceError, Local, Reference
+from pipeline.store.references import BadReferenceError, Local, Reference, RunFolder
 from stages.base import BASE, Need, StageConfig, UserError
 
 
@@ -199,7 +199,7 @@ class _Planner:
             if need.kind == "run":
                 if value == recipe.name:
                     raise recipe.error(key, f"{value!r} is this recipe itself, whose stages the report shows anyway")
-                source: Reference = self.resolver.run_folder(value)
+                source: Reference = RunFolder((self.resolver.runs / value).absolute())
             else:
                 kind: Literal["model", "data"] = "model" if need.kind == "model" else "data"
                 source = references.parse(value, location.folder, kind)

@@ -9,17 +9,12 @@ from pipeline.plan.step import Step
 from pipeline.recipe.loader import RecipeError
 from pipeline.store import references
 from pipeline.store.hash_cache import HashCache
-from pipeline.store.references import BadReferenceError, Hub, Local, Reference, RunFolder
+from pipeline.store.references import BadReferenceError, Hub, Local, Reference
 from pipeline.store.store import Published
 
 
 class Resolver:
-    """Looks up references for one command.
-
-    Args:
-        runs: the folder given by --runs.
-        say: shows a line to the user.
-    """
+    """Looks up references for one command, whose folder of results is `runs`."""
 
     def __init__(self, runs: Path, say: Callable[[str], None]) -> None:
         self.runs = runs
@@ -39,10 +34,6 @@ class Resolver:
         self._keys.setdefault(source, key)
         self.content(source)
 
-    def run_folder(self, recipe: str) -> RunFolder:
-        """The reference to the last run of another recipe."""
-        return RunFolder((self.runs / recipe).absolute())
-
     def content(self, source: Reference) -> str | None:
         """The content hash; None for a branch of the hub whose commit is not known yet. Raises BadReferenceError."""
         pinned = self.pinned(source)
@@ -60,16 +51,19 @@ class Resolver:
 
     def pin(self, steps: Iterable[Step]) -> None:
         """Ask the hub for the commits of all branches that the steps refer to. Raises RecipeError."""
+        errors: dict[Reference, str] = {}
         for source in (source for step in steps for source in step.references.values()):
-            if isinstance(source, Hub) and not source.commit and source not in self._pins:
+            if isinstance(source, Hub) and not source.commit and source not in {*self._pins, *errors}:
                 try:
                     self._pins[source] = references.resolve(source, self._say)
                 except BadReferenceError as error:
-                    raise self._error(source, error) from None
+                    errors[source] = f"{self._keys[source]}: {error}"
+        if errors:
+            raise RecipeError(list(errors.values()))
 
     def fetch(self, steps: Iterable[Step]) -> None:
         """Make all references of the steps available on this machine. Raises RecipeError."""
-        steps = list(steps)
+        steps, errors = list(steps), []
         with_code = {source for step in steps for source in step.models_with_code}
         for source in dict.fromkeys(source for step in steps for source in step.references.values()):
             pinned = self.pinned(source)
@@ -79,8 +73,11 @@ class Resolver:
                 try:
                     self.paths[pinned] = references.fetch(pinned, self._cache, source in with_code)
                 except BadReferenceError as error:
-                    raise self._error(source, error) from None
+                    errors.append(f"{self._keys[source]}: {error}")
+                    continue
             references.cache_commit(source, pinned)
+        if errors:
+            raise RecipeError(errors)
 
     def local_files(self, step: Step) -> dict[str, Path]:
         """Input name -> path, for references of the step that are on this machine already. Asks no network."""
@@ -99,39 +96,20 @@ class Resolver:
                 return f"{source.path} was changed while the step ran; run it again"
         return None
 
-    def _error(self, source: Reference, error: BadReferenceError) -> RecipeError:
-        return RecipeError([f"{self._keys[source]}: {error}"])
 
+def start_inputs(
+    step: Step, results: Mapping[str, Published], resolver: Resolver
+) -> dict[str, tuple[Path, str | None]]:
+    """Return input name -> local path and content hash, for models and fetched references.
 
-def start_model_path(source: Step | Reference, results: Mapping[str, Published], resolver: Resolver) -> Path | None:
-    """Return the local path of the model in `source`.
-
-    If it is not trained yet, walk back to the nearest published ancestor, else to the base model. None if the step
-    publishes no model.
-
-    Args:
-        source: a step or a fetched reference.
-        results: published results by the name of their step.
-        resolver: knows the paths of references.
+    Of a model that is not trained yet, walk back to its nearest published ancestor, else to the base model.
     """
-    start = _start(source, results)
-    if isinstance(start, Published):
-        return start.path
-    return None if isinstance(start, Step) else resolver.path(start)
-
-
-def start_content(source: Step | Reference, results: Mapping[str, Published], resolver: Resolver) -> str | None:
-    """Return the content hash of what `start_model_path` finds; None if the step publishes no model."""
-    start = _start(source, results)
-    if isinstance(start, Published):
-        return start.manifest.digest
-    return None if isinstance(start, Step) else resolver.content(start)
-
-
-def _start(source: Step | Reference, results: Mapping[str, Published]) -> Step | Reference | Published:
-    """The nearest published model, or the reference that trainings start from; a step that publishes no model."""
-    while isinstance(source, Step) and source.config.output_kind == "model":
-        if source.name in results:
-            return results[source.name]
-        source = source.inputs["model"]
-    return source
+    inputs = {}
+    for name, source in step.inputs.items():
+        while isinstance(source, Step) and source.config.output_kind == "model" and source.name not in results:
+            source = source.inputs["model"]
+        if not isinstance(source, Step):
+            inputs[name] = resolver.path(source), resolver.content(source)
+        elif source.config.output_kind == "model":
+            inputs[name] = results[source.name].path, results[source.name].manifest.digest
+    return inputs

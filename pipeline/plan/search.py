@@ -79,8 +79,6 @@ def plans(
 
     Args:
         full_plan: the plan of all cells; without a `search` the only one.
-        cells: the cells of the recipe.
-        resolver: looks up references.
         say: shows a line about each rung to the user.
         folder: the run's folder, for SEARCH_FILE; None writes no file.
     """

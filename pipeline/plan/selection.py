@@ -71,7 +71,6 @@ def check_search_steps(plan: Plan, selection: Selection, decisions: Decisions) -
 
 
 def summarize(plan: Plan, selection: Selection, decisions: Decisions, resolver: Resolver) -> list[StepSummary]:
-    """Summarize the selected steps for `--plan`."""
     return [
         StepSummary(
             step.name,

@@ -30,12 +30,10 @@ class Step:
 
     @property
     def kind(self) -> str:
-        """The kind of stage."""
         return self.config.kind
 
     @cached_property
     def dependencies(self) -> Sequence[Step]:
-        """The steps whose results it reads."""
         return list({step.name: step for step in self.inputs.values() if isinstance(step, Step)}.values())
 
     @property

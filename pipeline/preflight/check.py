@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.plan.resolver import Resolver, start_content, start_model_path
+from pipeline.plan.resolver import Resolver, start_inputs
 from pipeline.plan.step import Step
-from pipeline.preflight.probe import ProbeStep, ask
+from pipeline.preflight.probe import Request, run_probe
 from pipeline.recipe.nodes import Problem, RecipeError, split_key
 from pipeline.run.executor import Executor
 from pipeline.run.local_executor import LocalExecutor, free_disk
@@ -45,7 +45,6 @@ class Checks:
     disk_free: int = 0
 
     def blame(self, step: Step, key: str | None, text: str) -> None:
-        """Add an error of a step."""
         if key:
             self.problems.append(_problem(step, key, text))
         else:
@@ -83,7 +82,7 @@ def check_steps(
     if able:
         say(f"checking {len(able)} steps: models, tokenizers, every row and task")
     requests = [_request(step, results, resolver) for step in able]
-    answers = ask("check", "checks", resolver.runs / "cache", requests, {"on_this_machine": on_this_machine})
+    answers = run_probe("check", "checks", resolver.runs / "cache", requests, {"on_this_machine": on_this_machine})
     findings = dict.fromkeys((step.name for step in unknown), Findings(passed=["files"]))
     findings |= {step.name: Findings.model_validate(answer) for step, answer in zip(able, answers, strict=True)}
     for step in unknown:
@@ -118,8 +117,7 @@ def check_files(
 
 def files_of(step: Step, results: Mapping[str, Published], resolver: Resolver) -> dict[str, Path]:
     """Input name -> path, of a model that is not trained yet the one that its training starts from."""
-    paths = {name: start_model_path(source, results, resolver) for name, source in step.inputs.items()}
-    return {name: path for name, path in paths.items() if path}
+    return {name: path for name, (path, _) in start_inputs(step, results, resolver).items()}
 
 
 def _problem(step: Step, key: str, text: str) -> Problem:
@@ -136,15 +134,13 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _key(step: Step, results: Mapping[str, Published], resolver: Resolver, machine: list[Any]) -> str:
     """Return a key of everything that a check depends on, except services and the free disk."""
-    contents = {name: start_content(source, results, resolver) for name, source in step.inputs.items()}
+    contents = {name: content for name, (_, content) in start_inputs(step, results, resolver).items()}
     return content_hash([step.kind, step.config.version, step.config.model_dump(), contents, machine])
 
 
-def _request(step: Step, results: Mapping[str, Published], resolver: Resolver) -> ProbeStep:
-    paths = {name: str(path.resolve()) for name, path in files_of(step, results, resolver).items()}
-    contents = {name: start_content(step.inputs[name], results, resolver) for name in paths}
-    arguments = {"recipe": step.recipe.name, "contents": contents}
-    return ProbeStep(step.name, step.kind, step.config.model_dump(), paths, arguments)
+def _request(step: Step, results: Mapping[str, Published], resolver: Resolver) -> Request:
+    contents = {name: content for name, (_, content) in start_inputs(step, results, resolver).items()}
+    return Request(step, files_of(step, results, resolver), {"recipe": step.recipe.name, "contents": contents})
 
 
 def _check_disk(checks: Checks, runs: Path, width: int) -> None:

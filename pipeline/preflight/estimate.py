@@ -10,7 +10,7 @@ from pipeline.plan.cache import cached_results, decide
 from pipeline.plan.resolver import Resolver
 from pipeline.plan.selection import Selection, steps_to_run
 from pipeline.plan.step import Plan, Step, remove_key, start_reference
-from pipeline.preflight.probe import ProbeStep, run_probe
+from pipeline.preflight.probe import Request, run_probe
 from pipeline.run.local_executor import LocalExecutor, free_disk, machine_memory
 from pipeline.store import references
 from pipeline.store.references import BadReferenceError, Local, Reference
@@ -35,7 +35,6 @@ class StepGroup:
         return self.steps[0].name if len(self.steps) == 1 else f"{stages} ({len(self.steps)} steps)"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the entry of `--estimate --json`."""
         total, fits = self.estimate.memory and self.estimate.memory.total, self.estimate.fits
         names = {"steps": [step.name for step in self.steps], "kind": self.steps[0].kind}
         return names | self.estimate.model_dump() | {"memory_total": total, "fits": fits}
@@ -68,7 +67,6 @@ class RecipeEstimate:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Return the output of `--estimate --json`."""
         return {"recipe": self.recipe, "steps": [group.to_json() for group in self.groups], "total": self.total}
 
 
@@ -87,7 +85,7 @@ def estimate(
     first = [group[0] for group in groups.values()]
     requests, arguments = [_request(step, cache) for step in first], {"threads": executor.threads}
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    answers = run_probe("estimate", "--estimate", cache, first, requests, arguments, **offline)
+    answers = run_probe("estimate", "--estimate", cache, requests, arguments, **offline)
     published = cached_results(decisions)
     results = {step: published[step.name] for step in plan.steps if step.name in published}
     estimated = [
@@ -122,19 +120,19 @@ def _model_dtype(step: Step) -> str:
         return "auto"
 
 
-def _request(step: Step, cache: Path) -> ProbeStep:
+def _request(step: Step, cache: Path) -> Request:
     """Return what the subprocess needs to estimate the step."""
     with_code = [start_reference(source) for source in step.models_with_code]
-    paths, missing = {}, {}
+    paths, missing = dict[str, Path](), dict[str, str]()
     for name, source in _sources(step).items():
         try:
-            paths[name] = str(references.fetch_description(source, cache, source in with_code).resolve())
+            paths[name] = references.fetch_description(source, cache, source in with_code)
         except BadReferenceError as error:
             missing[name] = str(error)
     machine, limit = machine_memory(), step.config.resources.bytes
     room = {"room": limit, "room_of": "resources.memory"} if 0 < limit < machine else {"room": machine}
     arguments = {"missing": missing, "dtype": _model_dtype(step)} | room
-    return ProbeStep(step.name, step.kind, step.config.model_dump(), paths, arguments)
+    return Request(step, paths, arguments)
 
 
 def _with_measured_time(estimate: Estimate, step: Step, results: Mapping[Step, Published]) -> Estimate:

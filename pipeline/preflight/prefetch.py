@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeline.plan.resolver import Resolver
 from pipeline.plan.selection import paid_requests
-from pipeline.plan.step import Plan, Step, start_reference
-from pipeline.preflight.probe import ProbeStep, run_probe
+from pipeline.plan.step import Plan, Step
+from pipeline.preflight.probe import Request, run_probe
 from pipeline.store.references import Local
 
 
 @dataclass(frozen=True)
 class FetchedReference:
-    """One reference on this machine."""
-
     reference: str
     path: str
     bytes: int
@@ -38,8 +35,6 @@ class FetchedByStage:
 
 @dataclass(frozen=True)
 class Prefetched:
-    """Everything that was downloaded."""
-
     recipe: str
     references: list[FetchedReference]
     stages: list[FetchedByStage]
@@ -48,12 +43,8 @@ class Prefetched:
     whole: bool
     """Whether all steps of the recipe were selected."""
 
-    def to_json(self) -> dict[str, Any]:
-        """For --json."""
-        return asdict(self)
-
     def lines(self) -> Iterable[str]:
-        """The same for people."""
+        """Return the same in words."""
         for each in self.references:
             yield f"{each.reference}: {each.bytes / 2**20:.1f} MiB in {each.path}"
         for stage in self.stages:
@@ -84,8 +75,10 @@ def prefetch(plan: Plan, resolver: Resolver, say: Callable[[str], None], selecte
     able = list({_same_downloads(step): step for step in reversed(steps) if step.config.has("fetch")}.values())[::-1]
     if able:
         say(f"downloading what {', '.join(step.stage for step in able)} need")
-    requests = [ProbeStep(step.name, step.kind, step.config.model_dump(), _paths(step, resolver)) for step in able]
-    answers = run_probe("fetch", "--prefetch", resolver.runs / "cache", able, requests)
+    requests = [
+        Request(step, {name: resolver.path(source) for name, source in step.references.items()}) for step in able
+    ]
+    answers = run_probe("fetch", "--prefetch", resolver.runs / "cache", requests)
     stages = [FetchedByStage(step.stage, answer["fetched"]) for step, answer in zip(able, answers, strict=True)]
     online = [f"{step.stage}: {request}" for step in steps for request in paid_requests(step, resolver)]
     return Prefetched(plan.recipe.name, references, stages, list(dict.fromkeys(online)), len(steps) == len(plan.steps))
@@ -95,11 +88,6 @@ def _same_downloads(step: Step) -> str:
     """Equal for steps that download the same."""
     files = sorted(str(source) for name, source in step.references.items() if name != "model")
     return json.dumps([step.kind, step.settings() | {"models": None}, files], sort_keys=True)
-
-
-def _paths(step: Step, resolver: Resolver) -> dict[str, str]:
-    sources = {name: source for name, source in step.inputs.items() if name != "model"}
-    return {name: str(resolver.path(start_reference(source)).resolve()) for name, source in sources.items()}
 
 
 def _bytes(path: Path) -> int:

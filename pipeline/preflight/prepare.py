@@ -9,7 +9,7 @@ from pipeline.plan.cache import Decisions, cached_results, decide
 from pipeline.plan.resolver import Resolver
 from pipeline.plan.selection import Selection, check_inputs, steps_to_run
 from pipeline.plan.step import Plan, Step
-from pipeline.preflight.check import Checks, check_files, check_steps, files_of
+from pipeline.preflight.check import Checks, check_files, check_steps
 from pipeline.recipe.loader import RecipeError
 from pipeline.run.executor import Executor
 from pipeline.store.store import Store
@@ -23,8 +23,6 @@ class Preparation:
     """The cache decisions, with the commits of hub references resolved and all inputs of steps that run verified."""
     steps: list[Step]
     """The steps that run."""
-    paid_requests: list[tuple[Step, str]]
-    """Requests of steps to services that may charge for them."""
     checks: Checks
 
 
@@ -56,8 +54,7 @@ def prepare(
         check_files(steps, results, resolver, checks := Checks())
     if checks.problems or checks.errors:
         raise RecipeError(checks.errors, checks.problems)
-    requests = [(step, r) for step in steps for r in step.config.paid_requests(files_of(step, results, resolver))]
-    return Preparation(decisions, steps, requests, checks)
+    return Preparation(decisions, steps, checks)
 
 
 def _decide_verified(plan: Plan, selection: Selection, store: Store, resolver: Resolver) -> Decisions:

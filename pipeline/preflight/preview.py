@@ -12,9 +12,10 @@ from typing import Any
 from pipeline.console.console import Console
 from pipeline.plan.resolver import Resolver
 from pipeline.plan.selection import Selection
-from pipeline.plan.step import Plan, Step, ancestors, start_reference
+from pipeline.plan.step import Plan, Step, ancestors
+from pipeline.preflight.check import files_of
 from pipeline.preflight.prepare import prepare
-from pipeline.preflight.probe import ProbeStep, run_probe
+from pipeline.preflight.probe import Request, run_probe
 from pipeline.recipe.loader import RecipeError
 from pipeline.store.store import Store
 from stages import KINDS
@@ -23,10 +24,7 @@ from stages.system.file_names import file_name
 
 @dataclass(frozen=True)
 class Preview:
-    """The preview of one step."""
-
     page: Path
-    """The HTML page."""
     text: str
     """Text for the terminal, with its colours if it has any."""
     values: dict[str, Any]
@@ -46,10 +44,10 @@ def preview(
     names = frozenset(name for step in steps for name in (step.name, *ancestors(step)))
     prepare(plan, Selection(names, forced=names), store, resolver)
     console.say(f"{plan.recipe.name}: reading rows for {', '.join(step.name for step in steps)}; nothing is trained")
-    requests = [ProbeStep(step.name, step.kind, step.config.model_dump(), _paths(step, resolver)) for step in steps]
+    requests = [Request(step, files_of(step, {}, resolver)) for step in steps]
     arguments = {"count": count, "colors": console.rich.color_system, "width": console.rich.width}
     cache = resolver.runs / "cache"
-    answers = run_probe("preview", "--preview", cache, steps, requests, arguments, CUDA_VISIBLE_DEVICES="")
+    answers = run_probe("preview", "--preview", cache, requests, arguments, CUDA_VISIBLE_DEVICES="")
     previews = []
     for step, answer in zip(steps, answers, strict=True):
         page = resolver.runs / plan.recipe.name / "preview" / f"{file_name(step.name)}.html"
@@ -57,10 +55,6 @@ def preview(
         page.write_text(answer["html"], encoding="utf-8")
         previews.append(Preview(page, answer["text"], answer["values"] | {"page": str(page)}))
     return previews
-
-
-def _paths(step: Step, resolver: Resolver) -> dict[str, str]:
-    return {name: str(resolver.path(start_reference(source)).resolve()) for name, source in step.inputs.items()}
 
 
 def _steps(plan: Plan, selected: frozenset[str]) -> list[Step]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,63 +22,46 @@ class ProbeError(Exception):
 
 
 @dataclass(frozen=True)
-class ProbeStep:
-    """What the process gets to know of one step."""
+class Request:
+    """A step for which the process does something."""
 
-    step: str
-    kind: str
-    config: dict[str, Any]
-    paths: Mapping[str, str]
+    step: Step
+    paths: Mapping[str, Path]
     """Input name -> local path, of a model or of the one that its training starts from."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    """Further arguments of the ability for this step, as JSON."""
+    """Arguments of the ability for this step, as JSON."""
+
+    def to_json(self) -> dict[str, Any]:
+        paths = {name: str(path.resolve()) for name, path in self.paths.items()}
+        values = {"step": self.step.name, "kind": self.step.kind, "config": self.step.config.model_dump()}
+        return values | {"paths": paths, "arguments": self.arguments}
 
 
 def run_probe(
     ability: Ability,
     option: str,
     cache: Path,
-    steps: Sequence[Step],
-    requests: Sequence[ProbeStep],
+    requests: Sequence[Request],
     arguments: Mapping[str, Any] | None = None,
     **environment: str,
 ) -> list[dict[str, Any]]:
-    """Do `ask`, and raise RecipeError with all problems if stages blame the recipe; `steps` has their locations."""
-    answers = ask(ability, option, cache, requests, arguments, **environment)
-    problems = [
-        step.recipe.problem(("stages", step.stage, *split_key(key or "")), text)
-        for step, answer in zip(steps, answers, strict=True)
-        for key, text in answer.get("problems", ())
-    ]
-    if problems:
-        raise RecipeError([], problems)
-    return answers
-
-
-def ask(
-    ability: Ability,
-    option: str,
-    cache: Path,
-    requests: Sequence[ProbeStep],
-    arguments: Mapping[str, Any] | None = None,
-    **environment: str,
-) -> list[dict[str, Any]]:
-    """Run `ability` for each step; return one answer for each, or `problems`: (key, text) of its UserError.
+    """Run `ability` for each request; return their answers.
 
     Args:
         ability: the function that the stages have.
         option: the command's option, for errors.
         cache: the folder that all steps share.
-        requests: one for each step.
         arguments: arguments for all steps, as JSON.
         environment: further environment variables of the process.
 
     Raises:
+        RecipeError: with all UserErrors. Those of checks are returned instead, as `problems` of the answers.
         ProbeError: if the process fails.
     """
     if not requests:
         return []
-    job = {"cache": str(cache.resolve()), "arguments": arguments or {}, "steps": [asdict(each) for each in requests]}
+    steps = [request.to_json() for request in requests]
+    job = {"cache": str(cache.resolve()), "arguments": arguments or {}, "steps": steps}
     call, variables = module_command("pipeline.preflight.probe_worker", ability)
     variables |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1", **environment}
     process = subprocess.run(call, input=json.dumps(job).encode(), capture_output=True, env=variables, check=False)
@@ -86,4 +69,11 @@ def ask(
         last = process.stderr.decode(errors="replace").strip().splitlines()[-1:]
         raise ProbeError(f"{option}: its process ended with status {process.returncode}: {mask_secrets(''.join(last))}")
     answers: list[dict[str, Any]] = json.loads(mask_secrets(process.stdout.decode()))
+    problems = [
+        request.step.recipe.problem(("stages", request.step.stage, *split_key(key or "")), text)
+        for request, answer in zip(requests, answers, strict=True)
+        for key, text in answer.get("problems", ())
+    ]
+    if problems and ability != "check":
+        raise RecipeError([], problems)
     return answers

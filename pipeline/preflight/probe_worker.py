@@ -71,7 +71,6 @@ def fetch(config: StageConfig, paths: dict[str, Path], arguments: dict[str, Any]
 
 
 def estimate(config: StageConfig, paths: dict[str, Path], arguments: dict[str, Any]) -> dict[str, Any]:
-    """Estimate the cost of a step."""
     with tempfile.TemporaryDirectory() as scratch:
         inputs = EstimateInputs(paths=paths, scratch=Path(scratch), **arguments).on_this_device()
         return dict(config.load("estimate")(config, inputs).model_dump())

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
 from collections.abc import Iterator, Mapping
-from functools import cache, reduce
+from functools import cache
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from pipeline.recipe.nodes import Key, dotted, item_of
+from pipeline.recipe.nodes import Key, dotted
 from stages.system.did_you_mean import did_you_mean, list_choices, plain, similar
 
 Sections = Mapping[Key, type[BaseModel]]
@@ -27,19 +25,20 @@ def _aliases(section: str) -> dict[str, Any]:
 def explain_unknown_key(key: Key, names: list[str], sections: Sections) -> str:
     """Say what was probably meant by `key`, whose section has `names`; `sections` are where it could belong."""
     word, targets = plain(str(key[-1])), _aliases("keys").get(plain(str(key[-1])), [])
-    places = [(*key[:-1], name) for name in names]
+    section: Key = tuple(part for part in key[:-1] if isinstance(part, str))
+    places = [(*section, name) for name in names]
     places += [place for start, model in sections.items() for place in _keys_of(model, start)]
     for target in [targets] if isinstance(targets, str) else targets:
         name, _, remark = target.partition(" ")
         for place in places:
-            if name == dotted(tuple(part for part in place[2 * (place[0] == "stages") :] if part != 0)):
-                return f"unknown key; did you mean {_quote(place, key)}?{remark and f' {remark}'}"
+            if name == dotted(place[2 * (place[0] == "stages") :]):
+                return f"unknown key; did you mean {_quote(place, section)}?{remark and f' {remark}'}"
     if word in _aliases("notes"):
         return f"unknown key; {_aliases('notes')[word]}"
     if not similar(word, names):
         for place in places:
             if plain(str(place[-1])) == word:
-                return f"unknown key here; did you mean {_quote(place, key)}?"
+                return f"unknown key here; did you mean {_quote(place, section)}?"
     hint = did_you_mean(word, names) + list_choices("the keys are", names)
     return f"unknown key{hint or f'; docs/reference.md lists all {len(names)}'}"
 
@@ -48,21 +47,6 @@ def suggest_word(word: str, choices: list[str]) -> str:
     """Return `; did you mean ...?` for a word that is none of `choices`, or an empty text."""
     known = [choice for choice in _aliases("values").get(plain(word), []) if choice in choices]
     return f"; did you mean {known[0]!r}?" if known else did_you_mean(word, choices)
-
-
-def suggest_value(model: type[BaseModel], section: dict[str, Any], key: Key, value: Any) -> str:
-    """Return `; write ...` with a value of another type that is valid at `key` of `section`, or an empty text."""
-    for candidate in _candidates(value, model_at(model, key)):
-        changed = copy.deepcopy(section)
-        reduce(item_of, key[:-1], changed)[key[-1]] = candidate  # type: ignore[index]
-        try:
-            model.model_validate(changed)
-        except ValidationError as error:
-            if any(details["loc"][: len(key)] == key for details in error.errors()):
-                continue
-        text = yaml.safe_dump([candidate], default_flow_style=True, sort_keys=False, width=1000)
-        return f"; write {text.strip()[1:-1]}"
-    return ""
 
 
 def model_at(model: type[BaseModel], key: Key) -> type[BaseModel] | None:
@@ -85,28 +69,15 @@ def types_in(annotation: Any) -> Iterator[Any]:
 
 
 def _keys_of(model: type[BaseModel], start: Key) -> Iterator[Key]:
-    """Yield all keys of a section, the outer ones first; item 0 stands for all items of a list."""
+    """Yield all keys of a section and of the sections in it, the outer ones first."""
     yield from ((*start, name) for name in model.model_fields)
-    for name, field in model.model_fields.items():
+    for name in model.model_fields:
         if (inner := model_at(model, (name,))) is not None:
-            is_list = any(get_origin(part) is list for part in types_in(field.annotation))
-            yield from _keys_of(inner, (*start, name, 0) if is_list else (*start, name))
+            yield from _keys_of(inner, (*start, name))
 
 
-def _quote(place: Key, key: Key) -> str:
-    """Quote the key `place` for somebody who wrote `key`: its name if it is in the same section, else all of it."""
-    if [part for part in place[:-1] if part != 0] == [part for part in key[:-1] if isinstance(part, str)]:
+def _quote(place: Key, section: Key) -> str:
+    """Quote the key `place` for somebody who wrote in `section`: its name if it is there, else all of it."""
+    if place[:-1] == section:
         return repr(place[-1])
     return repr(dotted(place)) + (" at the top of the recipe" if len(place) == 1 else "")
-
-
-def _candidates(value: Any, model: type[BaseModel] | None) -> Iterator[Any]:
-    """Yield values of other types that `value` may stand for; `model` is that of the section or of the list's items."""
-    items = [item.strip() for item in value.split(",")] if isinstance(value, str) else [value]
-    for name in [name for name, field in model.model_fields.items() if field.is_required()][:1] if model else []:
-        yield from ({name: value}, [{name: item} for item in items])
-    if isinstance(value, str | float):
-        with contextlib.suppress(ValueError):
-            yield from (int(float(value)),) if float(value).is_integer() else (float(value),)
-        yield from ([True] if value in ("yes", "true") else [False] if value in ("no", "false") else [])
-    yield value[0] if isinstance(value, list) and len(value) == 1 else items

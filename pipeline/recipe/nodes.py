@@ -141,7 +141,6 @@ class Node:
         return self.location if self.location.line == self.key_location.line else self.key_location
 
     def to_plain(self) -> Any:
-        """Return the value without locations."""
         if isinstance(self.content, dict):
             return {name: node.to_plain() for name, node in self.content.items()}
         if isinstance(self.content, list):

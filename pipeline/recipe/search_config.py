@@ -52,7 +52,6 @@ def rank(values: Mapping[str, float], goal: str) -> list[str]:
 
 
 def search_cost(candidates: int, halving: Halving) -> Fraction:
-    """Return the cost of a search in full trainings."""
     cost = Fraction(0)
     for length in halving.lengths:
         cost, candidates = cost + candidates * length, halving.survivors(candidates)

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from pipeline.recipe.key_hints import Sections, explain_unknown_key, model_at, suggest_value, suggest_word, types_in
+from pipeline.recipe.key_hints import Sections, explain_unknown_key, model_at, suggest_word, types_in
 from pipeline.recipe.nodes import BROKEN, Key, Node, Problem, item_of, split_key_within
 from stages.base import AT_KEY
 from stages.library_options.option_models import Options
@@ -40,7 +40,7 @@ def explain(
         elif kind == AT_KEY or kind == "value_error":
             yield Problem(location, full_key, details[0]["msg"].removeprefix("Value error, "))
         else:
-            yield Problem(location, full_key, _explain_wrong_value(model, section, inner_key, details))
+            yield Problem(location, full_key, _explain_wrong_value(model, inner_key, details))
 
 
 def errors_by_key(error: ValidationError, section: dict[str, Any]) -> dict[Key, list[ErrorDetails]]:
@@ -91,7 +91,7 @@ def _explain_unknown_key(start: Key, key: Key, sections: Sections) -> str:
     return explain_unknown_key(start + key, names, sections)
 
 
-def _explain_wrong_value(model: type[BaseModel], section: dict[str, Any], key: Key, details: list[ErrorDetails]) -> str:
+def _explain_wrong_value(model: type[BaseModel], key: Key, details: list[ErrorDetails]) -> str:
     """Describe a value that fits none of the allowed types; `details` has one error for each of them."""
     value = repr(details[0]["input"])
     value = f"found {value if len(value) <= 100 else value[:100] + '...'}"
@@ -102,10 +102,9 @@ def _explain_wrong_value(model: type[BaseModel], section: dict[str, Any], key: K
     if choices:
         hint = suggest_word(str(details[0]["input"]), choices) + list_choices("allowed are", choices)
         return f"{text}{hint or f'; docs/reference.md lists all {len(choices)}'}"
-    hint = suggest_value(model, section, key, details[0]["input"])
-    if not hint and isinstance(details[0]["input"], list) and details[0]["type"] == "string_type" and key[0] == "data":
-        hint = "; to read several files, move them to a folder and name that; for one result each, use a matrix"
-    return f"{_join(messages)}, {value}{hint}"
+    if isinstance(details[0]["input"], list) and details[0]["type"] == "string_type" and key[0] == "data":
+        value += "; to read several files, move them to a folder and name that; for one result each, use a matrix"
+    return f"{_join(messages)}, {value}"
 
 
 def _join(messages: list[str]) -> str:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from stages.base import Input, Resources
 from stages.records.metrics import Metrics
 from stages.records.run_record import Progress
@@ -40,24 +42,12 @@ class Job:
 
     @property
     def file(self) -> Path:
-        """job.json."""
         return self.folder / JOB_FILE
 
     def write(self) -> None:
         """Write job.json. Raises OSError."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        paths = {name: str(getattr(self, name)) for name in ("folder", "cache", "log", "lock")}
-        inputs = {name: source.to_json() for name, source in self.inputs.items()}
-        write_json(self.file, {**vars(self), **paths, "inputs": inputs, "resources": self.resources.model_dump()})
-
-
-def read_job(file: Path) -> Job:
-    """Read job.json."""
-    values = json.loads(file.read_text(encoding="utf-8"))
-    paths = {name: Path(values[name]) for name in ("folder", "cache", "log", "lock")}
-    inputs = {name: Input.from_json(source) for name, source in values["inputs"].items()}
-    resources = Resources.model_validate(values["resources"])
-    return Job(**{**values, **paths, "inputs": inputs, "resources": resources})
+        write_json(self.file, to_json(self))
 
 
 @dataclass(frozen=True)
@@ -73,23 +63,26 @@ class StepResult:
     is_user_error: bool = False
     """Whether the error message alone tells the user what to do, without the log."""
 
-    def to_json(self) -> dict[str, Any]:
-        """As JSON."""
-        return {**vars(self), "metrics": self.metrics.to_json() if self.metrics else None}
 
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> StepResult:
-        """Read what `to_json` wrote."""
-        metrics = values["metrics"]
-        return cls(**{**values, "metrics": None if metrics is None else Metrics.model_validate(metrics)})
+def to_json(value: Job | StepResult) -> dict[str, Any]:
+    """Return `value` as JSON; of metrics only those that the stage set."""
+    values: dict[str, Any] = TypeAdapter(type(value)).dump_python(value, mode="json", exclude_unset=True)
+    return values
+
+
+def read_job(file: Path) -> Job:
+    return TypeAdapter(Job).validate_json(file.read_bytes())
+
+
+def read_result(values: Any) -> StepResult:
+    return TypeAdapter(StepResult).validate_python(values)
 
 
 def encode(message: Progress | StepResult) -> str:
     """A message of a worker as one line of text."""
-    return json.dumps(message if isinstance(message, Progress) else message.to_json())
+    return json.dumps(message if isinstance(message, Progress) else to_json(message))
 
 
 def decode(line: str) -> Progress | StepResult:
-    """Read what `encode` wrote."""
     values = json.loads(line)
-    return Progress(*values) if isinstance(values, list) else StepResult.from_json(values)
+    return Progress(*values) if isinstance(values, list) else read_result(values)

@@ -34,7 +34,7 @@ class LocalExecutor:
         self.gpus = visible_gpus()
         self.cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         cores = len(self.cores) or os.cpu_count() or 1
-        self.jobs = jobs or len(self.gpus) or min(cores, MAX_JOBS_WITHOUT_GPU)
+        self.jobs = self.width = jobs or len(self.gpus) or min(cores, MAX_JOBS_WITHOUT_GPU)
         self.threads = max(1, cores // self.jobs)
         self._memory = machine_memory()
         self._free_slots = list(range(self.jobs))
@@ -43,13 +43,7 @@ class LocalExecutor:
         self._workers: dict[str, tuple[subprocess.Popen[str], list[int]]] = {}
         """Step -> its worker and its slots, until `wait` returns its result."""
 
-    @property
-    def width(self) -> int:
-        """Number of ordinary steps that run at once."""
-        return self.jobs
-
     def unmet_requirement(self, config: StageConfig) -> tuple[str, str] | None:
-        """Why a step of this stage can never run here: the key to blame, and the reason."""
         resources = config.resources
         if resources.gpus is None and self.gpus and config.processes > len(self.gpus):
             text = f"{config.processes} processes need as many GPUs, and there are {len(self.gpus)}"
@@ -65,7 +59,6 @@ class LocalExecutor:
         return None
 
     def has_room(self, resources: Resources = DEFAULT_RESOURCES, processes: int = 1) -> bool:
-        """Whether another step with these resources can start now."""
         return self._free_slots_for(resources, processes) is not None
 
     def start(self, job: Job) -> None:
@@ -90,7 +83,6 @@ class LocalExecutor:
         threading.Thread(target=self._follow, args=(job, worker), daemon=True).start()
 
     def wait(self, seconds: float | None = None) -> Event | None:
-        """Return the next event of any running step; None if there is none within `seconds`."""
         try:
             event = self._events.get(timeout=seconds)
         except queue.Empty:
@@ -101,7 +93,6 @@ class LocalExecutor:
         return event
 
     def stop(self) -> None:
-        """End all workers and the processes they started."""
         for worker, _ in self._workers.values():
             if worker.poll() is None:
                 with contextlib.suppress(ProcessLookupError):

@@ -57,15 +57,7 @@ class _RunningStep:
 
 
 class Run:
-    """One run of a plan.
-
-    Args:
-        plan: the steps.
-        selection: the steps that may run.
-        decisions: the cache decisions of all steps.
-        store: where results are published.
-        resolver: has fetched the references of all steps that run.
-    """
+    """One run of a plan; `resolver` has fetched the references of all steps that run."""
 
     def __init__(
         self,
@@ -165,7 +157,6 @@ class Run:
         return True
 
     def _start_ready(self, executor: Executor) -> None:
-        """Start ready steps while there is room."""
         postponed: list[tuple[int, str]] = []
         self._blocked_by_other_run = False
         while self._ready and executor.has_room():
@@ -231,7 +222,6 @@ class Run:
         self._unsettled.done(step.name)
 
     def _job(self, step: Step) -> Job:
-        """Everything that the step's worker has to know."""
         fingerprint = self._fingerprint(step)
         return Job(
             recipe=self.plan.recipe.name,
@@ -248,7 +238,6 @@ class Run:
         )
 
     def _input(self, source: Step | Reference) -> Input:
-        """An input of a worker, with its origin."""
         if not isinstance(source, Step):
             pinned = self.resolver.pinned(source)
             path = self.resolver.paths.get(pinned)  # None for inputs of inputs that are cached
@@ -269,7 +258,6 @@ class Run:
         )
 
     def _handle(self, event: Event) -> None:
-        """React to news of a running step."""
         running = self._running[event.job.step]
         if isinstance(event.message, Progress):
             self._show_progress(running, event.message)

@@ -40,6 +40,8 @@ NODE_SECONDS = 60.0
 """Timeout for all machines together to show that they see the runs folder."""
 POLL_SECONDS = 0.5
 """Interval between looks at the progress of steps."""
+PYTHON_PATH = module_command("pipeline.run.worker")[1]["PYTHONPATH"]
+"""The search path of workers: first the place where this process found the project, if it exists there, too."""
 MAX_RESTARTS = 5
 """Number of times that a step starts again because its machine, or its process there, was lost."""
 TASKS_AHEAD = 2
@@ -72,13 +74,11 @@ class RayExecutor:
 
     @property
     def width(self) -> int:
-        """Number of ordinary steps that run at once."""
         available = ray.cluster_resources()
         fit = available.get("GPU") or available.get("CPU") or 1
         return max(1, min(int(fit), self.jobs or int(fit)))
 
     def unmet_requirement(self, config: StageConfig) -> tuple[str, str] | None:
-        """Why a step of this stage can never run here: the key to blame, and the reason."""
         cpus, gpus = self._cores_and_gpus(config.resources, config.processes)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         amounts = {
@@ -100,14 +100,13 @@ class RayExecutor:
         return len(self._tasks) < (self.jobs or TASKS_AHEAD * self.width)
 
     def start(self, job: Job) -> None:
-        """Hand the step to the cluster."""
         cpus, gpus = self._cores_and_gpus(job.resources, job.processes)
         job.log.parent.mkdir(parents=True, exist_ok=True)
         job.log.unlink(missing_ok=True)
         threads = str(max(1, cpus // job.processes))
         environment = {
             **WORKER_ENVIRONMENT,
-            "PYTHONPATH": _python_path(),
+            "PYTHONPATH": PYTHON_PATH,
             "OMP_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,
         }
@@ -119,7 +118,6 @@ class RayExecutor:
         self._events.append(Event(job, Progress(note="handed to the cluster")))
 
     def wait(self, seconds: float | None = None) -> Event | None:
-        """Return the next event of any running step; None if there is none within `seconds`."""
         until = None if seconds is None else time.monotonic() + seconds
         while not self._events:
             timeout = POLL_SECONDS if until is None else min(POLL_SECONDS, until - time.monotonic())
@@ -133,7 +131,6 @@ class RayExecutor:
         return self._events.popleft()
 
     def stop(self) -> None:
-        """End all steps and leave the cluster."""
         for task in self._tasks:
             with contextlib.suppress(RayError, ValueError):
                 ray.cancel(task, force=True)
@@ -171,11 +168,6 @@ def _connect() -> None:
         raise RecipeError([f"{ADDRESS}: no cluster answers at {address or 'this machine'}: {error}"]) from None
 
 
-def _python_path() -> str:
-    """The search path of workers: first the place where this process found the project, if it exists there, too."""
-    return module_command("pipeline.run.worker")[1]["PYTHONPATH"]
-
-
 def _check_machines(runs: Path) -> None:
     """Let every machine read and write a file in the runs folder. Raises RecipeError that names those that cannot."""
     runs.mkdir(parents=True, exist_ok=True)
@@ -188,7 +180,7 @@ def _check_machines(runs: Path) -> None:
         for node in nodes:
             on_node = NodeAffinitySchedulingStrategy(node, soft=False)
             options = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": on_node}
-            tasks[check.options(**options).remote(str(file), token, _python_path())] = node
+            tasks[check.options(**options).remote(str(file), token, PYTHON_PATH)] = node
         done, late = ray.wait(list(tasks), num_returns=len(tasks), timeout=NODE_SECONDS)
         problems = {nodes[tasks[task]]: "does not answer" for task in late}
         for task in done:

@@ -28,7 +28,7 @@ from typing import TextIO
 
 from filelock import FileLock
 
-from pipeline.run.job import Job, StepResult, encode, read_job
+from pipeline.run.job import Job, StepResult, encode, read_job, read_result, to_json
 from pipeline.run.local_executor import CORES
 from pipeline.run.os_errors import explain_os_error
 from pipeline.store.provenance import machine
@@ -52,7 +52,7 @@ def main(job_file: Path, is_rank: bool = False) -> int:
     if is_rank:
         rank = int(os.environ.get("RANK", "0"))
         result = _result(lambda: _run_stage(job, messages, rank), job.folder)
-        write_json(_rank_file(job.folder, rank), {"time": time.time(), "result": result.to_json()})
+        write_json(_rank_file(job.folder, rank), {"time": time.time(), "result": to_json(result)})
     else:
         result = _result(lambda: _run_step(job, messages), job.folder)
         print(encode(result), file=messages)
@@ -146,7 +146,7 @@ def _rank_file(folder: Path, rank: int) -> Path:
 def _rank_result(file: Path) -> tuple[float, StepResult]:
     """When a rank ended, and its result."""
     values = json.loads(file.read_text(encoding="utf-8"))
-    return values["time"], StepResult.from_json(values["result"])
+    return values["time"], read_result(values["result"])
 
 
 def loadable(path: Path, cache: Path) -> Path:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeline.store.store import CHECKPOINTS, Published, Store
 from stages.records.manifest import MANIFEST, Manifest, ManifestError, read_manifest
@@ -30,9 +29,6 @@ class Verification:
     steps: int
     files: int
     problems: list[Finding]
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def verify(runs: Path) -> Verification:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from stages.base import UserError
 from stages.evaluation.answer_log import AnswerLog
 from stages.inference.language_model import LanguageModel, Tokens
 from stages.judge.config import JudgeStage, Options
@@ -52,10 +51,8 @@ class AnswerGenerator:
 
 class _VLLM:
     def __init__(self, path: Path, config: JudgeStage) -> None:
-        try:
-            from vllm import LLM
-        except ImportError as error:
-            raise UserError(f"options.backend: vllm cannot be loaded ({error}); pip install -e '.[vllm]'") from None
+        from vllm import LLM
+
         self.seed = config.seed
         self.llm: Any = LLM(
             model=str(path),

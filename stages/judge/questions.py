@@ -142,7 +142,6 @@ def _instruction(row: Record, _: int) -> Instruction:
 
 
 def template_names(question: Question) -> tuple[str, str]:
-    """Return the names of the judge's prompts for both turns."""
     name = "single-math-v1" if question.reference else "single-v1"
     return name, f"{name}-multi-turn"
 

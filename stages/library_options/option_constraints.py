@@ -21,14 +21,11 @@ RANGES: dict[str, dict[str, Any]] = _RULES["ranges"]
 EXCLUSIVE: list[tuple[str, str]] = _RULES["exclusive"]
 """Options of which at most one may be set."""
 
-REQUIRED: dict[str, str] = _RULES["required"]
-"""Option -> the option that it requires."""
-
 REFUSED_VALUES: dict[str, dict[str, dict[str, str]]] = _RULES["refused_values"]
 """Class -> option -> value that has no effect or fails once training starts -> reason."""
 
 ONLY_WITH: dict[str, tuple[str, list[str]]] = _RULES["only_with"]
-"""Option -> another option, and the values of that without which it has no effect."""
+"""Option -> another option, and the values of that without which it has no effect; none if any value will do."""
 
 SCHEDULER_OPTIONS: dict[str, list[str]] = _RULES["scheduler_options"]
 SCHEDULER_NEEDS: dict[str, list[str]] = _RULES["scheduler_needs"]
@@ -45,8 +42,9 @@ def find_conflict(name: str, options: dict[str, Any]) -> tuple[str, str] | None:
             return key, f"cannot be {options[key]}: {reasons[str(options[key])]}"
     for key, (other, values) in ONLY_WITH.items():
         selected = options.get(other) or []
-        if options.get(key) and not {*(selected if isinstance(selected, list) else [selected])} & {*values}:
-            return key, f"has no effect unless {other} is {' or '.join(values)}; set that, or leave this out"
+        selected = selected if isinstance(selected, list) else [selected]
+        if options.get(key) and not (set(selected) & set(values) if values else selected):
+            return key, f"has no effect unless {other} is {' or '.join(values) or 'set'}; set that, or leave this out"
     scheduler = options.get("lr_scheduler_type") or "linear"
     scheduler_keys = list(options.get("lr_scheduler_kwargs") or {})
     needs = SCHEDULER_NEEDS.get(scheduler, scheduler_keys)
@@ -58,9 +56,6 @@ def find_conflict(name: str, options: dict[str, Any]) -> tuple[str, str] | None:
     for first, second in EXCLUSIVE:
         if options.get(first) and options.get(second):
             return second, f"cannot be set together with {first}; leave one out"
-    for name, required in REQUIRED.items():
-        if options.get(name) and not options.get(required):
-            return name, f"needs {required}; set that too, or leave this out"
     for name in ("logging_steps", "eval_steps", "warmup_steps"):
         steps = options.get(name) or 0
         if steps > 1 and steps != int(steps):

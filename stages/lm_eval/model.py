@@ -159,10 +159,8 @@ def load_model(path: Path, config: LMEvalStage, checkpoints: Path, on_answers: C
 
 
 def _load_vllm(arguments: dict[str, Any], gpus: int) -> ResumableModel:
-    """lm-eval's vLLM model, split over the GPUs. vLLM chooses its own batches. Raises UserError."""
-    try:
-        from lm_eval.models.vllm_causallms import VLLM
-    except ImportError as error:
-        raise UserError(f"options.backend: vllm cannot be loaded ({error}); pip install -e '.[vllm]'") from None
+    """lm-eval's vLLM model, split over the GPUs. vLLM chooses its own batches."""
+    from lm_eval.models.vllm_causallms import VLLM
+
     arguments |= {"batch_size": "auto", "tensor_parallel_size": gpus, "load_format": "safetensors"}
     return cast(ResumableModel, type("VLLMModel", (ResumableModel, VLLM), {})(**arguments))

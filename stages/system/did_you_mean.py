@@ -11,18 +11,13 @@ from pathlib import Path
 def similar(word: str, choices: Collection[str], most: int = 3) -> list[str]:
     """Return the choices that `word` probably stands for, the best first; none rather than an unrelated one.
 
-    Case and separators do not count, numbers have to be equal, and the initials of a choice stand for it: `lr`. Other
-    words have to share four fifths of their letters, in order: less if the first letter is the same, which people
-    seldom mistype.
+    Case and separators do not count, and numbers have to be equal. Other words have to share four fifths of their
+    letters, in order: less if the first letter is the same, which people seldom mistype.
     """
     plain_word = plain(word[:100])
-    names: dict[str, str] = {}
-    for choice in choices:
-        names.setdefault(plain(choice), choice)
+    names = {plain(choice): choice for choice in reversed(list(choices))}
     if plain_word in names:
         return [names[plain_word]]
-    if initials := [choice for name, choice in names.items() if "_" in name and _initials(name) == plain_word]:
-        return initials[:most]
     close = [] if plain_word.replace("_", "").isdigit() else difflib.get_close_matches(plain_word, names, 20)
     return [names[name] for name in close if _is_close(plain_word, name)][:most]
 
@@ -56,10 +51,6 @@ def explain_missing(path: Path) -> str:
 def plain(word: str) -> str:
     """Return `word` in lower case, with `_` for every separator."""
     return re.sub(r"[\W_]+", "_", word.lower()).strip("_")
-
-
-def _initials(name: str) -> str:
-    return "".join(part[:1] for part in name.split("_"))
 
 
 def _is_close(word: str, name: str) -> bool:

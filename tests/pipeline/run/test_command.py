@@ -127,7 +127,7 @@ def test_everything_ran_and_was_recorded(world: Path) -> None:
         folder = world / "runs" / "small" / name
         manifest = json.loads((folder / "stage.json").read_text())
         assert set(manifest) == {
-            *("schema", "step", "kind", "version", "fingerprint", "config", "inputs", "outputs", "metrics"),
+            *("schema", "step", "kind", "recipe", "version", "fingerprint", "config", "inputs", "outputs", "metrics"),
             *("environment", "started", "seconds", "sha256"),
         }
         assert folder.resolve() == world / "runs" / "store" / manifest["kind"] / manifest["fingerprint"]

@@ -44,14 +44,7 @@ _PREPARED: dict[Any, dict[str, PreparedRows]] = {}
 
 
 def check_training(context: Context, on_this_machine: bool, prepare_rows: PrepareRows, row_settings: Any) -> Findings:
-    """Check a step.
-
-    Args:
-        context: as for its run.
-        on_this_machine: whether it will run on the machine of this process.
-        prepare_rows: prepares a split.
-        row_settings: settings besides `data` and `train` that decide the outcome of `prepare_rows`.
-    """
+    """Check a step; `row_settings`, besides `data` and `max_length`, decide the outcome of `prepare_rows`."""
     stage: TrainingStage = context.config
     path, findings = context.inputs["model"].path, Findings()
     model = path, stage.published_dtype, stage.trust_remote_code
@@ -143,7 +136,7 @@ def _check_options(context: Context) -> None:
     from stages.training.loop import arguments
 
     try:
-        config = getattr(trl, stage.trl_config)(**arguments(context, fields, with_trackers=False))
+        config = getattr(trl, stage.trl_config)(**arguments(context, fields))
         if config.fp16 and config.device.type == "cpu":
             raise UserError("fp16 training needs a GPU, and there is none here; leave it out", "train.fp16")
         if "optim" in fields:

@@ -21,9 +21,8 @@ from stages.training.config import DEFAULT_EPOCHS, TrainingStage
 from stages.training.launch import Launch
 
 SAMPLE = 1_000  # only the first so many rows are tokenised
-TRAINING_PROCESS = (
-    545 * 2**20
-)  # bytes; measured: the peak of `python -m benchmarks.estimate "full 1M"` less the other parts
+TRAINING_PROCESS = 545 * 2**20
+"""Bytes. Measured: the peak of `python -m benchmarks.estimate "full 1M"` less the other parts."""
 ALLOCATOR = 1.2  # bytes that glibc holds for a byte of activations, measured by the case "full 135M"
 AUTOCAST = 0.65  # share of the activations that is left in bfloat16, measured on a Llama of 135M parameters
 LOGITS_CHUNK = 48 * 2**20  # bytes of the logits that stages.sft.head holds at a time, on CPUs
@@ -156,9 +155,8 @@ class Training:
             logits=logits,
             libraries=TRAINING_PROCESS if on_cpu else 0,
         )
-        loading = (
-            TRAINING_PROCESS + 2 * self.base_bytes if on_cpu and self.stage.reads_weights else 0
-        )  # the file and the model
+        reads_file = on_cpu and self.stage.reads_weights
+        loading = TRAINING_PROCESS + 2 * self.base_bytes if reads_file else 0  # the file and the model
         return memory.model_copy(update={"loading": max(0, loading - memory.total)})
 
     def _forward(self, longest: int) -> tuple[int, int]:

@@ -52,8 +52,10 @@ def parse(text: str, folder: Path, kind: Literal["model", "data"]) -> Reference:
         raise BadReferenceError(f"{text!r}: no such path{ENVIRONMENT}")
     if text.startswith((".", "/", "~")) or (text and path.exists()):
         return Local(path)
-    siblings = os.listdir(path.parent) if path.parent.is_dir() and not {"@", "#"} & {*text} else []  # noqa: PTH208
-    if text.endswith(_FILE_ENDINGS) or similar(path.name, [*siblings, *(Path(name).stem for name in siblings)]):
+    may_be_path = {"@", "#"}.isdisjoint(text)
+    siblings = os.listdir(path.parent) if may_be_path and path.parent.is_dir() else []  # noqa: PTH208
+    has_similar = similar(path.name, [*siblings, *(Path(name).stem for name in siblings)])
+    if has_similar or (may_be_path and text.endswith(_FILE_ENDINGS)):
         raise BadReferenceError(f"{path}: {explain_missing(path)}; a repository of the hub is written org/name@main")
     if repository := hub.parse_hub(text, "model" if kind == "model" else "dataset"):
         return repository

@@ -113,7 +113,9 @@ def _unique_words(messages: Sequence[Message], text: str, constants: str) -> lis
             locations.append(Location())
             continue
         start = text.find(words)
-        if start < position or text.rfind(words) != start or words in constants:
+        as_json = json.dumps(words, ensure_ascii=False)[1:-1]
+        is_ambiguous = text.rfind(words) != start or words in constants or (as_json != words and as_json in text)
+        if start < position or is_ambiguous:
             return None
         position = start + len(words)
         locations.append(Location([(start, position)]))

@@ -13,7 +13,8 @@ from stages.training.check import PreparedRows, check_training
 
 def check(context: Context, on_this_machine: bool) -> Findings:
     """Check a step. `on_this_machine` says that it will run on the machine of this process."""
-    return check_training(context, on_this_machine, partial(_prepare_rows, context), context.config.seed)
+    settings = context.config.seed, context.config.train_options["truncation_mode"]
+    return check_training(context, on_this_machine, partial(_prepare_rows, context), settings)
 
 
 def _prepare_rows(context: Context, split: str, tokenizer: PreTrainedTokenizerBase) -> PreparedRows:

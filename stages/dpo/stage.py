@@ -25,7 +25,7 @@ from stages.training.loop import arguments, train
 from stages.training.model_card import write_card
 from stages.training.model_io import load_model, with_reference
 from stages.training.tokenizer import load_tokenizer
-from stages.training.trackers import TrackedFields
+from stages.training.trackers import TrackedFields, tracked_fields
 
 
 @dataclass
@@ -63,7 +63,9 @@ def run(context: Context) -> Metrics:
         check_token_id(name, pairs[name].stats.largest_id, embeddings.num_embeddings)
     trainer = PairTrainer(
         **with_reference(model, stage.lora),
-        args=Arguments(**arguments(context, fields), trust_remote_code=stage.trust_remote_code),
+        args=Arguments(
+            **tracked_fields(context) | arguments(context, fields), trust_remote_code=stage.trust_remote_code
+        ),
         train_dataset=pairs["train"].dataset,
         eval_dataset=pairs["eval"].dataset if "eval" in pairs else None,
         processing_class=tokenizer,

@@ -10,9 +10,8 @@ from stages.estimate.result import Disk, Estimate, EstimateInputs, Memory, Remed
 from stages.evaluation.config import EvaluationStage
 from stages.models.model_size import build, model_size, saved_activations
 
-EVALUATION_PROCESS = (
-    530 * 2**20
-)  # bytes; measured: the peak of `python -m benchmarks.estimate "lm_eval 30M"` less the other parts
+EVALUATION_PROCESS = 530 * 2**20
+"""Bytes. Measured: the peak of `python -m benchmarks.estimate "lm_eval 30M"` less the other parts."""
 BYTES_PER_TOKEN = 40  # on disk, for an answer or sample
 LOGIT_COPIES = 3  # logits, their log-softmax, and the log-softmax of the batch before
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -24,7 +23,7 @@ def check_model(context: Context, findings: Findings) -> None:
     """Check the step's model and tokenizer, and that the tokenizer has the chat template that the stage uses."""
     path, options = context.inputs["model"].path, context.config.options
     with findings.part("model", "models"):
-        build_once(path, context.config.trust_remote_code)
+        build(path, "auto", context.config.trust_remote_code)
     with findings.part("tokenizer", "models"):
         tokenizer = load_tokenizer(path, context.config.trust_remote_code)
         uses_template = getattr(options, "apply_chat_template", None)
@@ -36,12 +35,6 @@ def check_model(context: Context, findings: Findings) -> None:
         if uses_template is False and tokenizer.chat_template:
             text = "is false, but the model has a chat template; set it to true if the model was trained with it"
             findings.notes.append(("options.apply_chat_template", text))
-
-
-@cache
-def build_once(path: Path, trusted: bool) -> Any:
-    """Build a model on the meta device. Raises UserError."""
-    return build(path, "auto", trusted)
 
 
 @cache

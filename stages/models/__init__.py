@@ -1,1 +1,1 @@
-"""Model folders: checks before anything is loaded, the modules that LoRA can target, and GGUF files."""
+"""Model folders: checks before anything is loaded, models without weights, their LoRA adapters, and GGUF files."""

@@ -1,90 +1,77 @@
-"""Put a LoRA adapter on a model without weights, to find what PEFT or TRL would refuse or ignore when training starts.
-
-    python -m stages.models.adapter_check MODEL LORA
-
-`check_adapter` runs that in a process of its own, because it takes seconds and needs torch.
-"""
+"""Put a LoRA adapter on a model without weights, and refuse one that would not train."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+import re
 import textwrap
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 from stages.base import UserError
-from stages.system.module_command import module_command
-
-_PLAIN = {"r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "init_lora_weights", "bias"}
-"""Options that cannot fail on a module that `check_targets` has found."""
 
 
-def check_adapter(model: Path, lora: dict[str, Any]) -> None:
-    """Raise UserError, at a key of `lora`, if no adapter with these options can be trained on the model."""
-    targets, start = lora.get("target_modules"), lora.get("init_lora_weights")
-    is_list = isinstance(targets, list) and {"lm_head", "embed_out"}.isdisjoint(targets)
-    if _PLAIN.issuperset(lora) and start in (None, True, False, "gaussian") and (is_list or targets == "all-linear"):
-        return
-    if (problem := _ask(str(model), json.dumps(lora, sort_keys=True))) is not None:
-        raise UserError(problem[1], key=problem[0])
-
-
-@cache  # the cells of a matrix mostly share it
-def _ask(model: str, lora: str) -> list[str] | None:
-    command, environment = module_command("stages.models.adapter_check", model, lora)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    return json.loads(done.stdout) if done.returncode == 0 else None  # no model was built; loading it will say why
-
-
-def find_problem(model_path: str, lora: dict[str, Any]) -> tuple[str, str] | None:
-    """Return a key and what is wrong with it; None if the adapter can be trained and merged."""
-    import torch
+def add_adapter(model: Any, lora: dict[str, Any]) -> None:
+    """Add an adapter to a model on the meta device. Raises UserError, at a key of `lora`, if it cannot be trained."""
     from peft import LoraConfig, get_peft_model
     from peft.tuners.lora import LoraLayer
     from peft.tuners.trainable_tokens import TrainableTokensLayer
     from peft.utils.other import TrainableTokensWrapper
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(model_path, trust_remote_code=False)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-        try:
-            model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
-        except Exception as error:
-            return "lora", f"PEFT cannot build this adapter: {textwrap.shorten(str(error), 300)}"
+    _check_names(model, lora)
+    try:
+        get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora), low_cpu_mem_usage=True)
+    except Exception as error:
+        raise UserError(f"PEFT cannot build this adapter: {textwrap.shorten(str(error), 300)}", "lora") from None
     head = model.get_output_embeddings()
     if isinstance(head, LoraLayer):
         reason = "the loss reads the weights of the model's output layer directly, so an adapter on it would not train"
-        return "lora.target_modules", f"{reason}; name the layer in modules_to_save instead, to train all of it"
+        remedy = "name the layer in modules_to_save instead, to train all of it"
+        raise UserError(f"{reason}; {remedy}", "lora.target_modules")
     if isinstance(head, TrainableTokensWrapper):
         reason = "the loss cannot train rows of the output layer, which is also tied to the embeddings if none is named"
-        return "lora.trainable_token_indices", f"{reason}; use modules_to_save: [embed_tokens] to train the embeddings"
+        remedy = "use modules_to_save: [embed_tokens] to train the embeddings"
+        raise UserError(f"{reason}; {remedy}", "lora.trainable_token_indices")
     for name, layer in model.named_modules():
         if isinstance(layer, TrainableTokensLayer):
             rows, indices = layer.get_base_layer().get_parameter("weight").shape[0], layer.token_indices["default"]
             if bad := [index for index in indices if not 0 <= index < rows]:
-                return "lora.trainable_token_indices", f"the model has no token {bad[0]}, only 0 to {rows - 1}"
-        if isinstance(layer, LoraLayer) and (problem := _problem_of_layer(layer, lora)):
-            return problem[0], problem[1].format(name.removeprefix("base_model.model."))
-    return None
+                text = f"the model has no token {bad[0]}, only 0 to {rows - 1}"
+                raise UserError(text, "lora.trainable_token_indices")
+        if isinstance(layer, LoraLayer):
+            _check_layer(name, layer, lora)
 
 
-def _problem_of_layer(layer: Any, lora: dict[str, Any]) -> tuple[str, str] | None:
+def _check_names(model: Any, lora: dict[str, Any]) -> None:
+    """Refuse names that match no module at all, as PEFT does (BaseTuner.check_target_module_exists)."""
+    modules = dict(model.named_modules())
+    targets, saved = lora.get("target_modules"), lora.get("modules_to_save")
+    layers = sorted({n.rpartition(".")[2] for n, module in modules.items() if [*module.parameters(recurse=False)]})
+    has = f"it has {', '.join(name for name in layers if not name.isdecimal())}"
+    if isinstance(targets, str):
+        try:
+            is_known = any(re.fullmatch(targets, name) for name in modules)
+        except re.error as error:
+            text = f"{targets!r} is not a regular expression: {error}"
+            raise UserError(text, "lora.target_modules") from None
+        if not is_known and targets.lower() != "all-linear":
+            hint = f"; write [{targets}] for the modules of that name" if targets in layers else ""
+            raise UserError(f"{targets!r} matches no module of the model{hint}; {has}", "lora.target_modules")
+    elif targets and not any(f".{name}".endswith(f".{target}") for name in modules for target in targets):
+        raise UserError(f"none of {targets} is a module of the model; {has}", "lora.target_modules")
+    if saved and not any(name.endswith(module) for name in modules for module in saved):
+        raise UserError(f"none of {saved} is a module of the model; {has}", "lora.modules_to_save")
+
+
+def _check_layer(name: str, layer: Any, lora: dict[str, Any]) -> None:
     base, start, rank = layer.get_base_layer(), lora.get("init_lora_weights", True), layer.r["default"]
     if lora.get("lora_bias") and getattr(base, "bias", None) is None:
-        return "lora.lora_bias", "{} has no bias that the adapter's bias could be merged into; leave lora_bias out"
+        text = f"{name} has no bias that the adapter's bias could be merged into; leave lora_bias out"
+        raise UserError(text, "lora.lora_bias")
     if start in (True, False, "gaussian"):
-        return None
+        return
     supported = {"olora": ("Linear",), "mica": ("Linear", "Conv1D", "Embedding")}.get(start, ("Linear", "Conv1D"))
     if type(layer).__name__ == "ParamWrapper" or type(base).__name__ not in supported:
-        return "lora.init_lora_weights", f"PEFT has no {start} for {{}}, a {type(base).__name__}; use true"
+        text = f"PEFT has no {start} for {name}, a {type(base).__name__}; use true"
+        raise UserError(text, "lora.init_lora_weights")
     if start != "orthogonal" and rank > min(layer.in_features, layer.out_features):
-        return "lora.r", f"{rank} is more than the rank of {{}}, from which {start} starts; lower it"
-    return None
-
-
-if __name__ == "__main__":
-    print(json.dumps(find_problem(sys.argv[1], json.loads(sys.argv[2]))))
+        text = f"{rank} is more than the rank of {name}, from which {start} starts; lower it"
+        raise UserError(text, "lora.r")

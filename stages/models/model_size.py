@@ -1,7 +1,8 @@
 """Parameters, bytes and activations of a model, from its config alone: the model is built on the meta device."""
 
+import json
 import math
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from stages.base import UserError
-from stages.library_options.option_models import Options
+from stages.models.adapter_check import add_adapter
 from stages.models.model_folder import why_not_loaded
 
 STORED_CHECKPOINTS = 3  # those that stages.training.checkpoints keeps and the one it writes; importing it takes seconds
@@ -19,18 +20,19 @@ STORED_CHECKPOINTS = 3  # those that stages.training.checkpoints keeps and the o
 OPTIMISER_STATES = {"adafactor": 0.1, "adalomo": 0.1, "ademamix": 3, "adam": 2, "lion": 1, "rmsprop": 1, "adagrad": 1}
 
 
-def build(path: Path, dtype: str, trusted: bool, lora: Options | None = None) -> Any:
-    """Build the model in `path`, with its adapter, on the meta device, where it needs no memory. Raises UserError."""
+@lru_cache(8)  # the cells of a matrix mostly share it
+def build(path: Path, dtype: str, trusted: bool, lora: str | None = None) -> Any:
+    """Build the model in `path`, with its adapter (JSON), on the meta device, where it needs no memory.
+
+    Raises UserError, at a key of `lora` if that is wrong.
+    """
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trusted)
         dtype = (config.dtype or "float32") if dtype == "auto" else dtype
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trusted).train()
             if lora is not None:
-                from peft import LoraConfig, get_peft_model
-
-                adapter = LoraConfig(task_type="CAUSAL_LM", **lora.model_dump())
-                get_peft_model(model, adapter, low_cpu_mem_usage=True)  # changes `model` itself
+                add_adapter(model, json.loads(lora))
             return model
     except (ValueError, TypeError, OSError, ImportError) as error:
         raise UserError(f"{path}: the model cannot be built from its config: {why_not_loaded(error)}") from None

@@ -12,28 +12,18 @@ from rich.text import Text
 from stages.preview.token_display import TIMES, WHITE_SPACE_SYMBOLS, Preview, TokenRun
 from stages.system.terminal_text import safe
 
-BACKGROUNDS = {
-    "prompt": ("#9ccbf5", "#c3e0fa"),
-    "completion": ("#ffb454", "#ffd59b"),
-    "system": ("#d3a4e3", "#e7cbf0"),
-    "template": ("#c4c9d0", "#dfe2e7"),
-    "text": ("#7ed6b1", "#b4e8d2"),
-    "given": ("#efdc66", "#f7eeab"),
-    "chosen": ("#7ed6b1", "#b4e8d2"),
-    "rejected": ("#f2a58e", "#f9cec1"),
+COLOURS = {
+    "prompt": ("#9ccbf5", "#c3e0fa", "#4a86b8", "#74a5cc"),
+    "completion": ("#ffb454", "#ffd59b", "#b8732a", "#cf9556"),
+    "system": ("#d3a4e3", "#e7cbf0", "#96629f", "#b08ab8"),
+    "template": ("#c4c9d0", "#dfe2e7", "#7a828c", "#989fa8"),
+    "text": ("#7ed6b1", "#b4e8d2", "#3a9470", "#68b092"),
+    "given": ("#efdc66", "#f7eeab", "#94851f", "#b3a551"),
+    "chosen": ("#7ed6b1", "#b4e8d2", "#3a9470", "#68b092"),
+    "rejected": ("#f2a58e", "#f9cec1", "#b4543a", "#cc8570"),
 }
-"""Of tokens with weight, two alternating shades; the colour-blind can tell the hues apart (Okabe and Ito)."""
-FOREGROUNDS = {
-    "prompt": ("#4a86b8", "#74a5cc"),
-    "completion": ("#b8732a", "#cf9556"),
-    "system": ("#96629f", "#b08ab8"),
-    "template": ("#7a828c", "#989fa8"),
-    "text": ("#3a9470", "#68b092"),
-    "given": ("#94851f", "#b3a551"),
-    "chosen": ("#3a9470", "#68b092"),
-    "rejected": ("#b4543a", "#cc8570"),
-}
-"""Of tokens with weight 0, which have no background."""
+"""Segment -> two alternating backgrounds of tokens with weight, two foregrounds of tokens without. The colour-blind can
+tell the hues apart (Okabe and Ito)."""
 MAX_WIDTH = 120
 SEPARATOR = "¦"  # between tokens if there are no colours
 
@@ -83,7 +73,7 @@ def _legend(weights: dict[str, float], coloured: bool) -> Iterator[Text]:
 
 def _style(segment: str, has_weight: bool, special: bool, shade: int) -> str:
     marks = "bold underline " if special else ""
-    return marks + (f"#14181e on {BACKGROUNDS[segment][shade]}" if has_weight else FOREGROUNDS[segment][shade])
+    return marks + (f"#14181e on {COLOURS[segment][shade]}" if has_weight else COLOURS[segment][2 + shade])
 
 
 def _lines(run: TokenRun, coloured: bool, width: int) -> list[Text]:

@@ -15,6 +15,7 @@ from trl import pack_dataset
 
 from stages.base import UserError
 from stages.data.tokenization import list_array
+from stages.models.model_size import build
 from stages.sft.row_filter import flatten
 
 MAX_CHECKED_PARAMETERS = 300_000_000  # of a model that is initialised to check its attention: 1.2 GB, a few seconds
@@ -48,9 +49,7 @@ def _per_token_columns(batch: pyarrow.Table) -> pyarrow.Table:
 def check_architecture(path: Path, trusted: bool) -> None:
     """Do `check_packing` on random weights for the model in a folder: for its first layers only if it is large."""
     config = AutoConfig.from_pretrained(path, trust_remote_code=trusted)
-    with torch.device("meta"):
-        size = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted).num_parameters()
-    if size > MAX_CHECKED_PARAMETERS:
+    if build(path, "auto", trusted).num_parameters() > MAX_CHECKED_PARAMETERS:
         config.get_text_config().num_hidden_layers = 1
     check_packing(AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trusted))
 

@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trl import SFTConfig
-
 from stages.data.tokenization import Preparer
 from stages.preview.page import show_rows
 from stages.preview.terminal import TerminalPreview
@@ -20,7 +18,7 @@ def preview(
     step: str, stage: SFTStage, paths: dict[str, Path], count: int
 ) -> tuple[dict[str, Any], str, TerminalPreview]:
     """Show `count` rows of the training file; see show_rows."""
-    max_length = stage.train.model_dump().get("max_length", SFTConfig.max_length)
+    max_length = stage.train_options["max_length"]
     preparer = partial(Preparer, max_length=max_length, turns=stage.data.turns)
     weights = stage.weights.segment_weights
     display = partial(display_row, segment_weights=weights)

@@ -22,7 +22,7 @@ from stages.training.loop import arguments, train
 from stages.training.model_card import write_card
 from stages.training.model_io import load_model, lora_config
 from stages.training.tokenizer import load_tokenizer
-from stages.training.trackers import TrackedFields
+from stages.training.trackers import TrackedFields, tracked_fields
 
 
 @dataclass
@@ -38,7 +38,7 @@ def run(context: Context) -> Metrics:
     fields = stage.train.model_dump()
     options = fields.pop("model_init_kwargs", None)
     args = Arguments(
-        **arguments(context, fields),
+        **tracked_fields(context) | arguments(context, fields),
         prompt_loss_weight=stage.weights.prompt,
         completion_loss_weight=stage.weights.completion,
         system_loss_weight=stage.weights.system,

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator
-from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -14,8 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from stages.base import Context, Findings, UserError
 from stages.models.model_folder import why_not_loaded
-from stages.models.model_size import ModelSize, build, check_positions, checkpoint_bytes, model_size
-from stages.training.config import DEFAULT_EPOCHS, LoraOptions, TrainingStage
+from stages.models.model_size import build, check_positions, checkpoint_bytes, model_size
+from stages.training.config import TrainingStage
+from stages.training.estimate import optimiser_steps
 from stages.training.launch import require_sharding
 from stages.training.tokenizer import load_tokenizer
 
@@ -46,25 +44,19 @@ _PREPARED: dict[Any, dict[str, PreparedRows]] = {}
 
 
 def check_training(context: Context, on_this_machine: bool, prepare_rows: PrepareRows, row_settings: Any) -> Findings:
-    """Check a step.
-
-    Args:
-        context: as for its run.
-        on_this_machine: whether it will run on the machine of this process.
-        prepare_rows: prepares a split.
-        row_settings: settings besides `data` and `train` that decide the outcome of `prepare_rows`.
-    """
+    """Check a step; `row_settings`, besides `data` and `max_length`, decide the outcome of `prepare_rows`."""
     stage: TrainingStage = context.config
     path, findings = context.inputs["model"].path, Findings()
     model = path, stage.published_dtype, stage.trust_remote_code
     if on_this_machine:
         _check_machine(context, findings)
     with findings.part("model", "model"):
-        size, vocabulary = _size(*model, None)
+        built = build(*model)
+        size, vocabulary = model_size(built), built.config.get_text_config().vocab_size
         findings.published = size.weights
         if stage.lora is not None:
             with findings.part("LoRA", "lora"):
-                size, _ = _size(*model, stage.lora.model_dump_json())
+                size = model_size(build(*model, stage.lora.model_dump_json()))
                 findings.published += size.trainable_bytes
         findings.checkpoints = checkpoint_bytes(str(stage.train_options["optim"]), size)
         paths = {name: source.path for name, source in context.inputs.items()}
@@ -130,13 +122,6 @@ def _check_machine(context: Context, findings: Findings) -> None:
         findings.notes.append(("launch.num_processes", f"{stage.processes} processes share {cores} cores"))
 
 
-@cache
-def _size(path: Path, dtype: str, trusted: bool, lora: str | None) -> tuple[ModelSize, int]:
-    """The size of a model with its adapter, and its number of token ids."""
-    model = build(path, dtype, trusted, LoraOptions.model_validate_json(lora) if lora else None)
-    return model_size(model), model.get_input_embeddings().num_embeddings
-
-
 def _check_options(context: Context) -> None:
     """Check that the options of `launch` and `train` work on this machine. Raises UserError."""
     stage: TrainingStage = context.config
@@ -151,7 +136,7 @@ def _check_options(context: Context) -> None:
     from stages.training.loop import arguments
 
     try:
-        config = getattr(trl, stage.trl_config)(**arguments(context, fields, with_trackers=False))
+        config = getattr(trl, stage.trl_config)(**arguments(context, fields))
         if config.fp16 and config.device.type == "cpu":
             raise UserError("fp16 training needs a GPU, and there is none here; leave it out", "train.fp16")
         if "optim" in fields:
@@ -175,15 +160,6 @@ def _slips(context: Context, rows: PreparedRows | None) -> Iterator[tuple[str, s
     if evaluation is not None and evaluation.fingerprint == train.fingerprint and same_split:
         yield "data.eval", "has the same content as data.train, so its loss says nothing about new data"
     if rows is not None and not options.get("packing"):
-        steps = _steps(options, rows.used, stage.launch.num_processes if stage.launch else 1)
+        steps = optimiser_steps(stage, rows.used)
         if (options["warmup_steps"] or 0) >= max(steps, 2):
             yield "train.warmup_steps", f"the training has {steps} steps, so it never reaches its learning rate"
-
-
-def _steps(options: dict[str, Any], rows: int, processes: int) -> int:
-    """Optimiser steps, as transformers' Trainer counts them."""
-    if options["max_steps"] > 0:
-        return int(options["max_steps"])
-    batches = math.ceil(rows / (options["per_device_train_batch_size"] * processes))
-    per_epoch = max(1, math.ceil(batches / options["gradient_accumulation_steps"]))
-    return math.ceil(per_epoch * (options["num_train_epochs"] or DEFAULT_EPOCHS))

@@ -15,8 +15,6 @@ from stages.data.formats import FORMATS, columns_of
 from stages.data.reader import Reading, RowReport
 from stages.library_options.option_constraints import OPTIMIZER_PACKAGES
 from stages.library_options.option_models import Options, options
-from stages.models.adapter_check import check_adapter
-from stages.models.lora_targets import check_targets
 from stages.models.model_folder import REMOTE_CODE, check_model
 from stages.training.launch import Launch
 
@@ -98,15 +96,11 @@ class TrainingData(Config):
         raise NotImplementedError
 
     @model_validator(mode="after")
-    def _split_has_data(self) -> Self:
+    def _splits_and_columns_exist(self) -> Self:
         if self.eval is None and self.eval_split != type(self).model_fields["eval_split"].default:
             raise wrong_at(
                 "eval_split", "has no effect without eval; set eval too, to the same data as train if you like"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _columns_are_known(self) -> Self:
         known = sorted(self.known_columns())
         for name in self.columns:
             if name not in known:
@@ -163,36 +157,24 @@ class TrainingStage(StageConfig):
         train: Options
 
     @model_validator(mode="after")
-    def _evaluation_has_data(self) -> Self:
+    def _sections_fit_together(self) -> Self:
         strategy = self.train.model_dump().get("eval_strategy")
         if strategy not in (None, "no") and self.data.eval is None:
             raise wrong_at(
                 "train.eval_strategy", f"is {strategy!r}, but there is no evaluation data; name it as data.eval"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _quantised_weights_are_frozen(self) -> Self:
         if self.quantization is not None and self.lora is None:
             raise wrong_at(
                 "quantization",
                 "quantised weights cannot be trained; add 'lora' to train an adapter on them, or leave this out",
             )
-        return self
-
-    @model_validator(mode="after")
-    def _adapter_fits(self) -> Self:
         start = None if self.lora is None else self.lora.model_dump().get("init_lora_weights")
         sharding = None if self.launch is None else self.launch.sharding
-        if start in (None, True, False, "gaussian") or not (self.quantization or sharding):
-            return self
-        cause = "quantization" if self.quantization else f"launch.{sharding}"
-        raise wrong_at(
-            "lora.init_lora_weights", f"{start} needs whole, unquantised weights; use true, or leave {cause} out"
-        )
-
-    @model_validator(mode="after")
-    def _hub_kernels_are_trusted(self) -> Self:
+        if start not in (None, True, False, "gaussian") and (self.quantization or sharding):
+            cause = "quantization" if self.quantization else f"launch.{sharding}"
+            raise wrong_at(
+                "lora.init_lora_weights", f"{start} needs whole, unquantised weights; use true, or leave {cause} out"
+            )
         options = self.model_init
         if not self.trust_remote_code and (
             "/" in str(options.get("attn_implementation")) or options.get("use_kernels")
@@ -201,10 +183,6 @@ class TrainingStage(StageConfig):
                 "train.model_init_kwargs asks for kernels from the hub, which are third-party code; add"
                 " trust_remote_code: true to the stage if you trust them"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _trackers_are_known(self) -> Self:
         for name in self.trackers:
             if name not in TRACKERS:
                 known = ", ".join(("none", *TRACKERS))
@@ -233,11 +211,14 @@ class TrainingStage(StageConfig):
 
     @property
     def train_options(self) -> dict[str, Any]:
-        """The options of `train` over the libraries' defaults."""
+        """The options of `train` over the libraries' defaults; of two names for one option, both have the value."""
         from stages.library_options.option_docs import option_help  # a large file
 
         defaults = option_help("SFTConfig") | option_help(self.trl_config)
-        return {name: option.default for name, option in defaults.items()} | self.train.model_dump()
+        options = {name: option.default for name, option in defaults.items()} | self.train.model_dump()
+        if options["activation_checkpointing"] is not None:  # the newer name, which wins
+            options["gradient_checkpointing"] = options["activation_checkpointing"]
+        return options
 
     @property
     def processes(self) -> int:
@@ -272,10 +253,6 @@ class TrainingStage(StageConfig):
         self._check_packages()
         paths: dict[str, Path] = {split: files[split] for split in ("train", "eval") if split in files}
         self.data.check_splits(paths)
-        if self.lora is not None:
-            lora = self.lora.model_dump()
-            check_targets(files["model"], lora)
-            check_adapter(files["model"], lora)
         for split, path in paths.items():
             key = (self.kind, self.data.model_dump_json(), split, path)
             if key not in _CHECKED_ROWS:

@@ -3,7 +3,7 @@
 import json
 import math
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from transformers import AutoTokenizer
 
@@ -17,13 +17,12 @@ from stages.models.model_size import (
     optimiser_bytes,
     saved_activations,
 )
-from stages.training.config import TrainingStage
+from stages.training.config import DEFAULT_EPOCHS, TrainingStage
 from stages.training.launch import Launch
 
 SAMPLE = 1_000  # only the first so many rows are tokenised
-TRAINING_PROCESS = (
-    545 * 2**20
-)  # bytes; measured: the peak of `python -m benchmarks.estimate "full 1M"` less the other parts
+TRAINING_PROCESS = 545 * 2**20
+"""Bytes. Measured: the peak of `python -m benchmarks.estimate "full 1M"` less the other parts."""
 ALLOCATOR = 1.2  # bytes that glibc holds for a byte of activations, measured by the case "full 135M"
 AUTOCAST = 0.65  # share of the activations that is left in bfloat16, measured on a Llama of 135M parameters
 LOGITS_CHUNK = 48 * 2**20  # bytes of the logits that stages.sft.head holds at a time, on CPUs
@@ -47,12 +46,19 @@ def shards(launch: Launch | None) -> tuple[int, ...]:
     return tuple(options["num_processes"] if zero_stage >= first else 1 for first in (3, 2, 1))
 
 
-def all_options(stage: TrainingStage) -> dict[str, Any]:
-    """Return the options of `train` over TRL's defaults, with the checkpointing of activations under one name."""
+def steps_per_epoch(stage: TrainingStage, rows: int) -> int:
+    """Return the optimiser steps of one epoch, as transformers' Trainer counts them."""
+    options, processes = stage.train_options, stage.launch.num_processes if stage.launch else 1
+    batches = math.ceil(rows / (options["per_device_train_batch_size"] * processes))
+    return max(1, math.ceil(batches / options["gradient_accumulation_steps"]))
+
+
+def optimiser_steps(stage: TrainingStage, rows: int) -> int:
+    """Return the optimiser steps of a training."""
     options = stage.train_options
-    if options["activation_checkpointing"] is not None:  # the newer name, which wins
-        options["gradient_checkpointing"] = options["activation_checkpointing"]
-    return options
+    if options["max_steps"] > 0:
+        return int(options["max_steps"])
+    return math.ceil(steps_per_epoch(stage, rows) * (options["num_train_epochs"] or DEFAULT_EPOCHS))
 
 
 def estimate(stage: TrainingStage, inputs: EstimateInputs) -> Estimate:
@@ -86,7 +92,7 @@ def estimate(stage: TrainingStage, inputs: EstimateInputs) -> Estimate:
 def _read_rows(stage: TrainingStage, inputs: EstimateInputs) -> Rows:
     """Count all training rows and tokenise the first, as training does. Raises UserError."""
     tokenizer = AutoTokenizer.from_pretrained(inputs.paths["model"], trust_remote_code=stage.trust_remote_code)
-    preparer = Preparer(tokenizer, all_options(stage)["max_length"], getattr(stage.data, "turns", "all"))
+    preparer = Preparer(tokenizer, stage.train_options["max_length"], getattr(stage.data, "turns", "all"))
     rows = (row.columns() for _, row in stage.rows(inputs.paths["train"], "train"))
     sample = list(islice(rows, SAMPLE))
     sequences = []
@@ -105,7 +111,7 @@ class Training:
 
     def __init__(self, stage: TrainingStage, inputs: EstimateInputs, rows: Rows | None) -> None:
         self.stage, self.inputs, self.rows = stage, inputs, rows
-        self.options = all_options(stage)
+        self.options = stage.train_options
         self.batch = self.options["per_device_train_batch_size"]
         self.accumulation = self.options["gradient_accumulation_steps"]
         self.processes = stage.launch.num_processes if stage.launch else 1
@@ -113,21 +119,22 @@ class Training:
         self.device = "cuda" if sharding else inputs.device  # accelerate shards on GPUs only
         precomputes = self.options.get("precompute_ref_log_probs") and sharding != "use_fsdp"  # which keeps the model
         self.keeps_reference = stage.has_reference and stage.lora is None and not precomputes
-        self.model = build(inputs.paths["model"], stage.published_dtype, stage.trust_remote_code, stage.lora)
+        lora = None if stage.lora is None else stage.lora.model_dump_json()
+        self.model = build(inputs.paths["model"], stage.published_dtype, stage.trust_remote_code, lora)
         self.size = model_size(self.model, stage.quantization.model_dump() if stage.quantization else None)
         self.base_bytes = self.size.base * self.model.dtype.itemsize
 
     def steps_and_tokens(self) -> tuple[int | None, int | None]:
-        """Return optimiser steps and tokens of all devices, as transformers' Trainer counts them."""
+        """Return optimiser steps and tokens of all devices."""
         limit, epochs = self.options["max_steps"], self.options["num_train_epochs"]
         if self.rows is None:
             return limit if limit > 0 else None, None
         packed = self.options["packing"] and math.ceil(self.rows.tokens / self.options["max_length"])  # completely full
-        total, batch = packed or self.rows.total, self.batch * self.processes
-        per_epoch = max(1, math.ceil(math.ceil(total / batch) / self.accumulation))
+        total = packed or self.rows.total
         if limit > 0:
-            epochs = min(limit * batch * self.accumulation / total, math.ceil(limit / per_epoch))
-        return limit if limit > 0 else math.ceil(per_epoch * epochs), round(epochs * self.rows.tokens)
+            seen = limit * self.batch * self.processes * self.accumulation / total
+            epochs = min(seen, math.ceil(limit / steps_per_epoch(self.stage, total)))
+        return optimiser_steps(self.stage, total), round(epochs * self.rows.tokens)
 
     def memory(self) -> Memory | None:
         """Return the bytes on each device, None if rows have no known or maximal length."""
@@ -147,9 +154,8 @@ class Training:
             logits=logits,
             libraries=TRAINING_PROCESS if on_cpu else 0,
         )
-        loading = (
-            TRAINING_PROCESS + 2 * self.base_bytes if on_cpu and self.stage.reads_weights else 0
-        )  # the file and the model
+        reads_file = on_cpu and self.stage.reads_weights
+        loading = TRAINING_PROCESS + 2 * self.base_bytes if reads_file else 0  # the file and the model
         return memory.model_copy(update={"loading": max(0, loading - memory.total)})
 
     def _forward(self, longest: int) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from stages.base import Context, UserError
 from stages.records.metrics import Metrics
 from stages.training.checkpoints import CHECKPOINTS_KEPT, Checkpoints
 from stages.training.publishing import publish, subtracted_weights
-from stages.training.trackers import open_trackers, tracked_fields
+from stages.training.trackers import open_trackers
 from stages.training.trainer_internals import TRLTrainer, trained_tokens
 
 _UNFREED: list[TRLTrainer] = []
@@ -22,15 +22,10 @@ _UNFREED: list[TRLTrainer] = []
 for Python's lock."""
 
 
-def arguments(context: Context, fields: dict[str, Any], with_trackers: bool = True) -> dict[str, Any]:
-    """Return the keyword arguments of a TRL config: the recipe's fields over our defaults.
+def arguments(context: Context, fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the keyword arguments of a TRL config: `fields`, of the recipe's `train` section, over our defaults.
 
-    Args:
-        fields: the recipe's `train` section.
-        with_trackers: add TrackedFields.
-
-    Raises:
-        UserError: if this machine has no kernels for an option.
+    Raises UserError if this machine has no kernels for an option.
     """
     gpu = torch.cuda.is_available()
     if fields.get("use_liger_kernel") and not gpu:
@@ -45,8 +40,7 @@ def arguments(context: Context, fields: dict[str, Any], with_trackers: bool = Tr
         "logging_nan_inf_filter": False,  # a loss that is not a number must show, not be averaged away
     }
     fixed = {"output_dir": str(context.checkpoints), "save_total_limit": CHECKPOINTS_KEPT, "seed": context.config.seed}
-    tracked = tracked_fields(context) if with_trackers else {}
-    return defaults | tracked | _current_names(fields) | fixed
+    return defaults | _current_names(fields) | fixed
 
 
 def _current_names(fields: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from transformers.training_args import OptimizerNames
 from benchmarks.estimate import CASES, MOST, TASK, estimated, make_world, peak
 from stages.models.model_size import STORED_CHECKPOINTS, ModelSize, build, model_size, optimiser_bytes
 from stages.training.checkpoints import CHECKPOINTS_KEPT
-from stages.training.config import LoraOptions
 from stages.training.estimate import shards
 from stages.training.launch import Launch
 from tests.pipeline.run.test_command import command
@@ -155,8 +154,10 @@ def test_a_missing_model_leaves_values_unknown(estimates: dict[str, Any]) -> Non
     assert any("org/nowhere: cannot be fetched from the hub" in line for line in far["unknown"])
 
 
-def size_of(folder: Path, dtype: str, lora: Any = None, quantization: dict[str, Any] | None = None) -> ModelSize:
-    return model_size(build(folder, dtype, False, lora), quantization)
+def size_of(
+    folder: Path, dtype: str, lora: dict[str, Any] | None = None, quantization: dict[str, Any] | None = None
+) -> ModelSize:
+    return model_size(build(folder, dtype, False, lora and json.dumps(lora)), quantization)
 
 
 def test_counts_equal_those_of_the_real_model_and_of_peft(model_folder: Path) -> None:
@@ -166,11 +167,11 @@ def test_counts_equal_those_of_the_real_model_and_of_peft(model_folder: Path) ->
     trainable, everything = get_peft_model(
         model, LoraConfig(task_type="CAUSAL_LM", **options)
     ).get_nb_trainable_parameters()
-    size = size_of(model_folder, "bfloat16", LoraOptions(**options))
+    size = size_of(model_folder, "bfloat16", options)
     assert (size.trainable, size.parameters, size.base) == (trainable, everything, TINY)
     assert size.weights == 2 * TINY + 4 * trainable  # PEFT keeps an adapter in float32
     linear = TINY - 258 * 32 - 5 * 32
-    four_bits = size_of(model_folder, "float32", LoraOptions(**options), {"load_in_4bit": True})
+    four_bits = size_of(model_folder, "float32", options, {"load_in_4bit": True})
     assert four_bits.weights == 4 * (TINY - linear) + linear // 2 + linear // 64 * 4 + 4 * trainable
 
 

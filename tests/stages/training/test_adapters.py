@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +29,7 @@ import stages.dpo.stage
 import stages.sft.stage
 from stages.base import Context, Input, StageConfig, UserError
 from stages.dpo.config import DPOStage
-from stages.models.adapter_check import check_adapter, find_problem
+from stages.models.model_size import build
 from stages.sft.config import SFTStage
 from tests.tiny import byte_tokenizer, tiny_model
 
@@ -150,7 +149,7 @@ def test_trains_as_trl_does_and_publishes_what_was_trained(
     tmp_path: Path, models: Path, model: str, lora: dict[str, Any]
 ) -> None:
     """TRL's trained model, the published model, and the published adapter on the start model have the same logits."""
-    assert find_problem(str(models / model), lora) is None
+    build(models / model, "float32", False, json.dumps(lora))
     expected = train_with_trl(tmp_path / "trl", models / model, lora)
     start = from_folder(models / model)
     assert (expected - logits(start)).abs().max() > 0.01, "training moved it"
@@ -264,15 +263,14 @@ def test_special_tokens_are_published_as_training_set_them(
 def test_an_adapter_that_would_not_train_is_refused(
     models: Path, model: str, lora: dict[str, Any], key: str, message: str
 ) -> None:
-    problem = find_problem(str(models / model), lora)
-    assert problem is not None
-    assert problem[0] == f"lora.{key}"
-    assert re.search(message, problem[1])
+    with pytest.raises(UserError, match=message) as caught:
+        build(models / model, "float32", False, json.dumps(lora))
+    assert caught.value.key == f"lora.{key}"
 
 
 def test_what_peft_refuses_is_refused_before_training(models: Path) -> None:
     with pytest.raises(UserError, match=r"PEFT cannot build this adapter: .*not found in the base model") as caught:
-        check_adapter(models / "tied", QUERIES | {"layers_to_transform": [9]})
+        build(models / "tied", "float32", False, json.dumps(QUERIES | {"layers_to_transform": [9]}))
     assert caught.value.key == "lora"
 
 

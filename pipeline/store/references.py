@@ -47,12 +47,16 @@ def parse(text: str, folder: Path, kind: Literal["model", "data"]) -> Reference:
     """Parse a reference of a recipe in `folder`. Uses no network and opens no file. Raises BadReferenceError."""
     if text.startswith("pypi:"):
         return parse_pypi(text)
+    if text in ("-", "/dev/stdin"):
+        raise BadReferenceError(
+            f"{text!r}: data cannot come from standard input, since it is read several times; save it"
+        )
     path = Path(os.path.abspath(folder / os.path.expanduser(text)))  # noqa: PTH100, PTH111 (keeps links; never fails)
     if re.search(r"\$[\w{]", text) and not path.exists():
         raise BadReferenceError(f"{text!r}: no such path{ENVIRONMENT}")
     if text.startswith((".", "/", "~")) or (text and path.exists()):
         return Local(path)
-    may_be_path = {"@", "#"}.isdisjoint(text)
+    may_be_path = text != "" and {"@", "#"}.isdisjoint(text)
     siblings = os.listdir(path.parent) if may_be_path and path.parent.is_dir() else []  # noqa: PTH208
     has_similar = similar(path.name, [*siblings, *(Path(name).stem for name in siblings)])
     if has_similar or (may_be_path and text.endswith(_FILE_ENDINGS)):

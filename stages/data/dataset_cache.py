@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from datasets.exceptions import DatasetGenerationError
 
 from stages.base import Context, UserError
 from stages.data.formats import TrainingRow
+from stages.data.message_locations import REASONING_KEYS
 from stages.data.reader import RowReport, dropped_rows_text, row_place
 from stages.data.tokenization import ROW_JSON, Preparer, apply, content_key, problems
 from stages.system.integrity import build_once, write_json
@@ -46,12 +48,30 @@ def load_rows(context: Context, part: str, preparer: Preparer, *settings: Any) -
 
 def _build(context: Context, part: str, preparer: Preparer, folder: Path) -> None:
     stage, path, report = context.config, context.inputs[part].path, RowReport()
-    rows = stage.rows(path, part, report)
+    rows = _list_unread(stage.rows(path, part, report), report, str(preparer.tokenizer.chat_template))
     data, place = prepare_rows(stage, path, part, rows, preparer, context.scratch / folder.stem)
     data.save_to_disk(str(folder))
     report.dropped += [f"{place(number)}: {problem}" for number, problem in problems(data)]
     report.dropped = dropped_rows_text(report.dropped, path).splitlines()
     write_json(folder / REPORT, asdict(report))
+
+
+def _list_unread(
+    rows: Iterator[tuple[int, TrainingRow]], report: RowReport, template: str
+) -> Iterator[tuple[int, TrainingRow]]:
+    """Pass rows on; list variables and keys of messages that the chat template does not mention."""
+    for number, row in rows:
+        for name, value in row.columns().items():
+            messages = value if name in _MESSAGES and isinstance(value, list) else []
+            keys = value if name == "chat_template_kwargs" else dict.fromkeys(chain(*messages))
+            unread = (f"{name}.{key}" for key in keys if key not in template and key not in _KNOWN_KEYS)
+            report.unread_columns += [key for key in unread if key not in report.unread_columns]
+        yield number, row
+
+
+_MESSAGES = ("messages", "prompt", "completion", "chosen", "rejected")
+_KNOWN_KEYS = {"role", "content", "weight", "tool_calls", *REASONING_KEYS}
+"""Keys of messages that are read, or whose loss is reported."""
 
 
 def prepare_rows(

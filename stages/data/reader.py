@@ -40,7 +40,7 @@ class RowReport:
     dropped: list[str] = field(default_factory=list)
     """`path:number: reason` for every row that `on_bad_row: drop` leaves out."""
     unread_columns: list[str] = field(default_factory=list)
-    """Columns of the file that nothing reads."""
+    """Columns, keys of messages and template variables that nothing reads."""
     unread_files: list[str] = field(default_factory=list)
     """Data files of the folder that belong to no split."""
 

@@ -73,6 +73,15 @@ def test_bad_rows_are_dropped_counted_and_listed(tmp_path: Path, model_folder: P
     assert "has no assistant message" in listed[1]
 
 
+def test_what_nothing_reads_is_named(tmp_path: Path, model_folder: Path) -> None:
+    """A column, a template variable and a key of a message that the template does not mention."""
+    row = {"messages": [{**message, "mood": "x"} for message in ROWS[0]["messages"]], "id": 1}
+    done = run(tmp_path, model_folder, [row | {"chat_template_kwargs": {"enabel_thinking": False}}], steps="1")
+    assert done.returncode == 0, done.stderr + done.stdout
+    names = "id, chat_template_kwargs.enabel_thinking, messages.mood"
+    assert f"train data: columns not read: {names}" in " ".join(done.stdout.split())
+
+
 def test_text_that_reads_as_json_is_text(tmp_path: Path, model_folder: Path) -> None:
     """Answers that are numbers or JSON are learnt character by character: the byte tokenizer gives a token for each and
     one at the end. The first token of a row is never predicted."""

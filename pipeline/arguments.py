@@ -14,7 +14,6 @@ EXAMPLES = """\
 examples:
   run-recipe recipes/wit_dpo.yaml                           what has no result
   run-recipe recipes/wit_dpo.yaml --preview 3 --stage wit   weights of tokens
-  run-recipe recipes/pocket_grid.yaml --cells prompt=0.2    a part of a grid
 """
 
 
@@ -64,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     modes.add_argument("--plan", action="store_true", help="show what would run, and why; checks the recipe only")
     modes.add_argument("--check", action="store_true", help="check all that a run needs, without running")
     modes.add_argument("--status", action="store_true", help="show the progress of a run, or how the last one ended")
-    modes.add_argument("--preview", type=_positive, metavar="N", help="show N training rows of sft stages, by token")
+    modes.add_argument("--preview", type=_positive, metavar="N", help="show N training rows or pairs, by token")
     modes.add_argument("--estimate", action="store_true", help="show memory, disk and time before anything runs")
     modes.add_argument("--prefetch", action="store_true", help="download all that a run without a network needs")
     modes.add_argument("--verify", type=Path, metavar="RUNS", help="check every hash in a runs folder; needs no RECIPE")

@@ -11,6 +11,7 @@ import argparse
 import errno
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -116,7 +117,7 @@ def _fail(as_json: bool, code: int, text: str, records: Sequence[Mapping[str, An
         unplaced = {"message": text, "file": None, "line": None, "key": None}
         print(json.dumps({"error": list(records) or [unplaced]}, indent=1))
     else:
-        print(safe(f"run-recipe: {text}").replace("\n", "\nrun-recipe: "), file=sys.stderr)
+        print(re.sub(r"\n(?! )", "\nrun-recipe: ", safe(f"run-recipe: {text}")), file=sys.stderr)
     return code
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.plan.resolver import Resolver, start_inputs
 from pipeline.plan.step import Step
+from pipeline.preflight.estimate_table import format_bytes
 from pipeline.preflight.probe import Request, run_probe
 from pipeline.recipe.nodes import Problem, RecipeError, split_key
 from pipeline.run.executor import Executor
@@ -148,8 +149,8 @@ def _check_disk(checks: Checks, runs: Path, width: int) -> None:
     published = sum(each.published for each in checks.findings.values())
     checkpoints = sum(sorted(each.checkpoints for each in checks.findings.values())[-width:])
     checks.disk, checks.disk_free = published + checkpoints, free_disk(runs)
-    free = f"{checks.disk_free / 2**30:.2f} GiB are free; free some, or name another folder by --runs"
+    free = f"{format_bytes(checks.disk_free)} are free; free some, or name another folder by --runs"
     if published > checks.disk_free:
-        checks.errors.append(f"{runs}: the models need {published / 2**30:.2f} GiB, and {free}")
+        checks.errors.append(f"{runs}: the models need {format_bytes(published)}, and {free}")
     elif checks.disk > checks.disk_free:
-        checks.notes.append(f"{runs}: models and checkpoints need up to {checks.disk / 2**30:.2f} GiB, and {free}")
+        checks.notes.append(f"{runs}: models and checkpoints need up to {format_bytes(checks.disk)}, and {free}")

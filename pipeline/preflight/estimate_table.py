@@ -18,11 +18,11 @@ def tables(recipe: RecipeEstimate) -> Iterator[Table]:
     work_table = _table("optimiser steps", "requests", "tokens", "FLOPs", "time", "published", "checkpoints")
     for group, memory in zip(recipe.groups, memories, strict=True):
         cost, name = group.estimate, escape(group.name)
-        sizes = [_size(memory[part]) if memory.get(part) else "" for part in parts]
-        sizes += [_size(sum(memory.values()) or None), _size(cost.room or None)]
+        sizes = [format_bytes(memory[part]) if memory.get(part) else "" for part in parts]
+        sizes += [format_bytes(sum(memory.values()) or None), format_bytes(cost.room or None)]
         memory_table.add_row(name, _number(cost.parameters), _number(cost.trainable, ""), *sizes)
         numbers = [_number(n, "") for n in (cost.optimiser_steps, cost.requests, cost.tokens)]
-        disk = [_size(n) if n else "" for n in (cost.disk.published, cost.disk.checkpoints)]
+        disk = [format_bytes(n) if n else "" for n in (cost.disk.published, cost.disk.checkpoints)]
         time = "?" if cost.seconds is None else format_duration(cost.seconds)
         work_table.add_row(name, *numbers, _number(cost.flops), time, *disk)
     yield from (memory_table, work_table)
@@ -40,18 +40,19 @@ def lines(recipe: RecipeEstimate) -> Iterator[str]:
     yield (
         f"all {count} steps: {at_least}{total['tokens']:,} tokens, {_number(total['flops'])} FLOPs,"
         f" {format_duration(total['seconds_of_work'])} of work, {recipe.width} steps side by side;"
-        f" disk: {_size(total['disk'])} of {_size(recipe.disk_free)} free"
+        f" disk: {format_bytes(total['disk'])} of {format_bytes(recipe.disk_free)} free"
     )
     if (memory := total["memory_side_by_side"]) > (machine := total["memory_of_machine"]):
-        yield f"memory: steps side by side need up to {_size(memory)} of {_size(machine)}; --jobs 1 runs one at a time"
+        needed = f"{format_bytes(memory)} of {format_bytes(machine)}"
+        yield f"memory: steps side by side need up to {needed}; --jobs 1 runs one at a time"
 
 
 def _remarks(group: StepGroup) -> Iterator[str]:
     cost = group.estimate
     if cost.memory and cost.fits is False:
-        yield f"does not fit: needs {_size(cost.memory.total)}, and {cost.room_of} has {_size(cost.room)}"
+        yield f"does not fit: needs {format_bytes(cost.memory.total)}, and {cost.room_of} has {format_bytes(cost.room)}"
         for remedy in cost.remedies:
-            yield f"fits, with {_size(remedy.memory)} and the same result, after {', '.join(remedy.changes)}"
+            yield f"fits, with {format_bytes(remedy.memory)} and the same result, after {', '.join(remedy.changes)}"
         if not cost.remedies:
             yield "smaller batches do not make it fit; try bfloat16 weights, lora, a smaller model or more memory"
     yield from (f"unknown: {reason}" for reason in cost.unknown)
@@ -59,7 +60,7 @@ def _remarks(group: StepGroup) -> Iterator[str]:
     yield from cost.notes
 
 
-def _size(count: float | None) -> str:
+def format_bytes(count: float | None) -> str:
     """Return bytes in words."""
     if count is None:
         return "?"

@@ -97,9 +97,10 @@ def test_what_was_prefetched_runs_without_a_network(world: Path) -> None:
 KINDS = [("models", "tiny"), ("datasets", "rows"), ("datasets", "items")]
 
 
-def test_without_a_network_nothing_is_prefetched_and_one_line_says_so(world: Path) -> None:
+def test_without_a_network_nothing_is_prefetched_and_each_reference_is_named(world: Path) -> None:
     done = call(world, "--prefetch", HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="0")
     assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert "r.yaml:2" in done.stderr
-    assert "org/tiny: cannot be fetched from the hub" in done.stderr
+    model, rows = done.stderr.splitlines()
+    assert "r.yaml:2" in model
+    assert "org/tiny: cannot be fetched from the hub" in model
+    assert "org/rows: cannot be fetched from the hub" in rows

@@ -11,9 +11,9 @@ from pipeline.recipe.nodes import RecipeError
 from stages.system.did_you_mean import did_you_mean
 
 EXAMPLES = """\
-examples:
   run-recipe recipes/wit_dpo.yaml                           what has no result
   run-recipe recipes/wit_dpo.yaml --preview 3 --stage wit   weights of tokens
+  run-recipe recipes/pocket_grid.yaml --cells prompt=0.2    a part of a grid
 """
 
 

@@ -216,7 +216,7 @@ def test_sharding_needs_gpus(tmp_path: Path) -> None:
     """accelerate would silently train unsharded copies."""
     if torch.cuda.is_available():
         pytest.skip("this machine has one")
-    with pytest.raises(UserError, match="use_fsdp: accelerate shards a model on GPUs only"):
+    with pytest.raises(UserError, match="accelerate shards a model on GPUs only"):
         run_ranks(Launch.model_validate({"num_processes": 2, "use_fsdp": True}), "stages", [], tmp_path)
 
 

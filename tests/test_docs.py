@@ -46,7 +46,7 @@ NOT_RUN = {
     "python benchmarks/main_job.py RECIPE": "a template",
     "run-recipe RECIPE [option]...": "a template",
 }
-QUICK_OPTIONS = ("--plan", "--verify", "--status", "--help", "--preview", "--estimate", "--prefetch")
+QUICK_OPTIONS = ("--plan", "--verify", "--status", "--help", "--preview", "--estimate", "--prefetch", "--check")
 """With one of these options a command is quick."""
 
 
@@ -220,7 +220,9 @@ def run_recipe(page: Path, arguments: list[str], folder: Path, capsys: pytest.Ca
 
 def write_recipe(page: Path, arguments: list[str], folder: Path) -> str:
     """Write a recipe in place of the reader's own."""
-    needs_model = {"--cells", "--preview", "--estimate", "--prefetch"} & set(arguments)  # which must be local
+    needs_model = {"--cells", "--check", "--preview", "--estimate", "--prefetch"} & set(
+        arguments
+    )  # which must be local
     if page.stem == "grid" or (page.stem == "README" and not needs_model):
         text = complete(recipes_of(page)[0])
         for name in re.findall(r"\./(\w+\.jsonl)", text):

@@ -22,7 +22,7 @@ from pipeline.store.store import Published
 from stages.base import Findings, UserError
 from stages.system.integrity import content_hash, write_json
 
-CHECK_VERSION = 1  # part of the cache key; increase it when a check finds more than before
+CHECK_VERSION = 2  # part of the cache key; increase it when a check finds more than before
 MAX_CACHED = 20_000  # checks in the cache, so that it stays small
 PACKAGES = (
     "torch", "transformers", "tokenizers", "trl", "peft", "accelerate", "datasets", "lm_eval", "bitsandbytes",

@@ -114,16 +114,16 @@ def bad_rows_error(lines: list[str], count: int) -> UserError:
     return UserError("\n".join([*lines[:MAX_BAD_ROWS], *more]))
 
 
-def report_notes(part: str, report: RowReport) -> list[str]:
-    """Return the console's notes about what reading the `part` data showed."""
+def report_notes(report: RowReport) -> list[str]:
+    """Return notes about what reading the rows showed."""
     notes = []
     if count := len(report.dropped):
-        notes.append(f"{part} data: {count} rows that cannot be used were dropped; {DROPPED_ROWS} lists them")
+        notes.append(f"{count} rows that cannot be used were dropped; {DROPPED_ROWS} lists them")
     if report.unread_columns:
-        notes.append(f"{part} data: columns not read: {', '.join(report.unread_columns)}")
+        notes.append(f"columns not read: {', '.join(report.unread_columns)}")
     if report.unread_files:
         names = ", ".join(report.unread_files[:MAX_BAD_ROWS])
-        notes.append(f"{part} data: {len(report.unread_files)} files of the folder belong to no split: {names}")
+        notes.append(f"{len(report.unread_files)} files of the folder belong to no split: {names}")
     return notes
 
 

@@ -141,11 +141,11 @@ def dates_in(template: str | None) -> list[str]:
     return [datetime.now().strftime(format or "%c") for format in formats]
 
 
-def date_notes(part: str, tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> list[str]:
-    """Return the console's note if the chat template wrote the date or time in a row of the `part` data."""
+def date_notes(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> list[str]:
+    """Return a note if the chat template wrote the date or time in a row."""
     text = tokenizer.decode(token_ids)
     return [
-        f"{part} data: the chat template writes the date or time ({date}), so rows and results differ from day to day;"
+        f"the chat template writes the date or time ({date}), so rows and results differ from day to day;"
         " set the template's variable for it in the rows' chat_template_kwargs"
         for date in dates_in(tokenizer.chat_template)[:1]
         if date in text

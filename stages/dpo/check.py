@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from stages.base import Context, Findings
 from stages.dpo.pairs import load_pairs
 from stages.training.check import PreparedRows, check_training
+from stages.training.tokenizer import load_stop_ids
 
 
 def check(context: Context, on_this_machine: bool) -> Findings:
@@ -18,5 +19,6 @@ def check(context: Context, on_this_machine: bool) -> Findings:
 
 
 def _prepare_rows(context: Context, split: str, tokenizer: PreTrainedTokenizerBase) -> PreparedRows:
-    stats = load_pairs(context, split, tokenizer).stats
-    return PreparedRows(stats.rows_used, stats.longest, stats.largest_id)
+    stop_ids = load_stop_ids(context.inputs["model"].path, tokenizer, context.config.trust_remote_code)
+    pairs = load_pairs(context, split, tokenizer, stop_ids)
+    return PreparedRows(pairs.stats.rows_used, pairs.stats.longest, pairs.stats.largest_id, pairs.notes)

@@ -6,7 +6,7 @@ EOS tokens are those of sft.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from itertools import chain, takewhile
 from typing import Any, ClassVar, NamedTuple
@@ -138,10 +138,12 @@ class PairStats:
     longest: int
     """Tokens of the longest prompt with a completion that is used."""
     largest_id: int
+    rows_without_stop: int
+    """Pairs that are used and in whose chosen completion no token stops generation."""
 
 
 class Pairs(NamedTuple):
-    """The pairs that training uses, their counts, place and reason of every row left out, and notes for the console."""
+    """The pairs that training uses, their counts, place and reason of every row left out, and notes on them."""
 
     dataset: Dataset
     stats: PairStats
@@ -155,8 +157,13 @@ def length_options(stage: DPOStage) -> dict[str, Any]:
     return {"pair_length": options["max_length"], "truncation_mode": options["truncation_mode"]}
 
 
-def load_pairs(context: Context, part: str, tokenizer: PreTrainedTokenizerBase) -> Pairs:
+def load_pairs(
+    context: Context, part: str, tokenizer: PreTrainedTokenizerBase, stop_ids: Set[int] = frozenset()
+) -> Pairs:
     """Load the pairs of `part` (`train` or `eval`) of a dpo stage from the cache; prepare them first if needed.
+
+    Args:
+        stop_ids: token ids that stop generation; without any, no pair counts as one without them.
 
     Raises:
         UserError: no pair can be used.
@@ -168,6 +175,8 @@ def load_pairs(context: Context, part: str, tokenizer: PreTrainedTokenizerBase) 
     columns = prepared.remove_columns([*ID_COLUMNS, "prompt_segments"]).with_format("numpy")[:]
     is_used = (columns["left_out"] == "") & (columns["problem"] == "")
     is_left_out, other_prompt = columns["left_out"] != "", columns["row"][columns["other_prompt"]]
+    fingerprint = content_key(part, stage.train.model_dump())  # TRL caches the reference's log-probabilities under it
+    dataset = prepared.select_columns(list(ID_COLUMNS)).select(is_used.nonzero()[0], new_fingerprint=fingerprint)
     stats = PairStats(
         rows=int(is_used.sum() + is_left_out.sum()) + len(report.dropped),
         rows_used=int(is_used.sum()),
@@ -181,16 +190,15 @@ def load_pairs(context: Context, part: str, tokenizer: PreTrainedTokenizerBase) 
         tokens_merged=int(columns["merged"].sum()),
         longest=int(columns["longest"][is_used].max(initial=0)),
         largest_id=int(columns["largest_id"][is_used].max(initial=0)),
+        rows_without_stop=sum(map(stop_ids.isdisjoint, dataset["chosen_ids"])) if stop_ids else 0,
     )
     if not stats.rows_used:
         raise _nothing_to_learn(part, stats, preparer.pair_length, max(map(len, prepared["prompt_ids"])))
-    fingerprint = content_key(part, stage.train.model_dump())  # TRL caches the reference's log-probabilities under it
-    dataset = prepared.select_columns(list(ID_COLUMNS)).select(is_used.nonzero()[0], new_fingerprint=fingerprint)
     place = row_place(path, stage.data.reading(part, stage.data.format))
     rows = zip(columns["row"][is_left_out], columns["left_out"][is_left_out], strict=True)
     lines = dropped_rows_text([f"{place(row)}: {reason}" for row, reason in rows], path).splitlines()
-    notes = report_notes(part, report) + date_notes(part, tokenizer, dataset[0]["prompt_ids"])
-    notes += _notes(part, stats, [str(row) for row in other_prompt])
+    notes = report_notes(report) + date_notes(tokenizer, dataset[0]["prompt_ids"])
+    notes += _stats_notes(stats, [str(row) for row in other_prompt])
     return Pairs(dataset, stats, report.dropped + lines, notes)
 
 
@@ -204,7 +212,7 @@ def _nothing_to_learn(part: str, stats: PairStats, max_length: int | None, longe
     return UserError(f"no pair of the {part} data can be used: {reason}; {remedy}", key)
 
 
-def _notes(part: str, stats: PairStats, other_prompt: list[str]) -> list[str]:
+def _stats_notes(stats: PairStats, other_prompt: list[str]) -> list[str]:
     rows = ", ".join(other_prompt[:MAX_LISTED]) + (", ..." if len(other_prompt) > MAX_LISTED else "")
     counts = {
         f"pairs left out, because {TOO_LONG}; raise train.max_length; {DROPPED_ROWS} lists them": stats.rows_too_long,
@@ -214,5 +222,7 @@ def _notes(part: str, stats: PairStats, other_prompt: list[str]) -> list[str]:
         "pairs have other prompt tokens before chosen than before rejected, and train on what both start with as the"
         f" prompt: rows {rows}": stats.rows_other_prompt,
         "rows have earlier answers of which the chat template leaves out text, such as reasoning": stats.rows_unwritten,
+        "chosen completions have no token that stops generation, so the model does not learn"
+        " to stop": stats.rows_without_stop,
     }
-    return [f"{part} data: {count} {text}" for text, count in counts.items() if count]
+    return [f"{count} {text}" for text, count in counts.items() if count]

@@ -16,7 +16,6 @@ from trl import DPOConfig, DPOTrainer
 
 from stages.base import Context
 from stages.data.reader import DROPPED_ROWS
-from stages.data.tokenization import stop_ids_of
 from stages.dpo.config import DPOStage
 from stages.dpo.pairs import load_pairs
 from stages.records.metrics import Metrics
@@ -24,7 +23,7 @@ from stages.training.check import check_token_id
 from stages.training.loop import arguments, train
 from stages.training.model_card import write_card
 from stages.training.model_io import load_model, with_reference
-from stages.training.tokenizer import load_tokenizer
+from stages.training.tokenizer import load_stop_ids, load_tokenizer
 from stages.training.trackers import TrackedFields, tracked_fields
 
 
@@ -49,7 +48,8 @@ def run(context: Context) -> Metrics:
     splits = [name for name in ("train", "eval") if name in context.inputs]
     first_pairs = [next(stage.rows(context.inputs[name].path, name))[1] for name in splits]
     tokenizer = load_tokenizer(model_path, first_pairs, stage.trust_remote_code)
-    pairs = {name: load_pairs(context, name, tokenizer) for name in splits}
+    stop_ids = load_stop_ids(model_path, tokenizer, stage.trust_remote_code)
+    pairs = {name: load_pairs(context, name, tokenizer, stop_ids) for name in splits}
     context.progress(0, 1, "loading the model")
     model = load_model(
         model_path,
@@ -70,26 +70,17 @@ def run(context: Context) -> Metrics:
         eval_dataset=pairs["eval"].dataset if "eval" in pairs else None,
         processing_class=tokenizer,
     )
-    stop_ids = stop_ids_of(tokenizer, model.generation_config)
     metrics = train(trainer, context)
     if dropped := [line for name in splits for line in pairs[name].dropped]:
         (context.out / DROPPED_ROWS).write_text("".join(f"{line}\n" for line in dropped), encoding="utf-8")
-    unstopped = {name: sum(map(stop_ids.isdisjoint, pairs[name].dataset["chosen_ids"])) for name in splits}
-    notes = [note for name in splits for note in pairs[name].notes]
-    notes += [
-        f"{name} data: {count} chosen completions have no token that stops generation, so the model does not learn to"
-        " stop"
-        for name, count in unstopped.items()
-        if count
-    ]
     last_log = next((row for row in reversed(trainer.state.log_history) if "rewards/margins" in row), {})
     metrics = metrics.extended(
-        data={name: asdict(pairs[name].stats) | {"rows_without_stop": unstopped[name]} for name in splits},
+        data={name: asdict(pairs[name].stats) for name in splits},
         reward_margin=last_log.get("rewards/margins"),
         reward_accuracy=last_log.get("rewards/accuracies"),
         chosen_logps=last_log.get("logps/chosen"),
         rejected_logps=last_log.get("logps/rejected"),
-        notes=metrics.notes + notes,
+        notes=metrics.notes + [f"{name} data: {note}" for name in splits for note in pairs[name].notes],
     )
     write_card(context, metrics)
     return metrics

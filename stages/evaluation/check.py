@@ -21,7 +21,8 @@ def check(context: Context, on_this_machine: bool) -> Findings:
 
 def check_model(context: Context, findings: Findings) -> None:
     """Check the step's model and tokenizer, and that the tokenizer has the chat template that the stage uses."""
-    path, options = context.inputs["model"].path, context.config.options
+    path = context.inputs["model"].path
+    options = getattr(context.config, "options", None)  # not every kind of stage has any
     with findings.part("model", "models"):
         build(path, "auto", context.config.trust_remote_code)
     with findings.part("tokenizer", "models"):

@@ -8,10 +8,13 @@ from transformers import PreTrainedTokenizerBase
 
 from stages.base import Context, Findings
 from stages.data.dataset_cache import load_rows
-from stages.data.tokenization import Preparer
+from stages.data.reader import report_notes
+from stages.data.segments import MAX_TEMPLATE_SHARE, describe_shares, segment_shares
+from stages.data.tokenization import Preparer, date_notes
 from stages.sft.config import SFTStage
-from stages.sft.row_filter import check_rows, select
+from stages.sft.row_filter import check_rows, select, stats_notes
 from stages.training.check import PreparedRows, check_training
+from stages.training.tokenizer import load_stop_ids
 
 
 def check(context: Context, on_this_machine: bool) -> Findings:
@@ -37,7 +40,12 @@ def check(context: Context, on_this_machine: bool) -> Findings:
 def _prepare_rows(context: Context, split: str, tokenizer: PreTrainedTokenizerBase) -> PreparedRows:
     stage: SFTStage = context.config
     max_length = stage.train_options["max_length"]
-    prepared, _ = load_rows(context, split, Preparer(tokenizer, max_length, stage.data.turns))
-    stats = select(prepared, stage.weights.segment_weights)[1]
+    rows, report = load_rows(context, split, Preparer(tokenizer, max_length, stage.data.turns))
+    stop_ids = load_stop_ids(context.inputs["model"].path, tokenizer, stage.trust_remote_code)
+    stats = select(rows, stage.weights.segment_weights, stop_ids)[1]
     check_rows(split, stats, max_length, stage.weights.completion)
-    return PreparedRows(stats.rows_used, stats.longest, stats.largest_id)
+    notes = report_notes(report) + date_notes(tokenizer, rows[0]["input_ids"]) + stats_notes(stats)
+    shares = segment_shares(stats.weighted)
+    if shares.get("template", 0) > MAX_TEMPLATE_SHARE:
+        notes.append(describe_shares(shares))
+    return PreparedRows(stats.rows_used, stats.longest, stats.largest_id, notes)

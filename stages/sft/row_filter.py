@@ -77,6 +77,19 @@ def check_rows(name: str, stats: DatasetStats, max_length: int | None, completio
         )
 
 
+def stats_notes(stats: DatasetStats) -> list[str]:
+    """Return notes about rows and tokens that training does not use, or that do not teach what they should."""
+    counts = {
+        "rows have no token with a weight and were left out": stats.rows_without_weight,
+        "rows lost their completion at max_length; raise train.max_length": stats.rows_without_completion,
+        "tokens lie beyond max_length and were cut off": stats.tokens_truncated,
+        "tokens span the boundary between prompt and completion": stats.tokens_merged,
+        "rows have earlier answers of which the chat template leaves out text, such as reasoning": stats.rows_unwritten,
+        "completions have no token that stops generation, so the model does not learn to stop": stats.rows_without_stop,
+    }
+    return [f"{count} {text}" for text, count in counts.items() if count]
+
+
 def _batch_stats(
     batch: pyarrow.Table, weights: numpy.ndarray, stop_ids: numpy.ndarray
 ) -> tuple[numpy.ndarray, DatasetStats]:

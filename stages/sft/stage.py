@@ -6,17 +6,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import datasets
-from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
 
 from stages.base import Context
 from stages.data.dataset_cache import load_rows
-from stages.data.reader import DROPPED_ROWS, RowReport, report_notes
+from stages.data.reader import DROPPED_ROWS, report_notes
 from stages.data.segments import describe_shares, segment_shares
 from stages.data.tokenization import Preparer, date_notes
 from stages.records.metrics import Metrics
 from stages.sft.config import SFTStage
-from stages.sft.row_filter import DatasetStats
+from stages.sft.row_filter import DatasetStats, stats_notes
 from stages.sft.trainer import WITConfig, WITTrainer
 from stages.training.loop import arguments, train
 from stages.training.model_card import write_card
@@ -64,9 +62,14 @@ def run(context: Context) -> Metrics:
     if dropped := [line for _, report in data.values() for line in report.dropped]:
         (context.out / DROPPED_ROWS).write_text("".join(f"{line}\n" for line in dropped), encoding="utf-8")
     stats = trainer.used
+    notes = []
+    for name, (rows, report) in data.items():
+        texts = report_notes(report) + date_notes(tokenizer, rows[0]["input_ids"]) + stats_notes(stats[name])
+        if len(stats[name].weighted) > 1:
+            texts.append(describe_shares(segment_shares(stats[name].weighted)))
+        notes += [f"{name} data: {text}" for text in texts]
     metrics = metrics.extended(
-        data={name: _counts(stats[name], len(data[name][1].dropped)) for name in parts},
-        notes=metrics.notes + [note for name in parts for note in _notes(name, *data[name], tokenizer, stats[name])],
+        data={name: _counts(stats[name], len(data[name][1].dropped)) for name in parts}, notes=metrics.notes + notes
     )
     write_card(context, metrics)
     return metrics
@@ -76,25 +79,3 @@ def _counts(stats: DatasetStats, dropped: int) -> dict[str, Any]:
     """The counts of a file, including rows that were dropped on reading."""
     shares = {"weighted_share": segment_shares(stats.weighted)}
     return asdict(stats) | shares | {"rows": stats.rows - stats.rows_bad + dropped, "rows_bad": dropped}
-
-
-def _notes(
-    part: str,
-    rows: Dataset,
-    report: RowReport,
-    tokenizer: PreTrainedTokenizerBase,
-    stats: DatasetStats,
-) -> list[str]:
-    counts = {
-        "rows have no token with a weight and were left out": stats.rows_without_weight,
-        "rows lost their completion at max_length; raise train.max_length": stats.rows_without_completion,
-        "tokens lie beyond max_length and were cut off": stats.tokens_truncated,
-        "tokens span the boundary between prompt and completion": stats.tokens_merged,
-        "rows have earlier answers of which the chat template leaves out text, such as reasoning": stats.rows_unwritten,
-        "completions have no token that stops generation, so the model does not learn to stop": stats.rows_without_stop,
-    }
-    notes = report_notes(part, report) + date_notes(part, tokenizer, rows[0]["input_ids"])
-    notes += [f"{part} data: {count} {text}" for text, count in counts.items() if count]
-    if len(stats.weighted) > 1:
-        notes.append(f"{part} data: {describe_shares(segment_shares(stats.weighted))}")
-    return notes

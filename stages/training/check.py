@@ -30,11 +30,12 @@ CHECKED_BY_RECIPE = frozenset({
 
 
 class PreparedRows(NamedTuple):
-    """The rows of one split as training will use them: their number, the longest in tokens, the largest token id."""
+    """The rows of one split as training will use them: number, longest in tokens, largest token id, notes on them."""
 
     used: int
     longest: int
     largest_id: int
+    notes: list[str]
 
 
 PrepareRows = Callable[[str, PreTrainedTokenizerBase], PreparedRows]
@@ -64,6 +65,7 @@ def check_training(context: Context, on_this_machine: bool, prepare_rows: Prepar
         rows = _PREPARED.get(key) or _prepare(context, findings, prepare_rows, vocabulary)
         if not findings.problems:
             _PREPARED[key] = rows
+        findings.notes += [(f"data.{split}", note) for split, prepared in rows.items() for note in prepared.notes]
         if rows:
             longest = max(prepared.longest for prepared in rows.values())
             with findings.part(f"positions for {longest:,} tokens"):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from stages.base import UserError
+from stages.data.tokenization import stop_ids_of
 from stages.models.model_folder import why_not_loaded
 
 
@@ -28,3 +29,13 @@ def load_tokenizer(path: Path, rows: list[Any], trust_remote_code: bool = False)
             " instruction data: 'format: official') or a model with a chat template"
         )
     return tokenizer
+
+
+def load_stop_ids(path: Path, tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool = False) -> set[int]:
+    """Return the ids of the tokens that stop generation by the model in `path`."""
+    try:
+        config = GenerationConfig.from_pretrained(path)
+    except OSError:  # the model has no file of its own for it
+        model_config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        config = GenerationConfig.from_model_config(model_config)
+    return stop_ids_of(tokenizer, config)

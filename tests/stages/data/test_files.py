@@ -255,6 +255,4 @@ def test_data_files_of_a_folder_that_belong_to_no_split_are_reported(tmp_path: P
         write(tmp_path / name, ROWS)
     report = RowReport()
     assert len(list(read_examples(tmp_path, Reading(), report))) == len(ROWS)
-    assert report_notes("train", report) == [
-        "train data: 2 files of the folder belong to no split: more.jsonl, old.csv"
-    ]
+    assert report_notes(report) == ["2 files of the folder belong to no split: more.jsonl, old.csv"]

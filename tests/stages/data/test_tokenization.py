@@ -325,9 +325,9 @@ def test_rows_of_a_template_that_writes_the_date_are_cached_for_a_day() -> None:
     assert [today] in Preparer(dated, None).key()
     assert [] in Preparer(plain, None).key()
     row = {"messages": turns("a", "b")}
-    (note,) = date_notes("train", dated, prepare(Dataset.from_list([row]), dated, None)[0]["input_ids"])
-    assert note.startswith(f"train data: the chat template writes the date or time ({today})")
-    assert date_notes("train", plain, prepared(row, CHATML)["input_ids"]) == []
+    (note,) = date_notes(dated, prepare(Dataset.from_list([row]), dated, None)[0]["input_ids"])
+    assert note.startswith(f"the chat template writes the date or time ({today})")
+    assert date_notes(plain, prepared(row, CHATML)["input_ids"]) == []
 
 
 def test_characters_of_several_bytes() -> None:

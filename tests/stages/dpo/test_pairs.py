@@ -137,7 +137,7 @@ def test_a_template_that_writes_the_date(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = "{{ strftime_now('%Y') }} " + CHAT_TEMPLATE
     (note,) = loaded(tmp_path, CHATS, tokenizer).notes
-    assert note.startswith("train data: the chat template writes the date or time (2")
+    assert note.startswith("the chat template writes the date or time (2")
 
 
 @pytest.mark.parametrize("template", ["$A <end>", "<pad> $A <end>"], ids=["EOS", "BOS and EOS"])
@@ -171,8 +171,8 @@ def test_prompts_that_differ_are_reported(tmp_path: Path) -> None:
     assert second == [["x", "a"], ["d", "<end>"], ["c", "<end>"]]
     assert (pairs.stats.rows_other_prompt, pairs.stats.tokens_merged, pairs.stats.rows_used) == (1, 1, 2)
     assert pairs.notes == [
-        "train data: 1 tokens span the boundary between prompt and completion",
-        "train data: 1 pairs have other prompt tokens before chosen than before rejected, and train on what both start"
+        "1 tokens span the boundary between prompt and completion",
+        "1 pairs have other prompt tokens before chosen than before rejected, and train on what both start"
         " with as the prompt: rows 1",
     ]
 
@@ -205,11 +205,9 @@ def test_counts(tmp_path: Path, part: str) -> None:
         "pairs.jsonl:4: chosen and rejected are equal within max_length",
     ]
     assert pairs.notes[1:] == [
-        f"{part} data: 2 pairs left out, because the prompt fills max_length; raise train.max_length; dropped_rows.txt"
-        " lists them",
-        f"{part} data: 1 pairs left out, because chosen and rejected are equal within max_length; dropped_rows.txt"
-        " lists them",
-        f"{part} data: 25 tokens lie beyond max_length and were cut off",
+        "2 pairs left out, because the prompt fills max_length; raise train.max_length; dropped_rows.txt lists them",
+        "1 pairs left out, because chosen and rejected are equal within max_length; dropped_rows.txt lists them",
+        "25 tokens lie beyond max_length and were cut off",
     ]
 
 

@@ -102,6 +102,8 @@ def _run(arguments: Sequence[str]) -> int:
         console.close()
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             reason = f"no permission to write to it; name another folder by --runs ({error})"
+        elif isinstance(error, NotADirectoryError):
+            reason = "a part of this path is a file; name a folder by --runs"
         elif isinstance(error, FileNotFoundError) and not runs.exists():
             reason = f"it cannot be made; name another folder by --runs ({error})"
         elif isinstance(error, FileNotFoundError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -103,16 +104,27 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
+def _finite(text: str) -> float:
+    """Parse a number of a JSON file. Raises ValueError for one beyond float64, and for `NaN` and `Infinity`."""
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is not a finite number; write it as text, or remove it")
+    return number
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_float=_finite, parse_constant=_finite)
+
+
 def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line, object_pairs_hook=_unique_keys)
+                row = _DECODER.decode(line)
+            except json.JSONDecodeError as error:
+                row = Unreadable(f"not valid JSON: {error.msg}; write one object per line")
             except (ValueError, RecursionError) as error:
-                reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-                row = Unreadable(f"not valid JSON: {reason}; write one object per line")
+                row = Unreadable(f"not valid JSON: {error}")
             yield number, row
 
 
@@ -125,7 +137,7 @@ def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
         yield from _read_jsonl(path)
         return
     text = path.read_text(encoding="utf-8-sig")
-    decoder, number = json.JSONDecoder(object_pairs_hook=_unique_keys), 0
+    number = 0
 
     def skip_space(position: int) -> int:
         return _WHITE_SPACE.match(text, position).end()  # type: ignore[union-attr]  # matches always
@@ -133,11 +145,11 @@ def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
     try:
         position = skip_space(0)
         if not text.startswith("[", position):
-            decoder.raw_decode(text, position)
+            _DECODER.raw_decode(text, position)
             raise UserError(f"{path}: a .json data file must be one list of rows, or have one object per line")
         position = skip_space(position + 1)
         while number or not text.startswith("]", position):
-            row, position = decoder.raw_decode(text, position)
+            row, position = _DECODER.raw_decode(text, position)
             number += 1
             yield number, row
             position = skip_space(position)
@@ -150,6 +162,9 @@ def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
             raise json.JSONDecodeError("Extra data", text, end)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg}; write one list of objects") from None
+    except (ValueError, RecursionError) as error:
+        line = text.count("\n", 0, position) + 1
+        raise UserError(f"{path}:{line}: not valid JSON: {error}") from None
 
 
 def _has_object_per_line(path: Path) -> bool:

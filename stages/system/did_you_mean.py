@@ -34,8 +34,9 @@ def list_choices(introduction: str, choices: Collection[str]) -> str:
 
 
 def similar_names(name: str, names: Collection[str]) -> str:
-    """List the names most similar to `name`, else the first few, for a message about a missing file."""
-    return ", ".join(similar(name, names) or list(names)[:5]) or "no file at all"
+    """List the names most similar to `name`, else all if they are few, for a message about a missing file."""
+    few = list(names) if len(names) <= 10 else ["nothing of a similar name"]
+    return ", ".join(similar(name, names) or few) or "no file at all"
 
 
 def explain_missing(path: Path) -> str:

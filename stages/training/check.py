@@ -132,6 +132,9 @@ def _check_options(context: Context) -> None:
     fields = stage.train.model_dump()
     if not fields.keys() - CHECKED_BY_RECIPE:
         return
+    for name in ("bf16", "fp16", "tf32"):
+        if fields.get(name) and not fields.get("use_cpu") and not torch.accelerator.is_available():
+            raise UserError(f"{name} training needs a GPU, and there is none here; leave it out", f"train.{name}")
     import trl
     from transformers import Trainer
 

@@ -46,9 +46,9 @@ BENCH = """\
 LONG = {"prompt": "Which colour does the sky have? ", "completion": "blue " * 10}
 """32 + 50 characters: 83 tokens with EOS, more than the 64 positions of the GPT-2."""
 WRONG = {
-    "precision": ("train.bf16", r"doesn't support bf16"),
+    "precision": ("train.bf16", r"needs a GPU"),
     "halves": ("train.fp16", r"needs a GPU"),
-    "tf32": ("train.tf32", r"requires Ampere"),
+    "tf32": ("train.tf32", r"needs a GPU"),
     "optimiser": ("train.optim", r"needs the package galore-torch, which is not installed"),
     "kernel": ("train.model_init_kwargs.attn_implementation", r"flash_attention_2 .*installed"),
     "sharded": ("launch.use_fsdp", r"on GPUs only, and this machine has none"),

@@ -76,6 +76,10 @@ def test_numbers_are_lines_where_rows_are_lines(tmp_path: Path, name: str, text:
         ("a.json", '{"rows": [\n{"a": 2}]}\n', r"a\.json: .* one list of rows, or have one object per line"),
         ("a.json", '[{"a": 1},\n {"a": }]', r"a\.json:2: not valid JSON: Expecting value"),
         ("a.json", '[{"a": 1}\n {"a": 1}]', r"a\.json:2: not valid JSON: Expecting ',' or '\]'"),
+        ("a.json", '[{"a": 1},\n {"a": 1, "a": 2}]', r"a\.json:2: not valid JSON: an object has the key 'a' twice"),
+        ("a.json", '[{"a": 1},\n {"a": 1e400}]', r"a\.json:2: not valid JSON: 1e400 is not a finite number"),
+        ("a.json", '[{"a": NaN}]', r"a\.json:1: not valid JSON: NaN is not a finite number"),
+        ("a.json", "[" * 100_000, r"a\.json:1: not valid JSON: maximum recursion depth"),
         ("a.json", '[{"a": 1},]', r"a\.json:1: not valid JSON"),
         ("a.json", '[{"a": 1}', r"a\.json:1: not valid JSON"),
         ("a.json", '[{"a": 1}]\n]', r"a\.json:2: not valid JSON: Extra data"),
@@ -97,6 +101,16 @@ def test_errors_of_a_file(tmp_path: Path, name: str, text: str, message: str) ->
 @pytest.mark.parametrize(
     ("name", "text", "reason"),
     [
+        (
+            "a.jsonl",
+            '{"a": 1}\n{"a": 1, "a": 1}\n{"a": 2}\n',
+            "not valid JSON: an object has the key 'a' twice; remove one",
+        ),
+        (
+            "a.jsonl",
+            '{"a": 1}\n{"a": [-Infinity]}\n{"a": 2}\n',
+            "not valid JSON: -Infinity is not a finite number; write it as text, or remove it",
+        ),
         ("a.jsonl", '{"a": 1}\n{"a"\n{"a": 2}\n', "not valid JSON: Expecting ':' delimiter; write one object per line"),
         ("a.jsonl", '{"a": 1}\n["a"]\n{"a": 2}\n', "is list, not an object with named columns"),
         ("a.json", '[{"a": 1}, 3, {"a": 2}]', "is int, not an object with named columns"),

@@ -71,7 +71,9 @@ class Run:
         self.plan, self.selection, self.decisions = plan, selection, dict(decisions)
         self.store, self.resolver, self.console = store, resolver, console
         self.folder = resolver.runs / plan.recipe.name
-        self.record = RecordWriter(self.folder, plan.recipe.name)
+        location = plan.recipe.source_map.location
+        recipe_file = os.path.relpath(location.file, resolver.runs.absolute().parent)
+        self.record = RecordWriter(self.folder, plan.recipe.name, recipe_file)
         self.results: dict[str, Published] = cached_results(decisions)
         """Step -> its result, for steps that have one by now."""
         self._steps = {step.name: step for step in plan.steps}
@@ -103,6 +105,10 @@ class Run:
         for step in steps:
             self._set_state(step, "waiting")
         self.store.clean_up_killed_runs()
+        if other := self.record.taken_over_from():
+            self.console.say(
+                f"{self.record.recipe} was the name of {other}, whose record this run replaces; rename one"
+            )
         self.record.write("running")
         if steps:
             self.console.begin(self.record.steps, self.folder / LOGS)

@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from stages.base import Context, Findings, UserError
+from stages.models.evaluation_settings import remove_appended_eos
 from stages.models.model_folder import why_not_loaded
 from stages.models.model_size import build
 
@@ -27,6 +28,7 @@ def check_model(context: Context, findings: Findings) -> None:
         build(path, "auto", context.config.trust_remote_code)
     with findings.part("tokenizer", "models"):
         tokenizer = load_tokenizer(path, context.config.trust_remote_code)
+        remove_appended_eos(tokenizer)
         uses_template = getattr(options, "apply_chat_template", None)
         if uses_template and not tokenizer.chat_template:
             raise UserError(

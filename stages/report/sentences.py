@@ -13,6 +13,7 @@ from stages.report.grid import CONVENTIONAL, Grid
 from stages.report.improvements import mean_improvement, pair_text, percent
 from stages.report.results import Model, Results
 from stages.report.runs import Run
+from stages.report.ties import rounded
 
 MOST_NAMES = 5
 
@@ -73,6 +74,11 @@ def summary(own: Run, joined: Sequence[Run], grids: Sequence[Grid]) -> str:
 
 def models_summary(results: Results, baseline: Model | None, in_grids: Collection[str]) -> str:
     """Return a comparison of each model with the baseline, except for those whose names are in `in_grids`."""
+    if not results.averaged:
+        return (
+            "No benchmark has a metric that is a share of which more is better, so there is no average to compare:"
+            " the scores are in their own units."
+        )
     if baseline is None:
         return "No conventionally tuned model (prompt weight 0) was evaluated to compare the others with."
     sentences = []
@@ -90,13 +96,15 @@ def _compare(results: Results, model: Model, other: Model) -> str:
     difference = results.difference(model, other)
     if difference is None:
         return f"{model.label} and {other.label} were not measured on the same benchmarks."
-    points = 100 * difference.value
+    points = 100 * rounded(difference.value)
     side = "above" if points > 0 else "below"
     sentence = f"{model.label} averages {abs(points):.1f} points {side} {other.label}"
     if points == 0:
         sentence = f"{model.label} and {other.label} average the same"
     if difference.stderr is None:
         return f"{sentence}; without a standard error, the difference can be chance."
+    if difference.is_constant:
+        return f"{sentence}; it is the same on all {difference.n} items, which do not show what others would change."
     error = f"standard error of the difference {100 * difference.stderr:.1f}"
     if abs(difference.value) > 2 * difference.stderr:
         return f"{sentence} ({error}): more than two standard errors."
@@ -111,7 +119,9 @@ def grid_summary(grid: Grid) -> str:
     others = [pair for pair in grid.cells if pair != CONVENTIONAL]
     above = [pair for pair in others if grid.cells[pair].mean > it.mean]
     clear = [
-        pair for pair in above if (d := grid.difference_from_baseline(pair)) and d.stderr and d.value > 2 * d.stderr
+        pair
+        for pair in above
+        if (d := grid.difference_from_baseline(pair)) and d.stderr and not d.is_constant and d.value > 2 * d.stderr
     ]
     sentences = [
         f"{grid.title}: the best of {len(grid.cells)} pairs of weights (prompt, completion) is {pair_text(best)} "
@@ -128,6 +138,7 @@ def grid_summary(grid: Grid) -> str:
             f"{', '.join(map(pair_text, scaled))} and (0, 1) differ in a common factor, which Adam all but cancels; "
             f"they are up to {100 * distance:.1f} points apart, and a smaller difference than that shows nothing."
         )
+    sentences += grid.left_out
     spreads = [cell.spread for cell in grid.cells.values() if cell.spread is not None]
     if spreads:
         pooled = math.sqrt(math.fsum(s * s for s in spreads) / len(spreads))

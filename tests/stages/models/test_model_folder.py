@@ -15,7 +15,7 @@ from stages.lm_eval.config import LMEvalStage, Task
 from stages.lm_eval.model import load_model as load_evaluated
 from stages.models.model_folder import check_model
 from stages.training.model_io import load_model
-from stages.training.tokenizer import load_tokenizer
+from stages.training.tokenizer import load_training_tokenizer
 
 EVALUATION = LMEvalStage(models=["it"], tasks=[Task(task="any")])
 
@@ -44,7 +44,7 @@ def test_no_loader_reads_a_pickle(folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     for name in ("pytorch_model.bin", "tokenizer.pkl", "vocab.pkl"):
         (folder / name).write_bytes(pickle.dumps(Touch(tmp_path / "unpickled")))
-    load_tokenizer(folder, [])
+    load_training_tokenizer(folder, [])
     with pytest.raises(UserError, match="holds no model that can be loaded"):
         load_model(folder, 0, None)
     with pytest.raises(OSError, match=r"model\.safetensors"):
@@ -70,7 +70,7 @@ def test_a_tokenizers_own_code(folder: Path) -> None:
     change(folder, "tokenizer_config.json", tokenizer_class="Own", auto_map={"AutoTokenizer": [None, "own.Own"]})
     (folder / "own.py").write_text("raise SystemExit('imported')")
     with pytest.raises(UserError, match="set trust_remote_code: true"):
-        load_tokenizer(folder, [])
+        load_training_tokenizer(folder, [])
     change(folder, "tokenizer_config.json", auto_map={"AutoTokenizer": ["org/other--own.Own", None]})
     with pytest.raises(UserError, match=r"its code, org/other--own\.Own, is not in its own folder"):
         check_model(folder, trusted=True, key="model")

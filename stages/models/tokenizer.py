@@ -13,6 +13,9 @@ from stages.models.model_folder import why_not_loaded
 def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load the tokenizer in `path`. Raises UserError."""
     try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: holds no tokenizer that can be loaded: {why_not_loaded(error)}") from None
+    # else save_pretrained would write whether this machine was offline into the published tokenizer_config.json
+    tokenizer.init_kwargs.pop("local_files_only", None)
+    return tokenizer

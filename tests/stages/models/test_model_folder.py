@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +84,16 @@ def test_files_that_are_not_json(folder: Path) -> None:
         (folder / "config.json").write_text(text, encoding="latin-1")
         with pytest.raises(UserError, match=r"config\.json: (cannot be read as JSON|is not a JSON object)"):
             check_model(folder, trusted=False, key="model")
+
+
+def test_a_saved_tokenizer_does_not_say_whether_this_machine_is_offline(folder: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from stages.models.tokenizer import load_tokenizer;"
+        " load_tokenizer(Path(sys.argv[1])).save_pretrained(sys.argv[2])"
+    )
+    configs = []
+    for offline in ("0", "1"):
+        call = [sys.executable, "-c", program, str(folder), str(tmp_path / offline)]
+        subprocess.run(call, env={**os.environ, "HF_HUB_OFFLINE": offline}, check=True)
+        configs.append((tmp_path / offline / "tokenizer_config.json").read_bytes())
+    assert configs[0] == configs[1]

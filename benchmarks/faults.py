@@ -103,11 +103,11 @@ class Runner:
 
 
 def _workers(work: Path) -> list[int]:
-    """Return the ids of processes whose command line contains the folder's name."""
+    """Return the ids of processes whose command line contains the folder: equal steps of other runs have its name."""
     ids = []
     for folder in Path("/proc").iterdir():
         try:
-            if folder.name.isdigit() and work.name.encode() in (folder / "cmdline").read_bytes():
+            if folder.name.isdigit() and str(work).encode() in (folder / "cmdline").read_bytes():
                 ids.append(int(folder.name))
         except OSError:
             continue  # the process has ended

@@ -1,10 +1,17 @@
-"""A tiny tokenizer and model, which tests train in seconds."""
+"""A tiny tokenizer and model, which tests train in seconds, and how to train them without the pipeline."""
 
 from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from stages.base import Context, Input, StageConfig
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}"
@@ -42,3 +49,32 @@ def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float32) -> LlamaForCau
         pad_token_id=byte_tokenizer().pad_token_id,
     )
     return LlamaForCausalLM(config).to(dtype)
+
+
+def run_training(
+    folder: Path,
+    model: Path,
+    rows: Sequence[Mapping[str, Any]],
+    config: StageConfig,
+    splits: Sequence[str] = ("train",),
+    progress: Callable[[int, int, str], None] = lambda *_: None,
+) -> Path:
+    """Run a stage on `rows` as each of `splits`, and return the folder that it publishes."""
+    for name in ("out", "scratch"):
+        (folder / name).mkdir(parents=True)
+    data = folder / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config.load("run")(
+        Context(
+            recipe="r",
+            step="s",
+            config=config,
+            inputs={"model": Input(model), **{split: Input(data) for split in splits}},
+            out=folder / "out",
+            scratch=folder / "scratch",
+            checkpoints=folder / "checkpoints",
+            cache=folder / "cache",
+            progress=progress,
+        )
+    )
+    return folder / "out"

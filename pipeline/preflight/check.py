@@ -121,6 +121,11 @@ def files_of(step: Step, results: Mapping[str, Published], resolver: Resolver) -
     return {name: path for name, (path, _) in start_inputs(step, results, resolver).items()}
 
 
+def _contents_of(step: Step, results: Mapping[str, Published], resolver: Resolver) -> dict[str, str | None]:
+    """Input name -> content hash, of the inputs in `files_of`."""
+    return {name: content for name, (_, content) in start_inputs(step, results, resolver).items()}
+
+
 def _problem(step: Step, key: str, text: str) -> Problem:
     return step.recipe.problem(("stages", step.stage, *split_key(key)), text)
 
@@ -135,12 +140,12 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _key(step: Step, results: Mapping[str, Published], resolver: Resolver, machine: list[Any]) -> str:
     """Return a key of everything that a check depends on, except services and the free disk."""
-    contents = {name: content for name, (_, content) in start_inputs(step, results, resolver).items()}
+    contents = _contents_of(step, results, resolver)
     return content_hash([step.kind, step.config.version, step.config.model_dump(), contents, machine])
 
 
 def _request(step: Step, results: Mapping[str, Published], resolver: Resolver) -> Request:
-    contents = {name: content for name, (_, content) in start_inputs(step, results, resolver).items()}
+    contents = _contents_of(step, results, resolver)
     return Request(step, files_of(step, results, resolver), {"recipe": step.recipe.name, "contents": contents})
 
 

@@ -126,9 +126,11 @@ class Run:
         self._collect_ready()
         while self._ready or self._running:
             self._start_ready(executor)
-            timeout = POLL_SECONDS if self._blocked_by_other_run else None
+            timeout = POLL_SECONDS if self._blocked_by_other_run else self.record.seconds_until_due()
             if (self._running or self._blocked_by_other_run) and (event := executor.wait(timeout)):
                 self._handle(event)
+            elif self.record.seconds_until_due() == 0:
+                self.record.write_if_due()
             self._collect_ready()
 
     def _collect_ready(self) -> None:

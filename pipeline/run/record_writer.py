@@ -26,6 +26,8 @@ class RecordWriter:
     steps: dict[str, StepRecord] = field(default_factory=dict)
     """Step -> its state, in the order of the plan."""
     _next_write: float = 0.0
+    _is_late: bool = False
+    """Whether something happened that is not written yet."""
 
     def write(self, status: str) -> None:
         """Write run.json. Raises OSError."""
@@ -33,6 +35,7 @@ class RecordWriter:
         steps = list(self.steps.values())
         write_run_record(self.folder, self.recipe, status, self.width, steps, self.recipe_file)
         ended = time.monotonic()
+        self._is_late = False
         self._next_write = ended + max(INTERVAL_SECONDS, (ended - started) / MAX_SHARE)
 
     def taken_over_from(self) -> str | None:
@@ -48,7 +51,12 @@ class RecordWriter:
         is_due = time.monotonic() >= self._next_write
         if is_due:
             self.write("running")
+        self._is_late = not is_due
         return is_due
+
+    def seconds_until_due(self) -> float | None:
+        """When to write what came too soon after the last write; None if everything is written."""
+        return max(0.0, self._next_write - time.monotonic()) if self._is_late else None
 
     def without_result(self) -> list[str]:
         """The steps that were selected and have no result."""

@@ -28,9 +28,8 @@ from stages.data.files import without_nulls
 from stages.data.reader import bad_rows_error
 from stages.data.segments import Segment
 
-PREPARATION_VERSION = (
-    3  # part of the cache key of prepared rows; increase it when the same rows would be prepared differently
-)
+PREPARATION_VERSION = 3
+"""Part of the cache key of prepared rows. Increase it when the same rows would be prepared differently."""
 ROWS_PER_PROCESS = 5_000  # with fewer, starting a process takes longer than its share of the work
 
 ROW_COLUMNS = ({"prompt", "completion"}, {"messages"}, {"text"}, {"input_ids", "loss_weights"})

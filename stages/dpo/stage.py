@@ -23,7 +23,7 @@ from stages.training.check import check_token_id
 from stages.training.loop import arguments, train
 from stages.training.model_card import write_card
 from stages.training.model_io import load_model, with_reference
-from stages.training.tokenizer import load_stop_ids, load_tokenizer
+from stages.training.tokenizer import load_step_tokenizer, load_stop_ids
 from stages.training.trackers import TrackedFields, tracked_fields
 
 
@@ -46,8 +46,7 @@ def run(context: Context) -> Metrics:
     fields = stage.train.model_dump()
     context.progress(0, 1, "preparing pairs")
     splits = [name for name in ("train", "eval") if name in context.inputs]
-    first_pairs = [next(stage.rows(context.inputs[name].path, name))[1] for name in splits]
-    tokenizer = load_tokenizer(model_path, first_pairs, stage.trust_remote_code)
+    tokenizer = load_step_tokenizer(context)
     stop_ids = load_stop_ids(model_path, tokenizer, stage.trust_remote_code)
     pairs = {name: load_pairs(context, name, tokenizer, stop_ids) for name in splits}
     context.progress(0, 1, "loading the model")

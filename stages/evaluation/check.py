@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
-
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from stages.base import Context, Findings, UserError
 from stages.models.evaluation_settings import remove_appended_eos
-from stages.models.model_folder import why_not_loaded
 from stages.models.model_size import build
+from stages.models.tokenizer import load_tokenizer
+
+_load_tokenizer = cache(load_tokenizer)  # the steps of several stages share models
 
 
 def check(context: Context, on_this_machine: bool) -> Findings:
@@ -27,7 +26,7 @@ def check_model(context: Context, findings: Findings) -> None:
     with findings.part("model", "models"):
         build(path, "auto", context.config.trust_remote_code)
     with findings.part("tokenizer", "models"):
-        tokenizer = load_tokenizer(path, context.config.trust_remote_code)
+        tokenizer = _load_tokenizer(path, context.config.trust_remote_code)
         remove_appended_eos(tokenizer)
         uses_template = getattr(options, "apply_chat_template", None)
         if uses_template and not tokenizer.chat_template:
@@ -38,12 +37,3 @@ def check_model(context: Context, findings: Findings) -> None:
         if uses_template is False and tokenizer.chat_template:
             text = "is false, but the model has a chat template; set it to true if the model was trained with it"
             findings.notes.append(("options.apply_chat_template", text))
-
-
-@cache
-def load_tokenizer(path: Path, trusted: bool) -> PreTrainedTokenizerBase:
-    """Load a tokenizer. Raises UserError."""
-    try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=trusted)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: holds no tokenizer that can be loaded: {why_not_loaded(error)}") from None

@@ -100,7 +100,7 @@ class Scores(NamedTuple):
     """The package's metrics as fractions, each instruction's length-controlled win rate, and metrics on resamples."""
 
     rows: list[ScoreRow]
-    length_controlled: list[float | None]
+    length_controlled: Sequence[float | None]
     resamples: dict[str, list[float]]
     """Metric -> its values on RESAMPLES resamples of the instructions."""
 
@@ -131,17 +131,15 @@ def score(
         difficulties = scratch / "df_gamed.csv"
         columns = {"model": "none", "index": range(frame["index"].max() + 1), "instruction_difficulty": 0.0}
         pd.DataFrame(columns).to_csv(difficulties, index=False)
-    length_controlled: list[float | None] = [None] * len(annotations)
+    length_controlled: Sequence[float | None] = [None] * len(annotations)
     values: list[float] = []
     percent, fitted = fit_length_control(frame, glm, difficulties) or (get_winrate(frame), None)
     if fitted is not None:
         length_controlled = fitted
         rows = np.random.default_rng(seed).integers(0, len(frame), (RESAMPLES, len(frame)))
-        lean = frame[["preference", "index", *GENERATORS]].assign(
-            **{
-                name: [range(len(text)) for text in frame[name]] for name in ("output_1", "output_2")
-            }  # lengths are used
-        )
+        lean = frame[["preference", "index", *GENERATORS]].copy()
+        for name in ("output_1", "output_2"):
+            lean[name] = [range(len(text)) for text in frame[name]]  # only the length of an output is used
         fits = joblib.Parallel(n_jobs=-1, return_as="generator")(
             joblib.delayed(fit_length_control)(lean.iloc[sample], glm, difficulties) for sample in rows
         )

@@ -51,7 +51,7 @@ def find_conflict(name: str, options: dict[str, Any]) -> tuple[str, str] | None:
     if needs and not {*needs} & {*scheduler_keys}:
         return "lr_scheduler_type", f"{scheduler} needs lr_scheduler_kwargs with {' or '.join(needs)}"
     known = SCHEDULER_OPTIONS.get(scheduler, scheduler_keys)
-    for key in {*scheduler_keys} - {*known}:
+    for key in (key for key in scheduler_keys if key not in known):
         return f"lr_scheduler_kwargs.{key}", f"is no option of {scheduler}, which has {', '.join(known) or 'none'}"
     for first, second in EXCLUSIVE:
         if options.get(first) and options.get(second):

@@ -20,7 +20,7 @@ from stages.data.segments import describe_shares, segment_shares
 from stages.data.tokenization import Preparer
 from stages.preview.terminal import TerminalPreview
 from stages.preview.token_display import WHITE_SPACE_SYMBOLS, Preview, PreviewedRow, TokenTexts
-from stages.training.tokenizer import load_tokenizer
+from stages.training.tokenizer import load_training_tokenizer
 
 
 def show_rows(
@@ -44,7 +44,7 @@ def show_rows(
     total = sum(1 for _ in stage.rows(path, "train"))
     positions = {index * total // count for index in range(count)}
     rows = list(compress(stage.rows(path, "train"), (index in positions for index in range(total))))
-    tokenizer = load_tokenizer(paths["model"], [row for _, row in rows], stage.trust_remote_code)
+    tokenizer = load_training_tokenizer(paths["model"], [row for _, row in rows], stage.trust_remote_code)
     with tempfile.TemporaryDirectory() as folder:
         prepared, _ = prepare_rows(stage, path, "train", iter(rows), preparer_for(tokenizer), Path(folder))
         texts = TokenTexts(tokenizer)

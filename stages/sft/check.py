@@ -8,11 +8,10 @@ from transformers import PreTrainedTokenizerBase
 
 from stages.base import Context, Findings
 from stages.data.dataset_cache import load_rows
-from stages.data.reader import report_notes
 from stages.data.segments import MAX_TEMPLATE_SHARE, describe_shares, segment_shares
-from stages.data.tokenization import Preparer, date_notes
+from stages.data.tokenization import Preparer
 from stages.sft.config import SFTStage
-from stages.sft.row_filter import check_rows, select, stats_notes
+from stages.sft.row_filter import check_rows, data_notes, select
 from stages.training.check import PreparedRows, check_training
 from stages.training.tokenizer import load_stop_ids
 
@@ -44,7 +43,7 @@ def _prepare_rows(context: Context, split: str, tokenizer: PreTrainedTokenizerBa
     stop_ids = load_stop_ids(context.inputs["model"].path, tokenizer, stage.trust_remote_code)
     stats = select(rows, stage.weights.segment_weights, stop_ids)[1]
     check_rows(split, stats, max_length, stage.weights.completion)
-    notes = report_notes(report) + date_notes(tokenizer, rows[0]["input_ids"]) + stats_notes(stats)
+    notes = data_notes(rows, report, stats, tokenizer)
     shares = segment_shares(stats.weighted)
     if shares.get("template", 0) > MAX_TEMPLATE_SHARE:
         notes.append(describe_shares(shares))

@@ -9,9 +9,12 @@ from dataclasses import dataclass, fields
 import numpy
 import pyarrow
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from stages.base import UserError
+from stages.data.reader import RowReport, report_notes
 from stages.data.segments import TARGET_SEGMENTS, Segment
+from stages.data.tokenization import date_notes
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,8 @@ def check_rows(name: str, stats: DatasetStats, max_length: int | None, completio
         )
 
 
-def stats_notes(stats: DatasetStats) -> list[str]:
-    """Return notes about rows and tokens that training does not use, or that do not teach what they should."""
+def data_notes(rows: Dataset, report: RowReport, stats: DatasetStats, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return notes about what training does not read or use of prepared rows, or what they do not teach."""
     counts = {
         "rows have no token with a weight and were left out": stats.rows_without_weight,
         "rows lost their completion at max_length; raise train.max_length": stats.rows_without_completion,
@@ -87,7 +90,8 @@ def stats_notes(stats: DatasetStats) -> list[str]:
         "rows have earlier answers of which the chat template leaves out text, such as reasoning": stats.rows_unwritten,
         "completions have no token that stops generation, so the model does not learn to stop": stats.rows_without_stop,
     }
-    return [f"{count} {text}" for text, count in counts.items() if count]
+    notes = [f"{count} {text}" for text, count in counts.items() if count]
+    return report_notes(report) + date_notes(tokenizer, rows[0]["input_ids"]) + notes
 
 
 def _batch_stats(

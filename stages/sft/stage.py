@@ -9,17 +9,17 @@ import datasets
 
 from stages.base import Context
 from stages.data.dataset_cache import load_rows
-from stages.data.reader import DROPPED_ROWS, report_notes
+from stages.data.reader import DROPPED_ROWS
 from stages.data.segments import describe_shares, segment_shares
-from stages.data.tokenization import Preparer, date_notes
+from stages.data.tokenization import Preparer
 from stages.records.metrics import Metrics
 from stages.sft.config import SFTStage
-from stages.sft.row_filter import DatasetStats, stats_notes
+from stages.sft.row_filter import DatasetStats, data_notes
 from stages.sft.trainer import WITConfig, WITTrainer
 from stages.training.loop import arguments, train
 from stages.training.model_card import write_card
 from stages.training.model_io import load_model, lora_config
-from stages.training.tokenizer import load_tokenizer
+from stages.training.tokenizer import load_step_tokenizer
 from stages.training.trackers import TrackedFields, tracked_fields
 
 
@@ -44,11 +44,9 @@ def run(context: Context) -> Metrics:
         turns=stage.data.turns,
     )
     context.progress(0, 1, "preparing rows")
-    parts = [name for name in ("train", "eval") if name in context.inputs]
-    first_rows = [next(stage.rows(context.inputs[name].path, name))[1] for name in parts]
-    tokenizer = load_tokenizer(base, first_rows, stage.trust_remote_code)
+    tokenizer = load_step_tokenizer(context)
     preparer = Preparer(tokenizer, args.max_length, stage.data.turns)
-    data = {name: load_rows(context, name, preparer) for name in parts}
+    data = {name: load_rows(context, name, preparer) for name in ("train", "eval") if name in context.inputs}
     context.progress(0, 1, "loading the model")
     trainer = WITTrainer(
         model=load_model(base, stage.seed, options, stage.random_init, stage.quantization, stage.trust_remote_code),
@@ -64,12 +62,12 @@ def run(context: Context) -> Metrics:
     stats = trainer.used
     notes = []
     for name, (rows, report) in data.items():
-        texts = report_notes(report) + date_notes(tokenizer, rows[0]["input_ids"]) + stats_notes(stats[name])
+        texts = data_notes(rows, report, stats[name], tokenizer)
         if len(stats[name].weighted) > 1:
             texts.append(describe_shares(segment_shares(stats[name].weighted)))
         notes += [f"{name} data: {text}" for text in texts]
     metrics = metrics.extended(
-        data={name: _counts(stats[name], len(data[name][1].dropped)) for name in parts}, notes=metrics.notes + notes
+        data={name: _counts(stats[name], len(data[name][1].dropped)) for name in data}, notes=metrics.notes + notes
     )
     write_card(context, metrics)
     return metrics

@@ -15,7 +15,7 @@ from stages.models.model_size import build, check_positions, checkpoint_bytes, m
 from stages.training.config import TrainingStage
 from stages.training.estimate import optimiser_steps
 from stages.training.launch import require_sharding
-from stages.training.tokenizer import load_tokenizer
+from stages.training.tokenizer import load_step_tokenizer
 
 HIGH_LEARNING_RATE = 1e-2
 
@@ -89,13 +89,10 @@ def _prepare(
     context: Context, findings: Findings, prepare_rows: PrepareRows, vocabulary: int
 ) -> dict[str, PreparedRows]:
     """Prepare the splits that can be used."""
-    stage: TrainingStage = context.config
     rows: dict[str, PreparedRows] = {}
-    splits = [split for split in ("train", "eval") if split in context.inputs]
     with findings.part("tokenizer", "model"):
-        first_rows = [next(stage.rows(context.inputs[split].path, split))[1] for split in splits]
-        tokenizer = load_tokenizer(context.inputs["model"].path, first_rows, stage.trust_remote_code)
-        for split in splits:
+        tokenizer = load_step_tokenizer(context)
+        for split in (split for split in ("train", "eval") if split in context.inputs):
             with findings.part(f"{split} rows"):
                 rows[split] = prepare_rows(split, tokenizer)
                 check_token_id(split, rows[split].largest_id, vocabulary)

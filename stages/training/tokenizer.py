@@ -1,23 +1,28 @@
-"""Load the tokenizer of a training. Imports neither TRL nor PEFT, which take seconds."""
+"""Load the tokenizer of a training, and the tokens that stop generation. Imports neither TRL nor PEFT, which take
+seconds."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
-from stages.base import UserError
+from stages.base import Context, UserError
 from stages.data.tokenization import stop_ids_of
-from stages.models.model_folder import why_not_loaded
+from stages.models.tokenizer import load_tokenizer
 
 
-def load_tokenizer(path: Path, rows: list[Any], trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def load_step_tokenizer(context: Context) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a training step. Raises UserError if it cannot serve the step's rows."""
+    stage, inputs = context.config, context.inputs
+    first_rows = [next(stage.rows(inputs[split].path, split))[1] for split in ("train", "eval") if split in inputs]
+    return load_training_tokenizer(inputs["model"].path, first_rows, stage.trust_remote_code)
+
+
+def load_training_tokenizer(path: Path, rows: list[Any], trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load a tokenizer. Raises UserError if it cannot serve `rows`, one or more of each data file."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: holds no tokenizer that can be loaded: {why_not_loaded(error)}") from None
+    tokenizer = load_tokenizer(path, trust_remote_code)
     if not tokenizer.is_fast:
         raise UserError(f"{path}: the tokenizer has no character offsets; save it as a fast tokenizer")
     if tokenizer.eos_token is None:

@@ -21,7 +21,7 @@ from stages.data.dataset_cache import load_rows
 from stages.data.tokenization import Preparer
 from stages.records.metrics import Metrics
 from stages.system.integrity import content_hash
-from stages.training.tokenizer import load_tokenizer
+from stages.training.tokenizer import load_training_tokenizer
 from tests.golden.report_inputs import PUBLISHED_GRID, report_inputs
 from tests.stages.judge import server as judge
 from tests.stages.push import server as hub
@@ -124,7 +124,7 @@ def sft(folder: Path) -> Outputs:
         section = {"data": {"train": "rows.jsonl", **data}, "weights": {"prompt": 0.2, "completion": 0.8}}
         step = context(place, "sft", section, {"train": source})
         first = next(step.config.rows(source.path, "train"))[1]
-        preparer = Preparer(load_tokenizer(MODEL, [first], False), max_length, step.config.data.turns)
+        preparer = Preparer(load_training_tokenizer(MODEL, [first], False), max_length, step.config.data.turns)
         dataset, report = load_rows(step, "train", preparer)
         # lists as text, so that each is one line of the file
         texts = [

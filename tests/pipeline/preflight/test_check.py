@@ -134,7 +134,7 @@ def test_an_error_names_its_key_and_the_reason(refused: subprocess.CompletedProc
     assert len(re.findall(pattern, refused.stderr, re.MULTILINE)) == 1, refused.stderr
 
 
-def test_all_errors_are_told_at_once(refused: subprocess.CompletedProcess[str]) -> None:
+def test_all_errors_are_reported_at_once(refused: subprocess.CompletedProcess[str]) -> None:
     assert refused.returncode == 2
     assert len(refused.stderr.splitlines()) == len(WRONG)
     assert "Traceback" not in refused.stderr

@@ -31,7 +31,7 @@ stages:
     kind: sft
     data: {train: ./rows.jsonl}
     weights: {prompt: "${matrix.prompt}", completion: 1}
-    train: {max_steps: 3, per_device_train_batch_size: 2, learning_rate: "${matrix.rate}", logging_steps: 1}
+    train: {max_steps: 60, per_device_train_batch_size: 2, learning_rate: "${matrix.rate}", logging_steps: 1}
   bench:
     kind: lm_eval
     models: [base, wit]
@@ -102,7 +102,7 @@ def test_another_terminal_sees_how_far_it_is(world: Path) -> None:
     looks = json.loads((world / "looks.json").read_text())
     assert {look["status"] for look in looks} >= {"running"}
     running = [step for look in looks for step in look["steps"] if step["state"] == "running"]
-    assert any(step["progress"] and step["progress"][1] == 3 for step in running if step["kind"] == "sft")
+    assert any(step["progress"] and step["progress"][1] == 60 for step in running if step["kind"] == "sft")
     done = [sum(step["state"] == "done" for step in look["steps"]) for look in looks]
     assert done == sorted(done)
     assert len(set(done)) > 2

@@ -230,7 +230,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "infinite weight": (
         {"messages": [USER, BLUE | {"weight": float("inf")}]},
-        "column 'messages' has the weight inf; a message's weight is a number >= 0",
+        "not valid JSON: Infinity is not a finite number; write it as text, or remove it",
     ),
     "tools that are not JSON": (
         {"messages": [USER, BLUE], "tools": "look"},

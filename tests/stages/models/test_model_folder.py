@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from stages.lm_eval.config import LMEvalStage, Task
 from stages.lm_eval.model import load_model as load_evaluated
 from stages.models.model_folder import check_model
 from stages.training.model_io import load_model
-from stages.training.tokenizer import load_tokenizer
+from stages.training.tokenizer import load_training_tokenizer
 
 EVALUATION = LMEvalStage(models=["it"], tasks=[Task(task="any")])
 
@@ -44,7 +47,7 @@ def test_no_loader_reads_a_pickle(folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     for name in ("pytorch_model.bin", "tokenizer.pkl", "vocab.pkl"):
         (folder / name).write_bytes(pickle.dumps(Touch(tmp_path / "unpickled")))
-    load_tokenizer(folder, [])
+    load_training_tokenizer(folder, [])
     with pytest.raises(UserError, match="holds no model that can be loaded"):
         load_model(folder, 0, None)
     with pytest.raises(OSError, match=r"model\.safetensors"):
@@ -70,7 +73,7 @@ def test_a_tokenizers_own_code(folder: Path) -> None:
     change(folder, "tokenizer_config.json", tokenizer_class="Own", auto_map={"AutoTokenizer": [None, "own.Own"]})
     (folder / "own.py").write_text("raise SystemExit('imported')")
     with pytest.raises(UserError, match="set trust_remote_code: true"):
-        load_tokenizer(folder, [])
+        load_training_tokenizer(folder, [])
     change(folder, "tokenizer_config.json", auto_map={"AutoTokenizer": ["org/other--own.Own", None]})
     with pytest.raises(UserError, match=r"its code, org/other--own\.Own, is not in its own folder"):
         check_model(folder, trusted=True, key="model")
@@ -81,3 +84,16 @@ def test_files_that_are_not_json(folder: Path) -> None:
         (folder / "config.json").write_text(text, encoding="latin-1")
         with pytest.raises(UserError, match=r"config\.json: (cannot be read as JSON|is not a JSON object)"):
             check_model(folder, trusted=False, key="model")
+
+
+def test_a_saved_tokenizer_does_not_say_whether_this_machine_is_offline(folder: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from stages.models.tokenizer import load_tokenizer;"
+        " load_tokenizer(Path(sys.argv[1])).save_pretrained(sys.argv[2])"
+    )
+    configs = []
+    for offline in ("0", "1"):
+        call = [sys.executable, "-c", program, str(folder), str(tmp_path / offline)]
+        subprocess.run(call, env={**os.environ, "HF_HUB_OFFLINE": offline}, check=True)
+        configs.append((tmp_path / offline / "tokenizer_config.json").read_bytes())
+    assert configs[0] == configs[1]

@@ -25,13 +25,11 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-import stages.dpo.stage
-import stages.sft.stage
-from stages.base import Context, Input, StageConfig, UserError
+from stages.base import StageConfig, UserError
 from stages.dpo.config import DPOStage
 from stages.models.model_size import build
 from stages.sft.config import SFTStage
-from tests.tiny import byte_tokenizer, tiny_model
+from tests.tiny import byte_tokenizer, run_training, tiny_model
 
 TRAIN = {
     "max_steps": 2, "per_device_train_batch_size": 2, "logging_steps": 1, "learning_rate": 1e-2, "use_cpu": True,
@@ -67,25 +65,8 @@ def run(
     folder: Path, model: Path, config: StageConfig, progress: Callable[[int, int, str], None] = lambda *_: None
 ) -> tuple[Path, dict[str, Any]]:
     """Run a stage; return the folder that it publishes, and the first row of its log."""
-    runner, rows = (stages.sft.stage, ROWS) if config.kind == "sft" else (stages.dpo.stage, PAIRS)
-    for name in ("out", "scratch"):
-        (folder / name).mkdir(parents=True)
-    data = folder / "rows.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    runner.run(
-        Context(
-            recipe="r",
-            step="s",
-            config=config,
-            inputs={"model": Input(model), "train": Input(data)},
-            out=folder / "out",
-            scratch=folder / "scratch",
-            checkpoints=folder / "checkpoints",
-            cache=folder / "cache",
-            progress=progress,
-        )
-    )
-    return folder / "out", json.loads((folder / "out" / "training_log.jsonl").read_text().splitlines()[0])
+    out = run_training(folder, model, ROWS if config.kind == "sft" else PAIRS, config, progress=progress)
+    return out, json.loads((out / "training_log.jsonl").read_text().splitlines()[0])
 
 
 def sft(lora: dict[str, Any] | None, **section: Any) -> SFTStage:

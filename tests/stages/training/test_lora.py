@@ -6,7 +6,6 @@ import importlib.util
 import json
 import math
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,13 +14,11 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-import stages.dpo.stage
-import stages.sft.stage
-from stages.base import Context, Input, StageConfig, UserError
+from stages.base import UserError
 from stages.dpo.config import DPOStage
 from stages.sft.config import SFTStage
 from stages.training.model_io import load_model
-from tests.tiny import byte_tokenizer, tiny_model
+from tests.tiny import byte_tokenizer, run_training, tiny_model
 
 LORA = {"r": 4, "lora_alpha": 64, "target_modules": ["q_proj", "v_proj", "down_proj"]}
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
@@ -44,38 +41,15 @@ def wide_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(runner: ModuleType, folder: Path, model: Path, rows: list[dict[str, str]], config: StageConfig) -> Path:
-    """Run a stage and return the folder that it publishes."""
-    folder.mkdir()
-    for name in ("out", "scratch"):
-        (folder / name).mkdir()
-    data = folder / "rows.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    runner.run(
-        Context(
-            recipe="r",
-            step="s",
-            config=config,
-            inputs={"model": Input(model), "train": Input(data), "eval": Input(data)},
-            out=folder / "out",
-            scratch=folder / "scratch",
-            checkpoints=folder / "checkpoints",
-            cache=folder / "cache",
-            progress=lambda *_: None,
-        )
-    )
-    return folder / "out"
-
-
 def sft(folder: Path, model: Path, **section: Any) -> Path:
     weights = {"prompt": 0.5, "completion": 1}
     config = {"data": {"train": "./r", "eval": "./r"}, "weights": weights, "train": TRAIN, "lora": LORA, **section}
-    return run(stages.sft.stage, folder, model, ROWS, SFTStage.model_validate(config))
+    return run_training(folder, model, ROWS, SFTStage.model_validate(config), ("train", "eval"))
 
 
 def dpo(folder: Path, model: Path, **section: Any) -> Path:
     config = {"data": {"train": "./r"}, "train": TRAIN, **section}
-    return run(stages.dpo.stage, folder, model, PAIRS, DPOStage.model_validate(config))
+    return run_training(folder, model, PAIRS, DPOStage.model_validate(config), ("train", "eval"))
 
 
 def assert_merged(base: Path, out: Path) -> None:

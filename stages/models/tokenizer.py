@@ -1,0 +1,21 @@
+"""Load the tokenizer of a model folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from stages.base import UserError
+from stages.models.model_folder import why_not_loaded
+
+
+def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load the tokenizer in `path`. Raises UserError."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: holds no tokenizer that can be loaded: {why_not_loaded(error)}") from None
+    # else save_pretrained would write whether this machine was offline into the published tokenizer_config.json
+    tokenizer.init_kwargs.pop("local_files_only", None)
+    return tokenizer

@@ -85,7 +85,7 @@ class Judge:
             verdict = parse(reply) if is_complete(reply, parameters.get("max_tokens")) else None
             if verdict is not None:
                 break
-        self.judges[json.dumps(judge_of(reply), sort_keys=True)] += 1
+        self.judges[json.dumps(judge_of(reply))] += 1
         self.on_judgements(1)
         return reply, verdict
 

@@ -30,9 +30,11 @@ Judges = dict[str, tuple[dict[str, str], dict[str, str]]]
 
 _BRACKETS = (re.compile(r"\[\[(\d+(?:\.\d+)?)\]\]"), re.compile(r"\[(\d+(?:\.\d+)?)\]"))
 """Grades in the forms that the authors' code reads: [[7]], and [7] where there is none in double brackets."""
-_VERDICT = re.compile(r"(?:^|\n|\brating(?:\W{1,4}(?:is|of))?)[\s:*_#>`-]*\Z", re.IGNORECASE)
-"""What stands before the verdict: the start of its line, or "Rating:"."""
-_END = re.compile(r"\s*(?:/\s*10)?[\s.*_`]*")
+_LABEL = r"(?:(?:final|overall|my)\s+)?(?:rating|score|grade|verdict)(?:\W{1,4}(?:is|of))?"
+_OF_TEN = r"(?:\s*/\s*10|\s+out of 10)?"
+_OWN_LINE = re.compile(rf"^[\s*_#>`-]*(?:{_LABEL}[\s:*_`-]*)?@{_OF_TEN}[ \t.*_`]*$", re.IGNORECASE | re.MULTILINE)
+_LAST_WORDS = re.compile(rf"\brating(?:\W{{1,4}}(?:is|of))?[\s:*_`-]*@{_OF_TEN}[\s.*_`]*\Z", re.IGNORECASE)
+"""What a verdict is: a grade (here @) alone on its line but for a label, or the reply's last words after "rating"."""
 _THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 
 
@@ -75,18 +77,17 @@ def grade_answers(
 
 
 def parse_grade(reply: Reply) -> float | None:
-    """Return the grade from 1 to 10 with which the reply ends, as in "Rating: [[7]]"; None if there is not exactly one.
+    """Return the reply's verdict, a grade from 1 to 10 as in "Rating: [[7]]"; None if there is not exactly one.
 
     Stricter than the authors' code, which takes the first number in double brackets wherever it is.
     """
-    text = _THOUGHT.sub("", text_of(reply))
-    matches = list(_BRACKETS[0].finditer(text)) or list(_BRACKETS[1].finditer(text))
-    grades = {float(match[1]) for match in matches}
-    if len(grades) != 1 or not 1 <= (grade := grades.pop()) <= 10:
-        return None
-    verdict = matches[-1]
-    is_verdict = _VERDICT.search(text[: verdict.start()]) and _END.fullmatch(text, verdict.end())
-    return grade if is_verdict else None
+    text = _THOUGHT.sub("", text_of(reply)).replace("@", "")
+    for brackets in _BRACKETS:
+        if grades := set(map(float, brackets.findall(text))):
+            marked = brackets.sub("@", text)
+            is_verdict = _OWN_LINE.search(marked) or _LAST_WORDS.search(marked)
+            return grades.pop() if is_verdict and len(grades) == 1 and 1 <= min(grades) <= 10 else None
+    return None
 
 
 def score_rows(questions: list[Question], grades: Grades) -> list[ScoreRow]:

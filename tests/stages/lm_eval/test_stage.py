@@ -39,9 +39,8 @@ def self_contained(world: Path, out: Path) -> Path:
     return tasks
 
 
-def command(model: Path, world: Path, out: Path, *arguments: str) -> dict[str, Any]:
-    """Run `lm_eval run` and return its results."""
-    tasks = self_contained(world, out)
+def lm_eval_command(model: Path, tasks: Path, out: Path, *arguments: str) -> dict[str, Any]:
+    """Run `lm_eval run` on task files and return its results."""
     executable = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--device", "cpu"]
     executable += ["--model_args", f"pretrained={model},dtype=float32"]
     subprocess.run(
@@ -82,9 +81,9 @@ def test_scores_are_those_of_the_lm_eval_command(step: Step, model_path: Path, w
     options["system_instruction"] = "Be brief."
     context = step(tasks=tasks, options=options, seed=7)
     metrics = run(context)
-    reference = command(
+    reference = lm_eval_command(
         model_path,
-        world,
+        self_contained(world, tmp_path / "reference"),
         tmp_path / "reference",
         *("--tasks", "tiny_choice,tiny_generate", "--num_fewshot", "2", "--batch_size", "4"),
         *("--apply_chat_template", "--seed", "7", "--system_instruction", "Be brief."),

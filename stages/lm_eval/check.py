@@ -53,12 +53,15 @@ def _generations(config: LMEvalStage, benchmark: Benchmark, key: str) -> list[_G
     for name, task in benchmark.tasks.items():
         if task.OUTPUT_TYPE != "generate_until":
             continue
-        settings = (task.config.generation_kwargs or {}) | config.options.gen_kwargs.model_dump()
+        ours = config.options.gen_kwargs.model_dump()
+        settings = (task.config.generation_kwargs or {}) | ours
         until = settings.get("until") or []
         if wrong := [stop for stop in (until if isinstance(until, list) else [until]) if not isinstance(stop, str)]:
-            raise UserError(f"generation_kwargs of {name}: until has {wrong[0]!r}, which is not text; quote it", key)
-        lengths = [settings[each] for each in LENGTHS if settings.get(each) is not None]
-        generations.append(_Generation(key, name, int(lengths[0]) if lengths else DEFAULT_LENGTH))
+            at = "options.gen_kwargs.until" if "until" in ours else key
+            raise UserError(f"generation_kwargs of {name}: until has {wrong[0]!r}, which is not text; quote it", at)
+        lengths = {each: settings[each] for each in LENGTHS if settings.get(each) is not None} or {"": DEFAULT_LENGTH}
+        option, length = next(iter(lengths.items()))
+        generations.append(_Generation(f"options.gen_kwargs.{option}" if option in ours else key, name, int(length)))
     return generations
 
 

@@ -33,19 +33,9 @@ def outside_files(folder: Path) -> dict[str, Path]:
 
     What Python opens is known only where it has the path as a whole, as text; see `has_python`.
     """
-    files = [file for pattern in ("*.yaml", "*.yml", "*.py") for file in folder.rglob(pattern)]
-    times = tuple((file, file.stat().st_mtime_ns) for file in sorted(files))
-    return _outside_files(folder.resolve(), times, Path.cwd())
-
-
-def has_python(folder: Path) -> bool:
-    """Whether tasks run Python, which can read files that nobody can list."""
-    return any(folder.rglob("*.py")) or any(file.suffix == ".py" for file in outside_files(folder).values())
-
-
-@cache
-def _outside_files(folder: Path, inside: tuple[tuple[Path, int], ...], current: Path) -> dict[str, Path]:
-    queue, seen = [file for file, _ in inside], set[Path]()
+    folder, current = folder.resolve(), Path.cwd()
+    queue = [file for pattern in ("*.yaml", "*.yml", "*.py") for file in folder.rglob(pattern)]
+    seen = set[Path]()
     while queue:
         file = queue.pop()
         if file in seen or not file.exists():
@@ -59,13 +49,13 @@ def _outside_files(folder: Path, inside: tuple[tuple[Path, int], ...], current: 
     return {os.path.relpath(path, folder): path for path in outside}
 
 
+def has_python(folder: Path) -> bool:
+    """Whether tasks run Python, which can read files that nobody can list."""
+    return any(folder.rglob("*.py")) or any(file.suffix == ".py" for file in outside_files(folder).values())
+
+
 def _named_by_task(file: Path, current: Path) -> Iterator[Path]:
-    try:
-        task = yaml.load(file.read_text(encoding="utf-8"), _TaskLoader)  # extends the safe loader
-    except (yaml.YAMLError, OSError, UnicodeDecodeError):
-        return  # lm-eval reports it
-    if not isinstance(task, dict):
-        return
+    task = _read_task(file, file.stat().st_mtime_ns)
     include = task.get("include") or []
     yield from (file.parent / str(name) for name in (include if isinstance(include, list) else [include]))
     for text in _texts(task):
@@ -81,16 +71,31 @@ def _named_by_task(file: Path, current: Path) -> Iterator[Path]:
 
 
 def _named_by_python(file: Path, current: Path) -> Iterator[Path]:
+    for text in _strings_in_python(file, file.stat().st_mtime_ns):
+        for place in (file.parent, current):
+            with contextlib.suppress(OSError, ValueError):  # a text that no file can have as its name
+                if (path := place / text).is_file():
+                    yield path
+
+
+@cache
+def _read_task(file: Path, modified: int) -> dict[str, Any]:
+    """The content of a task file; empty if it is not valid, which lm-eval reports."""
     try:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
+        task = yaml.load(file.read_text(encoding="utf-8"), _TaskLoader)  # extends the safe loader
+    except (yaml.YAMLError, OSError, UnicodeDecodeError):
+        return {}
+    return task if isinstance(task, dict) else {}
+
+
+@cache
+def _strings_in_python(file: Path, modified: int) -> list[str]:
+    try:
+        nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
     except (SyntaxError, ValueError, OSError):
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and 0 < len(node.value) < 1_000:
-            for place in (file.parent, current):
-                with contextlib.suppress(OSError, ValueError):  # a text that no file can have as its name
-                    if (path := place / node.value).is_file():
-                        yield path
+        return []
+    strings = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return [text for text in strings if 0 < len(text) < 1_000]
 
 
 def _texts(value: Any) -> Iterator[str]:

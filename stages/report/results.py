@@ -153,8 +153,10 @@ class Results:
     @cached_property
     def averaged(self) -> list[Column]:
         """The headline columns that are in the average of any model: of each task the first that holds shares."""
-        columns = [column for column in self.columns(headline=True) if self.in_points(column)]
-        return list({(column.benchmark, column.task): column for column in reversed(columns)}.values())[::-1]
+        first: dict[tuple[str, str], Column] = {}
+        for column in filter(self.in_points, self.columns(headline=True)):
+            first.setdefault((column.benchmark, column.task), column)
+        return list(first.values())
 
     def averaged_for(self, model: Model) -> list[Column]:
         """The headline columns that a model's average is over: those of the stages that scored it.

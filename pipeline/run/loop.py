@@ -28,7 +28,7 @@ from pipeline.store.references import Reference, display_name
 from pipeline.store.secrets import mask_file, mask_secrets
 from pipeline.store.store import Published, Store
 from stages.base import Input
-from stages.records.manifest import Manifest
+from stages.records.manifest import MANIFEST, Manifest
 from stages.records.run_record import Progress, StepRecord
 from stages.system.file_names import file_name
 
@@ -359,15 +359,25 @@ class Run:
             seconds=seconds,
             error=error,
         )
-        link = self.folder / file_name(step.name)
-        if result:
-            _link(link, result.path)
-        elif link.is_symlink():
-            link.unlink()  # it points to an older result, with other settings
+        _link(self.folder / file_name(step.name), result.path if result else None)
 
 
-def _link(link: Path, target: Path) -> None:
-    """Let `link` point to `target` by a relative path, whatever it was before."""
+def _link(link: Path, target: Path | None) -> None:
+    """Let `link` point to `target` by a relative path; without one, remove it: it points to an older result.
+
+    Raises OSError. A copy of that very result, as `cp -L` leaves it, stays.
+    """
+    if link.is_dir() and not link.is_symlink():
+        manifests = [
+            (folder / MANIFEST).read_bytes() for folder in (link, target) if folder and (folder / MANIFEST).is_file()
+        ]
+        if len(manifests) == 2 and manifests[0] == manifests[1]:
+            return
+        text = "is a folder where a link to a result belongs, as in copies by cp -L; delete it (cp -a copies links)"
+        raise OSError(f"{link} {text}")
+    if target is None:
+        link.unlink(missing_ok=True)
+        return
     link.parent.mkdir(parents=True, exist_ok=True)
     temporary = link.with_name(f".{link.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)

@@ -104,7 +104,7 @@ def _compare(results: Results, model: Model, other: Model) -> str:
     if difference.stderr is None:
         return f"{sentence}; without a standard error, the difference can be chance."
     if difference.is_constant:
-        return f"{sentence}; it is the same on all {difference.n} items, which do not show what others would change."
+        return f"{sentence}; each of the {difference.n} items says the same, and none what other items would."
     error = f"standard error of the difference {100 * difference.stderr:.1f}"
     if abs(difference.value) > 2 * difference.stderr:
         return f"{sentence} ({error}): more than two standard errors."

@@ -16,6 +16,7 @@ from stages.report.runs import Run
 from stages.report.ties import rounded
 
 MOST_NAMES = 5
+MOST_NOTES = 20
 
 LUCK = "The best of many is above the rest by luck, too."
 NOTES: dict[str, str] = yaml.safe_load(Path(__file__).with_name("notes.yaml").read_text(encoding="utf-8"))
@@ -30,6 +31,13 @@ def score_notes(results: Results, baseline: Model | None) -> list[str]:
     exception = f" Left out, being no share of which more is better: {', '.join(left_out)}." if left_out else ""
     notes = [NOTES["scores"], NOTES["average"] + exception]
     return notes if baseline is None else [*notes, NOTES["difference"].format(baseline=baseline.name)]
+
+
+def evaluation_notes(results: Results) -> list[str]:
+    """Return what the steps behind the scores noted, such as judgements that could not be read."""
+    notes = [f"{step}: {note}" for step, result in results.evaluations.items() for note in result.metrics.notes]
+    more = len(notes) - MOST_NOTES
+    return notes[:MOST_NOTES] + ([f"{more} more notes are in the steps' stage.json"] if more > 0 else [])
 
 
 def correlation_note(counts: Collection[int]) -> str:

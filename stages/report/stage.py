@@ -99,8 +99,9 @@ def _score_sections(own: Run) -> list[Section]:
     results, baseline = own.results, own.baseline
     forms = bars(results) if len(results.models) <= MOST_BARS else None
     pictures = [Picture("scores", "The scores as bars, with standard errors", forms)] if forms else []
+    notes = sentences.score_notes(results, baseline) + sentences.evaluation_notes(results)
     return [
-        Section("Scores", [("", main_table(results, baseline))], sentences.score_notes(results, baseline), pictures),
+        Section("Scores", [("", main_table(results, baseline))], notes, pictures),
         Section("Further metrics", [("", further_table(results))]),
         Section("How each model was made", [("", training_table(results))]),
         Section("Settings that move a score", [("", settings_table(results))]),

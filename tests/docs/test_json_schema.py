@@ -17,8 +17,8 @@ from jsonschema import Draft7Validator
 from pipeline.cli import main
 from pipeline.recipe.loader import RecipeError, RecipeHead, load
 from pipeline.recipe.yaml_reader import parse
-from pipeline.reference.json_schema import SCHEMA_FILE, text
-from pipeline.reference.reference_page import PAGE, page
+from docs.generator.json_schema import SCHEMA_FILE, text
+from docs.generator.reference_page import PAGE, page
 from stages import KINDS
 from stages.library_options.option_models import options
 from tests.pipeline.recipe.test_loader import TEXT

@@ -35,7 +35,7 @@ class Job:
     log: Path
     """The file for the worker's output. Absolute."""
     lock: Path
-    """A lock that each worker of the step holds while it works."""
+    """A lock that each worker of the step holds while it works. Absolute: Ray starts workers in its own folder."""
     resources: Resources
     processes: int
     """Number of processes of the step."""

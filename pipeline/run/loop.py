@@ -240,7 +240,7 @@ class Run:
             folder=self.store.unfinished(fingerprint).resolve(),
             cache=(self.resolver.runs / "cache").resolve(),
             log=(self.folder / LOGS / f"{file_name(step.name)}.txt").resolve(),
-            lock=Path(self.store.lock(f"{fingerprint}.worker").lock_file),
+            lock=Path(self.store.lock(f"{fingerprint}.worker").lock_file).resolve(),
             resources=step.config.resources,
             processes=step.config.processes,
         )

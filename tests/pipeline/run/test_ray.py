@@ -106,6 +106,8 @@ def test_a_node_is_lost_in_the_middle(cluster: Cluster, world: Path) -> None:
     psutil.wait_procs(lost, timeout=10)
     assert not any(worker.is_running() for worker in lost)
     manifests = [json.loads(file.read_text()) for file in (world / "runs/store/sft").glob("*/stage.json")]
+    locks = {file.stem for file in (world / "runs/store/locks").glob("*.worker")}
+    assert locks >= {manifest["fingerprint"] for manifest in manifests}, "workers of all nodes hold the same locks"
     assert any("resumed from step" in str(manifest["metrics"]["notes"]) for manifest in manifests)
     alone = command(world, "--runs", "alone")
     assert alone.returncode == 0, alone.stdout + alone.stderr

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from pipeline.arguments import build_parser
 from docs.generator.json_schema import REFUSED, ROOT, Schema, default_note, schema, section_of
+from pipeline.arguments import build_parser
 from stages.library_options.option_docs import LIBRARIES
 
 PAGE = ROOT / "docs" / "reference.md"

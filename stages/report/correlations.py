@@ -10,8 +10,8 @@ from pathlib import Path
 from statistics import fmean
 
 from stages.report.runs import Run
+from stages.report.sampling_errors import rounded
 from stages.report.tables import NO_VALUE, Cell, Table
-from stages.report.ties import rounded
 
 FEWEST_POINTS = 3
 PAPER_CORRELATIONS = Path(__file__).with_name("paper_correlations.csv")

@@ -13,9 +13,8 @@ from statistics import fmean, stdev
 
 from stages.base import BASE, UserError
 from stages.report.results import Column, Model, Results
-from stages.report.sampling_errors import Estimate
+from stages.report.sampling_errors import Estimate, rounded
 from stages.report.tables import Cell, Table, number
-from stages.report.ties import rounded
 
 CONVENTIONAL = (0.0, 1.0)
 """Prompt and completion weight of conventional instruction tuning."""

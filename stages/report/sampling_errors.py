@@ -45,6 +45,14 @@ TOLERANCE = 1e-12
 """Residuals of equal values differ from 0 by rounding alone."""
 
 
+def rounded(value: float) -> float:
+    """Return a score to 12 significant digits and at most 12 decimals: scores that agree in these are equal.
+
+    Equal sums of shares differ in their last bits: half of all sums of two k / 50 have several floating-point values.
+    """
+    return round(float(f"{value:.12g}"), 12)
+
+
 def with_error(value: float, residuals: Residuals | None) -> Estimate:
     """Return a number with the standard error of its residuals."""
     if residuals is None:

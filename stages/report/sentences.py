@@ -13,7 +13,7 @@ from stages.report.grid import CONVENTIONAL, Grid
 from stages.report.improvements import mean_improvement, pair_text, percent
 from stages.report.results import Model, Results
 from stages.report.runs import Run
-from stages.report.ties import rounded
+from stages.report.sampling_errors import rounded
 
 MOST_NAMES = 5
 MOST_NOTES = 20

@@ -8,8 +8,7 @@ from typing import Any
 
 from stages.base import Input
 from stages.report.results import Column, Model, Results, Score
-from stages.report.sampling_errors import Estimate
-from stages.report.ties import rounded
+from stages.report.sampling_errors import Estimate, rounded
 
 NO_VALUE = "\u2013"
 

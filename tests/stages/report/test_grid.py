@@ -14,9 +14,9 @@ from stages.report.config import ReportStage
 from stages.report.correlations import rank_correlations
 from stages.report.grid import find_grids
 from stages.report.results import read_results
+from stages.report.sampling_errors import rounded
 from stages.report.sentences import grid_summary
 from stages.report.stage import run
-from stages.report.ties import rounded
 from tests.stages.report.test_report import bench, row, sft
 
 AVERAGES = {  # prompt, completion, seed -> score; the error of every one is 0.01

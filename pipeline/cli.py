@@ -50,10 +50,11 @@ from pipeline.recipe.loader import Recipe, RecipeError
 from pipeline.run.executor import Executor
 from pipeline.run.local_executor import LocalExecutor
 from pipeline.run.loop import Run
-from pipeline.run.os_errors import explain_os_error
+from pipeline.store.foreign_links import refuse_foreign_links
 from pipeline.store.store import Store
 from pipeline.store.verify import verify
 from stages.records.run_record import read_run_record
+from stages.system.os_errors import explain_os_error
 from stages.system.terminal_text import safe
 
 INTERRUPTED = 130
@@ -100,8 +101,8 @@ def _run(arguments: Sequence[str]) -> int:
         raise
     except OSError as error:
         console.close()
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            reason = f"no permission to write to it; name another folder by --runs ({error})"
+        if error.errno == errno.EROFS:
+            reason = f"its disk is read-only; name another folder by --runs ({error})"
         elif isinstance(error, NotADirectoryError):
             reason = "a part of this path is a file; name a folder by --runs"
         elif isinstance(error, FileNotFoundError) and not runs.exists():
@@ -154,6 +155,7 @@ class _Command:
         cells = loader.load(options.recipe, options.set, options.cells)
         if options.status:
             return self.status(cells[0].name)
+        refuse_foreign_links(options.runs)
         cells[0].problems.extend(search.search_problems(cells))
         plan = build_plan(cells, self.resolver)
         if options.preview:

@@ -21,7 +21,7 @@ from pipeline.recipe.nodes import BROKEN, Key, Node, Problem, RecipeError, dotte
 from pipeline.recipe.recipe_files import apply_override, read_file
 from pipeline.recipe.search_config import Halving
 from pipeline.recipe.validation_messages import explain
-from pipeline.store.secrets import mask_secrets, secret_variables
+from pipeline.store.secrets import mask_secrets, secret_values
 from stages import KINDS
 from stages.base import BASE, Config, Need, StageConfig
 from stages.system.did_you_mean import did_you_mean
@@ -106,15 +106,15 @@ def load(path: Path, overrides: Sequence[str] = (), cells: Sequence[str] = ()) -
 
 
 def _secret_errors(value: Any, key: Key, tree: Node) -> Iterator[str]:
-    """Yield an error for each text with a secret from the environment, because results record the recipe."""
+    """Yield an error for each key and value with a secret from the environment, because results record the recipe."""
     if isinstance(value, dict | list):
         for name, item in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _secret_errors(item, (*key, name), tree)
-    elif isinstance(value, str):
-        for name, secret in secret_variables().items():
-            if secret in value:
-                location = mask_secrets(str(tree.locate_value(key)))
-                yield f"{location}: {dotted(key)}: contains the secret of the environment variable {name}; remove it"
+    texts = [str(name) for name in value] if isinstance(value, dict) else [str(value)]
+    for name, secret in secret_values() if not isinstance(value, list) else ():
+        if any(secret in text for text in texts):
+            location = mask_secrets(f"{tree.locate_value(key)}: {dotted(key) or 'the recipe'}")
+            yield f"{location}: contains the secret of the environment variable {name}; remove it"
 
 
 class _RecipeReader:

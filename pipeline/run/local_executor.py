@@ -22,6 +22,9 @@ CORES = "RUN_RECIPE_CORES"
 MAX_JOBS_WITHOUT_GPU = 4
 """Number of steps at once without --jobs and without a GPU: each loads a model."""
 
+LOG_SECONDS = 5.0
+"""How long to wait for the end of a worker's log after the worker has ended."""
+
 
 class LocalExecutor:
     """Runs up to `jobs` steps at once, in slots: equal shares of the cores, with one GPU each if there are GPUs.
@@ -68,19 +71,24 @@ class LocalExecutor:
         self._free_slots = [slot for slot in self._free_slots if slot not in slots]
         self._free_memory -= job.resources.bytes
         job.log.parent.mkdir(parents=True, exist_ok=True)
-        with job.log.open("w", encoding="utf-8") as log:
+        job.log.unlink(missing_ok=True)
+        with job.log.open("xb") as log:
+            call, environment = module_command("pipeline.run.masked_log")
+            mask = subprocess.Popen(call, env=environment, stdin=subprocess.PIPE, stdout=log, start_new_session=True)
+        assert mask.stdin is not None
+        with mask.stdin:
             call, environment = module_command("pipeline.run.worker", str(job.file))
             worker = subprocess.Popen(
                 call,
                 env=environment | self._worker_environment(slots, job),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=log,
+                stderr=mask.stdin,
                 text=True,
                 start_new_session=True,
             )
         self._workers[job.step] = worker, slots
-        threading.Thread(target=self._follow, args=(job, worker), daemon=True).start()
+        threading.Thread(target=self._follow, args=(job, worker, mask), daemon=True).start()
 
     def wait(self, seconds: float | None = None) -> Event | None:
         try:
@@ -99,8 +107,8 @@ class LocalExecutor:
                     os.killpg(worker.pid, signal.SIGKILL)
                 worker.wait()
 
-    def _follow(self, job: Job, worker: subprocess.Popen[str]) -> None:
-        """Turn the worker's output into events."""
+    def _follow(self, job: Job, worker: subprocess.Popen[str], mask: subprocess.Popen[bytes]) -> None:
+        """Turn the worker's output into events. At the last one, its log is complete."""
         assert worker.stdout is not None
         result: StepResult | None = None
         for line in worker.stdout:
@@ -109,7 +117,10 @@ class LocalExecutor:
                 result = message
             else:
                 self._events.put(Event(job, message))
-        self._events.put(Event(job, checked_result(result, worker.wait())))
+        status = worker.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # of a process that the worker left behind
+            mask.wait(timeout=LOG_SECONDS)
+        self._events.put(Event(job, checked_result(result, status)))
 
     def _free_slots_for(self, resources: Resources, processes: int) -> list[int] | None:
         """Free slots for a step, with a different GPU each if it needs GPUs; None if too little is free."""

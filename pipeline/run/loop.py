@@ -21,16 +21,16 @@ from pipeline.plan.selection import Selection, steps_to_run
 from pipeline.plan.step import Plan, Step
 from pipeline.run.executor import Event, Executor
 from pipeline.run.job import Job, StepResult
-from pipeline.run.os_errors import explain_os_error
 from pipeline.run.record_writer import RecordWriter
 from pipeline.store.provenance import environment
 from pipeline.store.references import Reference, display_name
-from pipeline.store.secrets import mask_file, mask_secrets
+from pipeline.store.secrets import mask_secrets
 from pipeline.store.store import Published, Store
 from stages.base import Input
 from stages.records.manifest import MANIFEST, Manifest
 from stages.records.run_record import Progress, StepRecord
 from stages.system.file_names import file_name
+from stages.system.os_errors import explain_os_error
 
 POLL_SECONDS = 0.5
 """Interval between looks for a result that another run is computing."""
@@ -239,7 +239,7 @@ class Run:
             inputs={name: self._input(source) for name, source in step.inputs.items()},
             folder=self.store.unfinished(fingerprint).resolve(),
             cache=(self.resolver.runs / "cache").resolve(),
-            log=(self.folder / LOGS / f"{file_name(step.name)}.txt").resolve(),
+            log=(self.folder / LOGS).resolve() / f"{file_name(step.name)}.txt",
             lock=Path(self.store.lock(f"{fingerprint}.worker").lock_file).resolve(),
             resources=step.config.resources,
             processes=step.config.processes,
@@ -271,7 +271,6 @@ class Run:
             self._show_progress(running, event.message)
             return
         del self._running[running.step.name]
-        mask_file(running.job.log)
         result, step = event.message, running.step
         error = mask_secrets(result.error or "") or self.resolver.changed_file(step)
         read = [running.job.folder, *(source.path for source in running.job.inputs.values() if source.step)]
@@ -335,7 +334,6 @@ class Run:
             for running in self._running.values():
                 self._release(running)
                 self._set_state(running.step, "interrupted")
-                mask_file(running.job.log)
             self.record.write("interrupted")
 
     def _fingerprint(self, step: Step) -> str:

@@ -47,24 +47,31 @@ def unmet_requirement(file: str, token: str, paths: str) -> str | None:
 def run(folder: str, log: str, environment: dict[str, str]) -> tuple[str | None, int]:
     """Run the step's worker; return the line with its result, if it wrote one, and its exit status."""
     progress, result, written = Path(folder) / PROGRESS_FILE, None, 0.0
-    with Path(log).open("a", encoding="utf-8") as file:
+    call, environment = [sys.executable, "-P", "-m"], os.environ | environment
+    with open(log, "ab", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW)) as file:
+        mask = subprocess.Popen([*call, "pipeline.run.masked_log"], env=environment, stdin=subprocess.PIPE, stdout=file)
+    assert mask.stdin is not None
+    with mask.stdin:
         worker = subprocess.Popen(
-            [sys.executable, "-P", "-m", "pipeline.run.worker", str(Path(folder) / "job.json")],
-            env=os.environ | environment,
+            [*call, "pipeline.run.worker", str(Path(folder) / "job.json")],
+            env=environment,
             stdin=subprocess.PIPE,  # end of file on it ends the worker when this process ends
             stdout=subprocess.PIPE,
-            stderr=file,
+            stderr=mask.stdin,
             text=True,
             start_new_session=True,
         )
-        assert worker.stdout is not None
-        for line in worker.stdout:
-            if isinstance(json.loads(line), dict):
-                result = line
-            elif time.monotonic() - written >= PROGRESS_SECONDS:
-                written = time.monotonic()
-                with contextlib.suppress(OSError):
-                    temporary = progress.with_name(f".{PROGRESS_FILE}-{os.getpid()}")
-                    temporary.write_text(line, encoding="utf-8")
-                    temporary.replace(progress)
-        return result, worker.wait()
+    assert worker.stdout is not None
+    for line in worker.stdout:
+        if isinstance(json.loads(line), dict):
+            result = line
+        elif time.monotonic() - written >= PROGRESS_SECONDS:
+            written = time.monotonic()
+            with contextlib.suppress(OSError):
+                temporary = progress.with_name(f".{PROGRESS_FILE}-{os.getpid()}")
+                temporary.write_text(line, encoding="utf-8")
+                temporary.replace(progress)
+    status = worker.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired):  # of a process that the worker left behind
+        mask.wait(timeout=5)
+    return result, status

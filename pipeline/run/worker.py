@@ -15,7 +15,6 @@ import atexit
 import contextlib
 import json
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -30,14 +29,14 @@ from filelock import FileLock
 
 from pipeline.run.job import Job, StepResult, encode, read_job, read_result, to_json
 from pipeline.run.local_executor import CORES
-from pipeline.run.os_errors import explain_os_error
 from pipeline.store.provenance import machine
 from pipeline.store.store import CHECKPOINTS
 from stages import KINDS
 from stages.base import Context, UserError
 from stages.records.run_record import Progress
-from stages.system.integrity import files_in, write_json
+from stages.system.integrity import delete, files_in, write_json
 from stages.system.memory import peak_memory
+from stages.system.os_errors import explain_os_error
 from stages.training.launch import Launch, RankFailed, run_ranks
 
 
@@ -79,10 +78,8 @@ def _run_step(job: Job, messages: TextIO) -> StepResult:
     """Run the stage in this process, or in its ranks."""
     with FileLock(job.lock):  # the worker of a killed run can take a moment to end
         for entry in job.folder.iterdir():  # from an earlier attempt
-            if entry.is_dir() and entry.name != CHECKPOINTS:
-                shutil.rmtree(entry)
-            elif entry.name.startswith("result-"):
-                entry.unlink()
+            if entry.name.startswith("result-") or (entry.is_dir() and entry.name != CHECKPOINTS):
+                delete(entry)
         (job.folder / CHECKPOINTS).mkdir(exist_ok=True)
         result = _run_ranks(job, messages) if job.config.get("launch") else _run_stage(job, messages)
         return replace(result, outputs=files_in(job.folder / "out"))

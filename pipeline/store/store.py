@@ -10,7 +10,6 @@ A folder is complete before it is renamed into its place, so every folder in a p
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from stages.records.manifest import MANIFEST, Manifest, ManifestError, read_manifest, write_manifest
-from stages.system.integrity import damage, file_hash
+from stages.system.integrity import damage, delete, file_hash
 
 CHECKPOINTS = "checkpoints"
 """The part of an unfinished step that its next attempt continues from."""
@@ -86,7 +85,7 @@ class Store:
         folder = self.unfinished(fingerprint)
         for entry in list(folder.iterdir()) if folder.is_dir() else []:
             if entry.name != CHECKPOINTS or not any(entry.iterdir()):
-                shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
+                delete(entry)
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
 
@@ -102,11 +101,11 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         _set_modes(output)
         replaced = output.with_name("replaced")
-        shutil.rmtree(replaced, ignore_errors=True)
+        delete(replaced)
         if path.exists():
             path.rename(replaced)
         output.rename(path)
-        shutil.rmtree(self.unfinished(manifest.fingerprint), ignore_errors=True)
+        delete(self.unfinished(manifest.fingerprint))
         return Published(path, manifest)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from pipeline.store.store import CHECKPOINTS, Published, Store
 from stages.records.manifest import MANIFEST, Manifest, ManifestError, read_manifest
 from stages.system.integrity import SEAL, broken_seal, damage, file_hash
+from stages.system.os_errors import explain_os_error
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ def verify(runs: Path) -> Verification:
     for folder in Store(runs / "store").result_folders():
         try:
             results[folder.parent.name, folder.name] = Published(folder, read_manifest(folder))
-        except ManifestError as error:
-            problems.append(Finding(str(folder.relative_to(runs)), str(error)))
+        except (ManifestError, PermissionError) as error:
+            problems.append(Finding(str(folder.relative_to(runs)), explain_os_error(error) or str(error)))
     by_fingerprint = {fingerprint: result for (_, fingerprint), result in results.items()}
     for result in results.values():
         name = f"{result.path.relative_to(runs)} ({result.manifest.step})"
@@ -53,8 +54,11 @@ def verify(runs: Path) -> Verification:
 def _wrong_files(result: Published) -> Iterator[str]:
     outputs = result.manifest.outputs
     for name, sha256 in sorted(outputs.items()):
-        if text := damage(result.path, {name: sha256}):
-            yield text
+        try:
+            if text := damage(result.path, {name: sha256}):
+                yield text
+        except PermissionError as error:
+            yield explain_os_error(error) or str(error)
     for file in sorted(result.path.rglob("*")):
         name = str(file.relative_to(result.path))
         if file.is_file() and name not in outputs and name != MANIFEST:

@@ -75,7 +75,9 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def read_manifest(folder: Path, fingerprint: str | None = None) -> Manifest:
     """Read stage.json in `folder`, which is named by its fingerprint unless `fingerprint` is set.
 
-    Raises ManifestError if the file is missing, unreadable, changed, or belongs to another fingerprint.
+    Raises:
+        ManifestError: the file is missing, not valid, changed, or belongs to another fingerprint.
+        PermissionError: this user may not read it, which says nothing about the result.
     """
     try:
         body = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -85,6 +87,8 @@ def read_manifest(folder: Path, fingerprint: str | None = None) -> Manifest:
         del body["sha256"]
     except FileNotFoundError:
         raise ManifestError(f"{MANIFEST} is missing") from None
+    except PermissionError:
+        raise
     except ValidationError as error:
         key = ".".join(map(str, error.errors()[0]["loc"]))
         raise ManifestError(f"{MANIFEST} cannot be read (bad or missing key {key})") from None

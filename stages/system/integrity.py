@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -31,6 +32,15 @@ def write_json(path: Path, value: Any) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def delete(path: Path) -> None:
+    """Delete a file, a folder or a link, as far as possible; what a link points to stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
 def file_hash(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
@@ -49,13 +59,18 @@ def files_in(folder: Path) -> dict[str, str]:
 
 
 def damage(folder: Path, files: Mapping[str, str], hash_of: Callable[[Path], str] = file_hash) -> str | None:
-    """Describe the first file that differs from `files` (path -> hash). None if all agree."""
+    """Describe the first file that differs from `files` (path -> hash). None if all agree.
+
+    Raises PermissionError: a file that this user may not read is not damaged.
+    """
     for name, expected in sorted(files.items()):
         try:
             if hash_of(folder / name) != expected:
                 return f"{name} was changed after it was written"
         except FileNotFoundError:
             return f"{name} is missing"
+        except PermissionError:
+            raise
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
     return None
@@ -67,9 +82,11 @@ def seal(folder: Path, **details: Any) -> None:
 
 
 def broken_seal(folder: Path) -> str | None:
-    """Describe why a sealed folder is unusable. None if it is complete and unchanged."""
+    """Describe why a sealed folder is unusable. None if it is complete and unchanged. Raises PermissionError."""
     try:
         return damage(folder, read_seal(folder)["files"])
+    except PermissionError:
+        raise
     except FileNotFoundError:
         return "it was not finished"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -94,10 +111,10 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> None:
         if broken_seal(folder) is None:
             return
         for leftover in (work, folder):  # from a killed run, or damaged since
-            shutil.rmtree(leftover, ignore_errors=True)
+            delete(leftover)
         try:
             build(work)
             seal(work)
             work.rename(folder)
         finally:
-            shutil.rmtree(work, ignore_errors=True)
+            delete(work)

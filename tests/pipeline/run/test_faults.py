@@ -325,7 +325,7 @@ def test_a_full_disk(tmp_path: Path, model_folder: Path, kilobytes: int) -> None
 def test_a_read_only_folder(tmp_path: Path, model_folder: Path) -> None:
     write_world(tmp_path, model_folder)
     said = in_small_disk(tmp_path, "mount -o remount,ro small; run")
-    assert "small/runs: cannot be used for results: no permission to write to it; name another folder by --runs" in said
+    assert "small/runs: cannot be used for results: its disk is read-only; name another folder by --runs" in said
     assert "rc 1" in said
 
 

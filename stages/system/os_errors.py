@@ -1,8 +1,9 @@
-"""Errors of the machine instead of the recipe: a full disk, too many open files."""
+"""Errors of the machine instead of the recipe: a full disk, too many open files, no permission."""
 
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -21,6 +22,8 @@ def explain_os_error(error: Exception, folder: Path | None = None) -> str | None
         folder: the folder that was written to.
     """
     number, text = getattr(error, "errno", None), str(error)
+    if isinstance(error, PermissionError) and error.filename:
+        return _explain_permission(Path(os.fsdecode(error.filename)))
     remedy = "free some space and repeat the command: it continues where it stopped"
     if folder and folder.exists() and shutil.disk_usage(folder).free < FULL_DISK_BYTES:
         return f"the disk of {folder} is full ({type(error).__name__}); {remedy}"
@@ -29,3 +32,17 @@ def explain_os_error(error: Exception, folder: Path | None = None) -> str | None
     if number in (errno.EMFILE, errno.ENFILE) or "Too many open files" in text:
         return f"too many files are open at once ({text}); raise the limit, see `ulimit -n`"
     return None
+
+
+def _explain_permission(path: Path) -> str:
+    """Name the path, or the folder above it, that this user may not use as needed."""
+    while not os.access(path, os.F_OK) and path != path.parent:
+        path = path.parent
+    needed = "read" if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)) else "write"
+    letters = {"read": "rX", "write": "w"}[needed]
+    try:
+        status, owner = path.stat(), path.owner()
+    except (OSError, KeyError):
+        return f"no permission to {needed} {path}"
+    text = f"no permission to {needed} {path}, which belongs to {owner} and has mode {status.st_mode & 0o777:04o}"
+    return f"{text}; ask for `chmod -R g+{letters}`, or name another folder by --runs"

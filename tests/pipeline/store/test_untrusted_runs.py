@@ -1,0 +1,128 @@
+"""A runs folder from somebody else can waste time; it deletes and overwrites nothing outside of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli import main
+from stages.system.module_command import module_command
+from tests.pipeline.run.test_command import environment
+
+REPORT = "name: r\nstages:\n  report: {kind: report, runs: [other]}\n"
+CALL = [sys.executable, "-P", "-m", "pipeline.cli", "r.yaml"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim/precious.txt").write_text("precious")
+    (tmp_path / "r.yaml").write_text(REPORT)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def make_link(link: Path, target: Path) -> None:
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(os.path.relpath(target, link.parent))
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        *("store", "store/unfinished", "store/unfinished/x", "store/unfinished/x/checkpoints/c/model.safetensors"),
+        *("store/locks", "store/locks/x", "store/report", "store/report/x", "cache", "cache/prepared/x", "tmp"),
+        *("r", "r/logs", "r/logs/report.txt", "r/report", "r/run.json", "other/run.json"),
+    ],
+)
+@pytest.mark.parametrize("option", ["--plan", "--check", "--prefetch"])
+def test_a_link_out_of_the_runs_folder_is_refused_and_named(
+    folder: Path, capsys: pytest.CaptureFixture[str], link: str, option: str
+) -> None:
+    make_link(folder / "runs" / link, folder / "victim")
+    assert main(["r.yaml", option]) == 2
+    assert f"runs/{link}: is a symbolic link out of runs" in capsys.readouterr().err
+    assert [path.name for path in (folder / "victim").iterdir()] == ["precious.txt"]
+
+
+def test_a_run_refuses_it_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_link(folder / "runs/store/unfinished/x", folder / "victim")
+    assert main(["r.yaml"]) == 2
+    assert "runs/store/unfinished/x: is a symbolic link" in capsys.readouterr().err
+    assert (folder / "victim/precious.txt").read_text() == "precious"
+
+
+def test_links_within_and_a_runs_folder_that_is_a_link_keep_working(folder: Path) -> None:
+    (folder / "scratch").mkdir()
+    (folder / "runs").symlink_to("scratch")
+    for state in ("done", "cached"):
+        done = subprocess.run(CALL, cwd=folder, capture_output=True, text=True, env=environment(), check=False)
+        assert done.returncode == 0, done.stderr
+        assert f'"state": "{state}"' in (folder / "scratch/r/run.json").read_text()
+    assert (folder / "runs/r/report").is_symlink()
+
+
+def test_a_log_is_a_fresh_file(folder: Path) -> None:
+    """Neither a hard link nor a link within the runs folder is written through."""
+    log = folder / "runs/r/logs/report.txt"
+    log.parent.mkdir(parents=True)
+    os.link(folder / "victim/precious.txt", log)
+    subprocess.run(CALL, cwd=folder, capture_output=True, env=environment(), check=True)
+    assert (folder / "victim/precious.txt").read_text() == "precious"
+    assert log.stat().st_nlink == 1
+    shutil.rmtree(folder / "runs/store")
+    (folder / "runs/other.txt").write_text("mine")
+    log.unlink()
+    log.symlink_to("../../other.txt")
+    subprocess.run(CALL, cwd=folder, capture_output=True, env=environment(), check=True)
+    assert (folder / "runs/other.txt").read_text() == "mine"
+    assert not log.is_symlink()
+
+
+# ---------------------------------------------------------------------------------------------------- secrets
+
+
+def logged(chunks: list[bytes], **variables: str) -> bytes:
+    """What the log's process writes of these chunks."""
+    call, base = module_command("pipeline.run.masked_log")
+    with subprocess.Popen(call, env=base | variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for chunk in chunks:
+            os.write(process.stdin.fileno(), chunk)
+            os.sched_yield()
+        process.stdin.close()
+        return process.stdout.read()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "secret"),
+    [
+        *[(name, "s3cr3t-0123456789", "s3cr3t-0123456789") for name in ("HF_TOKEN", "GITHUBTOKEN", "PGPASSWORD")],
+        *[(name, "s3cr3t-0123456789", "s3cr3t-0123456789") for name in ("MY_SECRET_2", "OPENAI_API_KEY", "DB_PASS")],
+        ("DATABASE_URL", "postgres://me:s3cr3t-0123456789@host/db", "s3cr3t-0123456789"),
+        ("PROXY_URL", "http://s3cr3t-0123456789@proxy:8080", "s3cr3t-0123456789"),
+        ("QUEUE", "amqp://me:a%2Fb%40c-0123456789@host", "a/b@c-0123456789"),
+        (
+            "SSH_KEY",
+            "-----BEGIN-----\nabcdefghijklmnop\n-----END-----",
+            "-----BEGIN-----\nabcdefghijklmnop\n-----END-----",
+        ),
+    ],
+)
+def test_no_secret_reaches_a_log_in_whatever_pieces_it_comes(name: str, value: str, secret: str) -> None:
+    text = f"before {secret} after\n".encode()
+    for size in (1, 5, len(text)):
+        chunks = [text[i : i + size] for i in range(0, len(text), size)]
+        assert logged(chunks, **{name: value}) == b"before *** after\n"
+
+
+def test_what_is_no_secret_is_not_masked() -> None:
+    text = b"TOKENIZERS_PARALLELISM=falsefalse https://host/path\n\xff\xfe"
+    variables = {"TOKENIZERS_PARALLELISM": "falsefalse", "HOMEPAGE": "https://host/path", "MONKEY": "host/path"}
+    assert logged([text], **variables) == text

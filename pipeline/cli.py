@@ -55,6 +55,7 @@ from pipeline.store.store import Store
 from pipeline.store.verify import verify
 from stages.records.run_record import read_run_record
 from stages.system.os_errors import explain_os_error
+from stages.system.secrets import mask_secrets
 from stages.system.terminal_text import safe
 
 INTERRUPTED = 130
@@ -116,9 +117,10 @@ def _run(arguments: Sequence[str]) -> int:
 
 def _fail(as_json: bool, code: int, text: str, records: Sequence[Mapping[str, Any]] = ()) -> int:
     """Show an error: lines on standard error, or the JSON object that --json promises; return the exit code."""
+    text = mask_secrets(text)
     if as_json:
         unplaced = {"message": text, "file": None, "line": None, "key": None}
-        print(json.dumps({"error": list(records) or [unplaced]}, indent=1))
+        print(mask_secrets(json.dumps({"error": list(records) or [unplaced]}, indent=1)))
     else:
         print(re.sub(r"\n(?! )", "\nrun-recipe: ", safe(f"run-recipe: {text}")), file=sys.stderr)
     return code

@@ -12,9 +12,9 @@ from typing import Any
 
 from pipeline.plan.step import Step
 from pipeline.recipe.nodes import RecipeError, split_key
-from pipeline.store.secrets import mask_secrets
 from stages.base import Ability
 from stages.system.module_command import module_command
+from stages.system.secrets import mask_secrets
 
 
 class ProbeError(Exception):

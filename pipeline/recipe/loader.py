@@ -21,10 +21,10 @@ from pipeline.recipe.nodes import BROKEN, Key, Node, Problem, RecipeError, dotte
 from pipeline.recipe.recipe_files import apply_override, read_file
 from pipeline.recipe.search_config import Halving
 from pipeline.recipe.validation_messages import explain
-from pipeline.store.secrets import mask_secrets, secret_values
 from stages import KINDS
 from stages.base import BASE, Config, Need, StageConfig
 from stages.system.did_you_mean import did_you_mean
+from stages.system.secrets import mask_secrets, secret_values
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
 """Names of recipes and stages. They become folder names: no slash, no leading dot, short enough for any file system."""

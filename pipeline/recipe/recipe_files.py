@@ -10,6 +10,7 @@ from pipeline.recipe.nodes import Location, Node, Problem, RecipeError, TooLarge
 from pipeline.recipe.yaml_reader import NotYAMLError, parse
 from pipeline.store.references import ENVIRONMENT
 from stages.system.did_you_mean import explain_missing, similar
+from stages.system.regular_files import require_regular
 
 _NO_YAML = "a recipe is a YAML file; recipes/ has examples"
 
@@ -24,6 +25,7 @@ def read_file(path: Path, seen: tuple[Path, ...] = ()) -> tuple[Node, list[Probl
             raise RecipeError([f"{path}: extends itself by way of {', '.join(map(str, seen))}"])
         if problem := _explain_unreadable(path):
             raise RecipeError([f"{path}: {problem}"])
+        require_regular(path)
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise RecipeError([f"{path}: cannot be read: it is not UTF-8 text; {_NO_YAML}"]) from None

@@ -24,13 +24,13 @@ from pipeline.run.job import Job, StepResult
 from pipeline.run.record_writer import RecordWriter
 from pipeline.store.provenance import environment
 from pipeline.store.references import Reference, display_name
-from pipeline.store.secrets import mask_secrets
 from pipeline.store.store import Published, Store
 from stages.base import Input
 from stages.records.manifest import MANIFEST, Manifest
 from stages.records.run_record import Progress, StepRecord
 from stages.system.file_names import file_name
 from stages.system.os_errors import explain_os_error
+from stages.system.secrets import mask_secrets
 
 POLL_SECONDS = 0.5
 """Interval between looks for a result that another run is computing."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from pipeline.store.secrets import secret_values
+from stages.system.secrets import secret_values
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipeline.store.secrets import mask_secrets
+from stages.system.secrets import mask_secrets
 
 
 @cache

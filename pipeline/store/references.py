@@ -88,7 +88,7 @@ def content_hash(reference: Reference, hash_file: Callable[[Path], str] = file_h
         return past_run_hash(reference.path)
     path = _require_path(reference.path)
     try:
-        return hash_file(path) if path.is_file() else _folder_hash(path, hash_file)
+        return _folder_hash(path, hash_file) if path.is_dir() else hash_file(path)
     except OSError as error:
         raise BadReferenceError(f"{error.filename}: cannot be read ({error.strerror}); repair or remove it") from error
 

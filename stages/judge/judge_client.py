@@ -1,17 +1,21 @@
-"""Sends requests to the judge, many at a time, and logs each reply at once."""
+"""Sends requests to the judge, many at a time, and logs each reply at once. An endpoint may answer anything."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, cast
+
+from openai import APIStatusError, AsyncOpenAI, OpenAIError
 
 from stages.base import UserError
 from stages.evaluation.answer_log import AnswerLog
 from stages.judge.config import JudgeStage
 from stages.judge.endpoint import base_url, endpoint
+from stages.judge.http_client import HTTPClient
+from stages.system.secrets import mask_secrets
 
 UNREADABLE = {"message": {"content": ""}}
 """Replaces a response that is not a chat completion. No parser can read it, so the request is repeated."""
@@ -44,14 +48,10 @@ class Judge:
     """The judging model. Calls `on_judgements(1)` after each request that has its reply."""
 
     def __init__(self, config: JudgeStage, answer_log: AnswerLog, on_judgements: Callable[[int], None]) -> None:
-        from openai import OpenAI
-
         self.model, self.options = config.judge, config.options
         self.judges: Counter[str] = Counter()
         """Number of judgements by the judge that sent them, in JSON."""
         self.answer_log, self.on_judgements = answer_log, on_judgements
-        # The client repeats requests after 408, 409, 429, 5xx, cut connections and time-outs, and obeys Retry-After.
-        self.client = OpenAI(base_url=base_url(), max_retries=self.options.retries, timeout=self.options.timeout)
 
     def ask(
         self, requests: Mapping[str, list[dict[str, str]]], parse: Callable[[Reply], Any], **parameters: Any
@@ -63,23 +63,41 @@ class Judge:
         Raises:
             UserError: the endpoint refuses a request or cannot be reached.
         """
-        with ThreadPoolExecutor(self.options.concurrency) as pool:
-            futures = {key: pool.submit(self._judge, key, requests[key], parse, parameters) for key in requests}
-            try:
-                for future in as_completed(futures.values()):
-                    future.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-            return {key: future.result() for key, future in futures.items()}
+        return asyncio.run(self._ask(requests, parse, parameters))
 
-    def _judge(
-        self, key: str, messages: list[dict[str, str]], parse: Callable[[Reply], Any], parameters: dict[str, Any]
+    async def _ask(
+        self, requests: Mapping[str, list[dict[str, str]]], parse: Callable[[Reply], Any], parameters: dict[str, Any]
+    ) -> dict[str, tuple[Reply, Any]]:
+        at_once = asyncio.Semaphore(self.options.concurrency)
+
+        async def judge(key: str) -> tuple[Reply, Any]:
+            async with at_once:
+                return await self._judge(client, key, requests[key], parse, parameters)
+
+        # The client repeats requests after 408, 409, 429, 5xx, cut connections and time-outs, and obeys Retry-After.
+        async with (
+            HTTPClient(self.options.timeout) as http_client,
+            AsyncOpenAI(base_url=base_url(), max_retries=self.options.retries, http_client=http_client) as client,
+        ):
+            try:
+                async with asyncio.TaskGroup() as running:
+                    tasks = {key: running.create_task(judge(key)) for key in requests}
+            except BaseExceptionGroup as group:
+                raise group.exceptions[0] from None
+            return {key: task.result() for key, task in tasks.items()}
+
+    async def _judge(
+        self,
+        client: AsyncOpenAI,
+        key: str,
+        messages: list[dict[str, str]],
+        parse: Callable[[Reply], Any],
+        parameters: dict[str, Any],
     ) -> tuple[Reply, Any]:
         for attempt in range(self.options.attempts):
             log_key = f"{key} {attempt}"
             if log_key not in self.answer_log:
-                self.answer_log.add(log_key, self._request(messages, parameters))
+                self.answer_log.add(log_key, await self._request(client, messages, parameters))
                 self.answer_log.flush()
             reply: Reply = self.answer_log[log_key]
             verdict = parse(reply) if is_complete(reply, parameters.get("max_tokens")) else None
@@ -89,22 +107,17 @@ class Judge:
         self.on_judgements(1)
         return reply, verdict
 
-    def _request(self, messages: list[dict[str, str]], parameters: dict[str, Any]) -> Reply:
-        import openai
-
+    async def _request(self, client: AsyncOpenAI, messages: list[dict[str, str]], parameters: dict[str, Any]) -> Reply:
+        create = client.chat.completions.create
         try:
-            response = self.client.chat.completions.create(model=self.model, messages=cast(Any, messages), **parameters)
-        except (openai.APIResponseValidationError, json.JSONDecodeError):
-            return UNREADABLE
-        except openai.APIStatusError as error:
-            raise UserError(f"judge: {base_url()} answers {error.status_code}: {_first_line(error)}") from None
-        except openai.OpenAIError as error:
-            message = f"judge: {base_url()} does not answer: {_first_line(error)}"
+            return _validated(await create(model=self.model, messages=cast(Any, messages), **parameters))
+        except APIStatusError as error:
+            raise UserError(f"judge: {endpoint()} answers {error.status_code}: {_first_line(error)}") from None
+        except OpenAIError as error:
+            message = f"judge: {endpoint()} does not answer: {_first_line(error)}"
             raise UserError(f"{message}; run the command again to resume") from None
-        if not getattr(response, "choices", None):  # the client returns a response that is not JSON as a string
-            return UNREADABLE
-        judge = {"model": response.model, "system_fingerprint": response.system_fingerprint, "endpoint": endpoint()}
-        return response.choices[0].model_dump(mode="json") | judge
+        except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
+            return UNREADABLE  # it is no JSON, or no chat completion
 
     def notes(self) -> list[str]:
         """Return a note if judgements are from several judges, as after a resumed step whose judge has changed."""
@@ -112,6 +125,19 @@ class Judge:
             return []
         counts = [f"{count} by {', '.join(json.loads(judge).values())}" for judge, count in self.judges.items()]
         return [f"{self.model}: judgements are not comparable, since the judge changed: {'; '.join(counts)}"]
+
+
+def _validated(response: Any) -> Reply:
+    """Return the first choice with what identifies the judge. Raises errors of any kind if it is no chat completion."""
+    choice = response.choices[0].model_dump(mode="json")
+    message = choice["message"]
+    texts = [message.get("content"), message.get("refusal"), choice.get("finish_reason")]
+    texts += [response.model, response.system_fingerprint]
+    if not all(text is None or isinstance(text, str) for text in texts):
+        raise TypeError("a text has another type")
+    judge = dict(zip(JUDGE_KEYS, (response.model, response.system_fingerprint, endpoint()), strict=True))
+    reply: Reply = json.loads(mask_secrets(json.dumps(choice | judge, allow_nan=False)))  # a server may echo the key
+    return reply
 
 
 def _first_line(error: Exception) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
@@ -23,9 +22,6 @@ if TYPE_CHECKING:
     GenerationOptions = LibraryOptions
 else:
     GenerationOptions = library_options("gen_kwargs")
-
-_PYTHON_IN_YAML = re.compile(r"!function|__")
-"""Text in a task file that calls Python: a function, or an object's dunder attribute in a template."""
 
 
 class Task(Config):
@@ -164,7 +160,7 @@ class LMEvalStage(EvaluationStage):
         if self.options.confirm_run_unsafe_code:
             sources.append("options.confirm_run_unsafe_code: code that the model writes runs")
         include = files.get("include_path")
-        if include and (has_python(include) or any(map(_PYTHON_IN_YAML.search, _yaml_texts(include)))):
+        if include and has_python(include):
             sources.append(
                 f"include_path: Python of the tasks in {self.include_path} runs; it can read files that are not tracked"
             )
@@ -175,8 +171,3 @@ class LMEvalStage(EvaluationStage):
 def _require_rows(path: Path) -> None:
     for _ in read_rows(path):
         pass
-
-
-def _yaml_texts(folder: Path | None) -> Iterator[str]:
-    for file in sorted(folder.rglob("*.yaml")) if folder else ():
-        yield file.read_text(encoding="utf-8", errors="replace")

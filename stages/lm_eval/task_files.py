@@ -33,25 +33,38 @@ def outside_files(folder: Path) -> dict[str, Path]:
 
     What Python opens is known only where it has the path as a whole, as text; see `has_python`.
     """
-    folder, current = folder.resolve(), Path.cwd()
-    queue = [file for pattern in ("*.yaml", "*.yml", "*.py") for file in folder.rglob(pattern)]
-    seen = set[Path]()
-    while queue:
-        file = queue.pop()
-        if file in seen or not file.exists():
-            continue
-        seen.add(file)
-        if file.suffix in (".yaml", ".yml"):
-            queue += _named_by_task(file, current)
-        elif file.suffix == ".py":
-            queue += _named_by_python(file, current)
-    outside = sorted({file.resolve() for file in seen if not file.resolve().is_relative_to(folder)})
+    folder = folder.resolve()
+    outside = sorted({path for file in _all_files(folder) if not (path := file.resolve()).is_relative_to(folder)})
     return {os.path.relpath(path, folder): path for path in outside}
 
 
 def has_python(folder: Path) -> bool:
     """Whether tasks run Python, which can read files that nobody can list."""
-    return any(folder.rglob("*.py")) or any(file.suffix == ".py" for file in outside_files(folder).values())
+    files = _all_files(folder.resolve())
+    tasks = [_read_task(file, file.stat().st_mtime_ns) for file in files if _is_task(file)]
+    return any(file.suffix == ".py" for file in files) or any(
+        text.startswith(FUNCTION) for task in tasks for text in _texts(task)
+    )
+
+
+def _all_files(folder: Path) -> set[Path]:
+    """The task files and the Python in a folder, and all that they name. Only regular files are read."""
+    queue = [file for pattern in ("*.yaml", "*.yml", "*.py") for file in folder.rglob(pattern)]
+    current, seen = Path.cwd(), set[Path]()
+    while queue:
+        file = queue.pop()
+        if file in seen or not file.exists():
+            continue
+        seen.add(file)
+        if _is_task(file):
+            queue += _named_by_task(file, current)
+        elif file.suffix == ".py" and file.is_file():
+            queue += _named_by_python(file, current)
+    return seen
+
+
+def _is_task(file: Path) -> bool:
+    return file.suffix in (".yaml", ".yml") and file.is_file()
 
 
 def _named_by_task(file: Path, current: Path) -> Iterator[Path]:

@@ -1,7 +1,8 @@
-"""Keep third-party code from running in an evaluation unless the recipe allows it. Only this module patches evaluate.
+"""Keep third-party code from running in an evaluation unless the recipe allows it. Only this module patches libraries.
 
 evaluate loads a metric by running a Python script from the hub and has no setting that forbids it: without the patch, a
-task file can run an untrusted script. tests/stages/lm_eval/test_lm_eval_internals.py fails if it has no effect.
+task file can run an untrusted script. lm-eval renders the templates of tasks without jinja2's sandbox, so that they
+reach any Python. tests/stages/lm_eval/test_lm_eval_internals.py fails if a patch has no effect.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import evaluate
+import lm_eval.utils
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from stages.base import UserError
 from stages.lm_eval.config import LMEvalStage
 from stages.system.library_versions import require_version
 
 require_version("evaluate", "0.4")
+require_version("lm_eval", "0.4")
 
 _ALLOW_CODE = "HF_ALLOW_CODE_EVAL"
 """Environment variable that evaluate's code_eval checks before it runs code that a model wrote."""
@@ -30,12 +34,25 @@ def only_trusted_code(config: LMEvalStage) -> Iterator[None]:
     before = os.environ.get(_ALLOW_CODE)
     os.environ[_ALLOW_CODE] = "1" if unsafe else "0"
     try:
-        with nullcontext() if unsafe or config.trust_remote_code else _no_hub_metrics():
+        with _sandboxed_templates(), nullcontext() if unsafe or config.trust_remote_code else _no_hub_metrics():
             yield
     finally:
         os.environ.pop(_ALLOW_CODE, None)
         if before is not None:
             os.environ[_ALLOW_CODE] = before
+
+
+@contextmanager
+def _sandboxed_templates() -> Iterator[None]:
+    """Render the templates of tasks in jinja2's sandbox, which refuses private attributes and changes of data."""
+    before = lm_eval.utils.env
+    sandbox = ImmutableSandboxedEnvironment(undefined=before.undefined, keep_trailing_newline=True)
+    sandbox.filters |= before.filters
+    lm_eval.utils.env = sandbox
+    try:
+        yield
+    finally:
+        lm_eval.utils.env = before
 
 
 @contextmanager

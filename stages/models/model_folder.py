@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,9 @@ def _check_weights(path: Path, key: str) -> None:
 
 def _check_code(path: Path, config: dict[str, Any], trusted: bool, key: str) -> None:
     """Check that the code that `config` names is trusted and lies in the folder."""
+    if not trusted and (kernels := sorted(set(_kernels_of_the_hub(config)))):
+        text = f"its config runs attention by {', '.join(kernels)} of the hub, which is code"
+        raise UserError(f"{path}: {text}; remove attn_implementation there, or if you trust it, {TRUST}", key)
     auto_map = config.get("auto_map") or {}
     values = [auto_map.get(name) for name in _AUTO_CLASSES] if isinstance(auto_map, dict) else [auto_map]
     classes = [str(name) for value in values for name in (value if isinstance(value, list) else [value]) if name]
@@ -75,6 +79,16 @@ def _check_code(path: Path, config: dict[str, Any], trusted: bool, key: str) -> 
         file = path / f"{name.partition('.')[0]}.py"
         if "--" in name or not file.is_file():
             raise UserError(f"{path}: its code, {name}, is not in its own folder; add it, or name another model", key)
+
+
+def _kernels_of_the_hub(value: Any) -> Iterator[str]:
+    """Yield what a config, or one inside it, names as its attention, where it is no name that transformers knows."""
+    for name, inner in value.items() if isinstance(value, dict) else ():
+        if name.strip("_").startswith("attn_implementation"):
+            names = inner.values() if isinstance(inner, dict) else [inner]  # one for each part of a model
+            yield from (each for each in map(str, names) if "/" in each)
+        elif isinstance(inner, dict):
+            yield from _kernels_of_the_hub(inner)
 
 
 def _is_built_in(config: dict[str, Any]) -> bool:

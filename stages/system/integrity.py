@@ -14,6 +14,8 @@ from typing import Any
 
 from filelock import FileLock
 
+from stages.system.regular_files import require_regular
+
 SEAL = "sealed.json"
 """Written last into a folder: {"files": {name: sha256}, ...}. A folder without it is unfinished."""
 
@@ -42,7 +44,8 @@ def delete(path: Path) -> None:
 
 
 def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hex."""
+    """Return the SHA-256 of a regular file's bytes, in hex. Raises OSError."""
+    require_regular(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

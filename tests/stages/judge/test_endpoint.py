@@ -58,7 +58,7 @@ def closed_port() -> int:
 def test_an_unreachable_endpoint(monkeypatch: pytest.MonkeyPatch, closed_port: int) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{closed_port}/v1")
-    with pytest.raises(UserError, match=rf"http://127\.0\.0\.1:{closed_port}/v1 \(OPENAI_BASE_URL\) cannot be reached"):
+    with pytest.raises(UserError, match=rf"http://127\.0\.0\.1:{closed_port} \(OPENAI_BASE_URL\) cannot be reached"):
         require_model("gpt-judge")
 
 

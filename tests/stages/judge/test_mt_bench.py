@@ -206,14 +206,15 @@ def test_each_judgement_says_who_answered(step: Step) -> None:
         version, refused = "gpt-judge-2", False
         metrics = run(replace(context, scratch=context.scratch / "again"))
     samples = [json.loads(line) for line in (context.out / "samples_mt_bench.jsonl").open()]
-    where = {"endpoint": server.url, "system_fingerprint": "fp"}
+    host = server.url.removesuffix("/v1")
+    where = {"endpoint": host, "system_fingerprint": "fp"}
     assert [sample["judged_by"] for sample in samples[2:4]] == [
         [{"model": "gpt-judge-1"} | where] * 2,
         [{"model": "gpt-judge-2"} | where] * 2,
     ]
     assert metrics.notes == [
         "gpt-judge: judgements are not comparable, since the judge changed:"
-        f" 6 by gpt-judge-1, fp, {server.url}; 4 by gpt-judge-2, fp, {server.url}"
+        f" 6 by gpt-judge-1, fp, {host}; 4 by gpt-judge-2, fp, {host}"
     ]
 
 

@@ -14,6 +14,8 @@ import os
 import re
 import signal
 import sys
+import tempfile
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -58,6 +60,7 @@ from stages.system.os_errors import explain_os_error
 from stages.system.secrets import mask_secrets
 from stages.system.terminal_text import safe
 
+INTERNAL_ERROR = 3
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 
@@ -78,6 +81,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print(f"run-recipe: standard output: cannot be written: {error.strerror or error}", file=sys.stderr)
         return 1
+    except Exception as error:
+        return _fail("--json" in arguments, INTERNAL_ERROR, _internal_error(error))
+
+
+def _internal_error(error: Exception) -> str:
+    """Keep the traceback of an error that should not happen in a file; return a sentence on it."""
+    text = f"internal error: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+    trace = mask_secrets("".join(traceback.format_exception(error)))
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="run-recipe-", suffix=".txt", delete=False) as file:
+            file.write(trace)
+    except OSError:
+        return f"{text}; please report it with this traceback:\n  {trace.strip()}"
+    return f"{text}; this is a mistake of run-recipe: please report it to its authors with {file.name}"
 
 
 def _run(arguments: Sequence[str]) -> int:

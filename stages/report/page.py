@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,7 +66,12 @@ _TEMPLATES = Environment(
     autoescape=select_autoescape(["html.jinja"]),
     undefined=StrictUndefined,
 )
-_TEMPLATES.filters.update(markdown=escape, latex=latex_text, base64=lambda data: base64.b64encode(data).decode())
+_TEMPLATES.filters.update(
+    markdown=escape,
+    latex=latex_text,
+    base64=lambda data: base64.b64encode(data).decode(),
+    source_hash=lambda text: f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}",
+)
 
 
 def render(template: str, title: str, summary: str, sections: list[Section]) -> str:

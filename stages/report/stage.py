@@ -20,6 +20,7 @@ from stages.report.preference_tables import preference_table, robustness_table
 from stages.report.runs import Run, read_joined_runs, read_own_run, runs_table
 from stages.report.sentences import NOTES
 from stages.report.tables import best_first, further_table, main_table, settings_table, training_table
+from stages.system.terminal_text import csv_cell
 
 MOST_BARS = 12
 """The most models that one figure shows as bars."""
@@ -115,5 +116,6 @@ def _write_csv(runs: Sequence[Run], recipe: str, path: Path) -> None:
         for run in runs:
             for score in run.results.scores:
                 model, column, row = score.model, score.column, score.row
-                values = [run.recipe or recipe, score.step, model.name, model.stage, *model.weights, model.seed]
-                writer.writerow([*values, column.task, column.metric_name, row.value, row.stderr])
+                texts = map(csv_cell, (run.recipe or recipe, score.step, model.name, model.stage))
+                benchmark = map(csv_cell, (column.task, column.metric_name))
+                writer.writerow([*texts, *model.weights, model.seed, *benchmark, row.value, row.stderr])

@@ -6,6 +6,7 @@ card is published with the model, so its text cannot change without a new versio
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -16,6 +17,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from stages.base import Context, Input
 from stages.records.metrics import Metrics, ScoreRow
+from stages.system.terminal_text import code_span
 from stages.training.config import TrainingStage
 
 CARD = "README.md"
@@ -41,7 +43,7 @@ class Training:
 
     @property
     def section(self) -> str:
-        """The stage's recipe section as YAML, with names of inputs instead of paths."""
+        """The stage's recipe section as a block of YAML, with names of inputs instead of paths."""
         config: dict[str, Any] = {"kind": self.kind, **_plain(self.config)}
         for key in ("resources", *TrainingStage.fingerprint_exclude):
             *sections, name = key.split(".")
@@ -50,7 +52,9 @@ class Training:
             config["launch"] = {"num_processes": launch["num_processes"]}
         config["model"] = self.inputs["model"].reference or "the model before"
         config["data"] |= {name: self.inputs[name].reference for name in ("train", "eval") if name in self.inputs}
-        return yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=100)
+        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=100)
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+        return f"{fence}yaml\n{text}{fence}"
 
     @property
     def columns(self) -> list[str]:
@@ -62,7 +66,10 @@ class Training:
     def data(self) -> list[list[str]]:
         """A table row for each split: its name and its counts."""
         return [
-            [f"{split}: `{self.inputs[split].reference}`", *(str(counts.get(name, "")) for name in self.columns)]
+            [
+                f"{split}: {code_span(self.inputs[split].reference)}",
+                *(str(counts.get(name, "")) for name in self.columns),
+            ]
             for split, counts in self.metrics.data.items()
         ]
 
@@ -85,7 +92,8 @@ def card(model: Input, name: str = LOCAL_NAME, scores: Sequence[ScoreRow] = (), 
     trainings, base = _history(model)
     scores = [row for row in scores if row.value is not None]
     titles = [training.title for training in trainings]
-    summary = f"`{base.reference or 'A model'}`, trained by {', then by '.join(titles)}.{_weights_sentence(trainings)}"
+    start = code_span(base.reference or "A model")
+    summary = f"{start}, trained by {', then by '.join(titles)}.{_weights_sentence(trainings)}"
     data = ModelCardData(
         base_model=_hub_id(base.reference),
         datasets=_datasets(trainings),
@@ -106,7 +114,10 @@ def card(model: Input, name: str = LOCAL_NAME, scores: Sequence[ScoreRow] = (), 
             prompt=_prompt(model.path),
             adapter=(model.path / "adapter").is_dir(),
             trainings=trainings,
-            scores=[[_cell(getattr(row, key)) for key in ("task", "metric", "value", "stderr", "n")] for row in scores],
+            scores=[
+                [code_span(row.task), code_span(row.metric), *map(_cell, (row.value, row.stderr, row.n))]
+                for row in scores
+            ],
         )
     )
 

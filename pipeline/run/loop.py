@@ -29,6 +29,7 @@ from stages.base import Input
 from stages.records.manifest import MANIFEST, Manifest
 from stages.records.run_record import Progress, StepRecord
 from stages.system.file_names import file_name
+from stages.system.locks import holder, sign
 from stages.system.os_errors import explain_os_error
 from stages.system.secrets import mask_secrets
 
@@ -186,8 +187,9 @@ class Run:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            self._wait_for_other_run(step)
+            self._wait_for_other_run(step, holder(lock))
             return False
+        sign(lock)
         try:
             if result := self._existing_result(step):
                 self._adopt(step, result)
@@ -205,12 +207,12 @@ class Run:
         self.console.started(step.name, self.decisions[step.name].reason)
         return True
 
-    def _wait_for_other_run(self, step: Step) -> None:
+    def _wait_for_other_run(self, step: Step, other: str) -> None:
         self._blocked_by_other_run = True
         own = {self._fingerprint(running.step) for running in self._running.values()}
         if step.name not in self._announced and self._fingerprint(step) not in own:
             self._announced.add(step.name)
-            self.console.say(f"  wait   {step.name}: another run is computing it")
+            self.console.say(f"  wait   {step.name}: another run is computing it: {other}")
 
     def _existing_result(self, step: Step) -> Published | None:
         """A usable result that was published since the step was planned, or that a killed run completed."""

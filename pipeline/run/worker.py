@@ -20,12 +20,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from pipeline.run.job import Job, StepResult, encode, read_job, read_result, to_json
 from pipeline.run.local_executor import CORES
@@ -35,9 +35,13 @@ from stages import KINDS
 from stages.base import Context, UserError
 from stages.records.run_record import Progress
 from stages.system.integrity import delete, files_in, write_json
+from stages.system.locks import holder, sign
 from stages.system.memory import peak_memory
 from stages.system.os_errors import explain_os_error
 from stages.training.launch import Launch, RankFailed, run_ranks
+
+LOCK_SECONDS = 2.0
+"""How often a worker that waits for another one says so."""
 
 
 def main(job_file: Path, is_rank: bool = False) -> int:
@@ -76,13 +80,29 @@ def _result(run: Callable[[], StepResult], folder: Path) -> StepResult:
 
 def _run_step(job: Job, messages: TextIO) -> StepResult:
     """Run the stage in this process, or in its ranks."""
-    with FileLock(job.lock):  # the worker of a killed run can take a moment to end
+    with _locked(job.lock, messages):
         for entry in job.folder.iterdir():  # from an earlier attempt
             if entry.name.startswith("result-") or (entry.is_dir() and entry.name != CHECKPOINTS):
                 delete(entry)
         (job.folder / CHECKPOINTS).mkdir(exist_ok=True)
         result = _run_ranks(job, messages) if job.config.get("launch") else _run_stage(job, messages)
         return replace(result, outputs=files_in(job.folder / "out"))
+
+
+@contextlib.contextmanager
+def _locked(path: Path, messages: TextIO) -> Iterator[None]:
+    """Hold the lock of the step's workers: that of a killed run can take a moment to end, or may be stopped."""
+    lock = FileLock(path)
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=LOCK_SECONDS)
+        except Timeout:
+            print(encode(Progress(0, 1, f"waits for another worker of this step: {holder(lock)}")), file=messages)
+    sign(lock)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _run_stage(job: Job, messages: TextIO, rank: int = 0) -> StepResult:

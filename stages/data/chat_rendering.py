@@ -19,6 +19,10 @@ from transformers import PreTrainedTokenizerBase
 
 from stages.data.message_locations import Location, Message, locate
 from stages.data.segments import Segment
+from stages.system.limits import LimitExceeded, limited
+
+TEMPLATE_SECONDS = 10.0
+"""Longest time that a template may take for one conversation."""
 
 
 class RenderError(ValueError):
@@ -170,13 +174,18 @@ class Chat:
             options = self.options
             if isinstance(options.get("tools"), str):
                 options = options | {"tools": json.loads(options["tools"])}
-            return str(
-                self.tokenizer.apply_chat_template(
-                    list(messages), tokenize=False, add_generation_prompt=prompted, **options
+            with limited(TEMPLATE_SECONDS):
+                text = str(
+                    self.tokenizer.apply_chat_template(
+                        list(messages), tokenize=False, add_generation_prompt=prompted, **options
+                    )
                 )
-            )
+        except (LimitExceeded, MemoryError) as error:
+            reason = str(error) or "needs too much memory"
+            raise RenderError(f"the chat template {reason}; use another model, or correct its template") from None
         except (TemplateError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
             raise RenderError(f"the chat template refuses the conversation: {error}") from None
+        return text
 
     def render_or_none(self, messages: Sequence[Message]) -> str | None:
         """Render messages; None if the template refuses them."""

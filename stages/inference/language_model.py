@@ -17,8 +17,10 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.base import UserError
+from stages.data.chat_rendering import TEMPLATE_SECONDS
 from stages.models.evaluation_settings import remove_appended_eos, remove_generation_defaults
 from stages.models.model_folder import why_not_loaded
+from stages.system.limits import LimitExceeded, limited
 
 Tokens = list[int]
 
@@ -79,8 +81,9 @@ class LanguageModel:
                 " add a template to the model"
             )
         try:
-            text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # templates raise errors of any type
+            with limited(TEMPLATE_SECONDS):
+                text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        except (Exception, LimitExceeded) as error:  # templates raise errors of any type
             raise UserError(f"the chat template of {self.name} rejects the prompt: {error}") from None
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 

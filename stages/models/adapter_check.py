@@ -7,6 +7,10 @@ import textwrap
 from typing import Any
 
 from stages.base import UserError
+from stages.system.limits import LimitExceeded, limited
+
+ADAPTER_SECONDS = 120.0
+"""Longest time for matching the adapter's patterns and building it."""
 
 
 def add_adapter(model: Any, lora: dict[str, Any]) -> None:
@@ -16,9 +20,15 @@ def add_adapter(model: Any, lora: dict[str, Any]) -> None:
     from peft.tuners.trainable_tokens import TrainableTokensLayer
     from peft.utils.other import TrainableTokensWrapper
 
-    _check_names(model, lora)
     try:
-        get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora), low_cpu_mem_usage=True)
+        with limited(ADAPTER_SECONDS):
+            _check_names(model, lora)
+            get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora), low_cpu_mem_usage=True)
+    except UserError:
+        raise
+    except LimitExceeded as error:
+        text = f"matching its patterns against the modules {error}; write a simpler pattern"
+        raise UserError(text, "lora.target_modules") from None
     except Exception as error:
         raise UserError(f"PEFT cannot build this adapter: {textwrap.shorten(str(error), 300)}", "lora") from None
     head = model.get_output_embeddings()

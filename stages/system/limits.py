@@ -1,0 +1,46 @@
+"""Limits to work that a foreign text decides: a chat template, or a regular expression of a recipe."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+MEMORY = 2**32
+"""Bytes that a block may allocate."""
+_MEMORY_FILE = Path("/proc/self/statm")
+
+
+class LimitExceeded(BaseException):
+    """The block took longer than it may. Not an Exception, so that no library takes it for an error of its own."""
+
+
+@contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Raise LimitExceeded in a block that takes longer, and MemoryError if it allocates more than MEMORY.
+
+    Python's regular expressions and jinja2's templates can be interrupted. Only a process's main thread has limits.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise LimitExceeded(f"takes longer than {seconds:g} seconds")
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if _MEMORY_FILE.exists() and soft == resource.RLIM_INFINITY:
+        used = int(_MEMORY_FILE.read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, hard))
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

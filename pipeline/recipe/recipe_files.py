@@ -6,13 +6,16 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.recipe.nodes import Location, Node, Problem, RecipeError, TooLargeError, split_key
+from pipeline.recipe.nodes import MAX_DEPTH, Location, Node, Problem, RecipeError, TooLargeError, split_key
 from pipeline.recipe.yaml_reader import NotYAMLError, parse
 from pipeline.store.references import ENVIRONMENT
 from stages.system.did_you_mean import explain_missing, similar
 from stages.system.regular_files import require_regular
 
 _NO_YAML = "a recipe is a YAML file; recipes/ has examples"
+
+MAX_SHOWN = 200
+"""Characters of an override that a message repeats."""
 
 
 def read_file(path: Path, seen: tuple[Path, ...] = ()) -> tuple[Node, list[Problem]]:
@@ -60,7 +63,11 @@ def read_file(path: Path, seen: tuple[Path, ...] = ()) -> tuple[Node, list[Probl
 def apply_override(tree: Node, override: str, problems: list[Problem]) -> Node:
     """Merge one `--set KEY=VALUE` over the recipe, and add its errors to `problems`."""
     name, equals, text = override.partition("=")
-    key, location = split_key(name.strip()), Location(f"--set {override}", None, None, Path.cwd())
+    shown = override if len(override) <= MAX_SHOWN else f"{override[:MAX_SHOWN]}..."
+    key, location = split_key(name.strip()), Location(f"--set {shown}", None, None, Path.cwd())
+    if len(key) > MAX_DEPTH:
+        problems.append(Problem(location, (), f"the key is nested deeper than {MAX_DEPTH} levels"))
+        return tree
     if not equals or not key:
         text = "write --set KEY=VALUE, for example --set stages.wit.weights.prompt=0.4"
         problems.append(Problem(location, (), text))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import re
 import shutil
 import stat
@@ -123,7 +124,7 @@ def _extract(wheel: Path, pypi: Pypi, work: Path) -> Path:
                         text = f"larger than {MAX_MEMBER_BYTES} bytes; name a local file instead"
                         raise BadReferenceError(f"{pypi}: {text}")
     # RuntimeError: encrypted or unknown compression
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError) as error:
         raise BadReferenceError(f"{pypi}: the wheel is damaged ({error}); try again after `pip cache purge`") from error
     if (sha256 := file_hash(work / "member")) != pypi.sha256:
         text = f"not the file that the recipe pins: its sha256 is {sha256}, the recipe says {pypi.sha256}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import reprlib
 from collections.abc import Callable
 from pathlib import Path
@@ -190,9 +189,13 @@ def filled_list(row: Record, column: str) -> list[Any]:
     return value
 
 
+MAX_WEIGHT = 3.4e38
+"""The largest number of float32."""
+
+
 def is_weight(value: Any) -> bool:
     """Whether `value` is a finite number >= 0."""
-    return type(value) in (int, float) and math.isfinite(value) and value >= 0
+    return type(value) in (int, float) and 0 <= value <= MAX_WEIGHT
 
 
 def _present(row: Record, column: str) -> Any:

@@ -73,12 +73,9 @@ def read_part(path: Path) -> Iterator[tuple[int, Record | Unreadable]]:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     except UnicodeError:
         raise UserError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
-    except (
-        ValueError,
-        ArithmeticError,
-        NotImplementedError,
-        RecursionError,
-    ) as error:  # pyarrow's errors are among them
+    except UserError:
+        raise
+    except Exception as error:  # of pyarrow and what it calls, of any type
         raise UserError(f"{path}: is not a valid {path.suffix} file: {error}") from None
 
 

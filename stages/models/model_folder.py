@@ -56,8 +56,11 @@ def _check_weights(path: Path, key: str) -> None:
         only = f", only {', '.join(pickles)}, and pickles run code when they are read" if pickles else ""
         raise UserError(f"{path}: has no *.safetensors weights{only}; save the model as safetensors", key)
     index = path / "model.safetensors.index.json"
-    for shard in (_read_json(index, key).get("weight_map") or {}).values():
-        if shard not in names:
+    weight_map = _read_json(index, key).get("weight_map") or {}
+    if not isinstance(weight_map, dict):
+        raise UserError(f"{index}: its weight_map is no JSON object; save the model again", key)
+    for shard in weight_map.values():
+        if not isinstance(shard, str) or shard not in names:
             raise UserError(f"{index}: names {shard!r}, not a *.safetensors in its folder; save the model again", key)
 
 

@@ -237,9 +237,15 @@ def _read_arrow(path: Path) -> Iterator[tuple[int, Any]]:
         except pyarrow.ArrowInvalid:
             ipc_file = pyarrow.ipc.open_file(file)
             batches = map(ipc_file.get_batch, range(ipc_file.num_record_batches))
-            yield from _arrow_rows(ipc_file.schema, batches)
+            yield from _arrow_rows(ipc_file.schema, map(_validated, batches))
         else:
-            yield from _arrow_rows(stream.schema, stream)
+            yield from _arrow_rows(stream.schema, map(_validated, stream))
+
+
+def _validated(batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
+    """Check the offsets and lengths in a batch, which are used as they are in the file. Raises ValueError."""
+    batch.validate(full=True)
+    return batch
 
 
 def _arrow_rows(schema: pyarrow.Schema, batches: Iterable[pyarrow.RecordBatch]) -> Iterator[tuple[int, Any]]:

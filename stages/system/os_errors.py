@@ -41,8 +41,12 @@ def _explain_permission(path: Path) -> str:
     needed = "read" if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)) else "write"
     letters = {"read": "rX", "write": "w"}[needed]
     try:
-        status, owner = path.stat(), path.owner()
-    except (OSError, KeyError):
+        status = path.stat()
+    except OSError:
         return f"no permission to {needed} {path}"
+    try:
+        owner = path.owner()
+    except KeyError:  # of a user whom this machine does not know
+        owner = f"user {status.st_uid}"
     text = f"no permission to {needed} {path}, which belongs to {owner} and has mode {status.st_mode & 0o777:04o}"
     return f"{text}; ask for `chmod -R g+{letters}`, or name another folder by --runs"

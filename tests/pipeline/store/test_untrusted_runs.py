@@ -126,3 +126,32 @@ def test_what_is_no_secret_is_not_masked() -> None:
     text = b"TOKENIZERS_PARALLELISM=falsefalse https://host/path\n\xff\xfe"
     variables = {"TOKENIZERS_PARALLELISM": "falsefalse", "HOMEPAGE": "https://host/path", "MONKEY": "host/path"}
     assert logged([text], **variables) == text
+
+
+# ---------------------------------------------------------------------------------------------------- permissions
+
+
+@pytest.mark.parametrize("name", ["stage.json", "report.md"])
+def test_what_may_not_be_read_is_named_and_neither_damaged_nor_replaced(folder: Path, name: str) -> None:
+    """Another user's result of mode 0600, as libraries leave files that they write through temporary ones."""
+    subprocess.run(CALL, cwd=folder, capture_output=True, env=environment(), check=True)
+    file = (folder / "runs/r/report").resolve() / name
+    before = file.stat().st_ino
+    call = CALL
+    if os.geteuid() == 0:  # root without the right to read everything
+        os.chown(file, 12345, 12345)
+        file.chmod(0o600)
+        rights = "-dac_override,-dac_read_search"
+        call = ["setpriv", f"--bounding-set={rights}", f"--inh-caps={rights}", *CALL]
+    else:
+        file.chmod(0)
+    for option in ([], ["--plan"]):
+        done = subprocess.run(
+            [*call, *option], cwd=folder, capture_output=True, text=True, env=environment(), check=False
+        )
+        assert done.returncode == 1
+        place = file.relative_to(folder.resolve())
+        assert f"no permission to read {place}, which belongs to " in done.stderr
+        assert "ask for `chmod -R g+rX`, or name another folder by --runs" in done.stderr
+        assert "damaged" not in done.stderr + done.stdout
+    assert file.stat().st_ino == before

@@ -8,7 +8,7 @@ from pathlib import Path
 from stages.base import Input, UserError
 from stages.records.manifest import Manifest, ManifestError, read_manifest
 from stages.records.run_record import RUN_RECORD, RunRecord, StepRecord, read_run_record
-from stages.system.integrity import content_hash
+from stages.system.integrity import content_hash, damage
 
 
 @dataclass(frozen=True)
@@ -24,20 +24,29 @@ class PastRun:
 
 
 def read_past_run(folder: Path) -> PastRun:
-    """Read the run in `folder`, which may not exist yet. Raises UserError if run.json or a manifest is unreadable."""
+    """Read the run in `folder`, which may not exist yet.
+
+    Raises UserError if run.json, a manifest or a file of scores is unreadable or was changed.
+    """
     record = _record(folder)
     steps = record.steps if record else []
     finished = {step.fingerprint: step for step in steps if step.path}
     manifests = {fingerprint: _manifest(folder, step) for fingerprint, step in finished.items()}
 
-    def result(step: StepRecord) -> Input:
-        manifest = manifests[step.fingerprint]
+    def result(step: StepRecord, before: tuple[StepRecord, ...] = ()) -> Input:
+        if step in before:
+            raise UserError(f"{folder}: {step.step} was computed from itself; run its recipe again")
+        manifest, path = manifests[step.fingerprint], folder.parent / (step.path or "")
+        if not before and manifest.metrics.results is not None and (text := damage(path, manifest.outputs)):
+            raise UserError(f"{path}: {step.step} of {folder.name}: {text}; run its recipe again")
         inputs = {}
         for name, record in manifest.inputs.items():
             source = finished.get(record.fingerprint) if record.fingerprint else None
-            inputs[name] = result(source) if source else Input(Path(), fingerprint=record.content or "")
+            inputs[name] = (
+                result(source, (*before, step)) if source else Input(Path(), fingerprint=record.content or "")
+            )
         return Input(
-            path=folder.parent / (step.path or ""),
+            path=path,
             step=step.step,
             kind=step.kind,
             fingerprint=step.fingerprint or "",

@@ -43,6 +43,7 @@ from pipeline.plan.selection import (
 from pipeline.plan.step import Plan
 from pipeline.preflight.estimate import estimate
 from pipeline.preflight.estimate_table import lines, tables
+from pipeline.preflight.foreign_links import refuse_foreign_links
 from pipeline.preflight.prefetch import prefetch
 from pipeline.preflight.prepare import Preparation, prepare
 from pipeline.preflight.preview import preview
@@ -52,7 +53,6 @@ from pipeline.recipe.loader import Recipe, RecipeError
 from pipeline.run.executor import Executor
 from pipeline.run.local_executor import LocalExecutor
 from pipeline.run.loop import Run
-from pipeline.store.foreign_links import refuse_foreign_links
 from pipeline.store.store import Store
 from pipeline.store.verify import verify
 from stages.records.run_record import read_run_record

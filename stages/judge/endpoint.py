@@ -64,6 +64,6 @@ async def _list_models(key: str) -> tuple[int, bytes]:
     """Ask for the models; return status and body. Raises UserError for a redirect."""
     from stages.judge.http_client import HTTPClient  # takes time to import
 
-    async with HTTPClient(LIST_TIMEOUT) as client:
+    async with HTTPClient(endpoint(), LIST_TIMEOUT) as client:
         response = await client.get(f"{base_url()}/models", headers={"Authorization": f"Bearer {key}"})
         return response.status_code, response.content

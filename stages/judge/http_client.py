@@ -9,7 +9,6 @@ from typing import Any
 from openai import DefaultAsyncHttpxClient
 
 from stages.base import UserError
-from stages.judge.endpoint import endpoint
 
 _LIBRARY: Any = import_module(DefaultAsyncHttpxClient.__mro__[1].__module__.partition(".")[0])
 """httpx, or what openai uses in its place: only its own time-outs make openai send a request again."""
@@ -20,9 +19,9 @@ MOST_BYTES = 2**24
 class HTTPClient(DefaultAsyncHttpxClient):
     """An HTTP client with one deadline for a whole response, a limit to its size, and no redirects."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, endpoint: str, seconds: float) -> None:
         super().__init__(follow_redirects=False)
-        self._seconds = seconds
+        self._endpoint, self._seconds = endpoint, seconds
 
     async def send(self, request: Any, **options: Any) -> Any:
         """Send a request; return the response with its whole body. Raises UserError for a redirect."""
@@ -34,7 +33,7 @@ class HTTPClient(DefaultAsyncHttpxClient):
             raise _LIBRARY.ReadTimeout(f"no response within {self._seconds:g} seconds", request=request) from None
         if response.is_redirect:
             message = f"redirects to {response.headers.get('location')}; if you trust that, set OPENAI_BASE_URL to it"
-            raise UserError(f"judge: {endpoint()} {message}")
+            raise UserError(f"judge: {self._endpoint} {message}")
         headers = {k: v for k, v in response.headers.items() if k not in ("content-encoding", "content-length")}
         return _LIBRARY.Response(response.status_code, headers=headers, content=body, request=request)
 

@@ -76,7 +76,7 @@ class Judge:
 
         # The client repeats requests after 408, 409, 429, 5xx, cut connections and time-outs, and obeys Retry-After.
         async with (
-            HTTPClient(self.options.timeout) as http_client,
+            HTTPClient(endpoint(), self.options.timeout) as http_client,
             AsyncOpenAI(base_url=base_url(), max_retries=self.options.retries, http_client=http_client) as client,
         ):
             try:

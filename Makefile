@@ -35,8 +35,8 @@ bench: .venv/installed
 	@for each in $(BENCH); do echo "python -m benchmarks.$$each"; $(BIN)/python -m benchmarks.$$each || exit 1; done
 
 schema: .venv/installed
-	$(BIN)/python -m pipeline.reference.json_schema
-	$(BIN)/python -m pipeline.reference.reference_page
+	$(BIN)/python -m docs.generator.json_schema
+	$(BIN)/python -m docs.generator.reference_page
 
 .venv/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \

@@ -195,6 +195,16 @@ class StageConfig(Config):
         """Return what the stage reads, by the name under which `run` finds it in `context.inputs`."""
         raise NotImplementedError
 
+    def named_files(self, files: dict[str, Path]) -> dict[str, Path]:
+        """Return further files that those in `files` name and the stage reads: a name of each for people -> path.
+
+        They become inputs of the step, and so part of its fingerprint.
+
+        Args:
+            files: path of each need that is a local file or folder.
+        """
+        return {}
+
     def check(self, files: dict[str, Path]) -> None:
         """Check the files that the stage reads, before any step runs.
 

@@ -108,6 +108,7 @@ class Console:
         self.rich.print(table)
         stages = {step.name: step.stage for step in plan.steps}
         self._by_stage("runs code", ((stages[s.step], s.step, code) for s in steps for code in s.runs_code))
+        self._by_stage("reads", ((stages[s.step], s.step, ", ".join(s.reads)) for s in steps if s.reads))
         self.paid_requests((stages[s.step], s.step, request) for s in steps for request in s.asks)
 
     def paid_requests(self, requests: Iterable[tuple[str, str, str]]) -> None:

@@ -17,6 +17,9 @@ from pipeline.store import references
 from pipeline.store.references import BadReferenceError, Local, Reference, RunFolder
 from stages.base import BASE, Need, StageConfig, UserError
 
+NAMED_FILE = "file"
+"""First word of the name of an input that a file of the step names, and no key of the recipe."""
+
 
 def build_plan(cells: Sequence[Recipe], resolver: Resolver) -> Plan:
     """Plan the steps of all cells. Raises RecipeError with all problems of the recipe."""
@@ -122,6 +125,13 @@ class _Planner:
                     inputs |= self._inputs(cell, stage, input_name, need, labels, inputs.get(need.model_need))
                 except RecipeError as error:
                     self.problems += error.problems
+            local = {key: source.path for key, source in inputs.items() if isinstance(source, Local)}
+            for file_name, path in part.config.named_files(local).items():
+                try:
+                    self.resolver.register(Local(path), f"stages.{stage}")
+                    inputs[f"{NAMED_FILE} {file_name}"] = Local(path)
+                except BadReferenceError as error:
+                    self.problems.append(recipe.problem(("stages", stage), str(error)))
             self.steps[name] = Step(name, stage, part.config, inputs, recipe, labels)
             self._check_target(self.steps[name])
         return self.steps[name]

@@ -34,6 +34,8 @@ class StepSummary:
     why: str
     needs: list[str]
     runs_code: list[str]
+    reads: list[str]
+    """Files that no key of the recipe names, but files of the step."""
     asks: list[str]
     """Requests to services that may charge for them, as far as local files tell."""
 
@@ -80,6 +82,7 @@ def summarize(plan: Plan, selection: Selection, decisions: Decisions, resolver: 
             decisions[step.name].reason,
             [source.name for source in step.dependencies],
             step.config.foreign_code(resolver.local_files(step)),
+            [name.partition(" ")[2] for name in step.references if name not in step.config.needs()],
             paid_requests(step, resolver),
         )
         for step in plan.steps

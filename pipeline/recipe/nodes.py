@@ -172,29 +172,31 @@ class Node:
             content = [node.with_axis(axis) for node in content]
         return replace(self, content=content, axes=self.axes | {axis})
 
-    def merged_over(self, base: Node) -> Node:
-        """Merge this value over `base`: sections are merged, everything else replaces the value in `base`."""
-        if not isinstance(self.content, dict) or not isinstance(base.content, dict):
+    def merged_over(self, base: Node, key: Key = ()) -> Node:
+        """Merge this value, which `key` of the recipe has, over `base`: sections are merged, everything else replaces
+        the value in `base`. So does an axis of the matrix, be its values a list or named."""
+        is_axis = key[:1] == ("matrix",) and len(key) == 2
+        if is_axis or not isinstance(self.content, dict) or not isinstance(base.content, dict):
             return self
         merged = dict(base.content)
         for name, node in self.content.items():
-            merged[name] = node.merged_over(merged[name]) if name in merged else node
+            merged[name] = node.merged_over(merged[name], (*key, name)) if name in merged else node
         return make_node(merged, self.location, self.key_location)
 
-    def with_value(self, key: Key, value: Node) -> Node:
+    def with_value(self, key: Key, value: Node, parents: Key = ()) -> Node:
         """Merge `value` over the value under `key`; missing sections are created. Raises ValueError."""
         if not key:
-            return value.merged_over(self)
+            return value.merged_over(self, parents)
         part, *rest = key
         if isinstance(self.content, list):
             if not isinstance(part, int) or part >= len(self.content):
                 raise ValueError(f"{part!r} is not an item of a list of {len(self.content)}; the first is 0")
             items = list(self.content)
-            items[part] = items[part].with_value(tuple(rest), value)
+            items[part] = items[part].with_value(tuple(rest), value, (*parents, part))
             return make_node(items, self.location, self.key_location)
         section = dict(self.content) if isinstance(self.content, dict) else {}
         inner = section.get(str(part), replace(value, content={}, size=1, depth=1) if rest else value)
-        section[str(part)] = inner.with_value(tuple(rest), value)
+        section[str(part)] = inner.with_value(tuple(rest), value, (*parents, part))
         return make_node(section, self.location, self.key_location)
 
 

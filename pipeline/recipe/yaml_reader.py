@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,17 @@ _UNPRINTABLE = re.compile(r"[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010
 """Characters that YAML 1.1, section 5.1, allows in no document."""
 
 
-class _Loader(yaml.CSafeLoader):
-    """YAML 1.1, except that 1e-3 is a number, as in YAML 1.2, and a date is text."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != _TAG + "timestamp"]
-    for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
+_PLAIN_SCALARS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "null": (r"~|null|Null|NULL|", lambda _: None),
+    "bool": (r"true|True|TRUE|false|False|FALSE", lambda text: text.lower() == "true"),
+    "int": (r"[-+]?(0|[1-9][0-9]*)|0o[0-7]+|0x[0-9a-fA-F]+", lambda text: int(text, 0)),
+    "float": (
+        r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
+    ),
 }
-_Loader.add_implicit_resolver(
-    _TAG + "float", re.compile(r"[-+]?\d[\d_]*(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+"""Type -> what a scalar without quotes looks like, and how to read it: YAML 1.2.2, section 10.3.2. Other text is text,
+such as yes, on, 1:30 and 1_000. So is 042, which YAML 1.1 read as 34, and YAML 1.2 as 42."""
 
 
 class NotYAMLError(Exception):
@@ -47,7 +48,7 @@ def parse(text: str, name: str, folder: Path, lines: bool = True) -> tuple[Node,
         before = text[: match.start()]
         location = Location(name, before.count("\n") + 1, match.start() - before.rfind("\n"), folder)
         raise NotYAMLError(f"{location if lines else name}: not valid YAML: the character {match[0]!r} is not allowed")
-    reader = _Reader(_Loader(text), name, folder, lines)
+    reader = _Reader(yaml.CSafeLoader(text), name, folder, lines)
     try:
         return reader.read_document(), reader.problems
     except yaml.MarkedYAMLError as error:
@@ -60,7 +61,7 @@ def parse(text: str, name: str, folder: Path, lines: bool = True) -> tuple[Node,
 class _Reader:
     """Builds the tree from the parser's events, because yaml.compose overflows the stack on deep nesting."""
 
-    loader: Any  # a _Loader; PyYAML's stubs say that its events may be None
+    loader: Any  # PyYAML's stubs say that its events may be None
     name: str
     folder: Path
     lines: bool
@@ -148,10 +149,10 @@ class _Reader:
 
     def read_key(self, event: Any, section: Key, location: Location) -> str | None:
         if isinstance(event, yaml.ScalarEvent):
-            tag = event.tag or self.loader.resolve(yaml.ScalarNode, event.value, event.implicit)
-            if tag in (_TAG + "str", _TAG + "value", "!"):
+            kind = _scalar_kind(event)
+            if kind is None:
                 return event.value
-            text = f"the key {event.value!r} is read as {tag.rpartition(':')[2]}, not as text; put it in quotes"
+            text = f"the key {event.value!r} is read as {kind}, not as text; put it in quotes"
         else:
             self.read_value(event, (*section, "?"), None)
             text = "a key must be text, not a list, section or alias"
@@ -171,17 +172,26 @@ class _Reader:
         return merged
 
     def read_scalar(self, event: Any, key: Key, location: Location) -> Any:
-        tag = event.tag or self.loader.resolve(yaml.ScalarNode, event.value, event.implicit)
-        if tag not in (_TAG + "int", _TAG + "float", _TAG + "bool", _TAG + "null"):
+        kind = _scalar_kind(event)
+        if kind is None:
             return event.value
         try:
-            value = self.loader.construct_object(yaml.ScalarNode(tag, event.value))
-        except (ValueError, KeyError, OverflowError):
+            value = _PLAIN_SCALARS[kind][1](event.value)
+        except (ValueError, OverflowError):
             value = math.inf
-        is_float = tag.endswith("float")
-        if isinstance(value, int | float) and not (math.isfinite(value) if is_float else abs(value) < 2**63):
+        if isinstance(value, int | float) and not (math.isfinite(value) if kind == "float" else abs(value) < 2**63):
             text = event.value if len(event.value) <= 30 else f"{event.value[:30]}..."
-            expected = "a finite number" if is_float else f"of type {tag.rpartition(':')[2]}, at most 64 bits"
+            expected = "a finite number" if kind == "float" else f"of type {kind}, at most 64 bits"
             self.problems.append(Problem(location, key, f"should be {expected}, found {text}"))
             return BROKEN
         return value
+
+
+def _scalar_kind(event: Any) -> str | None:
+    """The key of _PLAIN_SCALARS for a scalar, by its tag or its form; None for text."""
+    if event.tag is not None:
+        kind = event.tag.removeprefix(_TAG)
+        return kind if kind in _PLAIN_SCALARS else None
+    if not event.implicit[0]:  # in quotes, or a block
+        return None
+    return next((kind for kind, (form, _) in _PLAIN_SCALARS.items() if re.fullmatch(form, event.value)), None)

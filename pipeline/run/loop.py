@@ -28,7 +28,7 @@ from pipeline.store.references import Reference, display_name
 from pipeline.store.secrets import mask_file, mask_secrets
 from pipeline.store.store import Published, Store
 from stages.base import Input
-from stages.records.manifest import Manifest
+from stages.records.manifest import MANIFEST, Manifest
 from stages.records.run_record import Progress, StepRecord
 from stages.system.file_names import file_name
 
@@ -71,7 +71,9 @@ class Run:
         self.plan, self.selection, self.decisions = plan, selection, dict(decisions)
         self.store, self.resolver, self.console = store, resolver, console
         self.folder = resolver.runs / plan.recipe.name
-        self.record = RecordWriter(self.folder, plan.recipe.name)
+        location = plan.recipe.source_map.location
+        recipe_file = os.path.relpath(location.file, resolver.runs.absolute().parent)
+        self.record = RecordWriter(self.folder, plan.recipe.name, recipe_file)
         self.results: dict[str, Published] = cached_results(decisions)
         """Step -> its result, for steps that have one by now."""
         self._steps = {step.name: step for step in plan.steps}
@@ -103,6 +105,10 @@ class Run:
         for step in steps:
             self._set_state(step, "waiting")
         self.store.clean_up_killed_runs()
+        if other := self.record.taken_over_from():
+            self.console.say(
+                f"{self.record.recipe} was the name of {other}, whose record this run replaces; rename one"
+            )
         self.record.write("running")
         if steps:
             self.console.begin(self.record.steps, self.folder / LOGS)
@@ -347,15 +353,25 @@ class Run:
             error=error,
         )
         self.record.update(record)
-        link = self.folder / file_name(step.name)
-        if result:
-            _link(link, result.path)
-        elif link.is_symlink():
-            link.unlink()  # it points to an older result, with other settings
+        _link(self.folder / file_name(step.name), result.path if result else None)
 
 
-def _link(link: Path, target: Path) -> None:
-    """Let `link` point to `target` by a relative path, whatever it was before."""
+def _link(link: Path, target: Path | None) -> None:
+    """Let `link` point to `target` by a relative path; without one, remove it: it points to an older result.
+
+    Raises OSError. A copy of that very result, as `cp -L` leaves it, stays.
+    """
+    if link.is_dir() and not link.is_symlink():
+        manifests = [
+            (folder / MANIFEST).read_bytes() for folder in (link, target) if folder and (folder / MANIFEST).is_file()
+        ]
+        if len(manifests) == 2 and manifests[0] == manifests[1]:
+            return
+        text = "is a folder where a link to a result belongs, as in copies by cp -L; delete it (cp -a copies links)"
+        raise OSError(f"{link} {text}")
+    if target is None:
+        link.unlink(missing_ok=True)
+        return
     link.parent.mkdir(parents=True, exist_ok=True)
     temporary = link.with_name(f".{link.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)

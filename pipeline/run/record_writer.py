@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stages.records.run_record import WITHOUT_RESULT, StepRecord, write_run_record
+from stages.records.run_record import WITHOUT_RESULT, StepRecord, read_run_record, write_run_record
 
 INTERVAL_SECONDS = 1.0
 """Time between two writes while steps run."""
@@ -20,6 +20,7 @@ class RecordWriter:
 
     folder: Path
     recipe: str
+    recipe_file: str
     width: int = 1
     """How many steps run at once."""
     steps: dict[str, StepRecord] = field(default_factory=dict)
@@ -31,7 +32,8 @@ class RecordWriter:
     def write(self, status: str) -> None:
         """Write run.json. Raises OSError."""
         started = time.monotonic()
-        write_run_record(self.folder, self.recipe, status, self.width, list(self.steps.values()))
+        steps = list(self.steps.values())
+        write_run_record(self.folder, self.recipe, status, self.width, steps, self.recipe_file)
         ended = time.monotonic()
         self._has_changed = False
         self._next_write = ended + max(INTERVAL_SECONDS, (ended - started) / MAX_SHARE)
@@ -40,6 +42,14 @@ class RecordWriter:
         """Replace the state of a step. `write_if_due` writes it."""
         self.steps[step.step] = step
         self._has_changed = True
+
+    def taken_over_from(self) -> str | None:
+        """The file of another recipe whose record of the same name this run replaces."""
+        try:
+            file = read_run_record(self.folder).recipe_file
+        except (OSError, ValueError):
+            return None
+        return file if file not in ("", self.recipe_file) else None
 
     def write_if_due(self) -> bool:
         """Write run.json if a step has changed, but not a moment after the last write; return whether it did."""

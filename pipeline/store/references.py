@@ -144,7 +144,7 @@ def _folder_hash(folder: Path, hash_file: Callable[[Path], str]) -> str:
     if not files:
         raise BadReferenceError(f"{folder}: the folder is empty; a reference needs at least one file")
     lines = (f"{hash_file(path)}  {name}\n" for name, path in files)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return hashlib.sha256("".join(lines).encode(errors="surrogatepass")).hexdigest()  # names need not be UTF-8
 
 
 def _files(folder: Path, parents: tuple[Path, ...]) -> Iterator[Path]:

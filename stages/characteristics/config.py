@@ -42,7 +42,7 @@ class CharacteristicsStage(EvaluationStage):
     """Properties of prompts that the report correlates with the best prompt weight. Scores no model."""
 
     kind: ClassVar[str] = "characteristics"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     fingerprint_exclude: ClassVar[tuple[str, ...]] = ("options.batch_size",)
 
     sets: Annotated[list[PromptSet], Field(min_length=1), unique_by("name")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 from stages.base import Context, Findings, UserError
+from stages.models.evaluation_settings import remove_appended_eos
 from stages.models.model_size import build
 from stages.models.tokenizer import load_tokenizer
 
@@ -26,6 +27,7 @@ def check_model(context: Context, findings: Findings) -> None:
         build(path, "auto", context.config.trust_remote_code)
     with findings.part("tokenizer", "models"):
         tokenizer = _load_tokenizer(path, context.config.trust_remote_code)
+        remove_appended_eos(tokenizer)
         uses_template = getattr(options, "apply_chat_template", None)
         if uses_template and not tokenizer.chat_template:
             raise UserError(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stages.base import Input, UserError
 from stages.records.manifest import Manifest, ManifestError, read_manifest
-from stages.records.run_record import RUN_RECORD, StepRecord, read_run_record
+from stages.records.run_record import RUN_RECORD, RunRecord, StepRecord, read_run_record
 from stages.system.integrity import content_hash
 
 
@@ -19,11 +19,14 @@ class PastRun:
     """Each step that scored a model -> its result, with the lineage of the model."""
     missing: list[str]
     """Steps without a result: they failed, wait or were not selected."""
+    recipe_file: str
+    """Path of the recipe, relative to the folder of the runs folder; empty if it is not known."""
 
 
 def read_past_run(folder: Path) -> PastRun:
     """Read the run in `folder`, which may not exist yet. Raises UserError if run.json or a manifest is unreadable."""
-    steps = _steps(folder)
+    record = _record(folder)
+    steps = record.steps if record else []
     finished = {step.fingerprint: step for step in steps if step.path}
     manifests = {fingerprint: _manifest(folder, step) for fingerprint, step in finished.items()}
 
@@ -48,20 +51,22 @@ def read_past_run(folder: Path) -> PastRun:
     return PastRun(
         {name: output for name, output in results.items() if output.metrics.results is not None},
         [step.step for step in steps if not step.path and step.kind not in ("report", "push")],
+        record.recipe_file if record else "",
     )
 
 
 def past_run_hash(folder: Path) -> str:
     """Hash of everything that `read_past_run` returns. Raises UserError."""
-    steps = _steps(folder)
+    record = _record(folder)
+    steps = record.steps if record else []
     hashes = [_manifest(folder, step).sha256 if step.path else None for step in steps]
     entries = [[step.step, step.labels, sha256] for step, sha256 in zip(steps, hashes, strict=True)]
-    return content_hash([folder.name, entries])
+    return content_hash([folder.name, record and record.recipe_file, entries])
 
 
-def _steps(folder: Path) -> list[StepRecord]:
+def _record(folder: Path) -> RunRecord | None:
     try:
-        return read_run_record(folder).steps if folder.is_dir() else []
+        return read_run_record(folder) if folder.is_dir() else None
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / RUN_RECORD}: is not the record of a run ({error}); run its recipe again") from None
 

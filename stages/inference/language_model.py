@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.base import UserError
+from stages.models.evaluation_settings import remove_appended_eos, remove_generation_defaults
 from stages.models.model_folder import why_not_loaded
 
 Tokens = list[int]
@@ -41,8 +42,11 @@ class LanguageModel:
         except (OSError, ValueError) as error:
             raise UserError(f"{name} cannot be loaded: {why_not_loaded(error)}") from None
         self.name = name
+        remove_appended_eos(self.tokenizer)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model.to(self.device).eval()  # type: ignore[arg-type]
+        self.removed_defaults = remove_generation_defaults(self.model)
+        """What the checkpoint's generation config would have set."""
         eos = self.model.generation_config.eos_token_id if self.model.generation_config else None
         eos_ids = eos if isinstance(eos, list) else [eos, self.tokenizer.eos_token_id]
         self.eos_ids = {token for token in eos_ids if token is not None}
@@ -62,6 +66,7 @@ class LanguageModel:
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "device": self.device.type,
             "max_length": self.max_length,
+            "removed_generation_defaults": self.removed_defaults,
         }
 
     def encode(self, messages: Sequence[dict[str, str]] | str) -> Tokens:

@@ -62,7 +62,7 @@ class Options(Config):
     """Seconds until a request fails and is sent again."""
     retries: int = Field(default=8, ge=0)
     """How often a request is sent again after status 429 or 5xx, a cut connection or a time-out."""
-    attempts: int = Field(default=3, ge=1)
+    attempts: int = Field(default=2, ge=1)
     """How often the judge is asked until its judgement is readable. After that, the judgement counts as missing."""
 
 
@@ -70,7 +70,7 @@ class JudgeStage(EvaluationStage):
     """AlpacaEval and MT-Bench with a judge behind the endpoint that OPENAI_BASE_URL and OPENAI_API_KEY name."""
 
     kind: ClassVar[str] = "judge"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     fingerprint_exclude: ClassVar[tuple[str, ...]] = ("options.concurrency", "options.timeout", "options.retries")
 
     judge: str = Field(min_length=1)

@@ -1,7 +1,7 @@
 """The judge's OpenAI-compatible endpoint: its address, and a check that it has the judge.
 
 The environment variable OPENAI_BASE_URL names the endpoint, OpenAI's own if it is not set, and OPENAI_API_KEY the key.
-Neither is ever written to a file.
+The key is never written to a file; of the address only host and path, with the judgements.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import urllib.error
 import urllib.request
 from functools import cache
+from urllib.parse import urlsplit, urlunsplit
 
 from stages.base import UserError
 from stages.system.did_you_mean import similar_names
@@ -22,6 +23,12 @@ LIST_TIMEOUT = 20.0
 
 def base_url() -> str:
     return os.environ.get("OPENAI_BASE_URL", OPENAI).rstrip("/")
+
+
+def endpoint() -> str:
+    """Return the endpoint's address without a password and a query, to identify it in results."""
+    parts = urlsplit(base_url())
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 @cache

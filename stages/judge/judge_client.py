@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, cast
@@ -10,19 +11,33 @@ from typing import Any, cast
 from stages.base import UserError
 from stages.evaluation.answer_log import AnswerLog
 from stages.judge.config import JudgeStage
-from stages.judge.endpoint import base_url
+from stages.judge.endpoint import base_url, endpoint
 
 UNREADABLE = {"message": {"content": ""}}
 """Replaces a response that is not a chat completion. No parser can read it, so the request is repeated."""
 
 
 Reply = dict[str, Any]
-"""First choice of the API's response, and under `model` the model that responded."""
+"""First choice of the API's response, and what identifies the judge: see `JUDGE_KEYS`."""
+JUDGE_KEYS = ("model", "system_fingerprint", "endpoint")
+"""Keys of a reply: the model and the version of it that responded, by its own word, and the endpoint."""
 
 
 def text_of(reply: Reply) -> str:
     """Return the reply's message, or an empty string."""
     return reply["message"].get("content") or ""
+
+
+def judge_of(reply: Reply) -> dict[str, str]:
+    """Return which judge sent the reply."""
+    return {key: reply[key] for key in JUDGE_KEYS if reply.get(key)}
+
+
+def is_complete(reply: Reply, max_tokens: int | None) -> bool:
+    """Whether the judge ended its reply itself and did not refuse. A verdict of one token cannot be cut."""
+    reason = reply.get("finish_reason")
+    is_cut = reason == "content_filter" or (reason == "length" and max_tokens != 1)
+    return not is_cut and not reply["message"].get("refusal")
 
 
 class Judge:
@@ -32,6 +47,8 @@ class Judge:
         from openai import OpenAI
 
         self.model, self.options = config.judge, config.options
+        self.judges: Counter[str] = Counter()
+        """Number of judgements by the judge that sent them, in JSON."""
         self.answer_log, self.on_judgements = answer_log, on_judgements
         # The client repeats requests after 408, 409, 429, 5xx, cut connections and time-outs, and obeys Retry-After.
         self.client = OpenAI(base_url=base_url(), max_retries=self.options.retries, timeout=self.options.timeout)
@@ -39,8 +56,13 @@ class Judge:
     def ask(
         self, requests: Mapping[str, list[dict[str, str]]], parse: Callable[[Reply], Any], **parameters: Any
     ) -> dict[str, tuple[Reply, Any]]:
-        """Send the requests that are not in the log under their keys; return each reply with its verdict, None if
-        `parse` cannot read it. Raises UserError if the endpoint refuses a request or cannot be reached."""
+        """Send the requests that are not in the log under their keys; return each reply with its verdict.
+
+        A verdict is None if the reply is incomplete or a refusal, or if `parse` cannot read it.
+
+        Raises:
+            UserError: the endpoint refuses a request or cannot be reached.
+        """
         with ThreadPoolExecutor(self.options.concurrency) as pool:
             futures = {key: pool.submit(self._judge, key, requests[key], parse, parameters) for key in requests}
             try:
@@ -60,8 +82,10 @@ class Judge:
                 self.answer_log.add(log_key, self._request(messages, parameters))
                 self.answer_log.flush()
             reply: Reply = self.answer_log[log_key]
-            if (verdict := parse(reply)) is not None:
+            verdict = parse(reply) if is_complete(reply, parameters.get("max_tokens")) else None
+            if verdict is not None:
                 break
+        self.judges[json.dumps(judge_of(reply))] += 1
         self.on_judgements(1)
         return reply, verdict
 
@@ -79,7 +103,15 @@ class Judge:
             raise UserError(f"{message}; run the command again to resume") from None
         if not getattr(response, "choices", None):  # the client returns a response that is not JSON as a string
             return UNREADABLE
-        return response.choices[0].model_dump(mode="json") | {"model": response.model}
+        judge = {"model": response.model, "system_fingerprint": response.system_fingerprint, "endpoint": endpoint()}
+        return response.choices[0].model_dump(mode="json") | judge
+
+    def notes(self) -> list[str]:
+        """Return a note if judgements are from several judges, as after a resumed step whose judge has changed."""
+        if len(self.judges) < 2:
+            return []
+        counts = [f"{count} by {', '.join(json.loads(judge).values())}" for judge, count in self.judges.items()]
+        return [f"{self.model}: judgements are not comparable, since the judge changed: {'; '.join(counts)}"]
 
 
 def _first_line(error: Exception) -> str:

@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from stages.evaluation.score_rows import score_row
-from stages.judge.judge_client import Judge, Reply, text_of
+from stages.judge.judge_client import Judge, Reply, judge_of, text_of
 from stages.judge.model_answers import AnswerGenerator
 from stages.judge.questions import Question, Template, template_names
 from stages.records.metrics import ScoreRow
@@ -25,8 +25,17 @@ Answers = dict[str, tuple[str, str]]
 """Question id -> the model's answers to both turns."""
 Grades = dict[str, tuple[float | None, float | None]]
 """Question id -> grades of both turns; None if no reply of the judge is readable."""
+Judges = dict[str, tuple[dict[str, str], dict[str, str]]]
+"""Question id -> who graded both turns."""
 
-_GRADE = re.compile(r"\[\[(\d+(?:\.\d+)?)\]\]")
+_BRACKETS = (re.compile(r"\[\[(\d+(?:\.\d+)?)\]\]"), re.compile(r"\[(\d+(?:\.\d+)?)\]"))
+"""Grades in the forms that the authors' code reads: [[7]], and [7] where there is none in double brackets."""
+_LABEL = r"(?:(?:final|overall|my)\s+)?(?:rating|score|grade|verdict)(?:\W{1,4}(?:is|of))?"
+_OF_TEN = r"(?:\s*/\s*10|\s+out of 10)?"
+_OWN_LINE = re.compile(rf"^[\s*_#>`-]*(?:{_LABEL}[\s:*_`-]*)?@{_OF_TEN}[ \t.*_`]*$", re.IGNORECASE | re.MULTILINE)
+_LAST_WORDS = re.compile(rf"\brating(?:\W{{1,4}}(?:is|of))?[\s:*_`-]*@{_OF_TEN}[\s.*_`]*\Z", re.IGNORECASE)
+"""What a verdict is: a grade (here @) alone on its line but for a label, or the reply's last words after "rating"."""
+_THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 
 
 def generate_answers(questions: list[Question], generator: AnswerGenerator) -> Answers:
@@ -50,7 +59,7 @@ def _conversation(question: Question, answers: list[str]) -> list[dict[str, str]
 
 def grade_answers(
     questions: list[Question], answers: Answers, templates: Mapping[str, Template], judge: Judge
-) -> Grades:
+) -> tuple[Grades, Judges]:
     """Let the judge grade every answer. Raises UserError if the endpoint fails."""
     requests: dict[str, list[dict[str, str]]] = {}
     for question in questions:
@@ -62,15 +71,23 @@ def grade_answers(
         for turn, name in enumerate(template_names(question), 1):
             requests[f"mt_bench {question.id} {turn}"] = templates[name].messages(**values)
     judgements = judge.ask(requests, parse_grade, max_tokens=MAX_VERDICT_TOKENS, temperature=0)
-    grades = {key: grade for key, (_, grade) in judgements.items()}
-    return {q.id: (grades[f"mt_bench {q.id} 1"], grades[f"mt_bench {q.id} 2"]) for q in questions}
+    both = {q.id: [judgements[f"mt_bench {q.id} {turn}"] for turn in (1, 2)] for q in questions}
+    grades = {name: (first[1], second[1]) for name, (first, second) in both.items()}
+    return grades, {name: (judge_of(first[0]), judge_of(second[0])) for name, (first, second) in both.items()}
 
 
 def parse_grade(reply: Reply) -> float | None:
-    """The last number from 1 to 10 in double brackets, as in [[7]]; None if there is none."""
-    numbers = _GRADE.findall(text_of(reply))
-    grade = float(numbers[-1]) if numbers else 0.0
-    return grade if 1 <= grade <= 10 else None
+    """Return the reply's verdict, a grade from 1 to 10 as in "Rating: [[7]]"; None if there is not exactly one.
+
+    Stricter than the authors' code, which takes the first number in double brackets wherever it is.
+    """
+    text = _THOUGHT.sub("", text_of(reply)).replace("@", "")
+    for brackets in _BRACKETS:
+        if grades := set(map(float, brackets.findall(text))):
+            marked = brackets.sub("@", text)
+            is_verdict = _OWN_LINE.search(marked) or _LAST_WORDS.search(marked)
+            return grades.pop() if is_verdict and len(grades) == 1 and 1 <= min(grades) <= 10 else None
+    return None
 
 
 def score_rows(questions: list[Question], grades: Grades) -> list[ScoreRow]:
@@ -90,7 +107,7 @@ def score_rows(questions: list[Question], grades: Grades) -> list[ScoreRow]:
     return rows
 
 
-def samples(questions: list[Question], answers: Answers, grades: Grades) -> list[dict[str, Any]]:
+def samples(questions: list[Question], answers: Answers, grades: Grades, judges: Judges) -> list[dict[str, Any]]:
     means = {name: fmean(read) if (read := _read(both)) else None for name, both in grades.items()}
     return [
         {
@@ -98,8 +115,10 @@ def samples(questions: list[Question], answers: Answers, grades: Grades) -> list
             "category": question.category,
             "responses": answers[question.id],
             "grades": grades[question.id],
+            "judged_by": judges[question.id],
             "score": (mean := means[question.id]),
             "score_over_10": None if mean is None else mean / 10,
+            "repeats": {"score": (read := _read(grades[question.id])), "score_over_10": [grade / 10 for grade in read]},
         }
         for question in questions
     ]

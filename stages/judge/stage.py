@@ -13,11 +13,14 @@ from stages.evaluation.answer_log import AnswerLog
 from stages.evaluation.score_rows import score_row, write_samples
 from stages.judge import alpaca_eval, mt_bench
 from stages.judge.config import AlpacaEval, JudgeStage
-from stages.judge.judge_client import Judge
+from stages.judge.judge_client import Judge, judge_of
 from stages.judge.model_answers import AnswerGenerator
 from stages.judge.questions import read_instructions, read_questions, read_templates
+from stages.models.evaluation_settings import describe_defaults
 from stages.records.metrics import Metrics, ScoreRow
+from stages.system.integrity import content_hash, write_json
 
+RESAMPLES_FILE = "resamples_alpaca_eval.json"
 BenchmarkResult = tuple[list[ScoreRow], list[str]]
 
 
@@ -35,7 +38,10 @@ def run(context: Context) -> Metrics:
         results=[row for rows, _ in benchmarks.values() for row in rows],
         seconds=round(time.monotonic() - start, 3),
         samples={name: f"samples_{name}.jsonl" for name in benchmarks},
-        notes=[note for _, notes in benchmarks.values() for note in notes],
+        resamples={"alpaca_eval": RESAMPLES_FILE} if (context.out / RESAMPLES_FILE).exists() else {},
+        notes=[note for _, notes in benchmarks.values() for note in notes]
+        + evaluation.judge.notes()
+        + describe_defaults(config.models[0], evaluation.generator.model.removed_defaults),
         environment={"judge": config.judge, "backend": config.options.backend}
         | evaluation.generator.model.environment(),
     )
@@ -58,20 +64,25 @@ class _Evaluation:
     def mt_bench(self) -> BenchmarkResult:
         questions, templates = read_questions(self.files, self.config.options.limit), read_templates(self.files)
         answers = mt_bench.generate_answers(questions, self.generator)
-        grades = mt_bench.grade_answers(questions, answers, templates, self.judge)
+        grades, judges = mt_bench.grade_answers(questions, answers, templates, self.judge)
         notes = self._check_unread("mt_bench", [grade for both in grades.values() for grade in both])
-        write_samples(mt_bench.samples(questions, answers, grades), self.context.out / "samples_mt_bench.jsonl")
+        write_samples(mt_bench.samples(questions, answers, grades, judges), self.context.out / "samples_mt_bench.jsonl")
         return mt_bench.score_rows(questions, grades), notes
 
     def alpaca_eval(self, section: AlpacaEval) -> BenchmarkResult:
         instructions = read_instructions(self.files, self.config.options.limit)
         conversations = [[{"role": "user", "content": item.instruction}] for item in instructions]
         outputs = self.generator.generate(conversations, 0.0, "alpaca_eval")
-        annotations = alpaca_eval.annotate(section, instructions, outputs, self.config.models[0], self.judge)
+        annotations = alpaca_eval.annotate(section, instructions, outputs, self.judge)
         win_rates = [alpaca_eval.win_rate(annotation) for annotation in annotations]
         notes = self._check_unread("alpaca_eval", win_rates)
         length_control = self.files.get("alpaca_eval.length_control")
-        rows, controlled_rates = alpaca_eval.score(section, annotations, length_control, self.context.scratch)
+        scores = alpaca_eval.score(
+            section, annotations, length_control, self.context.scratch, self.config.seed, self.context.progress
+        )
+        if scores.resamples:
+            items = content_hash([self.config.seed, [item.instruction for item in instructions]])
+            write_json(self.context.out / RESAMPLES_FILE, {"items": items, "values": scores.resamples})
         samples = [
             {
                 "prompts": [item.instruction],
@@ -79,12 +90,15 @@ class _Evaluation:
                 "reference": item.output,
                 "win_rate": rate,
                 "length_controlled_winrate": controlled,
+                "judged_by": judge_of(annotation["reply"]) if isinstance(annotation["reply"], dict) else None,
             }
-            for item, output, rate, controlled in zip(instructions, outputs, win_rates, controlled_rates, strict=True)
+            for item, output, rate, controlled, annotation in zip(
+                instructions, outputs, win_rates, scores.length_controlled, annotations, strict=True
+            )
         ]
         write_samples(samples, self.context.out / "samples_alpaca_eval.jsonl")
         lengths = list(map(len, outputs))
-        return [*rows, score_row("alpaca_eval", "length", lengths, lengths, higher_is_better=None)], notes
+        return [*scores.rows, score_row("alpaca_eval", "length", lengths, lengths, higher_is_better=None)], notes
 
     def _check_unread(self, benchmark: str, verdicts: list[float | None]) -> list[str]:
         """Return a note if judgements are unreadable. Raises UserError if none is readable."""
@@ -93,7 +107,10 @@ class _Evaluation:
         if missing == len(verdicts):
             raise UserError(f"{benchmark}: none of the {judgements} of {self.config.judge} can be read; use another")
         tries = f"{attempts} attempts" if attempts > 1 else "1 attempt"
-        note = f"{benchmark}: {missing} of {judgements} could not be read after {tries}; they count nowhere"
+        note = (
+            f"{benchmark}: {missing} of {judgements} could not be read after {tries}; the scores are of the other"
+            f" {len(verdicts) - missing}"
+        )
         return [note] if missing else []
 
 

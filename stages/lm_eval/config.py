@@ -15,6 +15,7 @@ from stages.data.files import DATA_SUFFIXES, read_rows
 from stages.evaluation.config import EvaluationStage, require_vllm, unique_by
 from stages.library_options.option_models import Options as LibraryOptions
 from stages.library_options.option_models import options as library_options
+from stages.lm_eval.task_files import has_python, outside_files
 from stages.models.model_folder import check_context, check_model
 from stages.training.launch import Launch
 
@@ -104,7 +105,7 @@ class LMEvalStage(EvaluationStage):
     """Benchmarks through lm-evaluation-harness."""
 
     kind: ClassVar[str] = "lm_eval"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     tasks: Annotated[list[Task], Field(min_length=1), unique_by("task")]
     """Benchmarks: tasks, groups or tags of lm-eval, or of the folder `include_path`."""
@@ -144,6 +145,9 @@ class LMEvalStage(EvaluationStage):
                 needs[f"data.{task.task}.{split}"] = Need("data", reference, f"tasks.{i}.data.{split}")
         return needs
 
+    def named_files(self, files: dict[str, Path]) -> dict[str, Path]:
+        return outside_files(files["include_path"]) if "include_path" in files else {}
+
     def check(self, files: dict[str, Path]) -> None:
         for name, path in files.items():
             if name.startswith("data."):
@@ -160,8 +164,10 @@ class LMEvalStage(EvaluationStage):
         if self.options.confirm_run_unsafe_code:
             sources.append("options.confirm_run_unsafe_code: code that the model writes runs")
         include = files.get("include_path")
-        if include and (any(include.rglob("*.py")) or any(map(_PYTHON_IN_YAML.search, _yaml_texts(include)))):
-            sources.append(f"include_path: Python of the tasks in {self.include_path} runs")
+        if include and (has_python(include) or any(map(_PYTHON_IN_YAML.search, _yaml_texts(include)))):
+            sources.append(
+                f"include_path: Python of the tasks in {self.include_path} runs; it can read files that are not tracked"
+            )
         return sources
 
 

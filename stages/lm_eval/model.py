@@ -7,6 +7,8 @@ when an update of lm-eval changes them.
 
 from __future__ import annotations
 
+import base64
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -20,19 +22,32 @@ from lm_eval.models.huggingface import HFLM
 from stages.base import UserError
 from stages.evaluation.answer_log import AnswerLog
 from stages.lm_eval.config import LMEvalStage
+from stages.models.evaluation_settings import remove_appended_eos, remove_generation_defaults
 from stages.models.model_folder import TRUST
 from stages.system.library_versions import require_version
 
 require_version("lm_eval", "0.4")
 
 
+RANDOM_STATE = "random state"
+"""The log's key for the generators after the last batch with sampled answers."""
+
+
 class AnswerLogHook(CacheHook):
     def __init__(self, answer_log: AnswerLog, on_answers: Callable[[int], None]) -> None:
         super().__init__(None)
         self.answer_log, self.on_answers = answer_log, on_answers
+        self.repeats: Counter[str] = Counter()
+        """Key of a request for generation -> how often it was answered."""
 
     def add_partial(self, attr: str, req: Any, res: Any) -> None:
-        self.answer_log.add(hash_args(attr, req), res)
+        key = hash_args(attr, req)
+        if attr == "generate_until":  # the same request again is another repeat, which may be sampled
+            self.repeats[key] += 1
+            key = _repeat_key(key, self.repeats[key])
+            if req[1].get("do_sample") or req[1].get("temperature"):
+                self.answer_log.add(RANDOM_STATE, _random_state())
+        self.answer_log.add(key, res)
         self.on_answers(1)
 
 
@@ -48,9 +63,12 @@ class ResumableModel(TemplateLM):
         super().__init__(**arguments)
         self.on_answers = on_answers
         self.answer_log = AnswerLog(checkpoints / f"answers-{self.rank}.jsonl")
+        self.removed_defaults: dict[str, Any] = {}
+        """What the checkpoint's generation config would have set."""
         self.truncated: set[tuple[str, int]] = set()
         """Task and document number of each of this process's items that exceeds the model's context."""
-        self.set_cache_hook(AnswerLogHook(self.answer_log, on_answers))
+        self.hook = AnswerLogHook(self.answer_log, on_answers)
+        self.set_cache_hook(self.hook)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         return self._resume("loglikelihood", requests, super().loglikelihood)
@@ -67,15 +85,19 @@ class ResumableModel(TemplateLM):
 
     def _resume(self, method: str, requests: list[Instance], answer: Callable[..., list[Any]]) -> list[Any]:
         """Answer the requests that are not in the log, without lm-eval's progress bars."""
-        keys = [hash_args(method, request.args) for request in requests]
+        keys, repeats = [hash_args(method, request.args) for request in requests], Counter[str]()
         logged: dict[str, Any] = {}
-        for request, key in zip(requests, keys, strict=True):
-            # repeats of a sampled request have the same key but different answers, so none is reused
-            is_sampled = method == "generate_until" and request.args[1].get("do_sample")
-            if key in self.answer_log and not is_sampled:
+        for number, key in enumerate(keys if method == "generate_until" else ()):
+            repeats[key] += 1
+            keys[number] = _repeat_key(key, repeats[key])
+        for key in keys:
+            if key in self.answer_log:
                 answers = self.answer_log[key]
                 # JSON has no tuples: a list is the log-likelihood of a continuation, and whether it is the greedy one
                 logged[key] = tuple(answers) if isinstance(answers, list) else answers
+        self.hook.repeats = Counter(key.rpartition(" ")[0] for key in logged)
+        if RANDOM_STATE in self.answer_log:
+            _set_random_state(self.answer_log[RANDOM_STATE])
         remaining = [request for request, key in zip(requests, keys, strict=True) if key not in logged]
         self.on_answers(len(requests) - len(remaining))
         new = iter(answer(remaining, disable_tqdm=True) if remaining else [])
@@ -86,6 +108,23 @@ class ResumableModel(TemplateLM):
             if _truncation_key(method, request.args) in self.answer_log
         }
         return [logged[key] if key in logged else next(new) for key in keys]
+
+
+def _repeat_key(key: str, number: int) -> str:
+    return f"{key} {number}"
+
+
+def _random_state() -> list[str]:
+    """The state of torch's generators, from which the next batch is sampled."""
+    states = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else ())]
+    return [base64.b64encode(state.numpy().tobytes()).decode() for state in states]
+
+
+def _set_random_state(states: list[str]) -> None:
+    first, *others = (torch.tensor(list(base64.b64decode(state)), dtype=torch.uint8) for state in states)
+    torch.set_rng_state(first)
+    for device, state in enumerate(others):
+        torch.cuda.set_rng_state(state, device)
 
 
 def _truncation_key(method: str, arguments: Any) -> str:
@@ -153,6 +192,9 @@ def load_model(path: Path, config: LMEvalStage, checkpoints: Path, on_answers: C
         if "trust_remote_code=True" not in str(error):
             raise
         raise UserError(f"{name} comes with its own Python files; if you trust them, {TRUST}") from None
+    remove_appended_eos(cast(Any, model.tokenizer))
+    if isinstance(model, HFModel):
+        model.removed_defaults = remove_generation_defaults(model.model)
     if options.apply_chat_template and not cast(Any, model.tokenizer).chat_template:
         raise UserError(f"options.apply_chat_template: the tokenizer of {name} has no chat template; set it to false")
     return model
@@ -163,4 +205,10 @@ def _load_vllm(arguments: dict[str, Any], gpus: int) -> ResumableModel:
     from lm_eval.models.vllm_causallms import VLLM
 
     arguments |= {"batch_size": "auto", "tensor_parallel_size": gpus, "load_format": "safetensors"}
-    return cast(ResumableModel, type("VLLMModel", (ResumableModel, VLLM), {})(**arguments))
+    modify = staticmethod(lambda *args, **kwargs: _as_transformers(*VLLM.modify_gen_kwargs(*args, **kwargs)))
+    return cast(ResumableModel, type("VLLMModel", (ResumableModel, VLLM), {"modify_gen_kwargs": modify})(**arguments))
+
+
+def _as_transformers(settings: dict[str, Any], *others: Any) -> tuple[Any, ...]:
+    """Add the default of transformers for sampling that vLLM does not share."""
+    return ({"top_k": 50} if settings.get("temperature") else {}) | settings, *others

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lm_eval.api.group import Group
 from lm_eval.utils import handle_non_serializable, hash_string, sanitize_list
 
 from stages.base import UserError
@@ -38,8 +39,23 @@ def score_rows(results: Mapping[str, Any], benchmarks: list[Benchmark]) -> list[
                     headline=key == headline,
                     higher_is_better=higher_is_better.get(metric),
                 )
+                if name in benchmark.groups:
+                    row = row.model_copy(update={"members": _members(benchmark.groups[name], key, results["results"])})
                 rows.append(row)
     return rows
+
+
+def _members(group: Group, key: str, scores: Mapping[str, Any]) -> dict[str, float]:
+    """The weights by which a group's score under `key` sums up those of its tasks, as in lm-eval's Group.aggregate."""
+    metric, _, filter_name = key.partition(",")
+    by_size = next(
+        each.weight_by_size
+        for each in group.aggregate_metric_list or []
+        if each.metric == metric and filter_name in (each.filter_list or [filter_name])
+    )
+    names = [task.task_name for task in group.get_all_tasks() if key in scores[task.task_name]]
+    sizes = {name: scores[name]["sample_len"] if by_size else 1 for name in names}
+    return {name: size / sum(sizes.values()) for name, size in sizes.items()}
 
 
 def _headline(keys: list[str], name: str, index: int, benchmark: Benchmark) -> str | None:

@@ -26,6 +26,7 @@ from stages.lm_eval.model import HFModel, ResumableModel, load_model
 from stages.lm_eval.results import dump, score_rows, task_hashes, without_paths, write_samples
 from stages.lm_eval.tasks import Benchmark, load_benchmarks
 from stages.lm_eval.trusted_code import only_trusted_code
+from stages.models.evaluation_settings import describe_defaults
 from stages.records.metrics import Metrics
 
 VOLATILE = ("git_hash", "date", "start_time", "end_time", "total_evaluation_time_seconds", "pretty_env_info")
@@ -61,7 +62,8 @@ def run(context: Context) -> Metrics:
         versions=results["versions"],
         num_fewshot=results["n-shot"],
         samples=sample_files,
-        notes=[
+        notes=describe_defaults(config.models[0], model.removed_defaults)
+        + [
             f"{task}: {count} of {results['results'][task]['sample_len']} items are longer than the model takes "
             f"({model.max_length} tokens): lm-eval cut them from the left, and their scores are of less than was asked"
             for task, count in sorted(truncated.items())
@@ -80,6 +82,7 @@ def _environment(config: LMEvalStage, model: ResumableModel, results: dict[str, 
         "dtype": str(model.model.dtype).removeprefix("torch.") if is_hf else config.options.dtype,
         "device": model.device.type if is_hf else "cuda",
         "max_length": model.max_length,
+        "removed_generation_defaults": model.removed_defaults,
     }
 
 

@@ -71,10 +71,13 @@ def load_benchmarks(
             _check_metric(benchmark, f"tasks.{i}.metric")
             _check_safe(benchmark, f"tasks.{i}.task", allow_unsafe)
             benchmarks.append(benchmark)
-    try:
-        manager.load([part for benchmark in benchmarks for part in benchmark.parts])
-    except ValueError as error:  # a task named alone and in a group
-        raise UserError(f"{error}; keep one of the two", "tasks") from error
+    entries: dict[str, str] = {}
+    for i, benchmark in enumerate(benchmarks):
+        for name in benchmark.tasks:  # lm-eval would score it once, with the settings of one of the two
+            if name in entries:
+                text = f"{name} is in {entries[name]} and in {benchmark.config.task}; keep one of the two"
+                raise UserError(text, f"tasks.{i}.task")
+        entries |= dict.fromkeys(benchmark.tasks, benchmark.config.task)
     return benchmarks
 
 

@@ -30,6 +30,8 @@ class ScoreRow(Record):
     """Whether the report's main table shows it."""
     higher_is_better: bool | None
     """None if the task does not say."""
+    members: dict[str, float] = {}
+    """Of a group: task -> its weight; the value is the weighted sum of the tasks' own values."""
 
 
 class ResultTable(Record):
@@ -61,6 +63,8 @@ class Metrics(Record):
     """Of a stage that scores a model; None for any other."""
     samples: dict[str, str] = {}
     """Task -> the file with one line for each item."""
+    resamples: dict[str, str] = {}
+    """Task -> a file with metrics on resamples of its items: {"items": hash, "values": {metric: [value, ...]}}."""
     versions: dict[str, JsonValue] = {}
     """Task -> its version."""
     num_fewshot: dict[str, JsonValue] = {}

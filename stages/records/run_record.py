@@ -61,6 +61,8 @@ class RunRecord:
     side_by_side: int
     """How many steps run at once."""
     steps: list[StepRecord]
+    recipe_file: str = ""
+    """Path of the recipe, relative to the folder of the runs folder; empty in records of older versions."""
 
     @property
     def was_killed(self) -> bool:
@@ -89,8 +91,10 @@ def read_run_record(folder: Path) -> RunRecord:
         raise ValueError(f"unknown form, perhaps of an older version: {error}") from None
 
 
-def write_run_record(folder: Path, recipe: str, status: str, side_by_side: int, steps: list[StepRecord]) -> None:
+def write_run_record(
+    folder: Path, recipe: str, status: str, side_by_side: int, steps: list[StepRecord], recipe_file: str
+) -> None:
     """Write run.json into `folder`, in this process's name. Raises OSError."""
     written = datetime.now(UTC).isoformat(timespec="seconds")
-    record = RunRecord(recipe, status, socket.gethostname(), os.getpid(), written, side_by_side, steps)
+    record = RunRecord(recipe, status, socket.gethostname(), os.getpid(), written, side_by_side, steps, recipe_file)
     write_json(folder / RUN_RECORD, record.to_json())

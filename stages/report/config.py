@@ -27,12 +27,20 @@ class JoinedRun(Config):
     """The display name of its training data."""
 
 
+class MetricScale(Config):
+    """How to show a metric."""
+
+    scale: Annotated[float, Field(gt=0)] | None
+    """The value of a perfect score: 1, or 100 for percent. The metric is then shown in points and enters the average.
+    None: it is shown in its own unit and enters no average."""
+
+
 class ReportStage(StageConfig):
     """Tables, figures and a page of the benchmarks of this recipe and of other recipes' runs."""
 
     kind: ClassVar[str] = "report"
     output_kind: ClassVar[Literal["report"]] = "report"
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
 
     title: str | None = None
     """Headline of the page. Default: the recipe's name."""
@@ -46,6 +54,9 @@ class ReportStage(StageConfig):
     """The stages to show that score models. Default: all of the recipe."""
     runs: Annotated[list[JoinedRun], unique_by("run")] = Field(default_factory=list)
     """Other recipes whose last run the report shows, too: a name, or {run, model_name, data_name}."""
+    metrics: dict[str, MetricScale] = Field(default_factory=dict)
+    """Metric -> its scale, such as `chrf: {scale: 100}`, for metrics that the report does not know, or whose task
+    counts in percent. stages/evaluation/metric_scales.yaml has those that it knows."""
     published: str | None = None
     """A CSV file of published grids with the columns model, dataset, prompt_weight, response_weight and average_score
     (in points; (0, 0) is the base model). The report compares each grid with the published one of the same model and
@@ -57,6 +68,11 @@ class ReportStage(StageConfig):
         if not isinstance(runs, list):
             return runs
         return [{"run": entry} if isinstance(entry, str) else entry for entry in runs]
+
+    @property
+    def scales(self) -> dict[str, float | None]:
+        """Metric -> the value of a perfect score."""
+        return {name: metric.scale for name, metric in self.metrics.items()}
 
     def needs(self) -> dict[str, Need]:
         others = {

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean
 
 from stages.report.runs import Run
+from stages.report.sampling_errors import rounded
 from stages.report.tables import NO_VALUE, Cell, Table
 
 FEWEST_POINTS = 3
@@ -51,7 +52,8 @@ def rank_correlations(points: Sequence[Point]) -> tuple[float | None, float | No
         return None, None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of constant values, which give nan
-        rho, tau = (float(test(*zip(*points, strict=True)).statistic) for test in (spearmanr, kendalltau))
+        sides = [list(map(rounded, side)) for side in zip(*points, strict=True)]
+        rho, tau = (float(test(*sides).statistic) for test in (spearmanr, kendalltau))
     return None if math.isnan(rho) else rho, None if math.isnan(tau) else tau
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from stages.base import BASE, UserError
-from stages.report.results import Column, Estimate, Model, Results
+from stages.report.results import Column, Model, Results
+from stages.report.sampling_errors import Estimate, rounded
 from stages.report.tables import Cell, Table, number
 
 CONVENTIONAL = (0.0, 1.0)
@@ -35,7 +36,7 @@ class GridCell:
 
     @property
     def mean(self) -> float:
-        return fmean(self.values)
+        return rounded(fmean(self.values))
 
     @property
     def spread(self) -> float | None:
@@ -84,6 +85,20 @@ class Grid:
     def best_improvement(self) -> float | None:
         return self.improvement(self.cells[self.best])
 
+    @property
+    def left_out(self) -> list[str]:
+        """Sentences on pairs of its weights that were not measured, and on numbers of seeds that differ."""
+        missing = [(p, c) for p in self.prompts for c in self.completions if (p, c) not in {*self.cells, UNTRAINED}]
+        pairs = ", ".join(f"({prompt:g}, {completion:g})" for prompt, completion in missing)
+        sentences = [f"Not measured: {pairs}."] if missing else []
+        counts = {pair: len(cell.values) for pair, cell in self.cells.items()}
+        if len(set(counts.values())) > 1:
+            fewest, most = min(counts.values()), max(counts.values())
+            sentences.append(
+                f"Pairs have {fewest} to {most} seeds; a pair with one seed has no error against one with several."
+            )
+        return sentences
+
     def improvement(self, cell: GridCell | None) -> float | None:
         """Return (x - IT) / IT of the means; None if either was not measured, or IT is 0."""
         it = self.baseline
@@ -92,7 +107,8 @@ class Grid:
     def difference_from_baseline(self, pair: Pair) -> Estimate | None:
         """Return the pair minus IT; None if either was not measured.
 
-        The standard error is that of the means over seeds if both have several, else that over the benchmarks' items.
+        The standard error is that of the means over seeds if both have several, and that over the benchmarks' items if
+        both have one. It is not known where one has several and the other a single seed.
         """
         cell, it = self.cells.get(pair), self.baseline
         if cell is None or it is None or self.results is None:
@@ -100,7 +116,10 @@ class Grid:
         if cell.spread is not None and it.spread is not None:
             error = math.sqrt(cell.spread**2 / len(cell.values) + it.spread**2 / len(it.values))
             return Estimate(cell.mean - it.mean, error)
-        return self.results.difference(self.models[pair][0], self.models[CONVENTIONAL][0], self.column)
+        if cell.spread is not None or it.spread is not None:
+            return Estimate(cell.mean - it.mean, None)
+        (model,), (baseline,) = self.models[pair], self.models[CONVENTIONAL]
+        return self.results.difference(model, baseline, self.column)
 
     def p_value(self, pair: Pair) -> float | None:
         """Return the two-sided p-value of the difference from the baseline; None without a standard error.
@@ -108,7 +127,7 @@ class Grid:
         It is Welch's t-test over seeds if both have several, else the normal distribution of a mean of many items.
         """
         difference = self.difference_from_baseline(pair)
-        if difference is None or not difference.stderr:
+        if difference is None or difference.stderr is None or difference.is_constant:
             return None
         cell, it = self.cells[pair], self.cells[CONVENTIONAL]
         if cell.spread is None or it.spread is None:
@@ -129,10 +148,12 @@ def find_grids(results: Results, names: Names = (None, None), column: Column | N
             by_title.setdefault(_title(model, tuned, names), {}).setdefault((prompt, completion), []).append(model)
     grids = []
     for title, models in by_title.items():
-        cells = {pair: cell for pair, seeds in models.items() if (cell := _cell(results, seeds, column))}
+        measured = {pair: [m for m in seeds if results.estimate(m, column)] for pair, seeds in models.items()}
+        measured = {pair: seeds for pair, seeds in measured.items() if seeds}
+        cells = {pair: _cell(results, seeds, column) for pair, seeds in measured.items()}
         if min(len({pair[side] for pair in cells}) for side in (0, 1)) >= FEWEST_VALUES:
-            base_cell = _cell(results, [base], column) if base else None
-            grids.append(Grid(title, cells, base_cell, names, results, column, models))
+            base_cell = _cell(results, [base], column) if base and results.estimate(base, column) else None
+            grids.append(Grid(title, cells, base_cell, names, results, column, measured))
     return grids
 
 
@@ -146,10 +167,16 @@ def _title(model: Model, tuned: list[Model], names: Names) -> str:
 
 
 def _is_weight_or_seed(axis: str, tuned: list[Model]) -> bool:
-    """Whether the axis sets a weight, or the seed, of every model that depends on it."""
+    """Whether each value of the axis, which may be a name, stands for one weight, pair of weights or seed."""
     models = [model for model in tuned if axis in model.labels]
-    matches = [[_number(model.labels[axis]) == value for value in (*model.weights, model.seed)] for model in models]
-    return any(all(column) for column in zip(*matches, strict=True))
+    labels = {model.labels[axis] for model in models}
+    if len(labels) == 1:  # names nothing else than a number would
+        return any(_number(model.labels[axis]) in (*model.weights, model.seed) for model in models[:1])
+    for setting in (lambda m: m.weights[0], lambda m: m.weights[1], lambda m: m.weights, lambda m: m.seed):
+        values = {setting(model) for model in models}
+        if len({(model.labels[axis], setting(model)) for model in models}) == len(labels) == len(values):
+            return True
+    return False
 
 
 def _number(text: str) -> float | None:
@@ -159,10 +186,8 @@ def _number(text: str) -> float | None:
         return None
 
 
-def _cell(results: Results, models: list[Model], column: Column | None) -> GridCell | None:
-    estimates = [results.estimate(model, column) for model in models]
-    values = tuple(estimate.value for estimate in estimates if estimate)
-    return GridCell(values) if values else None
+def _cell(results: Results, models: list[Model], column: Column | None) -> GridCell:
+    return GridCell(tuple(estimate.value for model in models if (estimate := results.estimate(model, column))))
 
 
 def grid_table(grid: Grid) -> Table:

@@ -8,8 +8,9 @@ from pathlib import Path
 from statistics import fmean
 
 from stages.report.grid import CONVENTIONAL, Grid, GridCell, Names, Pair, find_grids
-from stages.report.results import Column, Estimate, Model, Results
+from stages.report.results import Column, Model, Results
 from stages.report.runs import Run
+from stages.report.sampling_errors import Estimate
 from stages.report.tables import NO_VALUE, Cell, Table, column_labels, number
 
 SHARES: dict[str, Callable[[Pair], bool]] = {

@@ -5,19 +5,29 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
-from statistics import fmean, stdev
+from itertools import chain
+from statistics import fmean
+from types import MappingProxyType
 from urllib.parse import quote
 
 from stages.base import BASE, Input, UserError
+from stages.evaluation.metric_scales import share_scale
 from stages.records.manifest import MANIFEST
 from stages.records.metrics import ScoreRow
+from stages.report.sampling_errors import (
+    Estimate,
+    ItemValues,
+    Residuals,
+    read_items,
+    residuals_of_error,
+    residuals_of_items,
+    residuals_of_resamples,
+    weighted_sum,
+    with_error,
+)
 from stages.system.file_names import file_name
-
-ItemScores = dict[tuple[int, str], float]
-"""(doc_id, doc_hash) -> the score of one item."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +85,6 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A number with its standard error, in the same unit; the error is None if it is not known."""
-
-    value: float
-    stderr: float | None
-
-
-@dataclass(frozen=True)
 class Score:
     step: str
     model: Model
@@ -99,7 +101,10 @@ class Results:
     evaluations: dict[str, Input]
     folder: str = ".."
     """The run's folder of links to its results, relative to the report's folder below --runs."""
-    _items: dict[tuple[str, Column], ItemScores] = field(default_factory=dict)
+    scales: Mapping[str, float | None] = field(default_factory=dict)
+    """Metric -> the value of a perfect score, where the recipe names it."""
+    _residuals: dict[tuple[str, Column], Residuals | None] = field(default_factory=dict)
+    _item_values: dict[tuple[str, Column], ItemValues] = field(default_factory=dict)
 
     @cached_property
     def _measured(self) -> dict[tuple[str, Column], Score]:
@@ -119,88 +124,125 @@ class Results:
             return list(heads)
         return list(dict.fromkeys(s.column for s in self.scores if s.column not in heads))
 
-    def in_points(self, column: Column | None) -> bool:
-        """Whether a column holds shares of 1 where more is better: shown x 100 and averaged. None is the average."""
+    def scale(self, column: Column) -> float | None:
+        """Return the value of a perfect score where values are shares of it and more is better: 1, or 100 for percent.
+
+        None for any other metric, which is shown in its own unit and is in no average.
+        """
         rows = [score.row for score in self.scores if score.column == column]
-        return all(0 <= row.value <= 1 and row.higher_is_better is not False for row in rows if row.value is not None)
+        scale = self.scales.get(column.metric, share_scale(column.task, column.metric))
+        if scale is None or any(row.higher_is_better is False for row in rows):
+            return None
+        for row in rows:
+            if row.value is not None and not -1e-9 <= row.value / scale <= 1 + 1e-9:
+                raise UserError(
+                    f"{column.task}: {column.metric} is {row.value:g}, but should be from 0 to {scale:g}; name the"
+                    f" value of a perfect score: {{{column.metric}: {{scale: 100}}}}",
+                    "metrics",
+                )
+        return scale
+
+    def in_points(self, column: Column | None) -> bool:
+        """Whether a column holds shares, shown x 100 and averaged. None is the average."""
+        return column is None or self._scales[column] is not None
+
+    @cached_property
+    def _scales(self) -> dict[Column, float | None]:
+        return {column: self.scale(column) for column in dict.fromkeys(score.column for score in self.scores)}
 
     @cached_property
     def averaged(self) -> list[Column]:
-        """The headline columns that the average is over."""
-        return [column for column in self.columns(headline=True) if self.in_points(column)]
+        """The headline columns that are in the average of any model: of each task the first that holds shares."""
+        first: dict[tuple[str, str], Column] = {}
+        for column in filter(self.in_points, self.columns(headline=True)):
+            first.setdefault((column.benchmark, column.task), column)
+        return list(first.values())
+
+    def averaged_for(self, model: Model) -> list[Column]:
+        """The headline columns that a model's average is over: those of the stages that scored it.
+
+        So the average does not depend on which other models were scored, and by which stages.
+        """
+        benchmarks = {score.column.benchmark for score in self.scores if score.model.name == model.name}
+        return [column for column in self.averaged if column.benchmark in benchmarks]
 
     def estimate(self, model: Model, column: Column | None = None) -> Estimate | None:
-        """Return a model's score in a column, or its average over `averaged`.
+        """Return a model's score in a column, or its average; shares are of 1.
 
         The average is None where a benchmark is missing: over fewer benchmarks it would be another quantity.
         """
         if column is None:
-            return _mean([self.estimate(model, averaged) for averaged in self.averaged])
+            return self._sum([(1.0, model)], None)
         score = self.score(model, column)
-        return Estimate(score.row.value, score.row.stderr) if score and score.row.value is not None else None
+        if score is None or score.row.value is None:
+            return None
+        scale, row = self._scales[column] or 1.0, score.row
+        value = score.row.value / scale
+        if row.stderr is None or self._has_repeats(score):
+            return with_error(value, self.residuals(model, column))
+        return Estimate(value, row.stderr / scale, row.n)  # the library's own, to the last digit
 
     def difference(self, model: Model, other: Model, column: Column | None = None) -> Estimate | None:
-        """Return model minus other, in a column or of the averages. Paired if both answered the very same items.
+        """Return model minus other, in a column or of the averages; None unless both have the same benchmarks.
 
-        Paired: the standard deviation (n - 1) of the items' differences, divided by sqrt(n). Otherwise
-        sqrt(a^2 + b^2) of the two standard errors, which assumes that they are independent and so overstates it.
+        Items that both answered are paired (stages/report/sampling_errors.py).
         """
-        if column is None:
-            return _mean([self.difference(model, other, averaged) for averaged in self.averaged])
-        mine, theirs = self.estimate(model, column), self.estimate(other, column)
-        if mine is None or theirs is None:
+        if column is None and self.averaged_for(model) != self.averaged_for(other):
             return None
-        value = mine.value - theirs.value
-        a, b = self.items(model, column), self.items(other, column)
-        if a and a.keys() == b.keys() and len(a) > 1:
-            deltas = [a[key] - b[key] for key in sorted(a)]
-            return Estimate(value, stdev(deltas) / math.sqrt(len(deltas)))
-        if mine.stderr is None or theirs.stderr is None:
-            return Estimate(value, None)
-        return Estimate(value, math.hypot(mine.stderr, theirs.stderr))
+        return self._sum([(1.0, model), (-1.0, other)], column)
 
-    def items(self, model: Model, column: Column) -> ItemScores:
-        """Return the scores of single items; empty unless their mean is the model's score."""
+    def _sum(self, models: Sequence[tuple[float, Model]], column: Column | None) -> Estimate | None:
+        """The weighted sum of the models' scores in a column or of their averages; None if one is missing."""
+        columns = self.averaged_for(models[0][1]) if column is None else [column]
+        parts = [(weight / len(columns), model, each) for weight, model in models for each in columns]
+        estimates = [self.estimate(model, each) for _, model, each in parts]
+        if not parts or None in estimates:
+            return None
+        value = math.fsum(w * e.value for (w, _, _), e in zip(parts, estimates, strict=True) if e)
+        return with_error(value, weighted_sum((weight, self.residuals(model, each)) for weight, model, each in parts))
+
+    def residuals(self, model: Model, column: Column) -> Residuals | None:
+        """Return the residuals of a model's score as a share or in its own unit; None if its error is unknown."""
         score = self._measured[model.name, column]
         key = (score.step, column)
-        if key not in self._items:
-            evaluation = self.evaluations[score.step]
+        if key not in self._residuals:
+            scale = self._scales[column] or 1.0
+            self._residuals[key] = weighted_sum([(1 / scale, self._read_residuals(score))])
+        return self._residuals[key]
+
+    def _read_residuals(self, score: Score) -> Residuals | None:
+        """The residuals over items, where these give the score; else those of its standard error alone."""
+        row, evaluation, column = score.row, self.evaluations[score.step], score.column
+        if name := evaluation.metrics.resamples.get(column.task):  # of a fit to all items, whose items have no errors
+            resamples = json.loads((evaluation.path / name).read_text(encoding="utf-8"))
+            if values := resamples["values"].get(column.metric):
+                return residuals_of_resamples(values, resamples["items"], row.n)
+        parts = {task: self._items(score.step, replace(column, task=task)) for task in row.members or (column.task,)}
+        weights = row.members or {column.task: 1.0}
+        if row.value is not None and all(parts.values()):
+            means = [w * fmean(chain(*parts[task].values())) for task, w in weights.items()]
+            residuals = [residuals_of_items(items) for items in parts.values()]
+            if None not in residuals and math.isclose(math.fsum(means), row.value, abs_tol=1e-9):
+                return weighted_sum(zip(weights.values(), residuals, strict=True))
+        return residuals_of_error(f"{score.step} {column}", row.stderr, row.n)
+
+    def _has_repeats(self, score: Score) -> bool:
+        """Whether an item of a task has several values, which the library's error takes for several items."""
+        items = {} if score.row.members else self._items(score.step, score.column)
+        return any(len(values) > 1 for values in items.values())
+
+    def _items(self, step: str, column: Column) -> ItemValues:
+        if (step, column) not in self._item_values:
+            evaluation = self.evaluations[step]
             name = evaluation.metrics.samples.get(column.task)
-            items = read_items(evaluation.path / name, column) if name else {}
-            mean = fmean(items.values()) if items else math.nan
-            is_mean = score.row.value is not None and math.isclose(mean, score.row.value, abs_tol=1e-9)
-            self._items[key] = items if is_mean else {}
-        return self._items[key]
+            items = read_items(evaluation.path / name, column.metric, column.filter) if name else {}
+            self._item_values[step, column] = items
+        return self._item_values[step, column]
 
 
-def _mean(estimates: Sequence[Estimate | None]) -> Estimate | None:
-    """Average independent estimates: sum(x) / k, with standard error sqrt(sum(se^2)) / k. None if one is missing."""
-    known = [estimate for estimate in estimates if estimate is not None]
-    if not known or len(known) < len(estimates):
-        return None
-    errors = [estimate.stderr for estimate in known if estimate.stderr is not None]
-    stderr = math.sqrt(math.fsum(e * e for e in errors)) / len(known) if len(errors) == len(known) else None
-    return Estimate(fmean(estimate.value for estimate in known), stderr)
-
-
-def read_items(path: Path, column: Column) -> ItemScores:
-    """Read the scores of single items from a sample file; empty if an item's score is not one number."""
-    items: ItemScores = {}
-    if not path.is_file():
-        return items
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            sample = json.loads(line)
-            if sample.get("filter", "none") != column.filter:
-                continue
-            value = sample.get(column.metric)
-            if not isinstance(value, int | float):
-                return {}
-            items[sample["doc_id"], str(sample.get("doc_hash", ""))] = float(value)
-    return items
-
-
-def read_results(steps: Mapping[str, Input], folder: str = "..") -> Results:
+def read_results(
+    steps: Mapping[str, Input], folder: str = "..", scales: Mapping[str, float | None] = MappingProxyType({})
+) -> Results:
     """Collect the scores of `steps`, each of which scored one model."""
     models: dict[str, Model] = {}
     scores = []
@@ -212,7 +254,7 @@ def read_results(steps: Mapping[str, Input], folder: str = "..") -> Results:
         for row in result.metrics.results or []:
             column = Column(step.partition("[")[0], row.task, row.metric, row.filter)
             scores.append(Score(step, model, column, row))
-    return Results(list(models.values()), scores, dict(steps), folder)
+    return Results(list(models.values()), scores, dict(steps), folder, scales)
 
 
 def _lineage(step: Input | None) -> tuple[Input, ...]:

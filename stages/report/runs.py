@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from stages.base import Input
 from stages.evaluation.past_runs import read_past_run
+from stages.records.run_record import RUN_RECORD
 from stages.report.config import PUBLISHED, RUN_PREFIX, ReportStage
 from stages.report.grid import Grid, Names, find_grids
 from stages.report.results import Model, Results, find_baseline, read_results
-from stages.report.tables import column_labels
+from stages.report.tables import NO_VALUE, Cell, Table, column_labels
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Run:
     baseline: Model | None
     missing: list[str]
     """Its steps without a result."""
+    recipe_file: str = ""
+    """Path of the other recipe; empty if it is not known."""
 
     @property
     def name(self) -> str:
@@ -49,7 +52,7 @@ class Run:
 def read_own_run(inputs: Mapping[str, Input], config: ReportStage) -> Run:
     """Collect the recipe's own results. Raises UserError if no benchmark scored the configured baseline."""
     steps = {name: step for name, step in inputs.items() if not name.startswith((RUN_PREFIX, PUBLISHED))}
-    results = read_results(steps)
+    results = read_results(steps, scales=config.scales)
     baseline = find_baseline(results.models, config.baseline) if results.models or config.baseline else None
     return Run(None, (config.model_name, config.data_name), results, baseline, [])
 
@@ -59,7 +62,15 @@ def read_joined_runs(inputs: Mapping[str, Input], config: ReportStage) -> list[R
     runs = []
     for entry in config.runs:
         past_run = read_past_run(inputs[f"{RUN_PREFIX}{entry.run}"].path)
-        results = read_results(past_run.scores, f"../../{entry.run}")
+        results = read_results(past_run.scores, f"../../{entry.run}", config.scales)
         names = (entry.model_name or (None if entry.data_name else entry.run), entry.data_name)
-        runs.append(Run(entry.run, names, results, find_baseline(results.models, None), past_run.missing))
+        runs.append(
+            Run(entry.run, names, results, find_baseline(results.models, None), past_run.missing, past_run.recipe_file)
+        )
     return runs
+
+
+def runs_table(joined: Sequence[Run]) -> Table:
+    """One row for each of the other recipes' runs: what the report calls it, its record and its recipe."""
+    rows = [[run.name, f"{run.recipe}/{RUN_RECORD}", run.recipe_file or NO_VALUE] for run in joined]
+    return Table(["shown as", "record, in the runs folder", "recipe"], [[Cell(text) for text in row] for row in rows])

@@ -13,8 +13,10 @@ from stages.report.grid import CONVENTIONAL, Grid
 from stages.report.improvements import mean_improvement, pair_text, percent
 from stages.report.results import Model, Results
 from stages.report.runs import Run
+from stages.report.sampling_errors import rounded
 
 MOST_NAMES = 5
+MOST_NOTES = 20
 
 LUCK = "The best of many is above the rest by luck, too."
 NOTES: dict[str, str] = yaml.safe_load(Path(__file__).with_name("notes.yaml").read_text(encoding="utf-8"))
@@ -29,6 +31,13 @@ def score_notes(results: Results, baseline: Model | None) -> list[str]:
     exception = f" Left out, being no share of which more is better: {', '.join(left_out)}." if left_out else ""
     notes = [NOTES["scores"], NOTES["average"] + exception]
     return notes if baseline is None else [*notes, NOTES["difference"].format(baseline=baseline.name)]
+
+
+def evaluation_notes(results: Results) -> list[str]:
+    """Return what the steps behind the scores noted, such as judgements that could not be read."""
+    notes = [f"{step}: {note}" for step, result in results.evaluations.items() for note in result.metrics.notes]
+    more = len(notes) - MOST_NOTES
+    return notes[:MOST_NOTES] + ([f"{more} more notes are in the steps' stage.json"] if more > 0 else [])
 
 
 def correlation_note(counts: Collection[int]) -> str:
@@ -73,6 +82,11 @@ def summary(own: Run, joined: Sequence[Run], grids: Sequence[Grid]) -> str:
 
 def models_summary(results: Results, baseline: Model | None, in_grids: Collection[str]) -> str:
     """Return a comparison of each model with the baseline, except for those whose names are in `in_grids`."""
+    if not results.averaged:
+        return (
+            "No benchmark has a metric that is a share of which more is better, so there is no average to compare:"
+            " the scores are in their own units."
+        )
     if baseline is None:
         return "No conventionally tuned model (prompt weight 0) was evaluated to compare the others with."
     sentences = []
@@ -90,13 +104,15 @@ def _compare(results: Results, model: Model, other: Model) -> str:
     difference = results.difference(model, other)
     if difference is None:
         return f"{model.label} and {other.label} were not measured on the same benchmarks."
-    points = 100 * difference.value
+    points = 100 * rounded(difference.value)
     side = "above" if points > 0 else "below"
     sentence = f"{model.label} averages {abs(points):.1f} points {side} {other.label}"
     if points == 0:
         sentence = f"{model.label} and {other.label} average the same"
     if difference.stderr is None:
         return f"{sentence}; without a standard error, the difference can be chance."
+    if difference.is_constant:
+        return f"{sentence}; each of the {difference.n} items says the same, and none what other items would."
     error = f"standard error of the difference {100 * difference.stderr:.1f}"
     if abs(difference.value) > 2 * difference.stderr:
         return f"{sentence} ({error}): more than two standard errors."
@@ -111,7 +127,9 @@ def grid_summary(grid: Grid) -> str:
     others = [pair for pair in grid.cells if pair != CONVENTIONAL]
     above = [pair for pair in others if grid.cells[pair].mean > it.mean]
     clear = [
-        pair for pair in above if (d := grid.difference_from_baseline(pair)) and d.stderr and d.value > 2 * d.stderr
+        pair
+        for pair in above
+        if (d := grid.difference_from_baseline(pair)) and d.stderr and not d.is_constant and d.value > 2 * d.stderr
     ]
     sentences = [
         f"{grid.title}: the best of {len(grid.cells)} pairs of weights (prompt, completion) is {pair_text(best)} "
@@ -128,6 +146,7 @@ def grid_summary(grid: Grid) -> str:
             f"{', '.join(map(pair_text, scaled))} and (0, 1) differ in a common factor, which Adam all but cancels; "
             f"they are up to {100 * distance:.1f} points apart, and a smaller difference than that shows nothing."
         )
+    sentences += grid.left_out
     spreads = [cell.spread for cell in grid.cells.values() if cell.spread is not None]
     if spreads:
         pooled = math.sqrt(math.fsum(s * s for s in spreads) / len(spreads))

@@ -17,7 +17,7 @@ from stages.report.grid import Grid, grid_table, read_published_grids
 from stages.report.improvements import benchmark_table, best_table, improvements_table, shares_table
 from stages.report.page import Picture, Section, render
 from stages.report.preference_tables import preference_table, robustness_table
-from stages.report.runs import Run, read_joined_runs, read_own_run
+from stages.report.runs import Run, read_joined_runs, read_own_run, runs_table
 from stages.report.sentences import NOTES
 from stages.report.tables import best_first, further_table, main_table, settings_table, training_table
 
@@ -50,6 +50,7 @@ def run(context: Context) -> Metrics:
         Section("Preference tuning", [("", preference_table(runs))], [NOTES["preference"]]),
         Section("Sensitivity to wording", [("", robustness_table(runs))], [NOTES["robustness"]]),
         *(_score_sections(own) if own.results.models else []),
+        Section("Where the numbers of other runs come from", [("", runs_table(joined))]),
     ]
     summary = sentences.summary(own, joined, grids)
     _write_csv(runs, context.recipe, context.out / "results.csv")
@@ -72,9 +73,8 @@ def _grid_sections(
     if len(grids) == 1:
         shown += [replace(grid, title=label) for run in runs if run.grids for label, grid in run.benchmark_grids]
     picture = Picture("heatmap", "The tables below as heatmaps, laid out alike", heatmaps(shown))
-    sections = [
-        Section("Grid of weights", [(grid.title, grid_table(grid)) for grid in shown], [NOTES["grids"]], [picture])
-    ]
+    notes = [NOTES["grids"], *(f"{grid.title}: {sentence}" for grid in grids for sentence in grid.left_out)]
+    sections = [Section("Grid of weights", [(grid.title, grid_table(grid)) for grid in shown], notes, [picture])]
     compared = [grid for grid in published if grid.names in {other.names for other in grids}]
     if compared:
         tables = [(grid.title, grid_table(grid)) for grid in compared]
@@ -99,8 +99,9 @@ def _score_sections(own: Run) -> list[Section]:
     results, baseline = own.results, own.baseline
     forms = bars(results) if len(results.models) <= MOST_BARS else None
     pictures = [Picture("scores", "The scores as bars, with standard errors", forms)] if forms else []
+    notes = sentences.score_notes(results, baseline) + sentences.evaluation_notes(results)
     return [
-        Section("Scores", [("", main_table(results, baseline))], sentences.score_notes(results, baseline), pictures),
+        Section("Scores", [("", main_table(results, baseline))], notes, pictures),
         Section("Further metrics", [("", further_table(results))]),
         Section("How each model was made", [("", training_table(results))]),
         Section("Settings that move a score", [("", settings_table(results))]),

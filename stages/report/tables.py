@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from stages.base import Input
-from stages.report.results import Column, Estimate, Model, Results, Score
+from stages.report.results import Column, Model, Results, Score
+from stages.report.sampling_errors import Estimate, rounded
 
 NO_VALUE = "\u2013"
 
@@ -35,14 +36,19 @@ class Table:
 
 
 def number(estimate: Estimate | None, points: bool = True, sign: bool = False, decimals: int = 1) -> str:
-    """Format as `63.1 ± 1.2` in points, or in the metric's own unit with four significant digits; a dash for None."""
+    """Format as `63.1 ± 1.2` in points, or in the metric's own unit with four significant digits; a dash for None.
+
+    Where all items agree, their number stands in place of the error.
+    """
     if estimate is None:
         return NO_VALUE
-    value, error = estimate.value, estimate.stderr
-    if points:
-        text = f"{100 * value:{'+' if sign else ''}.{decimals}f}"
-        return text if error is None else f"{text} ± {100 * error:.{decimals}f}"
-    return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"
+    value, error = rounded(estimate.value), estimate.stderr
+    text = f"{100 * value:{'+' if sign else ''}.{decimals}f}" if points else f"{value:.4g}"
+    if error is None:
+        return text
+    if estimate.is_constant:
+        return text if estimate.n is None else f"{text} (n = {estimate.n})"
+    return f"{text} ± {100 * error:.{decimals}f}" if points else f"{text} ± {error:.2g}"
 
 
 def column_labels(results: Results, columns: list[Column], with_metric: bool = False) -> list[str]:
@@ -50,7 +56,8 @@ def column_labels(results: Results, columns: list[Column], with_metric: bool = F
     several = len({column.benchmark for column in results.columns(True) + results.columns(False)}) > 1
     labels = []
     for column in columns:
-        label = f"{column.task} {column.metric_name}" if with_metric else column.task
+        same_task = [c for c in columns if (c.benchmark, c.task) == (column.benchmark, column.task)]
+        label = f"{column.task} {column.metric_name}" if with_metric or len(same_task) > 1 else column.task
         twins = [c for c in columns if c.task == column.task and (not with_metric or c.metric == column.metric)]
         labels.append(f"{label} ({column.benchmark})" if several and len(twins) > 1 else label)
     return labels
@@ -76,28 +83,35 @@ def main_table(results: Results, baseline: Model | None) -> Table:
 def best_first(results: Results, table: Table) -> Table:
     """Sort the rows of the main table by average, highest first, those without one last."""
     means = [results.estimate(model) for model in results.models]
-    # rounded, since equal sums differ in floating point
-    order = sorted(range(len(means)), key=lambda i: -round(mean.value, 12) if (mean := means[i]) else math.inf)
+    order = sorted(range(len(means)), key=lambda i: -rounded(mean.value) if (mean := means[i]) else math.inf)
     return Table(table.columns, [table.rows[i] for i in order])
 
 
 def _score_cells(results: Results, column: Column | None) -> list[Cell]:
     scores = [results.score(model, column) if column else None for model in results.models]
     estimates = [results.estimate(model, column) for model in results.models]
-    values = [estimate.value for estimate in estimates if estimate]
+    values = {
+        model.name: rounded(estimate.value)
+        for model, estimate in zip(results.models, estimates, strict=True)
+        if estimate
+    }
     lower_is_better = {score.row.higher_is_better for score in scores if score} == {False}
-    best = (min if lower_is_better else max)(values, default=None)
+    best = (min if lower_is_better else max)(values.values(), default=None)
+    winner = next((model for model in results.models if values.get(model.name) == best), None)
+    # averages over other benchmarks are not compared
+    over = {len(results.averaged_for(model)) for model in results.models if model.name in values and column is None}
     cells = []
     for model, score, estimate in zip(results.models, scores, estimates, strict=True):
-        if estimate is None:
+        if estimate is None or winner is None:
             cells.append(Cell(NO_VALUE))
             continue
-        winner = next(m for m, e in zip(results.models, estimates, strict=True) if e and e.value == best)
         distance = results.difference(winner, model, column)
-        tie = bool(distance and distance.value and distance.stderr and abs(distance.value) <= distance.stderr)
+        is_best = values[model.name] == best and len(values) > 1 and len(over) <= 1
+        is_near = bool(distance and distance.stderr and not is_best and abs(distance.value) <= distance.stderr)
         text = number(estimate, results.in_points(column))
-        link = results.link(score.step) if score else None
-        cells.append(Cell(text, estimate.value == best and len(values) > 1, tie, link))
+        if len(over) > 1:
+            text += f" (of {len(results.averaged_for(model))})"
+        cells.append(Cell(text, is_best, is_near, results.link(score.step) if score else None))
     return cells
 
 

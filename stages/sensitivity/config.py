@@ -35,7 +35,7 @@ class SensitivityStage(EvaluationStage):
     """POSIX of models. A lower value means that the wording matters less."""
 
     kind: ClassVar[str] = "sensitivity"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     prompts: Annotated[list[Prompts], Field(min_length=1), unique_by("name")]
     """Files of prompts with the same intent."""

@@ -40,7 +40,7 @@ def file_hash(path: Path) -> str:
 def content_hash(value: Any) -> str:
     """Return the SHA-256 of a value's JSON with sorted keys, in hex."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()  # names of files need not be UTF-8
 
 
 def files_in(folder: Path) -> dict[str, str]:

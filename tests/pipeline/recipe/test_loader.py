@@ -140,3 +140,41 @@ def test_a_wrong_interpolation_is_reported_once_at_its_location(tmp_path: Path, 
     problems = [str(problem) for problem in recipe.problems]
     assert len(problems) == 1
     assert problems[0].startswith(f"{tmp_path}/r.yaml:{expected}")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        *[(text, None) for text in ("null", "Null", "NULL", "~", "")],
+        *[(text, True) for text in ("true", "True", "TRUE")],
+        *[(text, False) for text in ("false", "False", "FALSE")],
+        *[("0", 0), ("0o7", 7), ("0x3A", 58), ("-19", -19), ("+3", 3)],
+        *[("0.", 0.0), ("-0.0", -0.0), (".5", 0.5), ("+12e03", 12000.0), ("-2E+05", -200000.0), ("1e-3", 0.001)],
+        *[(text, text) for text in ("042", "-007", "1:30", "12:30:45", "1_000", "0b11", "0o8", "1e", "2024-01-02")],
+        *[(text, text) for text in ("on", "off", "yes", "no", "y", "N", "On", "tRue", "nULL", "=", "<", "0x", "1.2.3")],
+        *[("'5'", "5"), ("!!str 5", "5"), ("!!int 5", 5), ("!!float 5", 5.0)],
+    ],
+)
+def test_plain_values_are_those_of_yaml_1_2(tmp_path: Path, text: str, expected: object) -> None:
+    """The examples of YAML 1.2.2, section 10.3.2, and what YAML 1.1 read otherwise."""
+    gen_kwargs = f"options: {{gen_kwargs: {{until: [{text}]}}}}" if text else "options: {gen_kwargs: {until: [null]}}"
+    recipe = read(tmp_path, TEXT + f"    {gen_kwargs}\n")
+    read_value = recipe.source_map.nearest(("stages", "bench", "options", "gen_kwargs", "until", 0)).to_plain()
+    assert read_value == expected
+    assert type(read_value) is type(expected)
+
+
+def test_an_override_of_a_named_axis_replaces_it(tmp_path: Path) -> None:
+    """As it does an axis that is a list. The axes beside it stay."""
+    matrix = "matrix: {rate: {low: 1e-5, high: 1e-4}, prompt: [0, 1]}\n"
+    (tmp_path / "r.yaml").write_text(TEXT + matrix)
+    for override in ("matrix.rate={top: 1e-3}", "matrix={rate: {top: 1e-3}}"):
+        recipes = load(tmp_path / "r.yaml", [override])
+        assert [dict(recipe.labels) for recipe in recipes] == [
+            {"rate": "top", "prompt": "0"},
+            {"rate": "top", "prompt": "1"},
+        ]
+    (tmp_path / "more.yaml").write_text("extends: r.yaml\nmatrix: {rate: {top: 1e-3}}\n")
+    assert {recipe.labels["rate"] for recipe in load(tmp_path / "more.yaml", [])} == {"top"}
+    recipes = load(tmp_path / "r.yaml", ["matrix.rate.top=1e-3"])
+    assert {recipe.labels["rate"] for recipe in recipes} == {"low", "high", "top"}

@@ -187,6 +187,17 @@ def test_nothing_runs_twice(world: Path) -> None:
     assert "colours" in done.stdout
 
 
+def test_a_recipe_of_the_same_name_says_that_it_takes_over(world: Path) -> None:
+    """Two files of one name share a record, and so whatever shows or joins the run."""
+    shutil.copy(world / "r.yaml", world / "second.yaml")
+    call = [sys.executable, "-P", "-m", "pipeline.cli", "second.yaml"]
+    done = subprocess.run(call, cwd=world, capture_output=True, text=True, env=environment(), check=True)
+    assert "small was the name of r.yaml, whose record this run replaces; rename one" in done.stdout
+    assert json.loads((world / "runs/small/run.json").read_text())["recipe_file"] == "second.yaml"
+    assert "small was the name of second.yaml" in command(world).stdout
+    assert "was the name of" not in command(world).stdout
+
+
 def test_plan_says_what_depends_on_what_changed(world: Path) -> None:
     assert to_run(world) == set()
     changed = to_run(world, "--set", "stages.wit.weights.prompt=0.4")

@@ -162,6 +162,10 @@ def test_a_report_joins_runs(world: Path) -> None:
         assert set(values) == {
             ("small", name) for name in ("base", "wit[prompt=0,rate=usual]", "wit[prompt=0.2,rate=usual]")
         }
+        page = (world / "runs/joined/report/report.md").read_text()
+        assert re.search(
+            r"Where the numbers of other runs come from.*\| small \| small/run.json \| r.yaml \|", page, re.DOTALL
+        )
         for (_, model), value in values.items():
             step = f"bench[{model}]".replace("[wit[", "[wit,").replace("]]", "]")
             manifest = json.loads((world / "runs/small" / step / "stage.json").read_text())

@@ -225,7 +225,7 @@ def test_the_plan_shows_third_party_code(world: Path, capsys: pytest.CaptureFixt
     expected = [
         RUNS_OWN,
         "options.confirm_run_unsafe_code: code that the model writes runs",
-        "include_path: Python of the tasks in ./tasks runs",
+        "include_path: Python of the tasks in ./tasks runs; it can read files that are not tracked",
     ]
     assert main([*arguments, "--json"]) == 0
     steps = {step["step"]: step["runs_code"] for step in json.loads(capsys.readouterr().out)["steps"]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import re
 import statistics
 from collections import Counter
@@ -16,6 +17,8 @@ import pytest
 import yaml
 
 from stages.base import Context, UserError
+from stages.judge import alpaca_eval
+from stages.judge.config import AlpacaEval
 from stages.judge.stage import run
 from stages.records.metrics import Metrics, ScoreRow
 from tests.stages.judge.conftest import ALPACA_EVAL, INSTRUCTIONS
@@ -29,6 +32,11 @@ LIKES = {
     )
 }
 """Instruction -> the judge's preference for the model's output, from 0 to 1."""
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alpaca_eval, "RESAMPLES", 12)
 
 
 def instruction_of(request: dict[str, Any]) -> str:
@@ -61,7 +69,7 @@ def test_the_win_rate_is_the_mean_preference(step: Step) -> None:
     shares = list(LIKES.values())
     assert rows["win_rate"].value == pytest.approx(statistics.fmean(shares))
     assert rows["win_rate"].stderr == pytest.approx(statistics.stdev(shares) / len(shares) ** 0.5)
-    assert [name for name, row in rows.items() if row.headline] == ["length_controlled_winrate"]
+    assert [name for name, row in rows.items() if row.headline] == ["length_controlled_winrate", "win_rate"]
     samples = [json.loads(line) for line in (context.out / "samples_alpaca_eval.jsonl").open()]
     assert [sample["win_rate"] for sample in samples] == pytest.approx(shares)
     controlled = [sample["length_controlled_winrate"] for sample in samples]
@@ -92,13 +100,12 @@ def test_scores_equal_the_package(
         rows = by_metric(run(context))
         samples = [json.loads(line) for line in (context.out / "samples_alpaca_eval.jsonl").open()]
 
-        import alpaca_eval
-        import alpaca_eval.constants
+        import alpaca_eval as package
         from alpaca_eval.metrics import glm_winrate
 
         monkeypatch.setattr(glm_winrate, "hf_hub_download", lambda **_: str(gamed))
-        monkeypatch.setattr(alpaca_eval.constants, "OPENAI_API_KEYS", [KEY])
-        annotator = alpaca_eval.constants.EVALUATORS_CONFIG_DIR / "weighted_alpaca_eval_gpt4_turbo" / "configs.yaml"
+        monkeypatch.setattr(package.constants, "OPENAI_API_KEYS", [KEY])
+        annotator = package.constants.EVALUATORS_CONFIG_DIR / "weighted_alpaca_eval_gpt4_turbo" / "configs.yaml"
         config = yaml.safe_load(annotator.read_text())
         (settings,) = config.values()
         settings["completions_kwargs"] |= {"model_name": "gpt-judge", "openai_api_base": server.url}
@@ -109,7 +116,7 @@ def test_scores_equal_the_package(
         }
         settings["prompt_template"] = str(annotator.parents[1] / settings["prompt_template"])
         (tmp_path / "configs.yaml").write_text(yaml.safe_dump(config))
-        leaderboard, _ = alpaca_eval.evaluate(
+        leaderboard, _ = package.evaluate(
             model_outputs=[
                 {"instruction": sample["prompts"][0], "output": sample["responses"][0], "generator": "wit", "index": i}
                 for i, sample in enumerate(samples)
@@ -130,8 +137,9 @@ def test_scores_equal_the_package(
     assert rows["win_rate"].stderr == pytest.approx(expected["standard_error"] / 100)
     controlled = rows["length_controlled_winrate"]
     assert controlled.value == pytest.approx(expected["length_controlled_winrate"] / 100)
-    assert controlled.stderr == pytest.approx(expected["lc_standard_error"] / 100)
     assert controlled.value != rows["win_rate"].value
+    resamples = json.loads((context.out / "resamples_alpaca_eval.json").read_text())["values"]
+    assert controlled.stderr == statistics.stdev(resamples["length_controlled_winrate"])
 
 
 def test_an_unreadable_preference_is_requested_again_then_counted(step: Step) -> None:
@@ -149,9 +157,78 @@ def test_an_unreadable_preference_is_requested_again_then_counted(step: Step) ->
     assert (tries["Say one."], tries["Say two."], tries["Say three."]) == (2, 2, 1)
     read = [share for word, share in LIKES.items() if word != "Say two."]
     assert by_metric(metrics)["win_rate"].value == pytest.approx(statistics.fmean(read))
-    assert metrics.notes == ["alpaca_eval: 1 of 7 judgements could not be read after 2 attempts; they count nowhere"]
+    assert metrics.notes == [
+        "alpaca_eval: 1 of 7 judgements could not be read after 2 attempts; the scores are of the other 6"
+    ]
     with serving(lambda _: "no") as server, pytest.raises(UserError, match="none of the 7 judgements of gpt-judge"):
         run(step(server.url, alpaca_eval=ALPACA_EVAL, options={"attempts": 1}))
+
+
+def test_the_names_in_the_file_are_the_user_s(step: Step, tmp_path: Path) -> None:
+    """The package takes a model whose name is that of the reference for the reference, with a win rate of 50."""
+    with serving(prefers) as server:
+        expected = run(step(server.url, alpaca_eval=ALPACA_EVAL))
+        for name in ("wit", *alpaca_eval.GENERATORS.values()):
+            rows = [row | {"generator": name} for row in INSTRUCTIONS]
+            (tmp_path / "named.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            assert run(step(server.url, alpaca_eval={"instructions": "named.jsonl"})).results == expected.results
+
+
+def test_a_draw_is_half_a_win() -> None:
+    """The package's parsers of rankings write 0 for a draw."""
+    assert [alpaca_eval.win_rate({"preference": value}) for value in (1, 2, 1.25, 0, None, math.nan)] == [
+        *(0, 1, 0.25, 0.5, None, None)
+    ]
+
+
+def test_a_refusal_is_no_preference(step: Step) -> None:
+    """A verdict of one token is always cut at its limit, which is no reason not to read it."""
+
+    def reply(request: dict[str, Any]) -> dict[str, Any]:
+        reason = "content_filter" if instruction_of(request) == "Say two." else "length"
+        return prefers(request) | {"finish_reason": reason}
+
+    with serving(reply) as server:
+        rows = by_metric(run(step(server.url, alpaca_eval=ALPACA_EVAL)))
+    read = [share for word, share in LIKES.items() if word != "Say two."]
+    assert rows["win_rate"].value == pytest.approx(statistics.fmean(read))
+    assert rows["win_rate"].n == 6
+
+
+def test_the_controlled_rate_s_error_is_that_of_sampling_instructions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A judge that throws a fair coin whatever the lengths: the controlled rate varies as the mean of the coins.
+
+    The package fits one intercept, so that all fitted rates are equal and its own error is 0.
+    """
+    monkeypatch.setattr(alpaca_eval, "RESAMPLES", 200)
+    draw = random.Random(3)
+    annotations = [
+        {
+            "index": i,
+            "preference": draw.choice([1.02, 1.98]),
+            "output_1": "x" * draw.randint(5, 50),
+            "output_2": "y" * 20,
+        }
+        for i in range(150)
+    ]
+    seen: list[tuple[int, int, str]] = []
+    scores = alpaca_eval.score(alpaca_config(), annotations, None, tmp_path, 7, lambda *state: seen.append(state))
+    rates = [row["preference"] - 1 for row in annotations]
+    error = statistics.stdev(rates) / 150**0.5
+    by_name = {row.metric: row for row in scores.rows}
+    assert statistics.pstdev(scores.length_controlled) < 1e-9
+    assert by_name["length_controlled_winrate"].value == pytest.approx(statistics.fmean(rates), abs=0.02)
+    assert by_name["length_controlled_winrate"].stderr == pytest.approx(error, rel=0.15)
+    assert by_name["win_rate"].stderr == pytest.approx(error)
+    assert seen[-1][:2] == (200, 200)
+    again = alpaca_eval.score(alpaca_config(), annotations, None, tmp_path, 7, lambda *_: None)
+    assert again.resamples == scores.resamples
+
+
+def alpaca_config() -> AlpacaEval:
+    return AlpacaEval(instructions="instructions.jsonl")
 
 
 def test_an_interrupted_step_pays_for_nothing_twice(step: Step) -> None:

@@ -40,7 +40,7 @@ def place(request: dict[str, Any]) -> tuple[int, int]:
 
 
 def fair(request: dict[str, Any]) -> str:
-    return f"As [[1]] would be too little: [[{GRADES[place(request)]:g}]]"
+    return f"It is short, but not wrong.\nRating: [[{GRADES[place(request)]:g}]]"
 
 
 def values(metrics: Metrics) -> dict[tuple[str, str], float | None]:
@@ -125,19 +125,96 @@ def test_greedy_answers_equal_generate(step: Step, model_folder: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("Rating: [[7]]", 7.0),
-        ("First [[3]], at last [[8.5]].", 8.5),
-        ("[[11]]", None),
-        ("[[0]]", None),
-        ("Rating: 7", None),
-        ("[7]", None),
-        ("[[seven]]", None),
-        ("", None),
-        (None, None),
+        ("As [1] and [2] say, it is true. Rating: [[4]]", 4.0),
+        ("<think>First [[2]].</think>\nRating: [[9]]", 9.0),
+        ("Rating:\n\n[[6]]", 6.0),
     ],
 )
-def test_a_grade_is_read_never_guessed(text: str | None, expected: float | None) -> None:
+def test_a_grade(text: str, expected: float) -> None:
+    """Those that the authors' code reads, too, are in test_fastchat.py."""
     assert parse_grade({"message": {"content": text}}) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I will not grade this. A grade has the form [[5]].",
+        'The answer must end with the form "Rating: [[5]]". The second',
+        'I cannot say "Rating: [[5]]".',
+        "First [[3]], at last [[8.5]].",
+        "Rating: [[8]]/[[10]]",
+        "Rating: [[0]]",
+        "[[11]]",
+        "Rating: 7",
+        "[[seven]]",
+        "",
+        None,
+    ],
+)
+def test_anything_else_is_no_grade(text: str | None) -> None:
+    assert parse_grade({"message": {"content": text}}) is None
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"finish_reason": "length"},
+        {"finish_reason": "content_filter"},
+        {"message": {"role": "assistant", "content": "Rating: [[5]]", "refusal": "I will not."}},
+    ],
+)
+def test_a_cut_reply_and_a_refusal_are_asked_again_once(step: Step, choice: dict[str, Any]) -> None:
+    """One of ten is unreadable at first, another one always; the mean is of the nine."""
+    tries: Counter[tuple[int, int]] = Counter()
+
+    def reply(request: dict[str, Any]) -> Answer:
+        key = place(request)
+        tries[key] += 1
+        if key == (141, 2) or (key == (81, 1) and tries[key] == 1):
+            return {"message": {"role": "assistant", "content": "Rating: [[5]]"}} | choice
+        return fair(request)
+
+    with serving(reply) as server:
+        context = step(server.url, mt_bench=MT_BENCH)
+        metrics = run(context)
+    assert (tries[81, 1], tries[141, 2], tries[101, 1]) == (2, 2, 1)
+    assert values(metrics)["mt_bench", "score"] == pytest.approx((7 + 4.5 + 10 + 1 + 3 + 8 + 6 + 2 + 5) / 9)
+    assert metrics.notes == [
+        "mt_bench: 1 of 10 judgements could not be read after 2 attempts; the scores are of the other 9"
+    ]
+
+
+def test_each_judgement_says_who_answered(step: Step) -> None:
+    """A step that is resumed when another model answers under the judge's name says so."""
+    version, refused = "gpt-judge-1", True
+
+    def reply(request: dict[str, Any]) -> Answer:
+        if refused and place(request)[0] in (141, 142):
+            return 400
+        return lambda handler: handler.send(200, json.dumps(completion(request)).encode())
+
+    def completion(request: dict[str, Any]) -> dict[str, Any]:
+        message = {"role": "assistant", "content": fair(request)}
+        choices = [{"index": 0, "finish_reason": "stop", "message": message}]
+        body = {"id": "x", "object": "chat.completion", "created": 0, "choices": choices}
+        return body | {"model": version, "system_fingerprint": "fp"}
+
+    with serving(reply) as server:
+        context = step(server.url, mt_bench=MT_BENCH, options={"concurrency": 1})
+        with pytest.raises(UserError, match="answers 400"):
+            run(context)
+        version, refused = "gpt-judge-2", False
+        metrics = run(replace(context, scratch=context.scratch / "again"))
+    samples = [json.loads(line) for line in (context.out / "samples_mt_bench.jsonl").open()]
+    where = {"endpoint": server.url, "system_fingerprint": "fp"}
+    assert [sample["judged_by"] for sample in samples[2:4]] == [
+        [{"model": "gpt-judge-1"} | where] * 2,
+        [{"model": "gpt-judge-2"} | where] * 2,
+    ]
+    assert metrics.notes == [
+        "gpt-judge: judgements are not comparable, since the judge changed:"
+        f" 6 by gpt-judge-1, fp, {server.url}; 4 by gpt-judge-2, fp, {server.url}"
+    ]
 
 
 def test_an_unreadable_judgement_is_requested_again_then_counted(step: Step) -> None:
@@ -157,7 +234,9 @@ def test_an_unreadable_judgement_is_requested_again_then_counted(step: Step) -> 
     scores = values(metrics)
     assert scores["mt_bench", "score"] == pytest.approx((7 + 4.5 + 10 + 1 + 3 + 8 + 6 + 2 + 5) / 9)
     assert scores["mt_bench_turn_2", "score"] == pytest.approx((4.5 + 1 + 8 + 5) / 4)
-    assert metrics.notes == ["mt_bench: 1 of 10 judgements could not be read after 3 attempts; they count nowhere"]
+    assert metrics.notes == [
+        "mt_bench: 1 of 10 judgements could not be read after 3 attempts; the scores are of the other 9"
+    ]
     with serving(lambda _: "no") as server, pytest.raises(UserError, match="none of the 10 judgements of gpt-judge"):
         run(step(server.url, mt_bench=MT_BENCH))
 

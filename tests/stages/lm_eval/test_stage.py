@@ -39,9 +39,8 @@ def self_contained(world: Path, out: Path) -> Path:
     return tasks
 
 
-def command(model: Path, world: Path, out: Path, *arguments: str) -> dict[str, Any]:
-    """Run `lm_eval run` and return its results."""
-    tasks = self_contained(world, out)
+def lm_eval_command(model: Path, tasks: Path, out: Path, *arguments: str) -> dict[str, Any]:
+    """Run `lm_eval run` on task files and return its results."""
     executable = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--device", "cpu"]
     executable += ["--model_args", f"pretrained={model},dtype=float32"]
     subprocess.run(
@@ -82,9 +81,9 @@ def test_scores_are_those_of_the_lm_eval_command(step: Step, model_path: Path, w
     options["system_instruction"] = "Be brief."
     context = step(tasks=tasks, options=options, seed=7)
     metrics = run(context)
-    reference = command(
+    reference = lm_eval_command(
         model_path,
-        world,
+        self_contained(world, tmp_path / "reference"),
         tmp_path / "reference",
         *("--tasks", "tiny_choice,tiny_generate", "--num_fewshot", "2", "--batch_size", "4"),
         *("--apply_chat_template", "--seed", "7", "--system_instruction", "Be brief."),
@@ -352,14 +351,47 @@ def test_an_interrupted_evaluation_resumes(step: Step, monkeypatch: pytest.Monke
         assert file.read_bytes() == (context.out / file.name).read_bytes(), file.name
 
 
-def test_sampled_answers_are_not_reused(step: Step) -> None:
-    """Repeats of a request have different answers, so that none comes from the log."""
+def test_a_seed_gives_the_same_draws(step: Step) -> None:
     options = {"gen_kwargs": {"do_sample": True, "temperature": 1.5}, "limit": 3}
     context = step(tasks=[own_data("tiny_generate")], options=options, seed=3)
     run(context)
     first = (context.out / "samples_tiny_generate.jsonl").read_text()
     run(context)
     assert (context.out / "samples_tiny_generate.jsonl").read_text() == first, "the seed is the same"
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0.9}, {"temperature": 0.9, "do_sample": True}])
+def test_a_resumed_evaluation_draws_as_if_it_had_not_stopped(
+    step: Step, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    """Each repeat of a request keeps its own answer."""
+    kwargs = {"until": ["\n"], "max_gen_toks": 5} | settings
+    filters = [{"name": "first", "filter": [{"function": "take_first"}]}]
+    section = own_task(tmp_path / "own", world, generation_kwargs=kwargs, repeats=3, filter_list=filters)
+    section |= {"options": {"batch_size": 4, "bootstrap_iters": 0, "limit": 6}}
+    uninterrupted = step(**section)
+    expected = run(uninterrupted)
+    samples = [json.loads(line) for line in (uninterrupted.out / "samples_mine.jsonl").open()]
+    assert any(len(set(sample["resps"][0])) > 1 for sample in samples)
+    generate, batches = HFLM._model_generate, 0
+
+    def dies(*arguments: Any, **options: Any) -> Any:
+        nonlocal batches
+        batches += 1
+        if batches == 3:
+            raise Killed
+        return generate(*arguments, **options)
+
+    monkeypatch.setattr(HFLM, "_model_generate", dies)
+    context = step(**section)
+    for attempt in range(2):
+        batches = 0
+        with pytest.raises(Killed):
+            run(replace(context, scratch=context.scratch / str(attempt)))
+    batches = 3
+    assert run(context).extended(seconds=0) == expected.extended(seconds=0)
+    for file in uninterrupted.out.iterdir():
+        assert file.read_bytes() == (context.out / file.name).read_bytes(), file.name
 
 
 @pytest.mark.parametrize("name", ["both", "all_parts", "mmlu_astronomy"])

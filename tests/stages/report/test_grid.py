@@ -11,8 +11,10 @@ import pytest
 
 from stages.base import Context, Input
 from stages.report.config import ReportStage
+from stages.report.correlations import rank_correlations
 from stages.report.grid import find_grids
 from stages.report.results import read_results
+from stages.report.sampling_errors import rounded
 from stages.report.sentences import grid_summary
 from stages.report.stage import run
 from tests.stages.report.test_report import bench, row, sft
@@ -115,3 +117,91 @@ def test_the_report_has_the_picture_and_the_table(tmp_path: Path) -> None:
     assert "| 0.2 | **52.0 ± 2.8** | 31.0 ± 1.4 |" in text
     assert "![The tables below as heatmaps, laid out alike](figures/heatmap.svg)" in text
     assert outputs[0]["report.html"].decode().count("data:image/svg+xml;base64,") == 2
+
+
+def test_uneven_seeds_compare_the_means_shown_and_claim_nothing() -> None:
+    """(0, 1) has one seed, 50; (0.2, 0.8) has 70, 50 and 33: 51 on average, 1 above it, with no error to go by."""
+    inputs = {
+        f"bench[wit,{p},{c},{s}]": cell(p, c, s, score)
+        for p, c, s, score in ((0, 1, 1, 0.5), (0.2, 0.8, 1, 0.7), (0.2, 0.8, 2, 0.5), (0.2, 0.8, 3, 0.33))
+    }
+    inputs |= {"bench[wit,0,0.8]": cell(0, 0.8, 1, 0.1)}
+    (panel,) = find_grids(read_results(inputs))
+    difference = panel.difference_from_baseline((0.2, 0.8))
+    assert difference
+    assert (round(difference.value, 9), difference.stderr) == (0.01, None)
+    assert panel.p_value((0.2, 0.8)) is None
+    assert "1 of the other 2 pairs average above (0, 1), 0 of them by more than two standard errors" in grid_summary(
+        panel
+    )
+    assert panel.left_out == [
+        "Not measured: (0.2, 1).",
+        "Pairs have 1 to 3 seeds; a pair with one seed has no error against one with several.",
+    ]
+
+
+def named(inputs: dict[str, Input], axes: dict[str, dict[str, str]]) -> dict[str, Input]:
+    """The same steps with names in place of numbers as the values of their axes; an empty axis is left out."""
+    changed = {}
+    for name, step in inputs.items():
+        if not step.labels:
+            changed[name] = step
+            continue
+        labels = {axis: axes.get(axis, {}).get(value, value) for axis, value in step.labels.items()}
+        training = replace(step.inputs["model"], labels=labels)
+        changed[name] = replace(step, labels=labels, inputs={"model": training})
+    return changed
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [
+        {"prompt": {"0": "none", "0.2": "some"}, "completion": {"0.4": "most", "1": "full"}},
+        {"prompt": {"0": "none", "0.2": "some"}, "seed": {"1": "first", "2": "second"}},
+    ],
+)
+def test_axes_with_names_are_recognised_by_what_they_set(axes: dict[str, dict[str, str]]) -> None:
+    (plain,), (panel,) = (find_grids(read_results(inputs)) for inputs in (grid(), named(grid(), axes)))
+    assert panel.title == plain.title
+    assert panel.cells == plain.cells
+
+
+def test_one_axis_for_both_weights_is_recognised() -> None:
+    inputs = {}
+    for key, step in grid().items():
+        if step.labels:
+            pair = {"pair": f"{step.labels['prompt']} and {step.labels['completion']}", "seed": step.labels["seed"]}
+            step = replace(step, labels=pair, inputs={"model": replace(step.inputs["model"], labels=pair)})
+        inputs[key] = step
+    (panel,) = find_grids(read_results(inputs))
+    assert (panel.title, len(panel.cells)) == ("wit", 4)
+
+
+def test_an_axis_that_sets_something_else_names_its_grid() -> None:
+    """Two learning rates, with all pairs of weights each."""
+    both = grid(rate="1e-5") | {f"{name}2": step for name, step in grid(rate="1e-4").items()}
+    assert [one.title for one in find_grids(read_results(both))] == ["wit, rate=1e-5", "wit, rate=1e-4"]
+
+
+def test_sums_that_differ_in_their_last_bits_alone_are_equal() -> None:
+    """0.1 + 0.2 and 0.3, the averages of two benchmarks: the lower prompt weight is the best of equals."""
+    scores = {(0, 1): (0.1, 0.2), (0, 0.4): (0.0, 0.1), (0.2, 0.4): (0.1, 0.1), (0.2, 1): (0.3, 0.0)}
+    inputs = {}
+    for (prompt, completion), values in scores.items():
+        step = cell(prompt, completion, 1, 0)
+        rows = [row(task, value, 0.01) for task, value in zip(("t", "u"), values, strict=True)]
+        inputs[f"bench[wit,{prompt},{completion}]"] = replace(step, metrics=step.metrics.extended(results=rows))
+    results = read_results(inputs)
+    (panel,) = find_grids(results)
+    assert 0.1 + 0.2 != 0.3
+    assert panel.best == (0, 1)
+    assert panel.cells[0, 1].mean == panel.cells[0.2, 1].mean
+    assert "0 of the other 3 pairs average above (0, 1)" in grid_summary(panel)
+
+
+def test_ranks_of_equal_sums_are_equal() -> None:
+    """All pairs of shares k / 50 whose sum is 0.3 are one rank: a constant has no rank correlation."""
+    sums = [k / 50 + (15 - k) / 50 for k in range(16)]
+    assert len(set(sums)) > 1
+    assert len(set(map(rounded, sums))) == 1
+    assert rank_correlations([(total, index) for index, total in enumerate(sums)]) == (None, None)

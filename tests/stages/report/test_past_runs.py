@@ -33,8 +33,11 @@ def test_equal_steps_of_one_run_are_all_read(tmp_path: Path) -> None:
     lost = {"step": "bench[base,x=2]", "labels": {"x": "2"}, "kind": "lm_eval", "fingerprint": "g", "path": None}
     (tmp_path / "small").mkdir()
     write_run_record(
-        tmp_path / "small", "small", "done", 1, [StepRecord(**step) for step in (*steps, lost | {"state": "failed"})]
+        *(tmp_path / "small", "small", "done", 1),
+        [StepRecord(**step) for step in (*steps, lost | {"state": "failed"})],
+        "small.yaml",
     )
     run = read_past_run(tmp_path / "small")
     assert {step: result.labels for step, result in run.scores.items()} == {s["step"]: s["labels"] for s in steps}
     assert run.missing == ["bench[base,x=2]"]
+    assert run.recipe_file == "small.yaml"

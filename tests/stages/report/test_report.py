@@ -144,8 +144,13 @@ def test_the_same_items_give_a_paired_error(make: Make, tmp_path: Path) -> None:
     }
     # Differences 0, 0, 1, 0: mean 1/4, variance (3/16 + 9/16) / 3 = 1/4, error sqrt(1/4 / 4) = 1/4.
     assert table_rows(make(inputs))[0][-1] == "+25.0 ± 25.0"
+    # Three items are shared, with the residuals (-1/2, -1/2, 1/2) and (1/4, 1/4, 1/4) times sqrt(4/3) / 4; the fourth
+    # items, 1/2 and 3/4, are independent: sqrt(4/3 (2/16 + 9/16 + 4/16 + 9/16) / 16) = 0.354.
+    text = (two / "samples_know.jsonl").read_text()
+    (two / "samples_know.jsonl").write_text(text.replace('"h3', '"other'))
+    assert table_rows(make(inputs))[0][-1] == "+25.0 ± 35.4"
     # Other items, or scores that are no mean of items, cannot be paired: sqrt(28.87^2 + 25^2) = 38.2.
-    (two / "samples_know.jsonl").write_text((two / "samples_know.jsonl").read_text().replace("h3", "other"))
+    (two / "samples_know.jsonl").write_text(text.replace('"h', '"other'))
     assert table_rows(make(inputs))[0][-1] == "+25.0 ± 38.2"
 
 
@@ -195,6 +200,56 @@ def test_a_metric_that_is_no_share_stays_in_its_unit_and_out_of_the_average(make
     text = (context.out / "report.md").read_text()
     assert "| **8** |" in text, "lower is better"
     assert "Left out, being no share of which more is better: text." in text
+
+
+def chrf(value: float) -> ScoreRow:
+    """chrF goes from 0 to 100."""
+    return row("translate", value, 0.01, metric="chrf")
+
+
+def test_the_scale_comes_from_the_metric_and_not_from_its_values(make: Make) -> None:
+    """A chrF of 0.05 is no share, whatever the other models have; `metrics` makes it one of 100."""
+    inputs = {
+        "bench[it]": bench("it", sft("it", 0, 1), [row("know", 0.5, 0.1), chrf(0.05)]),
+        "bench[wit]": bench("wit", sft("wit", 1, 1), [row("know", 0.6, 0.1), chrf(0.08)]),
+    }
+    third = {"bench[base]": bench("base", Input(Path()), [row("know", 0.1, 0.1), chrf(41.0)])}
+    for steps in (inputs, inputs | third):
+        for metrics, expected in (
+            ({}, {"it (0, 1)": ["50.0 ± 10.0", "0.05 ± 0.01", "50.0 ± 10.0"]}),
+            ({"chrf": {"scale": 100}}, {"wit (1, 1)": ["60.0 ± 10.0", "0.1 ± 0.0", "30.0 ± 5.0"]}),  # (60 + 0.08) / 2
+        ):
+            table = {cells[0]: cells[1:4] for cells in table_rows(make(steps, metrics=metrics))}
+            for name, cells in expected.items():
+                assert [cell.removesuffix(" ≈") for cell in table[name]] == cells
+
+
+def test_a_known_metric_outside_its_range_is_an_error_that_names_the_remedy(make: Make) -> None:
+    inputs = {"bench[it]": bench("it", sft("it", 0, 1), [row("percent", 63.0, 1.0)])}
+    with pytest.raises(UserError, match=r"percent: acc is 63, but should be from 0 to 1; .*\{acc: \{scale: 100\}\}"):
+        run(make(inputs))
+    assert table_rows(make(inputs, metrics={"acc": {"scale": 100}})) == [["it (0, 1)", "63.0 ± 1.0", "63.0 ± 1.0", ""]]
+    assert table_rows(make(inputs, metrics={"acc": {"scale": None}})) == [["it (0, 1)", "63 ± 1"]]
+
+
+def test_scores_without_a_share_are_not_called_other_benchmarks(make: Make) -> None:
+    inputs = {
+        f"bench[{name}]": bench(name, sft(name, prompt, 1), [chrf(value)])
+        for name, prompt, value in (("it", 0, 30.0), ("wit", 0.5, 31.0))
+    }
+    summary = run(make(inputs)).summary
+    assert summary
+    assert "no average to compare" in summary
+    assert "same benchmarks" not in summary
+
+
+def test_another_models_benchmark_changes_no_average(make: Make) -> None:
+    """A second stage scores `wit` alone: `it` keeps its average, and the two averages are not compared."""
+    more = bench("wit", sft("wit", 0.2, 0.8), [row("extra", 0.9, 0.02)])
+    table = {cells[0]: cells for cells in table_rows(make(world() | {"more[wit]": more}))}
+    assert table["it (0, 1)"][1:] == ["60.0 ± 3.0", "50.0 ± 4.0", "–", "55.0 ± 2.5 (of 2)", ""]  # noqa: RUF001
+    # (61 + 53 + 90) / 3 = 68, sqrt(3^2 + 4^2 + 2^2) / 3 = 1.8
+    assert table["wit (0.2, 0.8)"][1:] == ["61.0 ± 3.0", "53.0 ± 4.0", "90.0 ± 2.0", "68.0 ± 1.8 (of 3)", "–"]  # noqa: RUF001
 
 
 def test_csv_keeps_every_digit_and_the_sft_weights_of_a_dpo_model(make: Make) -> None:

@@ -1,6 +1,6 @@
 """The page docs/reference.md: every key of a recipe and every option of the command.
 
-`python -m pipeline.reference.reference_page` writes it from the JSON Schema, the command's parser and
+`python -m docs.generator.reference_page` writes it from the JSON Schema, the command's parser and
 reference.md.jinja.
 """
 
@@ -14,8 +14,8 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
+from docs.generator.json_schema import REFUSED, ROOT, Schema, default_note, schema, section_of
 from pipeline.arguments import build_parser
-from pipeline.reference.json_schema import REFUSED, ROOT, Schema, default_note, schema, section_of
 from stages.library_options.option_docs import LIBRARIES
 
 PAGE = ROOT / "docs" / "reference.md"

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from jsonschema import Draft7Validator
 
+from docs.generator.json_schema import SCHEMA_FILE, text
+from docs.generator.reference_page import PAGE, page
 from pipeline.cli import main
 from pipeline.recipe.loader import RecipeError, RecipeHead, load
 from pipeline.recipe.yaml_reader import parse
-from pipeline.reference.json_schema import SCHEMA_FILE, text
-from pipeline.reference.reference_page import PAGE, page
 from stages import KINDS
 from stages.library_options.option_models import options
 from tests.pipeline.recipe.test_loader import TEXT
@@ -26,7 +26,7 @@ from tests.pipeline.recipe.test_recipe_errors import CASES, GOOD
 from tests.pipeline.recipe.test_recipe_fuzz import RECIPES as UNLIKE
 from tests.pipeline.recipe.test_recipe_fuzz import any_values, odd_text
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if "tasks" not in path.parts)
 COPIES = 12
 """Mutated copies of each recipe."""

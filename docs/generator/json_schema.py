@@ -1,6 +1,6 @@
 """The JSON Schema of recipes, which lets an editor complete and explain their keys.
 
-`python -m pipeline.reference.json_schema` writes recipes/recipe.schema.json from the models that validate a recipe. The
+`python -m docs.generator.json_schema` writes recipes/recipe.schema.json from the models that validate a recipe. The
 schema accepts every valid recipe and some invalid ones: only `run-recipe --plan` checks how keys depend on each other
 and on the files they name.
 """

@@ -107,7 +107,7 @@ def _workers(work: Path) -> list[int]:
     ids = []
     for folder in Path("/proc").iterdir():
         try:
-            if folder.name.isdigit() and str(work).encode() in (folder / "cmdline").read_bytes():
+            if folder.name.isdigit() and str(work.resolve()).encode() in (folder / "cmdline").read_bytes():
                 ids.append(int(folder.name))
         except OSError:
             continue  # the process has ended

@@ -130,8 +130,8 @@ class Run:
             timeout = POLL_SECONDS if self._blocked_by_other_run else self.record.seconds_until_due()
             if (self._running or self._blocked_by_other_run) and (event := executor.wait(timeout)):
                 self._handle(event)
-            elif self.record.seconds_until_due() == 0:
-                self.record.write_if_due()
+            if self.record.write_if_due():
+                self.console.show_summary(self.record.width)
             self._collect_ready()
 
     def _collect_ready(self) -> None:
@@ -290,18 +290,11 @@ class Run:
             self.console.failed(step.name, error, running.job.log, result.is_user_error or bool(deleted))
         else:
             self.console.finished(step.name, result.metrics.notes if result.metrics else [], self.record.width)
-        self.record.write_if_due()
 
     def _show_progress(self, running: _RunningStep, progress: Progress) -> None:
         name = running.step.name
-        self.record.steps[name] = replace(
-            self.record.steps[name],
-            seconds=running.seconds,
-            progress=progress,
-        )
+        self.record.update(replace(self.record.steps[name], seconds=running.seconds, progress=progress))
         self.console.progress(name, progress)
-        if self.record.write_if_due():
-            self.console.show_summary(self.record.width)
 
     def _publish(self, running: _RunningStep, result: StepResult) -> None:
         """Publish what the step's worker left. Raises OSError."""
@@ -349,7 +342,7 @@ class Run:
     def _set_state(self, step: Step, state: str, seconds: float | None = None, error: str | None = None) -> None:
         """Record a step's state, and let its link in the run's folder point to its result."""
         result = self.results.get(step.name)
-        self.record.steps[step.name] = StepRecord(
+        record = StepRecord(
             step=step.name,
             kind=step.kind,
             labels=dict(step.labels),
@@ -359,6 +352,7 @@ class Run:
             seconds=seconds,
             error=error,
         )
+        self.record.update(record)
         _link(self.folder / file_name(step.name), result.path if result else None)
 
 

@@ -26,8 +26,8 @@ class RecordWriter:
     steps: dict[str, StepRecord] = field(default_factory=dict)
     """Step -> its state, in the order of the plan."""
     _next_write: float = 0.0
-    _is_late: bool = False
-    """Whether something happened that is not written yet."""
+    _has_changed: bool = False
+    """Whether a step has another state than run.json says."""
 
     def write(self, status: str) -> None:
         """Write run.json. Raises OSError."""
@@ -35,8 +35,13 @@ class RecordWriter:
         steps = list(self.steps.values())
         write_run_record(self.folder, self.recipe, status, self.width, steps, self.recipe_file)
         ended = time.monotonic()
-        self._is_late = False
+        self._has_changed = False
         self._next_write = ended + max(INTERVAL_SECONDS, (ended - started) / MAX_SHARE)
+
+    def update(self, step: StepRecord) -> None:
+        """Replace the state of a step. `write_if_due` writes it."""
+        self.steps[step.step] = step
+        self._has_changed = True
 
     def taken_over_from(self) -> str | None:
         """The file of another recipe whose record of the same name this run replaces."""
@@ -47,16 +52,14 @@ class RecordWriter:
         return file if file not in ("", self.recipe_file) else None
 
     def write_if_due(self) -> bool:
-        """Write run.json unless that happened a moment ago; return whether it was written."""
-        is_due = time.monotonic() >= self._next_write
-        if is_due:
+        """Write run.json if a step has changed, but not a moment after the last write; return whether it did."""
+        if is_due := self.seconds_until_due() == 0:
             self.write("running")
-        self._is_late = not is_due
         return is_due
 
     def seconds_until_due(self) -> float | None:
-        """When to write what came too soon after the last write; None if everything is written."""
-        return max(0.0, self._next_write - time.monotonic()) if self._is_late else None
+        """Return the seconds until run.json may be written again; None if no step has changed since."""
+        return max(0.0, self._next_write - time.monotonic()) if self._has_changed else None
 
     def without_result(self) -> list[str]:
         """The steps that were selected and have no result."""

@@ -16,6 +16,6 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTok
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: holds no tokenizer that can be loaded: {why_not_loaded(error)}") from None
-    # else save_pretrained would write whether this machine was offline into the published tokenizer_config.json
+    # Otherwise the tokenizer_config.json of a published model would say whether this machine was offline.
     tokenizer.init_kwargs.pop("local_files_only", None)
     return tokenizer

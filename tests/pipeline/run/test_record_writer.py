@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from pipeline.run.record_writer import INTERVAL_SECONDS, RecordWriter
+from stages.records.run_record import StepRecord
 
 
 def written(folder: Path) -> str:
@@ -17,6 +18,7 @@ def test_what_comes_too_soon_is_written_as_soon_as_it_may(tmp_path: Path) -> Non
     record = RecordWriter(tmp_path, "r", "r.yaml")
     record.write("done")
     assert record.seconds_until_due() is None
+    record.update(StepRecord(step="it", kind="sft", labels={}, state="running", fingerprint="f", path=None))
     assert not record.write_if_due()
     assert written(tmp_path) == "done"
     seconds = record.seconds_until_due()
@@ -27,6 +29,7 @@ def test_what_comes_too_soon_is_written_as_soon_as_it_may(tmp_path: Path) -> Non
     assert record.write_if_due()
     assert written(tmp_path) == "running"
     assert record.seconds_until_due() is None
+    assert not record.write_if_due(), "nothing has changed"
 
 
 def test_a_run_knows_whose_record_it_replaces(tmp_path: Path) -> None:

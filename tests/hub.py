@@ -54,7 +54,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse()
         if match := re.fullmatch(r"resolve/[^/]+/(.+)", rest):
             file = self.folders[name] / match[1]
-            return self._answer(file.read_bytes()) if file.is_file() else self._refuse("EntryNotFound")
+            return (
+                self._answer(file.read_bytes(), entity_tag(file)) if file.is_file() else self._refuse("EntryNotFound")
+            )
         if re.fullmatch(r"(revision/[^/]+)?", rest):
             files = [{"rfilename": entry["path"]} for entry in self._entries(name)]
             info = {"id": name.partition("/")[2], "sha": COMMIT, "siblings": files, "private": False, "tags": []}
@@ -79,16 +81,16 @@ class _Handler(BaseHTTPRequestHandler):
                 "type": "file",
                 "path": file.relative_to(self.folders[name]).as_posix(),
                 "size": file.stat().st_size,
-                "oid": hashlib.sha1(file.read_bytes()).hexdigest(),
+                "oid": entity_tag(file),
             }
             for file in files
         ]
 
-    def _answer(self, body: bytes) -> None:
+    def _answer(self, body: bytes, tag: str = "") -> None:
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+        self.send_header("ETag", f'"{tag}"')
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
@@ -101,3 +103,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """Print nothing."""
+
+
+def entity_tag(file: Path) -> str:
+    """The hash by which the hub names a file: SHA-256 of weights, as Git LFS keeps them, git's own of others."""
+    content = file.read_bytes()
+    if file.suffix == ".safetensors":
+        return hashlib.sha256(content).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

@@ -18,7 +18,7 @@ class Resolver:
 
     def __init__(self, runs: Path, say: Callable[[str], None]) -> None:
         self.runs = runs
-        self.hashes = HashCache(runs / "cache" / "hashes.json")
+        self.hashes = HashCache(runs / "cache" / "hashes.json", say)
         self.paths: dict[Reference, Path] = {}
         """References that were fetched -> local path."""
         self._cache = runs / "cache"
@@ -71,7 +71,8 @@ class Resolver:
                 if not isinstance(pinned, Local):
                     self._say(f"fetching {pinned}")
                 try:
-                    self.paths[pinned] = references.fetch(pinned, self._cache, source in with_code)
+                    code = source in with_code
+                    self.paths[pinned] = references.fetch(pinned, self._cache, code, self.hashes.hash_file)
                 except BadReferenceError as error:
                     errors.append(f"{self._keys[source]}: {error}")
                     continue

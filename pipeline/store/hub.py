@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -124,26 +125,48 @@ def cached_commit(hub: Hub) -> str | None:
     return commit if _COMMIT.fullmatch(commit) else None
 
 
-def fetch_hub(hub: Hub, cache: Path, code: bool) -> Path:
-    """Fetch the repository's files. Raises BadReferenceError."""
+def fetch_hub(hub: Hub, cache: Path, code: bool, hash_file: Callable[[Path], str]) -> Path:
+    """Fetch the repository's files, and check those that the hub's cache already had. Raises BadReferenceError."""
     pinned = resolve(hub)
     from huggingface_hub import hf_hub_download, snapshot_download
 
     try:
         if hub.member:
-            return Path(hf_hub_download(hub.repo, hub.member, repo_type=hub.kind, revision=pinned.commit))
-        if hub.kind == "dataset":
-            return _fetch_data_set(pinned, cache)
-        patterns = [*MODEL_FILES, *([MODEL_CODE] if code else [])]
-        exports = ["*/*"]  # for other runtimes
-        snapshot = snapshot_download(hub.repo, revision=pinned.commit, allow_patterns=patterns, ignore_patterns=exports)
+            path = Path(hf_hub_download(hub.repo, hub.member, repo_type=hub.kind, revision=pinned.commit))
+            files = [path]
+        elif hub.kind == "dataset":
+            path = _fetch_data_set(pinned, cache)
+            files = [file for pattern in DATA_FILES for file in path.rglob(pattern)]
+        else:
+            patterns = [*MODEL_FILES, *([MODEL_CODE] if code else [])]
+            exports = ["*/*"]  # for other runtimes
+            path = Path(
+                snapshot_download(hub.repo, revision=pinned.commit, allow_patterns=patterns, ignore_patterns=exports)
+            )
+            files = [file for pattern in patterns for file in path.glob(pattern)]
     except BadReferenceError:
         raise
     except Exception as error:
         raise _hub_error(hub, error) from error
-    if not any(Path(snapshot).glob("*.safetensors")):
+    if hub.kind == "model" and not hub.member and not any(path.glob("*.safetensors")):
         raise BadReferenceError(f"{hub}: has no *.safetensors, and pickles are not read; name a revision that has them")
-    return Path(snapshot)
+    for blob in {file.resolve() for file in files}:
+        if not _has_named_content(blob, hash_file):
+            raise BadReferenceError(f"{hub}: {blob} of the hub's cache was changed after it was fetched; delete it")
+    return path
+
+
+def _has_named_content(blob: Path, hash_file: Callable[[Path], str]) -> bool:
+    """Whether a file in the hub's cache has the content that its name states: SHA-256, or git's SHA-1 of small files.
+
+    Other names, as in a cache without links, state nothing.
+    """
+    if blob.parent.name != "blobs" or not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", blob.name):
+        return True
+    if len(blob.name) == 64:
+        return hash_file(blob) == blob.name
+    content = blob.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == blob.name
 
 
 def _fetch_data_set(hub: Hub, cache: Path) -> Path:

@@ -93,18 +93,19 @@ def content_hash(reference: Reference, hash_file: Callable[[Path], str] = file_h
         raise BadReferenceError(f"{error.filename}: cannot be read ({error.strerror}); repair or remove it") from error
 
 
-def fetch(reference: Reference, cache: Path, code: bool = False) -> Path:
+def fetch(reference: Reference, cache: Path, code: bool = False, hash_file: Callable[[Path], str] = file_hash) -> Path:
     """Return a local path: the file itself, or a copy in the hub's cache or below `cache`. Raises BadReferenceError.
 
     Args:
         reference: any reference; on the hub, one with a commit.
         cache: the folder for files from wheels.
         code: whether to fetch a model's Python files, too. The content hash is that of the commit either way.
+        hash_file: returns a file's SHA-256, in hex.
     """
     if isinstance(reference, Local):
         return reference.path if isinstance(reference, RunFolder) else _require_path(reference.path)
     if isinstance(reference, Hub):
-        return hub.fetch_hub(reference, cache, code)
+        return hub.fetch_hub(reference, cache, code, hash_file)
     return fetch_member(reference, cache)
 
 

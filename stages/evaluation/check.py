@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import cache
 
 from stages.base import Context, Findings, UserError
-from stages.models.evaluation_settings import remove_appended_eos
+from stages.models.appended_eos import remove_appended_eos
+from stages.models.generation_config import describe_defaults, read_generation_config, set_values
 from stages.models.model_size import build
 from stages.models.tokenizer import load_tokenizer
 
@@ -25,6 +26,8 @@ def check_model(context: Context, findings: Findings) -> None:
     options = getattr(context.config, "options", None)  # not every kind of stage has any
     with findings.part("model", "models"):
         build(path, "auto", context.config.trust_remote_code)
+        defaults = set_values(read_generation_config(path))
+        findings.notes += [("models", note) for note in describe_defaults(context.config.models[0], defaults)]
     with findings.part("tokenizer", "models"):
         tokenizer = _load_tokenizer(path, context.config.trust_remote_code)
         remove_appended_eos(tokenizer)

@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from stages.base import UserError
 from stages.data.chat_rendering import TEMPLATE_SECONDS
-from stages.models.evaluation_settings import remove_appended_eos, remove_generation_defaults
+from stages.models.appended_eos import remove_appended_eos
+from stages.models.generation_config import remove_generation_defaults
 from stages.models.model_folder import why_not_loaded
 from stages.system.limits import LimitExceeded, limited
 

@@ -16,7 +16,7 @@ from stages.judge.config import AlpacaEval, JudgeStage
 from stages.judge.judge_client import Judge, judge_of
 from stages.judge.model_answers import AnswerGenerator
 from stages.judge.questions import read_instructions, read_questions, read_templates
-from stages.models.evaluation_settings import describe_defaults
+from stages.models.generation_config import describe_defaults
 from stages.records.metrics import Metrics, ScoreRow
 from stages.system.integrity import content_hash, write_json
 

@@ -9,6 +9,7 @@ from stages.evaluation.check import check_model
 from stages.lm_eval.config import LMEvalStage
 from stages.lm_eval.tasks import Benchmark, load_benchmarks
 from stages.lm_eval.trusted_code import only_trusted_code
+from stages.models.generation_config import RANGES, is_in_range
 from stages.models.model_size import position_limit
 
 DEFAULT_LENGTH = 256
@@ -38,7 +39,7 @@ def check(context: Context, on_this_machine: bool) -> Findings:
         shared, generations = _CHECKED[key] = Findings(), list[_Generation]()
         with shared.part("metrics", "tasks"), only_trusted_code(config):
             for i, benchmark in enumerate(load_benchmarks(config, files, context.scratch, shared.part)):
-                generations += _generations(config, benchmark, f"tasks.{i}.task")
+                generations += _generations(config, benchmark, f"tasks.{i}.task", shared.notes)
     shared, generations = _CHECKED[key]
     findings = shared.model_copy(deep=True)
     check_model(context, findings)
@@ -47,8 +48,10 @@ def check(context: Context, on_this_machine: bool) -> Findings:
     return findings
 
 
-def _generations(config: LMEvalStage, benchmark: Benchmark, key: str) -> list[_Generation]:
-    """The tasks that generate answers. Raises UserError if what ends an answer is not text."""
+def _generations(
+    config: LMEvalStage, benchmark: Benchmark, key: str, notes: list[tuple[str, str]]
+) -> list[_Generation]:
+    """The tasks that generate answers. Raises UserError if a setting of theirs cannot be used."""
     generations = []
     for name, task in benchmark.tasks.items():
         if task.OUTPUT_TYPE != "generate_until":
@@ -59,6 +62,14 @@ def _generations(config: LMEvalStage, benchmark: Benchmark, key: str) -> list[_G
         if wrong := [stop for stop in (until if isinstance(until, list) else [until]) if not isinstance(stop, str)]:
             at = "options.gen_kwargs.until" if "until" in ours else key
             raise UserError(f"generation_kwargs of {name}: until has {wrong[0]!r}, which is not text; quote it", at)
+        for option, value in settings.items():
+            at = f"options.gen_kwargs.{option}" if option in ours else key
+            is_greedy = option == "temperature" and value == 0
+            if value is not None and not is_greedy and not is_in_range(option, value):
+                low, high = RANGES[option]
+                raise UserError(f"{option} of {name}, {value!r}, is not between {low:g} and {high:g}", at)
+            if option == "max_time":
+                notes.append((at, f"{name} ends answers after {value} s, so its score depends on the machine"))
         lengths = {each: settings[each] for each in LENGTHS if settings.get(each) is not None} or {"": DEFAULT_LENGTH}
         option, length = next(iter(lengths.items()))
         generations.append(_Generation(f"options.gen_kwargs.{option}" if option in ours else key, name, int(length)))

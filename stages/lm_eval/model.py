@@ -22,7 +22,8 @@ from lm_eval.models.huggingface import HFLM
 from stages.base import UserError
 from stages.evaluation.answer_log import AnswerLog
 from stages.lm_eval.config import LMEvalStage
-from stages.models.evaluation_settings import remove_appended_eos, remove_generation_defaults
+from stages.models.appended_eos import remove_appended_eos
+from stages.models.generation_config import remove_generation_defaults
 from stages.models.model_folder import TRUST
 from stages.system.library_versions import require_version
 

@@ -26,7 +26,7 @@ from stages.lm_eval.model import HFModel, ResumableModel, load_model
 from stages.lm_eval.results import dump, score_rows, task_hashes, without_paths, write_samples
 from stages.lm_eval.tasks import Benchmark, load_benchmarks
 from stages.lm_eval.trusted_code import only_trusted_code
-from stages.models.evaluation_settings import describe_defaults
+from stages.models.generation_config import describe_defaults
 from stages.records.metrics import Metrics
 
 VOLATILE = ("git_hash", "date", "start_time", "end_time", "total_evaluation_time_seconds", "pretty_env_info")

@@ -19,7 +19,7 @@ from stages.base import Context
 from stages.evaluation.answer_log import AnswerLog
 from stages.evaluation.score_rows import score_row, write_samples
 from stages.inference.language_model import LanguageModel, Tokens
-from stages.models.evaluation_settings import describe_defaults
+from stages.models.generation_config import describe_defaults
 from stages.records.metrics import Metrics
 from stages.sensitivity.config import Options, SensitivityStage
 from stages.sensitivity.sets import FewShotPrompt, Prompts, PromptSet, read_sets

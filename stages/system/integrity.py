@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +19,8 @@ from stages.system.regular_files import require_regular
 
 SEAL = "sealed.json"
 """Written last into a folder: {"files": {name: sha256}, ...}. A folder without it is unfinished."""
+PROGRESS_SECONDS = 3.0
+_CHUNK = 2**22
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -43,11 +46,21 @@ def delete(path: Path) -> None:
             path.unlink()
 
 
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a regular file's bytes, in hex. Raises OSError."""
+def file_hash(path: Path, say: Callable[[str], None] | None = None) -> str:
+    """Return the SHA-256 of a regular file's bytes, in hex. Raises OSError.
+
+    `say` gets a sentence every PROGRESS_SECONDS on how far it is.
+    """
     require_regular(path)
+    digest, done, size, shown = hashlib.sha256(), 0, path.stat().st_size, time.monotonic()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            done += len(chunk)
+            if say and time.monotonic() - shown >= PROGRESS_SECONDS:
+                shown = time.monotonic()
+                say(f"reading {path.name}: {done / 2**30:.1f} of {size / 2**30:.1f} GiB")
+    return digest.hexdigest()
 
 
 def content_hash(value: Any) -> str:

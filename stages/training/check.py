@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from stages.base import Context, Findings, UserError
+from stages.models.generation_config import describe_unpublishable, read_generation_config, unpublishable
 from stages.models.model_folder import why_not_loaded
 from stages.models.model_size import build, check_positions, checkpoint_bytes, model_size
 from stages.training.config import TrainingStage
@@ -19,6 +20,9 @@ from stages.training.tokenizer import load_step_tokenizer
 
 HIGH_LEARNING_RATE = 1e-2
 
+PROCESS_COUNTS = ("dataset_num_proc", "dataloader_num_workers")
+PROCESSES_PER_CORE = 16
+"""More on a machine without a GPU, or more workers, spend its memory and are never faster."""
 CHECKED_BY_RECIPE = frozenset({
     "activation_checkpointing", "activation_checkpointing_kwargs", "beta", "dataset_num_proc", "eval_packing",
     "eval_steps", "eval_strategy", "gradient_accumulation_steps", "gradient_checkpointing",
@@ -55,6 +59,8 @@ def check_training(context: Context, on_this_machine: bool, prepare_rows: Prepar
         built = build(*model)
         size, vocabulary = model_size(built), built.config.get_text_config().vocab_size
         findings.published = size.weights
+        left_out = unpublishable(read_generation_config(path))
+        findings.notes += [("model", note) for note in describe_unpublishable(left_out)]
         if stage.lora is not None:
             with findings.part("LoRA", "lora"):
                 size = model_size(build(*model, stage.lora.model_dump_json()))
@@ -116,9 +122,17 @@ def _check_machine(context: Context, findings: Findings) -> None:
             path, trusted = context.inputs["model"].path, stage.trust_remote_code
             with torch.device("meta"):
                 load_model(path, stage.seed, stage.model_init, True, trust_remote_code=trusted)
-    cores = os.cpu_count() or 1
-    if stage.processes > cores and not torch.cuda.is_available():
-        findings.notes.append(("launch.num_processes", f"{stage.processes} processes share {cores} cores"))
+    cores, gpus = os.cpu_count() or 1, 0 if stage.train_options.get("use_cpu") else torch.cuda.device_count()
+    here = stage.launch.processes_per_machine if stage.launch else 1
+    processes = {"launch.num_processes": here}
+    processes |= {f"train.{name}": stage.train_options.get(name) or 1 for name in PROCESS_COUNTS}
+    for key, count in processes.items():
+        limit = gpus if gpus and key == "launch.num_processes" else PROCESSES_PER_CORE * cores
+        if count > limit:
+            text = f"{count} processes are too many for {f'{gpus} GPUs' if limit == gpus else f'{cores} cores'}"
+            findings.problems.append((key, f"{text}; set it to {limit} or less"))
+    if cores < here <= PROCESSES_PER_CORE * cores and not gpus:
+        findings.notes.append(("launch.num_processes", f"{here} processes share {cores} cores"))
 
 
 def _check_options(context: Context) -> None:

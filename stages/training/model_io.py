@@ -13,6 +13,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     BitsAndBytesConfig,
+    GenerationConfig,
     PreTrainedModel,
     set_seed,
 )
@@ -21,6 +22,7 @@ from transformers.utils import import_utils
 
 from stages.base import UserError
 from stages.library_options.option_models import Options
+from stages.models.generation_config import unpublishable
 from stages.models.model_folder import why_not_loaded
 
 _ATTENTION = "train.model_init_kwargs.attn_implementation"
@@ -63,6 +65,8 @@ def load_model(
         if quantization is None:
             raise
         raise _unusable_quantization(error) from None
+    for name in unpublishable(model.generation_config) if model.generation_config else ():
+        setattr(model.generation_config, name, getattr(GenerationConfig(), name, None))
     if quantization is not None:
         from bitsandbytes.nn import Linear4bit
 

@@ -92,6 +92,14 @@ def test_what_was_prefetched_runs_without_a_network(world: Path) -> None:
     assert manifest["inputs"]["train"]["reference"] == f"org/rows@{COMMIT}"
     scores = json.loads((world / "runs" / "small" / "bench[wit]" / "results.json").read_text())
     assert scores["n-samples"]["hub_items"]["effective"] == 4
+    for damaged in ("model.safetensors", "config.json", "train.jsonl"):
+        (file,) = (world / "hf" / "hub").glob(f"*/snapshots/*/{damaged}")
+        content = file.read_bytes()
+        file.resolve().write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        refused = call(world, "--force", "wit", HF_ENDPOINT=address, HF_HUB_OFFLINE="1")
+        assert refused.returncode == 2
+        assert f"{file.resolve()} of the hub's cache was changed after it was fetched; delete it" in refused.stderr
+        file.resolve().write_bytes(content)
 
 
 KINDS = [("models", "tiny"), ("datasets", "rows"), ("datasets", "items")]

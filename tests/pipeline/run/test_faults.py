@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from stages.system.integrity import content_hash
 from tests.pipeline.run.test_command import (
     RECIPE,
     STEPS,
@@ -227,14 +228,14 @@ def test_what_only_the_disk_changed_is_found_before_it_is_used(world: Path) -> N
     weights = (world / "runs" / "small" / "wit" / "model.safetensors").resolve()
     flip(weights)
     stat, memory = weights.stat(), world / "runs" / "cache" / "hashes.json"
-    known = json.loads(memory.read_text()) if memory.exists() else {}
+    known = json.loads(memory.read_text())["hashes"] if memory.exists() else {}
     right = json.loads((weights.parent / "stage.json").read_text())["outputs"][weights.name]
     known[str(world / "runs/store/sft" / weights.parent.name / weights.name)] = known["runs-relative"] = [
         [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino],
         right,
     ]
     memory.parent.mkdir(exist_ok=True)
-    memory.write_text(json.dumps(known))
+    memory.write_text(json.dumps({"sha256": content_hash(known), "hashes": known}))
     assert plan(world)["wit"]["state"] == "cached", "it can be seen only by reading all of it"
     refused = command(world, "--stage", "dpo")
     assert refused.returncode == 2

@@ -155,3 +155,23 @@ def test_what_may_not_be_read_is_named_and_neither_damaged_nor_replaced(folder: 
         assert "ask for `chmod -R g+rX`, or name another folder by --runs" in done.stderr
         assert "damaged" not in done.stderr + done.stdout
     assert file.stat().st_ino == before
+
+
+def test_a_second_user_of_the_group_reads_and_reuses_results(folder: Path) -> None:
+    """The first user's umask is 002. The second one owns no file, and has no rights but the group's."""
+    call = [sys.executable, "-P", "-m", "pipeline.cli"]
+    folder.chmod(0o2775)
+    subprocess.run([*call, "r.yaml"], cwd=folder, capture_output=True, env=environment(), check=True, umask=0o002)
+    (folder / "r2.yaml").write_text("name: r2\nstages:\n  report: {kind: report, runs: [other], title: Mine}\n")
+    if os.geteuid() == 0:
+        for path in (folder, *folder.rglob("*")):
+            os.chown(path, 12345, 23456, follow_symlinks=False)
+        folder.chmod(0o2775)  # which chown removes
+        rights = "-dac_override,-dac_read_search,-fowner,-chown"
+        call = ["setpriv", f"--bounding-set={rights}", f"--inh-caps={rights}", "--groups=23456", *call]
+    for recipe, state in (("r.yaml", "cached"), ("r2.yaml", "done"), ("r.yaml", "cached")):
+        done = subprocess.run(
+            [*call, recipe], cwd=folder, capture_output=True, text=True, env=environment(), check=False, umask=0o002
+        )
+        assert done.returncode == 0, done.stderr
+        assert f'"state": "{state}"' in (folder / "runs" / recipe[:-5] / "run.json").read_text()

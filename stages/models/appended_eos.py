@@ -1,4 +1,4 @@
-"""What a checkpoint would change in an evaluation: its generation defaults, and an EOS token behind every prompt."""
+"""A tokenizer that ends every text with EOS, as an evaluation cannot use it."""
 
 from __future__ import annotations
 
@@ -6,39 +6,9 @@ import json
 from typing import Any
 
 from tokenizers import Tokenizer
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from stages.base import UserError
-
-TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-"""What remains of a checkpoint's generation config."""
-NO_EFFECT = (
-    "transformers_version",
-    "use_cache",
-    "output_attentions",
-    "output_hidden_states",
-    "return_dict_in_generate",
-)
-
-
-def remove_generation_defaults(model: Any) -> dict[str, Any]:
-    """Leave a model's special tokens in its generation config, and return what else it set, such as a penalty.
-
-    Else `generate` would use whatever the caller does not set, num_beams in greedy decoding among it.
-    """
-    config = model.generation_config
-    if config is None:
-        return {}
-    model.generation_config = GenerationConfig(**{name: getattr(config, name) for name in TOKENS})
-    set_values = config.to_diff_dict().items()
-    return {k: v for k, v in set_values if not k.startswith("_") and k not in (*TOKENS, *NO_EFFECT) and v is not None}
-
-
-def describe_defaults(name: str, defaults: dict[str, Any]) -> list[str]:
-    """Return the console's note about the defaults that were removed."""
-    values = ", ".join(f"{key}: {json.dumps(value, default=str)}" for key, value in defaults.items())
-    text = f"{name}: the checkpoint's generation defaults are not used, since they would change its scores: {values}"
-    return [text] if defaults else []
 
 
 def remove_appended_eos(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -101,14 +102,48 @@ def test_a_waiting_run_takes_over_from_one_that_is_killed(tmp_path: Path, model_
     arguments = ("--set", "stages.it.train.max_steps=400", "--set", "stages.it.train.save_steps=20", "--stage", "it")
     first = start(tmp_path, *arguments)
     wait_until(checkpoint_sealed(tmp_path), first)
+    first.send_signal(signal.SIGSTOP)
     second = start(tmp_path, *arguments)
     assert second.stdout
-    assert any("another run is computing it" in line for line in second.stdout)
+    waits = next(line for line in second.stdout if "another run is computing it" in line)
+    holder = (
+        rf"another run is computing it: process {first.pid} on {socket.gethostname()}, since 2\d{3}-"
+    )
+    assert re.search(holder, waits)
     first.kill()
     said, errors = second.communicate(timeout=120)
     first.communicate()
     assert second.returncode == 0, said + errors
     assert "resumed from step" in said
+
+
+def test_a_step_that_waits_for_a_stopped_worker_says_for_whom_and_since_when(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    write_world(tmp_path, model_folder)
+    arguments = ("--set", "stages.it.train.max_steps=400", "--set", "stages.it.train.save_steps=20", "--stage", "it")
+    first = start(tmp_path, *arguments)
+    wait_until(checkpoint_sealed(tmp_path), first)
+    children = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
+    (worker,) = (int(pid) for pid in children if "pipeline.run.worker" in Path(f"/proc/{pid}/cmdline").read_text())
+    os.kill(worker, signal.SIGSTOP)
+    first.kill()
+    first.communicate()
+    second = start(tmp_path, *arguments)
+
+    def says_so() -> Iterator[bool]:
+        while True:
+            record = json.loads((tmp_path / "runs/small/run.json").read_text())
+            note = next(step["progress"] for step in record["steps"] if step["step"] == "it") or {"note": ""}
+            waits = (
+                rf"waits for another worker of this step: process {worker} on {socket.gethostname()}, since 2\d{3}-"
+            )
+            yield bool(re.match(waits, note["note"]))
+
+    wait_until(says_so(), second)
+    os.kill(worker, signal.SIGCONT)
+    said, errors = second.communicate(timeout=120)
+    assert second.returncode == 0, said + errors
 
 
 # ------------------------------------------------------------------------------------------- killed while publishing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -175,3 +176,29 @@ def test_a_second_user_of_the_group_reads_and_reuses_results(folder: Path) -> No
         )
         assert done.returncode == 0, done.stderr
         assert f'"state": "{state}"' in (folder / "runs" / recipe[:-5] / "run.json").read_text()
+
+
+# ------------------------------------------------------------------------------------------------- internal errors
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_an_internal_error_ends_in_one_line_that_names_a_file_with_the_traceback(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, as_json: bool
+) -> None:
+    """One that no check foresees, so it has to be planted."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no such case: s3cr3t-0123456789\nmore")
+
+    monkeypatch.setenv("HF_TOKEN", "s3cr3t-0123456789")
+    monkeypatch.setattr("pipeline.cli.build_plan", fail)
+    assert main(["r.yaml", "--plan", *(["--json"] if as_json else [])]) == 3
+    out, err = capsys.readouterr()
+    text = json.loads(out)["error"][0]["message"] if as_json else err
+    assert text.count("\n") == (0 if as_json else 1)
+    start = "" if as_json else "run-recipe: "
+    assert text.startswith(f"{start}internal error: RuntimeError: no such case: ***; this is a mistake of run-recipe")
+    trace = Path(text.strip().rpartition(" ")[2]).read_text()
+    assert trace.startswith("Traceback (most recent call last):")
+    assert "in fail" in trace
+    assert "s3cr3t" not in trace

@@ -71,6 +71,33 @@ def test_it_loads_nothing_and_logs_nothing(page: tuple[Page, list[str]], page_fi
     assert events == [page_file.as_uri()]
 
 
+def test_its_policy_forbids_every_load_and_foreign_script(browser: Browser, page_file: Path, tmp_path: Path) -> None:
+    """Even if a name got into the page unescaped."""
+    attacks = [
+        "<script>document.title = 'attacked'</script>",
+        "<img src='x' onerror='document.title = 1'>",
+        "<img src='http://127.0.0.1:9/x.png'>",
+        "<iframe src='http://127.0.0.1:9/'></iframe>",
+        "<link rel='stylesheet' href='http://127.0.0.1:9/x.css'>",
+        "<style>h1 { display: none }</style>",
+        "<form action='http://127.0.0.1:9/'><button id='send'>x</button></form>",
+    ]
+    text = page_file.read_text()
+    assert text.count("</main>") == 1
+    (tmp_path / "page.html").write_text(text.replace("</main>", "".join(attacks) + "</main>"))
+    opened = browser.new_page()
+    blocked: list[str] = []
+    opened.on("console", lambda message: blocked.append(message.text))
+    opened.goto((tmp_path / "page.html").as_uri())
+    opened.dispatch_event("#send", "click")
+    opened.wait_for_timeout(500)
+    assert "attacked" not in opened.title()
+    assert opened.is_visible("h1")
+    assert opened.url == (tmp_path / "page.html").as_uri()
+    assert len([text for text in blocked if "violates the following Content Security Policy" in text]) >= len(attacks)
+    opened.close()
+
+
 def test_it_fits(page: tuple[Page, list[str]], request: pytest.FixtureRequest) -> None:
     """Wide tables scroll, the page does not; all pictures show; saves a screenshot."""
     opened, _ = page

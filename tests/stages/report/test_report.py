@@ -334,6 +334,19 @@ def test_names_are_shown_and_never_run(make: Make, evil: str) -> None:
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table[:4]}) == 1
 
 
+@pytest.mark.parametrize("evil", ["=1+1", "+1", "-1+cmd|' /C calc'!A0", "@SUM(1)", "\t=1", "\x1b[2J", '"\n=1', "a,b"])
+def test_a_spreadsheet_takes_no_name_for_a_formula(make: Make, evil: str) -> None:
+    inputs = {f"bench[{evil}]": bench(evil, Input(Path()), [row(evil, -0.5, 0.1, metric=evil)])}
+    context = make(inputs, recipe=evil)
+    run(context)
+    with (context.out / "results.csv").open(newline="") as file:
+        _, cells = csv.reader(file)
+    texts = [cell for cell in cells if not re.fullmatch(r"-?[\d.]*", cell)]
+    assert len(texts) >= 4
+    assert not any(re.match(r"[=+\-@\t\r]|.*[\x00-\x08\x0b-\x1f]", cell) for cell in texts)
+    assert "-0.5" in cells
+
+
 def test_the_page_fetches_nothing(make: Make) -> None:
     context = make(world())
     run(context)

@@ -44,9 +44,7 @@ def test_what_is_no_regular_file_is_named(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    "place", ["r.yaml", "rows.jsonl", "rows.jsonl/part.jsonl", "model/config.json", "model/x.json"]
-)
+@pytest.mark.parametrize("place", ["r.yaml", "rows.jsonl", "rows.jsonl/1.jsonl", "model/config.json", "model/x.json"])
 def test_the_command_names_it_and_never_waits(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, place: str
 ) -> None:

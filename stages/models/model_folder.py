@@ -98,7 +98,7 @@ def _is_built_in(config: dict[str, Any]) -> bool:
     """Whether transformers has the code itself. For a tokenizer, that shows only when it is loaded."""
     from transformers.models.auto.auto_mappings import CONFIG_MAPPING_NAMES
 
-    return "tokenizer_class" in config or config.get("model_type") in CONFIG_MAPPING_NAMES
+    return "tokenizer_class" in config or str(config.get("model_type")) in CONFIG_MAPPING_NAMES
 
 
 def _read_json(file: Path, key: str) -> dict[str, Any]:

@@ -22,6 +22,8 @@ import pytest
 from pipeline.cli import main
 from stages.base import UserError
 from stages.data.reader import read_examples
+from stages.models.generation_config import read_generation_config, unpublishable
+from stages.models.model_folder import check_context
 from stages.sft.config import SFTStage
 from stages.system.integrity import content_hash
 from tests.pipeline.run.test_command import TASK
@@ -53,6 +55,23 @@ CHATS: list[list[dict[str, Any]]] = [
     [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ben.", "tool_calls": [CALL]}],
 ]
 ROWS = [{"messages": chat} for chat in CHATS]
+OPTIONAL: dict[str, Any] = {
+    "config.json": {
+        "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": ["own.Own"]},
+        "attn_implementation": {"": "sdpa", "text_config": "eager"},
+        "text_config": {"max_position_embeddings": 64, "_attn_implementation": "sdpa"},
+        "quantization_config": {"quant_method": "bitsandbytes"},
+    },
+    "tokenizer_config.json": {"auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]}},
+    "generation_config.json": {
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "num_beams": 2,
+        "stop_strings": ["a"],
+        "max_time": 9.0,
+    },
+}
+"""What the file of a model may contain besides."""
 RECIPE = """\
 name: r
 model: ./model
@@ -144,12 +163,15 @@ def test_task_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "generation_config.json", "tokenizer.json"])
 def test_json_of_a_model(folder: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     draw, file = random.Random(name), folder / "model" / name
-    original = json.loads(file.read_text())
+    original = json.loads(file.read_text()) | OPTIONAL.get(name, {})
     stage = SFTStage(data={"train": "./rows.jsonl"}, weights={"prompt": 0, "completion": 1})  # type: ignore[arg-type]
     for _ in range(COUNT // 4):
         file.write_text(json.dumps(mutated_json(original, draw)))
         plans(capsys)
         refuses(lambda: stage.check({"model": folder / "model", "train": folder / "rows.jsonl"}))
+        refuses(lambda: check_context(folder / "model", 8, "options.max_length"))
+        if name == "generation_config.json":
+            refuses(lambda: unpublishable(read_generation_config(folder / "model")))
 
 
 def test_index_of_the_weights(folder: Path) -> None:
@@ -162,6 +184,7 @@ def test_index_of_the_weights(folder: Path) -> None:
     for _ in range(COUNT):
         file.write_text(json.dumps(mutated_json(original, draw)))
         refuses(lambda: stage.check({"model": folder / "model", "train": folder / "rows.jsonl"}))
+        refuses(lambda: check_context(folder / "model", 8, "options.max_length"))
 
 
 def refuses(check: Callable[[], Any]) -> None:

@@ -106,9 +106,7 @@ def test_a_waiting_run_takes_over_from_one_that_is_killed(tmp_path: Path, model_
     second = start(tmp_path, *arguments)
     assert second.stdout
     waits = next(line for line in second.stdout if "another run is computing it" in line)
-    holder = (
-        rf"another run is computing it: process {first.pid} on {socket.gethostname()}, since 2\d{3}-"
-    )
+    holder = rf"another run is computing it: process {first.pid} on {socket.gethostname()}, since 2\d{3}-"
     assert re.search(holder, waits)
     first.kill()
     said, errors = second.communicate(timeout=120)
@@ -135,9 +133,7 @@ def test_a_step_that_waits_for_a_stopped_worker_says_for_whom_and_since_when(
         while True:
             record = json.loads((tmp_path / "runs/small/run.json").read_text())
             note = next(step["progress"] for step in record["steps"] if step["step"] == "it") or {"note": ""}
-            waits = (
-                rf"waits for another worker of this step: process {worker} on {socket.gethostname()}, since 2\d{3}-"
-            )
+            waits = rf"waits for another worker of this step: process {worker} on {socket.gethostname()}, since 2\d{3}-"
             yield bool(re.match(waits, note["note"]))
 
     wait_until(says_so(), second)

@@ -9,7 +9,7 @@ from stages.evaluation.check import check_model
 from stages.lm_eval.config import LMEvalStage
 from stages.lm_eval.tasks import Benchmark, load_benchmarks
 from stages.lm_eval.trusted_code import only_trusted_code
-from stages.models.generation_config import RANGES, is_in_range
+from stages.models.generation_config import is_in_range
 from stages.models.model_size import position_limit
 
 DEFAULT_LENGTH = 256
@@ -66,8 +66,7 @@ def _generations(
             at = f"options.gen_kwargs.{option}" if option in ours else key
             is_greedy = option == "temperature" and value == 0
             if value is not None and not is_greedy and not is_in_range(option, value):
-                low, high = RANGES[option]
-                raise UserError(f"{option} of {name}, {value!r}, is not between {low:g} and {high:g}", at)
+                raise UserError(f"{option} of {name} is {value!r}, with which nothing can be generated", at)
             if option == "max_time":
                 notes.append((at, f"{name} ends answers after {value} s, so its score depends on the machine"))
         lengths = {each: settings[each] for each in LENGTHS if settings.get(each) is not None} or {"": DEFAULT_LENGTH}

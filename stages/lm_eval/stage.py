@@ -20,7 +20,7 @@ from lm_eval.loggers import EvaluationTracker
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import sanitize_model_name
 
-from stages.base import Context
+from stages.base import Context, UserError
 from stages.lm_eval.config import LMEvalStage
 from stages.lm_eval.model import HFModel, ResumableModel, load_model
 from stages.lm_eval.results import dump, score_rows, task_hashes, without_paths, write_samples
@@ -28,10 +28,14 @@ from stages.lm_eval.tasks import Benchmark, load_benchmarks
 from stages.lm_eval.trusted_code import only_trusted_code
 from stages.models.generation_config import describe_defaults
 from stages.records.metrics import Metrics
+from stages.system.limits import LimitExceeded, limited
 
 VOLATILE = ("git_hash", "date", "start_time", "end_time", "total_evaluation_time_seconds", "pretty_env_info")
 """Keys that differ between two equal evaluations, left out of results.json: stage.json has the time and the machine,
 and the hash is of whatever repository the current folder lies in."""
+
+FILTER_SECONDS, FILTER_SECONDS_PER_ITEM = 30.0, 0.1
+"""Time for the filters of a task: a thousand times what they need."""
 
 
 def run(context: Context) -> Metrics:
@@ -43,6 +47,8 @@ def run(context: Context) -> Metrics:
     files = {key: item.path for key, item in context.inputs.items() if key != "model"}
     with only_trusted_code(config):
         benchmarks = load_benchmarks(config, files, context.scratch)
+        for task in (task for benchmark in benchmarks for task in benchmark.tasks.values()):
+            limit_filters(task)
         context.progress(0, 1, f"loading {config.models[0]}")
         model = load_model(path, config, context.checkpoints, _request_counter(benchmarks, context.progress))
         evaluation = _evaluate(config, benchmarks, model, path)
@@ -70,6 +76,20 @@ def run(context: Context) -> Metrics:
         ],
         environment=_environment(config, model, results),
     )
+
+
+def limit_filters(task: Any) -> None:
+    """End with a UserError if a filter of lm-eval's `task`, a pattern for the most part, hangs on an answer."""
+    apply_filters = task.apply_filters
+
+    def apply() -> Any:
+        try:
+            with limited(FILTER_SECONDS + FILTER_SECONDS_PER_ITEM * len(task.instances)):
+                return apply_filters()
+        except LimitExceeded as error:
+            raise UserError(f"a filter of {task.config.task} {error} on the answers; repair its pattern") from None
+
+    task.apply_filters = apply
 
 
 def _environment(config: LMEvalStage, model: ResumableModel, results: dict[str, Any]) -> dict[str, Any]:

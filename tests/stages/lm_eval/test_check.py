@@ -34,6 +34,15 @@ def problems(context: Context) -> list[tuple[str, str | None]]:
         ({"until": ["\n", 5]}, {}, "tasks.0.task", "generation_kwargs of mine: until has 5, which is not text"),
         ({"until": True}, {}, "tasks.0.task", "until has True, which is not text; quote it"),
         ({}, {"gen_kwargs": {"until": [7], "max_gen_toks": 5}}, "options.gen_kwargs.until", "until has 7"),
+        ({"num_beams": 100_000, "max_gen_toks": 5}, {}, "tasks.0.task", "num_beams of mine is 100000"),
+        ({"temperature": -1, "max_gen_toks": 5}, {}, "tasks.0.task", "temperature of mine is -1"),
+        ({"top_p": "x", "max_gen_toks": 5}, {}, "tasks.0.task", "top_p of mine is 'x'"),
+        (
+            {},
+            {"gen_kwargs": {"max_time": -1, "max_gen_toks": 5}},
+            "options.gen_kwargs.max_time",
+            "max_time of mine is -1",
+        ),
     ],
 )
 def test_answers_that_leave_no_room_and_stops_that_are_no_text(
@@ -43,6 +52,13 @@ def test_answers_that_leave_no_room_and_stops_that_are_no_text(
     ((found, at),) = problems(step(**section, options=options))
     assert re.search(message, found)
     assert at == key
+
+
+def test_an_answer_that_the_clock_ends_is_noted(step: Step, world: Path, tmp_path: Path) -> None:
+    settings = {"max_time": 2.5, "max_gen_toks": 5, "temperature": 0.0, "do_sample": False}
+    found = check(step(**own_task(tmp_path / "own", world, generation_kwargs=settings)), on_this_machine=True)
+    assert found.problems == []
+    assert ("tasks.0.task", "mine ends answers after 2.5 s, so its score depends on the machine") in found.notes
 
 
 def test_what_fits_passes(step: Step, world: Path, tmp_path: Path) -> None:

@@ -439,3 +439,18 @@ def test_a_copy_of_the_data_set_for_a_group_a_tag_and_a_task(step: Step, tmp_pat
         reference = run(step(tasks=[{"task": f"part_{subset}", "num_fewshot": 2}], include_path=str(alone)))
         expected = scores(reference)
         assert {key: value for key, value in pairs.items() if key[0] == f"part_{subset}"} == expected
+
+
+@pytest.mark.usefixtures("own_tasks_only")
+def test_a_filter_that_hangs_on_an_answer_is_stopped(
+    step: Step, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pattern whose time doubles with each character of an answer."""
+    monkeypatch.setattr("stages.lm_eval.stage.FILTER_SECONDS", 1.0)
+    monkeypatch.setattr("stages.lm_eval.stage.FILTER_SECONDS_PER_ITEM", 0.0)
+    pattern = {"function": "regex", "regex_pattern": r"((.|\s)+)+\x00\x01never"}
+    changes = {"filter_list": [{"name": "slow", "filter": [pattern]}], "generation_kwargs": {"max_gen_toks": 40}}
+    with pytest.raises(
+        UserError, match="a filter of mine takes longer than 1 seconds on the answers; repair its pattern"
+    ):
+        run(step(**own_task(tmp_path / "own", world, **changes)))

@@ -40,7 +40,7 @@ class ReportStage(StageConfig):
 
     kind: ClassVar[str] = "report"
     output_kind: ClassVar[Literal["report"]] = "report"
-    version: ClassVar[int] = 6
+    version: ClassVar[int] = 7
 
     title: str | None = None
     """Headline of the page. Default: the recipe's name."""

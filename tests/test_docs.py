@@ -10,6 +10,7 @@ import importlib
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -125,7 +126,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "runs/store").mkdir(parents=True)
     (tmp_path / "runs/mine").mkdir()
-    (tmp_path / "runs/mine/wit").symlink_to(ROOT / "recipes/pocket/model")
+    shutil.copytree(ROOT / "recipes/pocket/model", tmp_path / "runs/mine/wit")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

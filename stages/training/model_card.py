@@ -115,8 +115,7 @@ def card(model: Input, name: str = LOCAL_NAME, scores: Sequence[ScoreRow] = (), 
             adapter=(model.path / "adapter").is_dir(),
             trainings=trainings,
             scores=[
-                [code_span(row.task), code_span(row.metric), *map(_cell, (row.value, row.stderr, row.n))]
-                for row in scores
+                [_name(row.task), _name(row.metric), *map(_cell, (row.value, row.stderr, row.n))] for row in scores
             ],
         )
     )
@@ -174,6 +173,11 @@ def _eval_result(row: ScoreRow) -> EvalResult:
         metric_name=row.metric if row.filter in ("", "none") else f"{row.metric},{row.filter}",
         metric_value=row.value,
     )
+
+
+def _name(text: str) -> str:
+    """The name of a task or metric: as it is, or as code if Markdown would see more in it."""
+    return text if re.fullmatch(r"[\w .,:/-]+", text) else code_span(text)
 
 
 def _cell(value: Any) -> str:

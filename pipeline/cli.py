@@ -5,8 +5,6 @@ or the command line is wrong. 130: interrupted. 141: nobody reads its output any
 it lists recipes. With --json an error is an object on standard output: {"error": [{message, file, line, key}]}.
 """
 
-from __future__ import annotations
-
 import argparse
 import errno
 import json

@@ -25,12 +25,15 @@ from pipeline.recipe.loader import NAME, RESERVED_NAMES, RESERVED_STAGE_NAMES, R
 from pipeline.recipe.matrix import MATRIX
 from stages import KINDS
 from stages.base import StageConfig
-from stages.library_options.option_docs import LIBRARIES, library_of, option_help
+from stages.library_options.option_docs import DOCS, option_help
+from stages.library_options.option_models import Options
 
 ROOT = Path(__file__).parents[2]
 SCHEMA_FILE = ROOT / "recipes" / "recipe.schema.json"
 
 Schema = dict[str, Any]
+LIBRARIES: dict[str, list[str]] = DOCS["libraries"]
+"""Class or command, as in options.json -> its usual name, and the address of its documentation."""
 REFUSED = "Cannot be set here: "
 """Prefix of the description of a refused key; the reason follows."""
 
@@ -234,6 +237,12 @@ def _add_help(properties: Schema, library: str, model: Any) -> None:
 
 def text() -> str:
     return json.dumps(schema(), indent=1, ensure_ascii=False) + "\n"
+
+
+def library_of(model: type) -> str | None:
+    """Return the class or command in options.json whose options `model` has; None if there is none."""
+    bases = (base.__name__ for base in model.__mro__ if issubclass(base, Options))
+    return next((name for name in bases if name in LIBRARIES), None)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,8 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from docs.generator.json_schema import REFUSED, ROOT, Schema, default_note, schema, section_of
+from docs.generator.json_schema import LIBRARIES, REFUSED, ROOT, Schema, default_note, schema, section_of
 from pipeline.arguments import build_parser
-from stages.library_options.option_docs import LIBRARIES
 
 PAGE = ROOT / "docs" / "reference.md"
 PAGE_TEMPLATE = Path(__file__).with_name("reference.md.jinja")
@@ -29,7 +28,7 @@ _TITLES = {
     "launch": ("Launch", "launch"),
     "gen_kwargs": ("gen_kwargs", "options.gen_kwargs"),
 }
-"""Class or command in option_docs.LIBRARIES -> the section's definition in the schema, its title on the page."""
+"""Class or command in LIBRARIES -> the section's definition in the schema, its title on the page."""
 _WORDS = {"string": "text", "integer": "whole number", "boolean": "true, false", "object": "section"}
 _SIGNS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 

@@ -1,7 +1,5 @@
 """Everything that the command shows: the plan, the running steps, the results. Plain lines if there is no terminal."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 import time

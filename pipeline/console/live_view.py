@@ -1,7 +1,5 @@
 """The live view of a run on a terminal: a bar for each running step, with queued steps below."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path

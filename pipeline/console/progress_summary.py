@@ -1,7 +1,5 @@
 """How far a run is, in one sentence: counts of steps and the time left."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """`run-recipe` without arguments: the recipes in the current folder, one line each."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The command that continues a run that failed or was interrupted."""
 
-from __future__ import annotations
-
 import argparse
 import shlex
 import shutil

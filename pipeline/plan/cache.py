@@ -5,8 +5,6 @@ packages that give the settings their meaning. It never covers a path, a time, a
 people read.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any

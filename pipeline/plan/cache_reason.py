@@ -1,7 +1,5 @@
 """Why a step has no cached result: the differences from the most similar earlier result, in the words of the recipe."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence

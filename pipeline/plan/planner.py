@@ -1,7 +1,5 @@
 """The cells of a recipe -> a Plan. Cells share the steps that do not depend on the axes in which they differ."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

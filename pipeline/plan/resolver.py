@@ -1,7 +1,5 @@
 """References of a plan -> content hashes, commits and local paths, each looked up once."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 

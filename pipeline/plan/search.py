@@ -4,8 +4,6 @@ Each rung is an ordinary plan of the remaining cells with their training shorten
 search is cached and resumed as any grid is. The last rung is the recipe itself, for the remaining cells.
 """
 
-from __future__ import annotations
-
 import csv
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The steps that a command may run: --stage, --from and --force."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

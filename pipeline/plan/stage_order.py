@@ -1,7 +1,5 @@
 """The order of a recipe's stages: each after the stages it needs."""
 
-from __future__ import annotations
-
 import re
 
 from pipeline.recipe.loader import Recipe

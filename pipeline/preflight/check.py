@@ -1,7 +1,5 @@
 """Checks steps before the first one runs. What passed is cached by content, so that a second check takes no time."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

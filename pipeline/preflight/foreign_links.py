@@ -3,8 +3,6 @@
 The links of this program, from a run's folder to its results, stay inside; so may the links of others.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from pathlib import Path

@@ -4,8 +4,6 @@ References go where a run would put them. What stages need besides, such as the 
 themselves in a separate process.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

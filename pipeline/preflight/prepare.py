@@ -1,7 +1,5 @@
 """Finds everything that is known to be wrong before any step runs, and fetches what the steps need."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 Checks everything that a run checks before it starts. Nothing is trained, and only the pages are written.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -1,8 +1,6 @@
 """Runs an ability of several stages (check, preview, estimate, fetch) in one separate process, so that the command
 never imports their libraries."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 from collections.abc import Mapping, Sequence

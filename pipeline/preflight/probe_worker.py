@@ -4,8 +4,6 @@ Reads a job from standard input and writes one answer for each of its steps to s
 of libraries goes to standard error.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os

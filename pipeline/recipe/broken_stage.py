@@ -1,7 +1,5 @@
 """The references of a stage with errors, so that one run of the command reports wrong references and other errors."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator
 from functools import reduce

@@ -3,8 +3,6 @@
 The environment is never read, because recipes are shared and recorded.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Hints about unknown keys and wrong values: what other tools call them (aliases.yaml), where the key belongs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path

@@ -3,8 +3,6 @@
 Every error names file, line, key and remedy. The config model of a stage's kind validates the stage's section.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

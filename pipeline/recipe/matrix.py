@@ -7,8 +7,6 @@ matrix:
   include: [{prompt: 0.1, data: lima}]                 # further cells
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import math

@@ -1,7 +1,5 @@
 """Recipe files: a recipe, the recipes it extends and the `--set` overrides, merged into one tree."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import replace
 from pathlib import Path

@@ -9,8 +9,6 @@ up to the full training (Jamieson and Talwalkar, *Non-stochastic Best Arm Identi
 Optimization*, 2016). pipeline.plan.search plans the steps.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from fractions import Fraction

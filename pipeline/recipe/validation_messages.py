@@ -1,7 +1,5 @@
 """pydantic's validation errors as messages about a recipe: location, key, what is allowed."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from functools import reduce

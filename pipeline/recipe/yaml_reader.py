@@ -3,8 +3,6 @@
 Tags, anchors and merge keys are resolved here: a recipe has only text, numbers, true, false, null, lists and sections.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable

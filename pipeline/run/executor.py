@@ -1,7 +1,5 @@
 """The protocol of executors, which run steps on this machine or on a cluster."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Protocol
 

@@ -1,7 +1,5 @@
 """What a run and the worker process of a step tell each other: job.json, progress and the result."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Runs each step in a process of its own on this machine, with its share of cores and GPUs."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os

@@ -1,8 +1,6 @@
 """Runs the steps of a plan that have no usable result, several at once where there is room, and publishes their
 results."""
 
-from __future__ import annotations
-
 import contextlib
 import heapq
 import os

@@ -4,8 +4,6 @@ secrets as they pass.
 A process of its own, which outlives a killed worker or command, so that a log is complete and never holds a secret.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 

@@ -5,8 +5,6 @@ worker, which reads its job from the store and writes its result there. If a mac
 another one, and the worker continues from the step's last checkpoint.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -4,8 +4,6 @@ Ray pickles this module by value: it looks for modules in the user's current fol
 need not be ours. So nothing of this project can be imported here.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Keeps run.json up to date while a run goes on."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass, field
 from pathlib import Path

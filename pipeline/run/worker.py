@@ -9,8 +9,6 @@ in each. All call the stage; only rank 0 reports progress and writes what is pub
 deleted. Every rank ends when the worker does.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import json

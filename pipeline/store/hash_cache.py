@@ -4,8 +4,6 @@ A file is read again only if its size, times or inode changed. A failing disk ch
 the files it uses in full (pipeline.run.loop). A cache whose own checksum is wrong vouches for nothing.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import time

@@ -1,7 +1,5 @@
 """Repositories of the model hub: resolved to a commit and fetched into the hub's own cache."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """Code, packages and machine, for each step's manifest."""
 
-from __future__ import annotations
-
 import os
 import platform
 import subprocess

@@ -4,8 +4,6 @@ A reference names a local file or folder, a repository of the model hub, or one 
 Nothing is imported or unpickled here.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

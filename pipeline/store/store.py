@@ -7,8 +7,6 @@
 A folder is complete before it is renamed into its place, so every folder in a place is complete.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

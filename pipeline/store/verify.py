@@ -1,7 +1,5 @@
 """`--verify`: read every file in a runs folder and report what is missing or changed."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

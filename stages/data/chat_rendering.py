@@ -5,8 +5,6 @@ The chat template renders the complete conversation once, and messages are locat
 leaves out.
 """
 
-from __future__ import annotations
-
 import json
 import reprlib
 from collections.abc import Sequence

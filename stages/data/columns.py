@@ -1,7 +1,5 @@
 """Validate the value of one column: text, messages, tools, token ids or weights."""
 
-from __future__ import annotations
-
 import json
 import reprlib
 from collections.abc import Callable

@@ -1,8 +1,6 @@
 """A cache of prepared rows: steps that read the same rows with the same tokenizer tokenise them once. Training and
 previews prepare rows in the same way, `prepare_rows`."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace

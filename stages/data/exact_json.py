@@ -3,8 +3,6 @@
 Whatever reads or writes the feature imports this module.
 """
 
-from __future__ import annotations
-
 import json
 
 import datasets.features.features

@@ -12,7 +12,6 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -186,8 +185,8 @@ def _read_csv(path: Path) -> Iterator[tuple[int, Any]]:
                 cells = next(reader, None)
             except csv.Error:
                 raise UserError(
-                    f"{path}:{_open_quote(path, number, reader.line_num)}: the quote that opens a cell here is not"
-                    " closed, or text follows the one that closes it; write a quote inside a quoted cell twice"
+                    f"{path}:{number}: in the row that starts here, a quoted cell is not closed, or text follows the"
+                    " quote that closes it; write a quote inside a quoted cell twice"
                 ) from None
             if cells is None:
                 return
@@ -206,18 +205,6 @@ def _header(place: str, names: list[str]) -> list[str]:
         if names.count(name) > 1:
             raise UserError(f"{place}: two columns have the name {name!r}; rename or remove one")
     return names
-
-
-_CSV_CELL = re.compile(r'(?:"(?:[^"]++|"")*+"|(?!")[^,\r\n]*+)(?:,|\r\n|[\r\n])')
-
-
-def _open_quote(path: Path, first: int, last: int) -> int:
-    """Return the line of the first cell in a range of lines whose opening quote is not closed properly."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        text, position = "".join(islice(file, first - 1, last)), 0
-    while cell := _CSV_CELL.match(text, position):
-        position = cell.end()
-    return first + len(re.findall(r"\r\n|[\r\n]", text[:position]))
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:

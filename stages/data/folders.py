@@ -3,8 +3,6 @@
 Imports datasets only where a folder needs it, to keep planning fast.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import textwrap

@@ -3,8 +3,6 @@
 Imports no torch: recipes are checked before anything runs.
 """
 
-from __future__ import annotations
-
 import reprlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields

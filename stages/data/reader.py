@@ -1,7 +1,5 @@
 """Read the training rows of a file or folder one by one; report or drop rows that cannot be used."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The segments that the tokens of a training row belong to, and their weights. Imports no torch: recipes need it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from enum import IntEnum
 

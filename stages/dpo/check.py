@@ -1,7 +1,5 @@
 """Check a `dpo` stage before it runs, with the tokens of its pairs."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from transformers import PreTrainedTokenizerBase

@@ -4,8 +4,6 @@ A pair is tokenised as two rows of an sft stage: prompt and chosen, prompt and r
 EOS tokens are those of sft.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from itertools import chain, takewhile

@@ -1,7 +1,5 @@
 """Preview a dpo stage: the tokens of prompt, chosen and rejected, and which of them training learns from."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path

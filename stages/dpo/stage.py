@@ -6,8 +6,6 @@ switches the new adapter off, or to a copy of its start (`with_reference`). The 
 stage is merged into its published model, so after SFT the reference is the SFT model, not the recipe's base model.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from typing import Any
 

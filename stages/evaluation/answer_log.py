@@ -1,7 +1,5 @@
 """Answers stored on disk as they arrive, so that a resumed step asks for none of them again."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path

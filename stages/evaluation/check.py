@@ -1,7 +1,5 @@
 """Check a stage that scores a model before it runs: the model's config and its tokenizer, without any weights."""
 
-from __future__ import annotations
-
 from functools import cache
 
 from stages.base import Context, Findings, UserError

@@ -1,7 +1,5 @@
 """Config that the stages which score models share. Imports no torch, because every plan imports it."""
 
-from __future__ import annotations
-
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path

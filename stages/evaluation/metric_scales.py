@@ -1,7 +1,5 @@
 """Which metrics are shares, from their definitions: metric_scales.yaml. Values never decide it."""
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 

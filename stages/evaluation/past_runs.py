@@ -1,7 +1,5 @@
 """Results of other recipes' last runs, for reports that join several runs."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Score rows and sample files in the format of the lm_eval stage, for stages that score without lm-eval."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

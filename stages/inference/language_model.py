@@ -3,8 +3,6 @@
 For stages that need the tokens themselves. Benchmarks use lm-eval's own model.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterator, Sequence
 from functools import partial

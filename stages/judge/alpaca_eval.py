@@ -5,8 +5,6 @@ its own list of endpoints. Its annotator accepts any function for completions: h
 module uses the package; tests/stages/judge/test_alpaca_eval.py fails when an update changes what the module needs.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Callable, Sequence

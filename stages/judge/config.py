@@ -1,7 +1,5 @@
 """The `judge` section of a recipe. Imports no torch, openai or alpaca_eval, so that planning stays fast."""
 
-from __future__ import annotations
-
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar, Literal, Self

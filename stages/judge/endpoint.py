@@ -4,8 +4,6 @@ The environment variable OPENAI_BASE_URL names the endpoint, OpenAI's own if it 
 The key is never written to a file; of the address only scheme and host.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os

@@ -1,7 +1,5 @@
 """HTTP to an endpoint that may answer anything: slowly, without end, or with a redirect that carries the key away."""
 
-from __future__ import annotations
-
 import asyncio
 from importlib import import_module
 from typing import Any

@@ -1,7 +1,5 @@
 """Sends requests to the judge, many at a time, and logs each reply at once. An endpoint may answer anything."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections import Counter

@@ -1,7 +1,5 @@
 """Generates a model's answers to conversations, in batches that are saved at once."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path

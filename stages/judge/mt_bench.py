@@ -5,8 +5,6 @@ coding are graded with a reference answer; writing and roleplay are sampled at t
 0.1, the rest is greedy. A model's score is the mean of all grades.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from itertools import chain

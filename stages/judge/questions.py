@@ -1,7 +1,5 @@
 """Read the files of MT-Bench and AlpacaEval, and estimate what the judge costs. Imports no torch: planning uses it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass

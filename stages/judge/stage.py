@@ -3,8 +3,6 @@
 Answers and judgements are saved one by one under the step's fingerprint, so that a killed step pays for none twice.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 

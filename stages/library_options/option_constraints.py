@@ -3,8 +3,6 @@
 These are the likeliest mistakes, not all: the libraries' own checks still run.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

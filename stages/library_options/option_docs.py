@@ -3,23 +3,15 @@
 They are in option_help.json. Reading, planning and running a recipe do not need them.
 """
 
-from __future__ import annotations
-
 import json
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stages.library_options.option_models import Options
-
 HELP_FILE = Path(__file__).with_name("option_help.json")
 
-_DOCS = json.loads(Path(__file__).with_name("library_docs.json").read_text())
-
-LIBRARIES: dict[str, list[str]] = _DOCS["libraries"]
-"""Class or command, as in options.json -> its usual name, and the address of its documentation."""
-
-STAGE_NOTES: dict[str, str] = _DOCS["stage_notes"]
+DOCS = json.loads(Path(__file__).with_name("library_docs.json").read_text())
+STAGE_NOTES: dict[str, str] = DOCS["stage_notes"]
 """Fields of TRL's configs whose default or meaning differs in a stage (stages.training.loop.arguments) -> how."""
 
 
@@ -39,9 +31,3 @@ def option_help(name: str) -> dict[str, Help]:
     for key, note in STAGE_NOTES.items() if name in ("SFTConfig", "DPOConfig") else ():
         texts[key] = Help(None, f"{texts[key].text} {note}")
     return texts
-
-
-def library_of(model: type) -> str | None:
-    """Return the class or command in options.json whose options `model` has; None if there is none."""
-    bases = (base.__name__ for base in model.__mro__ if issubclass(base, Options))
-    return next((name for name in bases if name in LIBRARIES), None)

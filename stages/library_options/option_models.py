@@ -3,8 +3,6 @@
 A test compares that file with the installed versions, and `python -m tests.stages.library_options.libraries` writes it.
 """
 
-from __future__ import annotations
-
 import fnmatch
 import json
 import typing

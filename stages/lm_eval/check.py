@@ -1,7 +1,5 @@
 """Check an `lm_eval` stage before it runs: its model, and every task with its data, metric and few-shot examples."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from stages.base import Context, Findings, UserError

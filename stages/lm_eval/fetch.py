@@ -1,7 +1,5 @@
 """Download what the benchmarks of an lm_eval stage read: data sets, metrics and word lists."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from stages.lm_eval.config import LMEvalStage

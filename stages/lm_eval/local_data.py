@@ -1,7 +1,5 @@
 """A recipe's own items as Parquet files from which lm-eval, through datasets, gets every value as it is written."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from functools import partial

@@ -5,8 +5,6 @@ Only this module overrides private methods of lm-eval, as they have no public co
 when an update of lm-eval changes them.
 """
 
-from __future__ import annotations
-
 import base64
 from collections import Counter
 from collections.abc import Callable

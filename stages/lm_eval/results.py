@@ -1,7 +1,5 @@
 """Convert lm-eval's results to score rows and write the step's files."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -1,7 +1,5 @@
 """Evaluate one model on the recipe's benchmarks with lm-eval's `simple_evaluate`. Scores are lm-eval's, unchanged."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections import Counter

@@ -5,8 +5,6 @@ from the folder of the task file, and datasets resolves data files from the curr
 torch, because every plan reads task files.
 """
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import os

@@ -1,7 +1,5 @@
 """Load a recipe's benchmarks as lm-eval's task objects and check them before the model is loaded."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ task file can run an untrusted script. lm-eval renders the templates of tasks wi
 reach any Python. tests/stages/lm_eval/test_lm_eval_internals.py fails if a patch has no effect.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext

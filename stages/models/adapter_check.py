@@ -1,7 +1,5 @@
 """Put a LoRA adapter on a model without weights, and refuse one that would not train."""
 
-from __future__ import annotations
-
 import re
 import textwrap
 from typing import Any

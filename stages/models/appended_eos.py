@@ -1,7 +1,5 @@
 """A tokenizer that ends every text with EOS, as an evaluation cannot use it."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A checkpoint's generation config: what an evaluation leaves out of it, and what a training cannot publish."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

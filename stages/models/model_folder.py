@@ -1,7 +1,5 @@
 """Check a model folder before loading it: weights are safetensors, and its Python files run only if trusted."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

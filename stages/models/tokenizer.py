@@ -1,7 +1,5 @@
 """Load the tokenizer of a model folder."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase

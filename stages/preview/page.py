@@ -1,7 +1,5 @@
 """Show a few rows of a training file, prepared as for training: for programs, as an HTML page and for a terminal."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections import Counter

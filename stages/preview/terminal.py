@@ -1,7 +1,5 @@
 """Show a preview on a terminal: segments as background colours, or as labels and marks if there are no colours."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The `push` section of a recipe: which model to upload to which repository of the hub."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import ClassVar, Literal
 

@@ -4,8 +4,6 @@ HF_ENDPOINT names the hub, huggingface.co by default. The token is HF_TOKEN, or 
 It is never written to disk here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache

@@ -1,7 +1,5 @@
 """Run a `push` stage: complete the card of a published model with scores, and upload both in one commit."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from stages.base import Context

@@ -1,7 +1,5 @@
 """stage.json: the manifest of a published result. It is written last, and its own hash protects it."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """run.json: the state of every step of a run, while it runs and afterwards."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

@@ -1,7 +1,5 @@
 """The `report` section of a recipe: which benchmarks and runs to show, and what to compare them with."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 

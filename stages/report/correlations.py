@@ -1,7 +1,5 @@
 """Rank correlations of the best prompt weight with characteristics of training data, benchmarks and models."""
 
-from __future__ import annotations
-
 import csv
 import math
 import warnings

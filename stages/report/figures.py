@@ -1,7 +1,5 @@
 """The report's figures as SVG and PNG: bars of scores, heatmaps of grids, training curves. Same data, same bytes."""
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Sequence

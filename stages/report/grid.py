@@ -3,8 +3,6 @@
 The baseline of a grid is conventional instruction tuning (IT), the pair (0, 1); improvements are relative to it.
 """
 
-from __future__ import annotations
-
 import csv
 import math
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Tables of grids of weights: the best pair against conventional tuning, and where the best pairs lie."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path

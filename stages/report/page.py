@@ -1,7 +1,5 @@
 """The report as one HTML page, as Markdown and as LaTeX tables. Each escapes names from recipes and files."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import re

@@ -1,7 +1,5 @@
 """Tables of preference tuning from each start, and of the sensitivity of answers to the wording of prompts."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from stages.report.results import Model, Results

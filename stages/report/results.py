@@ -1,7 +1,5 @@
 """The scores of the steps that a report shows, their averages over benchmarks and their differences."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The runs that a report shows: the recipe's own, and the last runs of other recipes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -8,8 +8,6 @@ other items are independent. For one mean it is stdev / sqrt(n); for the differe
 the same of the items' differences.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """The report's sentences: the summary at its top, its notes on missing results, and how to read each section."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Write the report: results.csv, report.md, report.html, tables.tex and figures. Same inputs, same bytes."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Sequence
 from dataclasses import replace

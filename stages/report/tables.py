@@ -1,7 +1,5 @@
 """Tables as plain data, the same for Markdown, HTML, LaTeX and the console; and the tables of all scores of a run."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

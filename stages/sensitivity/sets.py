@@ -3,8 +3,6 @@
 Imports no torch, because a recipe's prompts are checked before anything runs.
 """
 
-from __future__ import annotations
-
 import random
 import re
 from collections.abc import Mapping

@@ -8,8 +8,6 @@ included:
 POSIX is the mean of psi over the sets.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Sequence

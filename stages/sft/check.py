@@ -1,7 +1,5 @@
 """Check an `sft` stage before it runs: its rows as training uses them, its weights, and packing."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from transformers import PreTrainedTokenizerBase

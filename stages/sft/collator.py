@@ -1,7 +1,5 @@
 """Prepared rows -> a batch with labels and weights: padded, packed, or one long row without padding."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

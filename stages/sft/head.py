@@ -9,8 +9,6 @@ gradient together with the loss, from the same chunk:
 (the numerator of the WIT loss; Chatterjee et al., TACL 2025, section 3).
 """
 
-from __future__ import annotations
-
 import functools
 import types
 from dataclasses import dataclass

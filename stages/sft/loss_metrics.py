@@ -1,7 +1,5 @@
 """Losses and token counts by segment, exact over batches and ranks, for the logs of training and evaluation."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """Several examples in one row: how they are packed, and whether a model keeps them apart."""
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Preview an sft stage: the segment and weight of every token."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Prepared rows -> the rows that training uses at one setting of the weights, with counts of rows and tokens."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields

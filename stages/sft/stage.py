@@ -1,7 +1,5 @@
 """Runs an `sft` stage: rows -> WITTrainer -> a published model."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from typing import Any
 

@@ -7,8 +7,6 @@ accumulation and every rank. The denominator is the number of predicted tokens o
 of the weights, so the loss at (0.5, 0.5) is half the loss at (1, 1).
 """
 
-from __future__ import annotations
-
 import math
 import time
 from dataclasses import dataclass, field

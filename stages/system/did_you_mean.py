@@ -1,7 +1,5 @@
 """Hints for messages about a wrong name: the closest valid names, or all of them if there are few."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Collection

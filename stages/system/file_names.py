@@ -1,7 +1,5 @@
 """File names for steps, tasks and figures, whose own names may contain any character."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 

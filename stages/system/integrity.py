@@ -1,7 +1,5 @@
 """Atomic JSON files, SHA-256 hashes, and folders that record the hashes of their files."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

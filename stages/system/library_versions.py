@@ -1,7 +1,5 @@
 """A version guard for modules that use private or patched parts of a library."""
 
-from __future__ import annotations
-
 from importlib import metadata
 
 

@@ -1,7 +1,5 @@
 """Limits to work that a foreign text decides: a chat template, or a regular expression of a recipe."""
 
-from __future__ import annotations
-
 import resource
 import signal
 import threading

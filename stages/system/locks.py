@@ -1,7 +1,5 @@
 """File locks that say who holds them."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket

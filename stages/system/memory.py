@@ -1,7 +1,5 @@
 """Peak memory of the current process."""
 
-from __future__ import annotations
-
 import resource
 import sys
 from typing import Any

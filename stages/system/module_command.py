@@ -1,7 +1,5 @@
 """The command that runs a module of this project in its own process."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Errors of the machine instead of the recipe: a full disk, too many open files, no permission."""
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Secrets in environment variables, which must never be written to a file or the console."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Untrusted text on a terminal, in a table of a spreadsheet or in Markdown: shown, never carried out."""
 
-from __future__ import annotations
-
 import re
 
 

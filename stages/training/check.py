@@ -1,7 +1,5 @@
 """Check a training before it runs: options on this machine, tokenizer, model and every row, without any weights."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -122,17 +120,15 @@ def _check_machine(context: Context, findings: Findings) -> None:
             path, trusted = context.inputs["model"].path, stage.trust_remote_code
             with torch.device("meta"):
                 load_model(path, stage.seed, stage.model_init, True, trust_remote_code=trusted)
-    cores, gpus = os.cpu_count() or 1, 0 if stage.train_options.get("use_cpu") else torch.cuda.device_count()
-    here = stage.launch.processes_per_machine if stage.launch else 1
-    processes = {"launch.num_processes": here}
+    cores = os.cpu_count() or 1
+    ranks = stage.launch.processes_per_machine if stage.launch and not torch.cuda.is_available() else 1
+    processes = {"launch.num_processes": ranks}
     processes |= {f"train.{name}": stage.train_options.get(name) or 1 for name in PROCESS_COUNTS}
     for key, count in processes.items():
-        limit = gpus if gpus and key == "launch.num_processes" else PROCESSES_PER_CORE * cores
-        if count > limit:
-            text = f"{count} processes are too many for {f'{gpus} GPUs' if limit == gpus else f'{cores} cores'}"
-            findings.problems.append((key, f"{text}; set it to {limit} or less"))
-    if cores < here <= PROCESSES_PER_CORE * cores and not gpus:
-        findings.notes.append(("launch.num_processes", f"{here} processes share {cores} cores"))
+        if count > (limit := PROCESSES_PER_CORE * cores):
+            findings.problems.append((key, f"{count} processes are too many for {cores} cores; set at most {limit}"))
+        elif key == "launch.num_processes" and count > cores:
+            findings.notes.append((key, f"{count} processes share {cores} cores"))
 
 
 def _check_options(context: Context) -> None:

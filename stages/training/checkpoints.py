@@ -5,8 +5,6 @@ the data. With the sums behind the next log restored as well, a resumed training
 was never interrupted.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import time

@@ -1,7 +1,5 @@
 """The training loop that sft and dpo share: defaults for the machine, checkpoints, progress, evaluation, publishing."""
 
-from __future__ import annotations
-
 import json
 import math
 import time

@@ -4,8 +4,6 @@ Two equal trainings have the same card, to the byte: it contains no times, no pa
 card is published with the model, so its text cannot change without a new version of the stages.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Load the model that a training starts from, and its adapter."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Publish the trained model, and check that it computes what was trained."""
 
-from __future__ import annotations
-
 import copy
 import gc
 import json

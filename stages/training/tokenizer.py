@@ -1,8 +1,6 @@
 """Load the tokenizer of a training, and the tokens that stop generation. Imports neither TRL nor PEFT, which take
 seconds."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -4,8 +4,6 @@ transformers does the reporting; the trackers' own environment variables configu
 times, so they are written beside the run's logs and are not published.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterator

@@ -7,8 +7,6 @@ transformers has no public way to read or set them. tests/stages/training/test_t
 of either library changes one.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

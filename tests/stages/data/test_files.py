@@ -87,10 +87,10 @@ def test_numbers_are_lines_where_rows_are_lines(tmp_path: Path, name: str, text:
         ("a.arrow", "nonsense", r"a\.arrow: is not a valid \.arrow file"),
         ("a.csv", "a,b,a\n1,2,3\n", r"a\.csv:1: two columns have the name 'a'"),
         ("a.csv", "\na,,b\n1,2,3\n", r"a\.csv:2: a column has no name"),
-        ("a.csv", 'a,b\n1,"2\n3,4\n', r"a\.csv:2: the quote that opens a cell here is not closed"),
-        ("a.csv", 'a,b\n1,2\n"3\n\n",4\n5,"6\n7,"8"\n', r"a\.csv:6: the quote"),
-        ("a.csv", 'a,b\r\n"1\r\n",",\r\n3,"4"\r\n', r"a\.csv:3: the quote"),
-        ("a.csv", 'a,b\n1,"say \\"hi\\""\n', r"a\.csv:2: the quote"),
+        ("a.csv", 'a,b\n1,"2\n3,4\n', r"a\.csv:2: in the row that starts here, a quoted cell is not closed"),
+        ("a.csv", 'a,b\n1,2\n"3\n\n",4\n5,"6\n7,"8"\n', r"a\.csv:6: in the row that starts here"),
+        ("a.csv", 'a,b\r\n"1\r\n",",\r\n3,"4"\r\n', r"a\.csv:2: in the row that starts here"),
+        ("a.csv", 'a,b\n1,"say \\"hi\\""\n', r"a\.csv:2: in the row that starts here"),
     ],
 )
 def test_errors_of_a_file(tmp_path: Path, name: str, text: str, message: str) -> None:

@@ -15,7 +15,7 @@ import types
 import typing
 from typing import Any
 
-from stages.library_options.option_docs import HELP_FILE, LIBRARIES, Help
+from stages.library_options.option_docs import DOCS, HELP_FILE, Help
 from stages.library_options.option_models import OPTIONS_FILE, TYPES, options
 from stages.training.launch import launch_actions
 
@@ -127,7 +127,7 @@ def collect() -> dict[str, dict[str, Help]]:
             for name, action in launch_actions().items()
         },
     }
-    return {name: {key: collected[name][key] for key in options(name).model_fields} for name in LIBRARIES}
+    return {name: {key: collected[name][key] for key in options(name).model_fields} for name in DOCS["libraries"]}
 
 
 def _help_of_fields(cls: type) -> dict[str, Help]:

@@ -30,14 +30,7 @@ from pipeline.plan.cache import cached_results, current_reports, decide
 from pipeline.plan.cache_reason import shorten
 from pipeline.plan.planner import build_plan
 from pipeline.plan.resolver import Resolver
-from pipeline.plan.selection import (
-    Selection,
-    check_inputs,
-    check_search_steps,
-    paid_requests,
-    select,
-    summarize,
-)
+from pipeline.plan.selection import Selection, check_inputs, check_search_steps, paid_requests, select, summarize
 from pipeline.plan.step import Plan
 from pipeline.preflight.estimate import estimate
 from pipeline.preflight.estimate_table import lines, tables

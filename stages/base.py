@@ -3,8 +3,6 @@
 Imports no torch, so that a recipe can be read and planned quickly.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -249,7 +247,7 @@ class Input:
     config: dict[str, Any] = field(default_factory=dict)
     """The step's section of the recipe, resolved."""
     metrics: Metrics = field(default_factory=Metrics)
-    inputs: dict[str, Input] = field(default_factory=dict)
+    inputs: "dict[str, Input]" = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     """The axes of the recipe's matrix on which the step depends -> the values of its cell."""
     reference: str = ""

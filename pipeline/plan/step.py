@@ -1,7 +1,5 @@
 """Steps and plans. Both are immutable: a plan says what exists in a recipe, not what is cached or how a run goes."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +20,7 @@ class Step:
     name: str
     stage: str
     config: StageConfig
-    inputs: Mapping[str, Step | Reference]
+    inputs: "Mapping[str, Step | Reference]"
     recipe: Recipe
     """Its cell of the recipe, or the first of the cells that share it."""
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -33,7 +31,7 @@ class Step:
         return self.config.kind
 
     @cached_property
-    def dependencies(self) -> Sequence[Step]:
+    def dependencies(self) -> "Sequence[Step]":
         return list({step.name: step for step in self.inputs.values() if isinstance(step, Step)}.values())
 
     @property
@@ -42,7 +40,7 @@ class Step:
         return {name: source for name, source in self.inputs.items() if not isinstance(source, Step)}
 
     @property
-    def models_with_code(self) -> list[Step | Reference]:
+    def models_with_code(self) -> "list[Step | Reference]":
         """The models whose own Python files it runs."""
         return [self.inputs[name] for name, need in self.config.needs().items() if need.code]
 

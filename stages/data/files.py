@@ -4,8 +4,6 @@ The same rows give the same records in every type of file. No text or number is 
 left out, since Parquet and Arrow store null for an absent key. Imports pyarrow only for its files: planning stays fast.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import math
@@ -229,13 +227,13 @@ def _read_arrow(path: Path) -> Iterator[tuple[int, Any]]:
             yield from _arrow_rows(stream.schema, map(_validated, stream))
 
 
-def _validated(batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
+def _validated(batch: "pyarrow.RecordBatch") -> "pyarrow.RecordBatch":
     """Check the offsets and lengths in a batch, which are used as they are in the file. Raises ValueError."""
     batch.validate(full=True)
     return batch
 
 
-def _arrow_rows(schema: pyarrow.Schema, batches: Iterable[pyarrow.RecordBatch]) -> Iterator[tuple[int, Any]]:
+def _arrow_rows(schema: "pyarrow.Schema", batches: "Iterable[pyarrow.RecordBatch]") -> Iterator[tuple[int, Any]]:
     """Yield numbered rows: maps are objects, and datasets' feature Json is decoded."""
     import pyarrow
 

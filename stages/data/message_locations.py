@@ -5,8 +5,6 @@ character of Unicode's private use areas, which a template passes on like any ot
 where a word went, whatever else the text contains.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -50,7 +48,7 @@ class Location:
         """The end of the last part; 0 if nothing is written."""
         return self.spans[-1][1] if self.spans else 0
 
-    def add(self, match: _Match, words: str, is_end: bool) -> None:
+    def add(self, match: "_Match", words: str, is_end: bool) -> None:
         """Add what was found of `words`; `is_end` says that they end the content."""
         self.spans += match.spans
         if rest := words[match.used :].strip():

@@ -3,8 +3,6 @@
 Weights are applied when a batch is collated, so the same prepared rows serve every pair of weights.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -94,7 +92,7 @@ def prepare(
 
 
 def apply(
-    preparer: Preparer,
+    preparer: "Preparer",
     dataset: Dataset,
     on_bad_row: Literal["error", "drop"],
     place: Callable[[int], str] = "row {}".format,

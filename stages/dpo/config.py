@@ -1,7 +1,5 @@
 """The recipe section of a `dpo` stage."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self

@@ -4,7 +4,7 @@ from functools import cache
 
 from stages.base import Context, Findings, UserError
 from stages.models.appended_eos import remove_appended_eos
-from stages.models.generation_config import describe_defaults, read_generation_config, set_values
+from stages.models.generation_config import NOT_USED, describe, read_generation_config, set_values
 from stages.models.model_size import build
 from stages.models.tokenizer import load_tokenizer
 
@@ -25,7 +25,7 @@ def check_model(context: Context, findings: Findings) -> None:
     with findings.part("model", "models"):
         build(path, "auto", context.config.trust_remote_code)
         defaults = set_values(read_generation_config(path))
-        findings.notes += [("models", note) for note in describe_defaults(context.config.models[0], defaults)]
+        findings.notes += [("models", note) for note in describe(f"{context.config.models[0]}: {NOT_USED}", defaults)]
     with findings.part("tokenizer", "models"):
         tokenizer = _load_tokenizer(path, context.config.trust_remote_code)
         remove_appended_eos(tokenizer)

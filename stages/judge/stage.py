@@ -14,7 +14,7 @@ from stages.judge.config import AlpacaEval, JudgeStage
 from stages.judge.judge_client import Judge, judge_of
 from stages.judge.model_answers import AnswerGenerator
 from stages.judge.questions import read_instructions, read_questions, read_templates
-from stages.models.generation_config import describe_defaults
+from stages.models.generation_config import NOT_USED, describe
 from stages.records.metrics import Metrics, ScoreRow
 from stages.system.integrity import content_hash, write_json
 
@@ -39,7 +39,7 @@ def run(context: Context) -> Metrics:
         resamples={"alpaca_eval": RESAMPLES_FILE} if (context.out / RESAMPLES_FILE).exists() else {},
         notes=[note for _, notes in benchmarks.values() for note in notes]
         + evaluation.judge.notes()
-        + describe_defaults(config.models[0], evaluation.generator.model.removed_defaults),
+        + describe(f"{config.models[0]}: {NOT_USED}", evaluation.generator.model.removed_defaults),
         environment={"judge": config.judge, "backend": config.options.backend}
         | evaluation.generator.model.environment(),
     )

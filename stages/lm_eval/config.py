@@ -1,7 +1,5 @@
 """The `lm_eval` section of a recipe. Imports neither torch nor lm_eval, so that planning stays fast."""
 
-from __future__ import annotations
-
 import re
 from functools import cache
 from pathlib import Path, PurePosixPath

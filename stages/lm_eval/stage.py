@@ -24,7 +24,7 @@ from stages.lm_eval.model import HFModel, ResumableModel, load_model
 from stages.lm_eval.results import dump, score_rows, task_hashes, without_paths, write_samples
 from stages.lm_eval.tasks import Benchmark, load_benchmarks
 from stages.lm_eval.trusted_code import only_trusted_code
-from stages.models.generation_config import describe_defaults
+from stages.models.generation_config import NOT_USED, describe
 from stages.records.metrics import Metrics
 from stages.system.limits import LimitExceeded, limited
 
@@ -66,7 +66,7 @@ def run(context: Context) -> Metrics:
         versions=results["versions"],
         num_fewshot=results["n-shot"],
         samples=sample_files,
-        notes=describe_defaults(config.models[0], model.removed_defaults)
+        notes=describe(f"{config.models[0]}: {NOT_USED}", model.removed_defaults)
         + [
             f"{task}: {count} of {results['results'][task]['sample_len']} items are longer than the model takes "
             f"({model.max_length} tokens): lm-eval cut them from the left, and their scores are of less than was asked"

@@ -62,6 +62,10 @@ def set_values(config: GenerationConfig) -> dict[str, Any]:
     return {k: v for k, v in values if not k.startswith("_") and k not in (*TOKENS, *NO_EFFECT) and v is not None}
 
 
+NOT_USED = "the checkpoint's generation defaults are not used, since they would change its scores"
+NOT_PUBLISHED = "of its generation config, what is out of range or has no effect is not published"
+
+
 def remove_generation_defaults(model: Any) -> dict[str, Any]:
     """Leave a model's special tokens in its generation config, and return what else it set.
 
@@ -74,12 +78,6 @@ def remove_generation_defaults(model: Any) -> dict[str, Any]:
     return set_values(config)
 
 
-def describe_defaults(name: str, defaults: dict[str, Any]) -> list[str]:
-    """Return the console's note about the defaults that were removed."""
-    text = f"{name}: the checkpoint's generation defaults are not used, since they would change its scores"
-    return [f"{text}: {_show(defaults)}"] if defaults else []
-
-
 def unpublishable(config: GenerationConfig) -> dict[str, Any]:
     """Return the values that transformers refuses to save, or that nothing can be generated with.
 
@@ -90,10 +88,10 @@ def unpublishable(config: GenerationConfig) -> dict[str, Any]:
     return {name: value for name, value in values.items() if not _is_usable(name, value, mode)}
 
 
-def describe_unpublishable(values: dict[str, Any]) -> list[str]:
-    """Return the note of a check about values that a training leaves out."""
-    text = "of its generation config, what is out of range or has no effect is not published"
-    return [f"{text}: {_show(values)}"] if values else []
+def describe(text: str, values: dict[str, Any]) -> list[str]:
+    """Return a note, `text` and the values, if there are any."""
+    shown = ", ".join(f"{key}: {json.dumps(value, default=str)}" for key, value in values.items())
+    return [f"{text}: {shown}"] if values else []
 
 
 def is_in_range(name: str, value: Any) -> bool:
@@ -112,7 +110,3 @@ def _is_usable(name: str, value: Any, mode: dict[str, Any]) -> bool:
     except Exception:  # of any type, as the values are
         return False
     return True
-
-
-def _show(values: dict[str, Any]) -> str:
-    return ", ".join(f"{key}: {json.dumps(value, default=str)}" for key, value in values.items())

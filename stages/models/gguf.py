@@ -3,8 +3,6 @@
 The weights become plain float32 tensors, which compute the same and which training and merging need.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,7 +50,7 @@ def _convert(path: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _unquantised(model: PreTrainedModel) -> PreTrainedModel:
+def _unquantised(model: "PreTrainedModel") -> "PreTrainedModel":
     """Copy the weights to a new model whose config does not say quantised; transformers refuses to save the other."""
     config = model.config
     vars(config).pop("quantization_config", None)
@@ -63,7 +61,7 @@ def _unquantised(model: PreTrainedModel) -> PreTrainedModel:
     return plain.eval()
 
 
-def _set_padding(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+def _set_padding(tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel") -> None:
     """Set a padding token that ends no turn, if there is one: code that masks padding by id would mask the ends too."""
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         vocabulary = tokenizer.get_vocab()

@@ -1,7 +1,5 @@
 """Previewed rows as tokens that a person can read: partial characters, white space and special tokens are visible."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -156,7 +154,7 @@ class Preview:
 class TokenTexts:
     """Decode single tokens of a fast tokenizer."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         from transformers.convert_slow_tokenizer import bytes_to_unicode
 
         self._tokenizer = tokenizer

@@ -1,7 +1,5 @@
 """What a finished step reports about itself: `metrics` in stage.json, returned by a stage's `run`."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, JsonValue
@@ -82,7 +80,7 @@ class Metrics(Record):
         value: Any = self.to_json().get(name)
         return float(value) if isinstance(value, int | float) else None
 
-    def extended(self, **values: Any) -> Metrics:
+    def extended(self, **values: Any) -> "Metrics":
         """These metrics with further ones, or other values."""
         return Metrics(**(self.to_json() | values))
 

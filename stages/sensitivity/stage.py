@@ -17,7 +17,7 @@ from stages.base import Context
 from stages.evaluation.answer_log import AnswerLog
 from stages.evaluation.score_rows import score_row, write_samples
 from stages.inference.language_model import LanguageModel, Tokens
-from stages.models.generation_config import describe_defaults
+from stages.models.generation_config import NOT_USED, describe
 from stages.records.metrics import Metrics
 from stages.sensitivity.config import Options, SensitivityStage
 from stages.sensitivity.sets import FewShotPrompt, Prompts, PromptSet, read_sets
@@ -68,7 +68,7 @@ def run(context: Context) -> Metrics:
         seconds=round(time.monotonic() - start_time, 3),
         samples=samples,
         num_fewshot={entry.name: entry.num_fewshot for entry in config.prompts},
-        notes=describe_defaults(config.models[0], model.removed_defaults),
+        notes=describe(f"{config.models[0]}: {NOT_USED}", model.removed_defaults),
         environment=model.environment(),
     )
 

@@ -6,8 +6,6 @@ rows -> stages.data (tokens with segments) -> row_filter (rows with weighted tok
 The trainer is imported on first use: reading a recipe must not import torch.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:

@@ -1,7 +1,5 @@
 """The section of an `sft` stage in a recipe."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from stages.base import Context, Findings, UserError
-from stages.models.generation_config import describe_unpublishable, read_generation_config, unpublishable
+from stages.models.generation_config import NOT_PUBLISHED, describe, read_generation_config, unpublishable
 from stages.models.model_folder import why_not_loaded
 from stages.models.model_size import build, check_positions, checkpoint_bytes, model_size
 from stages.training.config import TrainingStage
@@ -57,8 +57,8 @@ def check_training(context: Context, on_this_machine: bool, prepare_rows: Prepar
         built = build(*model)
         size, vocabulary = model_size(built), built.config.get_text_config().vocab_size
         findings.published = size.weights
-        left_out = unpublishable(read_generation_config(path))
-        findings.notes += [("model", note) for note in describe_unpublishable(left_out)]
+        not_published = describe(NOT_PUBLISHED, unpublishable(read_generation_config(path)))
+        findings.notes += [("model", note) for note in not_published]
         if stage.lora is not None:
             with findings.part("LoRA", "lora"):
                 size = model_size(build(*model, stage.lora.model_dump_json()))

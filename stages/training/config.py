@@ -1,7 +1,5 @@
 """The recipe section that all stages which train a model share."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from fractions import Fraction
 from importlib.util import find_spec

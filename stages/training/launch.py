@@ -3,8 +3,6 @@
 Only `run_ranks`, which a worker calls, imports torch and accelerate; reading a recipe does not.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pipeline.store.wheels import BadReferenceError
 from stages.data.files import DATA_SUFFIXES
@@ -137,10 +137,8 @@ def fetch_hub(hub: Hub, cache: Path, code: bool, hash_file: Callable[[Path], str
             files = [file for pattern in DATA_FILES for file in path.rglob(pattern)]
         else:
             patterns = [*MODEL_FILES, *([MODEL_CODE] if code else [])]
-            exports = ["*/*"]  # for other runtimes
-            path = Path(
-                snapshot_download(hub.repo, revision=pinned.commit, allow_patterns=patterns, ignore_patterns=exports)
-            )
+            filters: Any = {"allow_patterns": patterns, "ignore_patterns": ["*/*"]}  # exports for other runtimes
+            path = Path(snapshot_download(hub.repo, revision=pinned.commit, **filters))
             files = [file for pattern in patterns for file in path.glob(pattern)]
     except BadReferenceError:
         raise

@@ -16,6 +16,9 @@ LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_token
 """Names of the longest answer in a task's generation_kwargs; the first that is set counts, as in lm-eval."""
 
 
+Notes = list[tuple[str, str]]
+
+
 class _Generation(NamedTuple):
     """A task whose answers are generated: its place in the recipe, its name, and the tokens of its longest answer."""
 
@@ -46,9 +49,7 @@ def check(context: Context, on_this_machine: bool) -> Findings:
     return findings
 
 
-def _generations(
-    config: LMEvalStage, benchmark: Benchmark, key: str, notes: list[tuple[str, str]]
-) -> list[_Generation]:
+def _generations(config: LMEvalStage, benchmark: Benchmark, key: str, notes: Notes) -> list[_Generation]:
     """The tasks that generate answers. Raises UserError if a setting of theirs cannot be used."""
     generations = []
     for name, task in benchmark.tasks.items():

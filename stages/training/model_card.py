@@ -64,10 +64,7 @@ class Training:
     def data(self) -> list[list[str]]:
         """A table row for each split: its name and its counts."""
         return [
-            [
-                f"{split}: {code_span(self.inputs[split].reference)}",
-                *(str(counts.get(name, "")) for name in self.columns),
-            ]
+            [f"{split}: {code_span(self.inputs[split].reference)}", *(str(counts.get(n, "")) for n in self.columns)]
             for split, counts in self.metrics.data.items()
         ]
 

@@ -14,6 +14,10 @@ WORKER_ENVIRONMENT = {
     "TQDM_MININTERVAL": "10",
 }
 """Environment variables of every worker. Progress bars, which nobody sees, write to the log every 10 s."""
+CORES = "RUN_RECIPE_CORES"
+"""The environment variable with the cores that a worker may use; empty if the system cannot restrict them."""
+PER_WORKER = (CORES, "CUDA_VISIBLE_DEVICES")
+"""Variables that differ between the workers of one prepared process; no library reads them when it is imported."""
 DEFAULT_RESOURCES = Resources()
 """The resources of a step that asks for none."""
 

@@ -9,14 +9,15 @@ import signal
 import subprocess
 import threading
 from pathlib import Path
+from typing import IO, Any
 
-from pipeline.run.executor import DEFAULT_RESOURCES, WORKER_ENVIRONMENT, Event, checked_result
+from pipeline.run.executor import CORES, DEFAULT_RESOURCES, PER_WORKER, WORKER_ENVIRONMENT, Event, checked_result
+from pipeline.run.forked_worker import ForkedWorker, PreparedProcess
 from pipeline.run.job import Job, StepResult, decode
+from stages import KINDS
 from stages.base import Resources, StageConfig
 from stages.system.module_command import module_command
 
-CORES = "RUN_RECIPE_CORES"
-"""The environment variable with the cores that a worker may use; empty if the system cannot restrict them."""
 MAX_JOBS_WITHOUT_GPU = 4
 """Number of steps at once without --jobs and without a GPU: each loads a model."""
 
@@ -41,8 +42,15 @@ class LocalExecutor:
         self._free_slots = list(range(self.jobs))
         self._free_memory = self._memory
         self._events: queue.Queue[Event] = queue.Queue()
-        self._workers: dict[str, tuple[subprocess.Popen[str], list[int]]] = {}
-        """Step -> its worker and its slots, until `wait` returns its result."""
+        self._slots: dict[str, list[int]] = {}
+        """Step -> its slots, until `wait` returns its result."""
+        self._workers: dict[str, subprocess.Popen[str] | ForkedWorker] = {}
+        """Step -> its worker, once that is there."""
+        self._prepared: dict[Any, PreparedProcess] = {}
+        """Kinds of stages and environment -> the process that is prepared for them."""
+        self._is_stopped = False
+        self._lock = threading.Lock()
+        """Held to change the three above."""
 
     def unmet_requirement(self, config: StageConfig) -> tuple[str, str] | None:
         resources = config.resources
@@ -73,20 +81,9 @@ class LocalExecutor:
         with job.log.open("xb") as log:
             call, environment = module_command("pipeline.run.masked_log")
             mask = subprocess.Popen(call, env=environment, stdin=subprocess.PIPE, stdout=log, start_new_session=True)
-        assert mask.stdin is not None
-        with mask.stdin:
-            call, environment = module_command("pipeline.run.worker", str(job.file))
-            worker = subprocess.Popen(
-                call,
-                env=environment | self._worker_environment(slots, job),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=mask.stdin,
-                text=True,
-                start_new_session=True,
-            )
-        self._workers[job.step] = worker, slots
-        threading.Thread(target=self._follow, args=(job, worker, mask), daemon=True).start()
+        self._slots[job.step] = slots
+        environment = self._worker_environment(slots, job)
+        threading.Thread(target=self._follow, args=(job, environment, mask), daemon=True).start()
 
     def wait(self, seconds: float | None = None) -> Event | None:
         try:
@@ -94,22 +91,31 @@ class LocalExecutor:
         except queue.Empty:
             return None
         if isinstance(event.message, StepResult):
-            self._free_slots += self._workers.pop(event.job.step)[1]
+            self._free_slots += self._slots.pop(event.job.step)
+            self._workers.pop(event.job.step, None)
             self._free_memory += event.job.resources.bytes
         return event
 
     def stop(self) -> None:
-        for worker, _ in self._workers.values():
-            if worker.poll() is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(worker.pid, signal.SIGKILL)
-                worker.wait()
+        with self._lock:
+            self._is_stopped = True
+        for worker in list(self._workers.values()):
+            kill(worker)
+            worker.wait()
+        for prepared in self._prepared.values():
+            prepared.stop()
 
-    def _follow(self, job: Job, worker: subprocess.Popen[str], mask: subprocess.Popen[bytes]) -> None:
-        """Turn the worker's output into events. At the last one, its log is complete."""
-        assert worker.stdout is not None
+    def _follow(self, job: Job, environment: dict[str, str], mask: subprocess.Popen[bytes]) -> None:
+        """Start a worker, and turn its output into events. At the last one, its log is complete."""
+        assert mask.stdin is not None
+        with mask.stdin:
+            try:
+                worker = self._start_worker(job, environment, mask.stdin)
+            except OSError as error:
+                self._events.put(Event(job, StepResult(error=f"no process can be started for it: {error}")))
+                return
         result: StepResult | None = None
-        for line in worker.stdout:
+        for line in worker.stdout or ():
             message = decode(line)
             if isinstance(message, StepResult):
                 result = message
@@ -119,6 +125,44 @@ class LocalExecutor:
         with contextlib.suppress(subprocess.TimeoutExpired):  # of a process that the worker left behind
             mask.wait(timeout=LOG_SECONDS)
         self._events.put(Event(job, checked_result(result, status)))
+
+    def _start_worker(
+        self, job: Job, environment: dict[str, str], log: IO[bytes]
+    ) -> subprocess.Popen[str] | ForkedWorker:
+        """Fork a worker from a process that is prepared for its kind, or start one. Raises OSError."""
+        worker: subprocess.Popen[str] | ForkedWorker | None = None
+        if prepared := self._prepared_for(job, environment):
+            worker = prepared.fork(job.file, environment, log.fileno())
+        with self._lock:
+            if self._is_stopped:
+                if worker:
+                    kill(worker)
+                raise OSError("the run was stopped")
+            if worker is None:
+                call, base = module_command("pipeline.run.worker", str(job.file))
+                worker = subprocess.Popen(
+                    call,
+                    env=base | environment,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    text=True,
+                    start_new_session=True,
+                )
+            self._workers[job.step] = worker
+        return worker
+
+    def _prepared_for(self, job: Job, environment: dict[str, str]) -> PreparedProcess | None:
+        """The process that is prepared for a job, a new one if there is none yet; None if its kind has none."""
+        kinds = KINDS[job.kind].prepared_with
+        if not kinds or job.config.get("launch") or not hasattr(os, "pidfd_open"):
+            return None
+        shared = {name: value for name, value in environment.items() if name not in PER_WORKER}
+        key = kinds, *sorted(shared.items())
+        with self._lock:
+            if key not in self._prepared and not self._is_stopped:
+                self._prepared[key] = PreparedProcess(kinds, shared)
+            return self._prepared.get(key)
 
     def _free_slots_for(self, resources: Resources, processes: int) -> list[int] | None:
         """Free slots for a step, with a different GPU each if it needs GPUs; None if too little is free."""
@@ -148,6 +192,13 @@ class LocalExecutor:
             gpus = [self.gpus[slot % len(self.gpus)] for slot in slots[:count]]
             variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpus if len(gpus) == count else self.gpus[:count])
         return variables
+
+
+def kill(worker: subprocess.Popen[str] | ForkedWorker) -> None:
+    """End a worker and the processes that it started."""
+    for end in (os.killpg, os.kill):  # a fork may have no process group of its own yet
+        with contextlib.suppress(ProcessLookupError):
+            end(worker.pid, signal.SIGKILL)
 
 
 def machine_memory() -> int:

@@ -25,8 +25,8 @@ from typing import TextIO
 
 from filelock import FileLock, Timeout
 
+from pipeline.run.executor import CORES
 from pipeline.run.job import Job, StepResult, encode, read_job, read_result, to_json
-from pipeline.run.local_executor import CORES
 from pipeline.store.provenance import machine
 from pipeline.store.store import CHECKPOINTS
 from stages import KINDS

@@ -42,6 +42,7 @@ class DPOStage(TrainingStage):
 
     kind: ClassVar[str] = "dpo"
     version: ClassVar[int] = 3
+    prepared_with: ClassVar[tuple[str, ...]] = ("sft", "dpo")
     trl_config: ClassVar[str] = "DPOConfig"
     has_reference: ClassVar[bool] = True
     search_metrics: ClassVar[Mapping[str, Literal["lowest", "highest"]]] = {

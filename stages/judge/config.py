@@ -69,6 +69,7 @@ class JudgeStage(EvaluationStage):
 
     kind: ClassVar[str] = "judge"
     version: ClassVar[int] = 2
+    prepared_with: ClassVar[tuple[str, ...]] = ("judge",)
     fingerprint_exclude: ClassVar[tuple[str, ...]] = ("options.concurrency", "options.timeout", "options.retries")
 
     judge: str = Field(min_length=1)

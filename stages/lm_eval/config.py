@@ -100,6 +100,7 @@ class LMEvalStage(EvaluationStage):
 
     kind: ClassVar[str] = "lm_eval"
     version: ClassVar[int] = 3
+    prepared_with: ClassVar[tuple[str, ...]] = ("lm_eval",)
 
     tasks: Annotated[list[Task], Field(min_length=1), unique_by("task")]
     """Benchmarks: tasks, groups or tags of lm-eval, or of the folder `include_path`."""

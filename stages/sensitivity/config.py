@@ -34,6 +34,7 @@ class SensitivityStage(EvaluationStage):
 
     kind: ClassVar[str] = "sensitivity"
     version: ClassVar[int] = 2
+    prepared_with: ClassVar[tuple[str, ...]] = ("sensitivity", "characteristics")
 
     prompts: Annotated[list[Prompts], Field(min_length=1), unique_by("name")]
     """Files of prompts with the same intent."""

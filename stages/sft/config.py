@@ -47,6 +47,7 @@ class SFTStage(TrainingStage):
 
     kind: ClassVar[str] = "sft"
     version: ClassVar[int] = 4
+    prepared_with: ClassVar[tuple[str, ...]] = ("sft", "dpo")
     trl_config: ClassVar[str] = "SFTConfig"
     search_metrics: ClassVar[Mapping[str, Literal["lowest", "highest"]]] = {
         "eval_completion_loss": "lowest",

@@ -288,6 +288,8 @@ class _Command:
             return _fail(self.options.json, INTERRUPTED, text)
         finally:
             signal.signal(signal.SIGTERM, old_handler)
+            if executor := vars(self).get("executor"):
+                executor.stop()
             self.console.close()
         assert run is not None
         return self._finish(run, failed)
@@ -298,7 +300,7 @@ class _Command:
         selection = self.select(plan)
         selection = Selection(selection.selected, selection.forced - forced_before)
         executor = None if checked else self.executor
-        preparation = prepare(plan, selection, self.store, self.resolver, executor, self.console.say)
+        preparation = prepare(plan, selection, self.store, self.resolver, executor, self.console.say, runs_next=True)
         check_search_steps(plan, selection, preparation.decisions)
         cached = sum(decision.cached for decision in preparation.decisions.values())
         self.console.say(f"{plan.recipe.name}: {len(plan.steps)} steps, {cached} cached")

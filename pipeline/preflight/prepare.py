@@ -31,6 +31,7 @@ def prepare(
     resolver: Resolver,
     executor: Executor | None = None,
     say: Callable[[str], None] = lambda line: None,
+    runs_next: bool = False,
 ) -> Preparation:
     """Resolve and fetch references, verify the inputs of steps that run, and check the steps as `executor` would run
     them; without one, only their files. Writes only to the cache.
@@ -47,6 +48,8 @@ def prepare(
     resolver.fetch(steps)
     results = cached_results(decisions)
     if executor:
+        if runs_next:
+            executor.expect(dict.fromkeys(step.kind for step in steps))
         checks = check_steps(steps, results, resolver, executor, say)
     else:
         check_files(steps, results, resolver, checks := Checks())

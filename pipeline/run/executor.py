@@ -1,5 +1,6 @@
 """The protocol of executors, which run steps on this machine or on a cluster."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,8 +17,6 @@ WORKER_ENVIRONMENT = {
 """Environment variables of every worker. Progress bars, which nobody sees, write to the log every 10 s."""
 CORES = "RUN_RECIPE_CORES"
 """The environment variable with the cores that a worker may use; empty if the system cannot restrict them."""
-PER_WORKER = (CORES, "CUDA_VISIBLE_DEVICES")
-"""Variables that differ between the workers of one prepared process; no library reads them when it is imported."""
 DEFAULT_RESOURCES = Resources()
 """The resources of a step that asks for none."""
 
@@ -35,6 +34,9 @@ class Executor(Protocol):
 
     def unmet_requirement(self, config: StageConfig) -> tuple[str, str] | None:
         """Why a step of this stage can never run here: the key to blame, and the reason; None if it can."""
+
+    def expect(self, kinds: Iterable[str]) -> None:
+        """Steps of these kinds will be started soon: import their libraries meanwhile, if that helps."""
 
     def has_room(self, resources: Resources = ..., processes: int = ...) -> bool:
         """Whether another step with these resources can start now."""

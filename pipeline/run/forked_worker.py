@@ -10,7 +10,6 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipeline.run.executor import PER_WORKER
 from stages.system.module_command import module_command
 
 SINGLE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
@@ -50,11 +49,13 @@ class PreparedProcess:
                 start_new_session=True,
             )
 
-    def fork(self, job_file: Path, environment: Mapping[str, str], log: int) -> ForkedWorker | None:
-        """Fork a worker that writes its output to `log`; wait for the imports before. None if no fork is possible."""
+    def fork(self, job_file: Path, variables: Mapping[str, str], log: int) -> ForkedWorker | None:
+        """Fork a worker that writes its output to `log`; wait for the imports before. None if no fork is possible.
+
+        `variables` are added to its environment; no library may read them when it is imported.
+        """
         (worker_stdin, stdin), (stdout, worker_stdout), (channel, theirs) = os.pipe(), os.pipe(), socket.socketpair()
-        variables = {name: environment[name] for name in PER_WORKER if name in environment}
-        request = json.dumps({"job": str(job_file), "environment": variables}).encode()
+        request = json.dumps({"job": str(job_file), "environment": dict(variables)}).encode()
         with theirs, contextlib.suppress(OSError):
             socket.send_fds(self._control, [request], [worker_stdin, worker_stdout, log, theirs.fileno()])
         os.close(worker_stdin)

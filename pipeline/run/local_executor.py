@@ -8,10 +8,11 @@ import shutil
 import signal
 import subprocess
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
-from pipeline.run.executor import CORES, DEFAULT_RESOURCES, PER_WORKER, WORKER_ENVIRONMENT, Event, checked_result
+from pipeline.run.executor import CORES, DEFAULT_RESOURCES, WORKER_ENVIRONMENT, Event, checked_result
 from pipeline.run.forked_worker import ForkedWorker, PreparedProcess
 from pipeline.run.job import Job, StepResult, decode
 from stages import KINDS
@@ -67,6 +68,10 @@ class LocalExecutor:
             return "resources.memory", text
         return None
 
+    def expect(self, kinds: Iterable[str]) -> None:
+        for kind in kinds:
+            self._prepared_for(kind, self._environment(1, 1))
+
     def has_room(self, resources: Resources = DEFAULT_RESOURCES, processes: int = 1) -> bool:
         return self._free_slots_for(resources, processes) is not None
 
@@ -82,8 +87,7 @@ class LocalExecutor:
             call, environment = module_command("pipeline.run.masked_log")
             mask = subprocess.Popen(call, env=environment, stdin=subprocess.PIPE, stdout=log, start_new_session=True)
         self._slots[job.step] = slots
-        environment = self._worker_environment(slots, job)
-        threading.Thread(target=self._follow, args=(job, environment, mask), daemon=True).start()
+        threading.Thread(target=self._follow, args=(job, slots, mask), daemon=True).start()
 
     def wait(self, seconds: float | None = None) -> Event | None:
         try:
@@ -105,12 +109,12 @@ class LocalExecutor:
         for prepared in self._prepared.values():
             prepared.stop()
 
-    def _follow(self, job: Job, environment: dict[str, str], mask: subprocess.Popen[bytes]) -> None:
+    def _follow(self, job: Job, slots: list[int], mask: subprocess.Popen[bytes]) -> None:
         """Start a worker, and turn its output into events. At the last one, its log is complete."""
         assert mask.stdin is not None
         with mask.stdin:
             try:
-                worker = self._start_worker(job, environment, mask.stdin)
+                worker = self._start_worker(job, slots, mask.stdin)
             except OSError as error:
                 self._events.put(Event(job, StepResult(error=f"no process can be started for it: {error}")))
                 return
@@ -126,13 +130,12 @@ class LocalExecutor:
             mask.wait(timeout=LOG_SECONDS)
         self._events.put(Event(job, checked_result(result, status)))
 
-    def _start_worker(
-        self, job: Job, environment: dict[str, str], log: IO[bytes]
-    ) -> subprocess.Popen[str] | ForkedWorker:
+    def _start_worker(self, job: Job, slots: list[int], log: IO[bytes]) -> subprocess.Popen[str] | ForkedWorker:
         """Fork a worker from a process that is prepared for its kind, or start one. Raises OSError."""
         worker: subprocess.Popen[str] | ForkedWorker | None = None
-        if prepared := self._prepared_for(job, environment):
-            worker = prepared.fork(job.file, environment, log.fileno())
+        environment, variables = self._environment(len(slots), job.processes), self._variables(slots, job)
+        if not job.config.get("launch") and (prepared := self._prepared_for(job.kind, environment)):
+            worker = prepared.fork(job.file, variables, log.fileno())
         with self._lock:
             if self._is_stopped:
                 if worker:
@@ -142,7 +145,7 @@ class LocalExecutor:
                 call, base = module_command("pipeline.run.worker", str(job.file))
                 worker = subprocess.Popen(
                     call,
-                    env=base | environment,
+                    env=base | environment | variables,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
@@ -152,16 +155,15 @@ class LocalExecutor:
             self._workers[job.step] = worker
         return worker
 
-    def _prepared_for(self, job: Job, environment: dict[str, str]) -> PreparedProcess | None:
-        """The process that is prepared for a job, a new one if there is none yet; None if its kind has none."""
-        kinds = KINDS[job.kind].prepared_with
-        if not kinds or job.config.get("launch") or not hasattr(os, "pidfd_open"):
+    def _prepared_for(self, kind: str, environment: dict[str, str]) -> PreparedProcess | None:
+        """The process that is prepared for a kind, a new one if there is none yet; None if it needs none."""
+        kinds = KINDS[kind].prepared_with
+        if not kinds or not hasattr(os, "pidfd_open"):
             return None
-        shared = {name: value for name, value in environment.items() if name not in PER_WORKER}
-        key = kinds, *sorted(shared.items())
+        key = kinds, *environment.items()
         with self._lock:
             if key not in self._prepared and not self._is_stopped:
-                self._prepared[key] = PreparedProcess(kinds, shared)
+                self._prepared[key] = PreparedProcess(kinds, environment)
             return self._prepared.get(key)
 
     def _free_slots_for(self, resources: Resources, processes: int) -> list[int] | None:
@@ -177,16 +179,15 @@ class LocalExecutor:
         slots += [slot for slot in free if slot not in slots][: count - len(slots)]
         return slots if len(slots) >= count else None
 
-    def _worker_environment(self, slots: list[int], job: Job) -> dict[str, str]:
-        """The variables that restrict a worker to its share of the machine."""
-        threads = str(max(1, self.threads * len(slots) // job.processes))
+    def _environment(self, slots: int, processes: int) -> dict[str, str]:
+        """The variables that libraries read when they are imported."""
+        threads = str(max(1, self.threads * slots // processes))
+        return WORKER_ENVIRONMENT | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+
+    def _variables(self, slots: list[int], job: Job) -> dict[str, str]:
+        """The variables that restrict one worker to its cores and GPUs."""
         cores = [core for slot in slots for core in self.cores[slot * self.threads : (slot + 1) * self.threads]]
-        variables = {
-            **WORKER_ENVIRONMENT,
-            "OMP_NUM_THREADS": threads,
-            "MKL_NUM_THREADS": threads,
-            CORES: ",".join(map(str, cores)),
-        }
+        variables = {CORES: ",".join(map(str, cores))}
         if self.gpus:  # with fewer slots than processes the step has the machine to itself
             count = job.processes if job.resources.gpus is None else job.resources.gpus
             gpus = [self.gpus[slot % len(self.gpus)] for slot in slots[:count]]

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.run import worker
-from pipeline.run.executor import PER_WORKER
 from stages import KINDS
 
 REQUEST_BYTES = 2**14
@@ -67,8 +66,6 @@ def _work(request: Mapping[str, Any], standard: Sequence[int]) -> int:
     for number, descriptor in enumerate(standard):
         os.dup2(descriptor, number)
         os.close(descriptor)
-    for name in PER_WORKER:
-        os.environ.pop(name, None)
     os.environ.update(request["environment"])
     return worker.main(Path(request["job"]))
 

@@ -12,6 +12,7 @@ import socket
 import time
 import uuid
 from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -93,6 +94,9 @@ class RayExecutor:
             return "resources", "asks for more than any one machine of the cluster has at once"
         return None
 
+    def expect(self, kinds: Iterable[str]) -> None:
+        """Do nothing: each task starts a worker of its own."""
+
     def has_room(self, resources: Resources = DEFAULT_RESOURCES, processes: int = 1) -> bool:
         """Whether the cluster can get another step. Ray decides when and where it runs."""
         return len(self._tasks) < (self.jobs or TASKS_AHEAD * self.width)
@@ -133,6 +137,7 @@ class RayExecutor:
             with contextlib.suppress(RayError, ValueError):
                 ray.cancel(task, force=True)
         ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=2) if self._tasks else None
+        self._tasks.clear()
         ray.shutdown()
 
     def _cores_and_gpus(self, resources: Resources, processes: int) -> tuple[int, int]:

@@ -197,9 +197,8 @@ class LocalExecutor:
 
 def kill(worker: subprocess.Popen[str] | ForkedWorker) -> None:
     """End a worker and the processes that it started."""
-    for end in (os.killpg, os.kill):  # a fork may have no process group of its own yet
-        with contextlib.suppress(ProcessLookupError):
-            end(worker.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(worker.pid, signal.SIGKILL)
 
 
 def machine_memory() -> int:

@@ -38,18 +38,19 @@ def main(kinds: Sequence[str]) -> int:
                 request, descriptors, _, _ = socket.recv_fds(control, REQUEST_BYTES, 4)
                 if not request:
                     return 0  # the run has ended
-                *standard, channel = descriptors
+                *standard, descriptor = descriptors
+                channel = socket.socket(fileno=descriptor)
                 if (pid := os.fork()) == 0:
-                    for inherited in (control, *workers.values()):
+                    os.setsid()
+                    _send(channel, os.getpid())
+                    for inherited in (control, channel, *workers.values()):
                         inherited.close()
-                    for inherited in (channel, *workers):
-                        os.close(inherited)
+                    for child in workers:
+                        os.close(child)
                     return _work(json.loads(request), standard)
                 for descriptor in standard:
                     os.close(descriptor)
-                child = os.pidfd_open(pid)
-                workers[child] = socket.socket(fileno=channel)
-                _send(workers[child], pid)
+                workers[os.pidfd_open(pid)] = channel
     return 1
 
 
@@ -62,7 +63,6 @@ def _can_fork() -> bool:
 
 def _work(request: Mapping[str, Any], standard: Sequence[int]) -> int:
     """Run a job in this fork; return its status."""
-    os.setsid()
     for number, descriptor in enumerate(standard):
         os.dup2(descriptor, number)
         os.close(descriptor)

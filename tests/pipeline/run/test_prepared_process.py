@@ -1,0 +1,79 @@
+"""Steps are forks of a process that has imported their libraries, as good as started ones, and only where that is safe."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.run.executor import WORKER_ENVIRONMENT
+from pipeline.run.forked_worker import PreparedProcess
+from stages import KINDS
+from tests.pipeline.run.test_command import environment, write_world
+
+pytestmark = pytest.mark.long
+
+FAMILIES = sorted({kind.prepared_with for kind in KINDS.values() if kind.prepared_with})
+THREAD = "import threading, time\nthreading.Thread(target=time.sleep, args=(600,), daemon=True).start()\n"
+CALL = [sys.executable, "-P", "-m", "pipeline.cli", "r.yaml", "--stage", "it", "--stage", "wit"]
+
+
+def test_every_kind_is_in_the_family_that_it_names() -> None:
+    for name, kind in KINDS.items():
+        assert not kind.prepared_with or name in kind.prepared_with
+        assert all(KINDS[other].prepared_with == kind.prepared_with for other in kind.prepared_with)
+
+
+@pytest.mark.parametrize("kinds", FAMILIES, ids="-".join)
+def test_its_imports_leave_it_fit_to_fork(tmp_path: Path, kinds: tuple[str, ...]) -> None:
+    """No library starts a thread or opens a GPU when it is imported. The worker fails, since there is no job."""
+    prepared = PreparedProcess(kinds, WORKER_ENVIRONMENT | {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"})
+    with (tmp_path / "log.txt").open("wb") as log:
+        for _ in range(2):
+            worker = prepared.fork(tmp_path / "job.json", {"RUN_RECIPE_CORES": "0"}, log.fileno())
+            assert worker is not None
+            assert os.getsid(worker.pid) == worker.pid != os.getsid(0)
+            assert worker.wait() == 1
+    prepared.stop()
+    assert "No such file or directory: " in (tmp_path / "log.txt").read_text()
+
+
+def run(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    call = [*CALL, "--jobs", "1", "--json"]
+    environ = environment() | variables
+    return subprocess.run(call, cwd=folder, capture_output=True, text=True, env=environ, timeout=600, check=True)
+
+
+@pytest.fixture
+def second_thread(tmp_path: Path) -> dict[str, str]:
+    """Variables with which every Python process has a second thread."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text(THREAD)
+    return {"PYTHONPATH": f"{tmp_path / 'site'}:{environment().get('PYTHONPATH', '')}"}
+
+
+def test_a_process_with_a_second_thread_does_not_fork(tmp_path: Path, second_thread: dict[str, str]) -> None:
+    prepared = PreparedProcess(("sft", "dpo"), WORKER_ENVIRONMENT | second_thread)
+    with (tmp_path / "log.txt").open("wb") as log:
+        assert prepared.fork(tmp_path / "job.json", {}, log.fileno()) is None
+    prepared.stop()
+
+
+def test_forks_give_the_same_bytes_as_started_workers(
+    tmp_path: Path, model_folder: Path, second_thread: dict[str, str]
+) -> None:
+    """A process that has a second thread cannot fork, so that its steps are started."""
+    digests = []
+    for name, variables in (("forked", {}), ("started", second_thread)):
+        folder = tmp_path / name
+        folder.mkdir()
+        write_world(folder, model_folder)
+        steps = json.loads(run(folder, **variables).stdout)["steps"]
+        assert [step["state"] for step in steps if step["step"] in ("it", "wit")] == ["done", "done"]
+        manifests = [json.loads((folder / "runs/small" / each / "stage.json").read_text()) for each in ("it", "wit")]
+        digests.append([manifest["outputs"] for manifest in manifests])
+    assert digests[0] == digests[1]

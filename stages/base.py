@@ -109,7 +109,9 @@ class Findings(BaseModel):
             yield
         except UserError as error:
             self.problems.append((error.key or key, str(error)))
-        except Exception as error:  # of a library, which is no reason to refuse a run
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # of a library, as tokenizers' own kind is; no reason to refuse a run
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             self.passed.append(f"{name} not checked ({reason})")
         else:

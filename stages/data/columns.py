@@ -170,8 +170,8 @@ def weighted_tokens(row: Record) -> tuple[list[int], list[float]]:
     ids, weights = filled_list(row, "input_ids"), filled_list(row, "loss_weights")
     if len(ids) != len(weights):
         raise BadRow(None, f"has {len(ids)} input_ids but {len(weights)} loss_weights; write one weight for each token")
-    if invalid := [value for value in ids if type(value) is not int or value < 0]:
-        raise BadRow("input_ids", f"has {reprlib.repr(invalid[0])}; a token id is an integer >= 0")
+    if invalid := [value for value in ids if type(value) is not int or not 0 <= value < 2**31]:
+        raise BadRow("input_ids", f"has {reprlib.repr(invalid[0])}; a token id is an integer from 0 to 2147483647")
     if invalid := [value for value in weights if not is_weight(value)]:
         raise BadRow("loss_weights", f"has {reprlib.repr(invalid[0])}; a weight is a finite number >= 0")
     return ids, weights

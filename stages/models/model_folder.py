@@ -30,7 +30,7 @@ def check_model(path: Path, trusted: bool, key: str, weights: bool = True) -> No
         _check_code(path, _read_json(path / file, key), trusted, key)
 
 
-def why_not_loaded(error: Exception) -> str:
+def why_not_loaded(error: BaseException) -> str:
     """Return the first line of a library's error."""
     if "trust_remote_code=True" in str(error):
         return f"it comes with its own Python files; if you trust them, {TRUST}"

@@ -35,6 +35,15 @@ def write_json(path: Path, value: Any) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def read_json(path: Path) -> Any:
+    """Read the JSON of a regular file. Raises OSError or ValueError."""
+    require_regular(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
 def delete(path: Path) -> None:
     """Delete a file, a folder or a link, as far as possible; what a link points to stays."""
     if path.is_dir() and not path.is_symlink():
@@ -109,7 +118,7 @@ def broken_seal(folder: Path) -> str | None:
 
 def read_seal(folder: Path) -> dict[str, Any]:
     """Read SEAL. Raises OSError or ValueError if it is missing or unreadable."""
-    return json.loads((folder / SEAL).read_text(encoding="utf-8"))
+    return read_json(folder / SEAL)
 
 
 def build_once(folder: Path, build: Callable[[Path], None]) -> None:

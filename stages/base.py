@@ -202,6 +202,9 @@ class StageConfig(Config):
 
         Args:
             files: path of each need that is a local file or folder.
+
+        Raises:
+            UserError: if they cannot be read.
         """
         return {}
 

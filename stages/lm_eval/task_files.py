@@ -119,13 +119,13 @@ def _read_task(file: Path, modified: int) -> list[_Text]:
     anchors: dict[str, list[_Text]] = {}
     opened: list[_Collection] = []
 
-    def add(values: list[_Text]) -> None:
+    def add(values: list[_Text], is_alias: bool = False) -> None:
         """Add what stands at this place of the innermost collection."""
         keys = opened[-1].keys if opened else ()
         added = [value._replace(keys=(*keys, *value.keys)) for value in values]
         texts.extend(added)
         for each in opened:
-            if each.anchor:
+            if each.anchor and not is_alias:
                 each.texts += [text._replace(keys=text.keys[len(each.start) :]) for text in added]
 
     with contextlib.suppress(yaml.YAMLError, OSError, UnicodeError):
@@ -136,7 +136,7 @@ def _read_task(file: Path, modified: int) -> list[_Text]:
                     anchors |= {event.anchor: values} if event.anchor else {}
                 else:  # an alias
                     values = anchors.get(str(event.anchor), [])
-                add(values)
+                add(values, isinstance(event, yaml.AliasEvent))
                 if opened:
                     opened[-1].next(values[0].text if len(values) == 1 else "")
             elif isinstance(event, yaml.CollectionStartEvent):

@@ -175,6 +175,28 @@ def test_what_is_no_secret_is_not_masked() -> None:
     assert logged([text], **variables) == text
 
 
+@pytest.mark.parametrize(
+    ("file", "recipe"),
+    [
+        ("r.yaml", "name: r\nstages:\n  SECRET: {kind: report}\n"),
+        ("r.yaml", "name: r\nmatrix: {a: {SECRET: 1}}\nstages:\n  report: {kind: report}\n"),
+        ("r.yaml", "name: r\nmatrix: {SECRET: [1, 2]}\nstages:\n  report: {kind: report}\n"),
+        ("r.yaml", "name: r\nmatrix: {a: [SECRET, b]}\nstages:\n  report: {kind: report, title: "${matrix.a}"}\n"),
+        ("SECRET.yaml", "name: r\nstages:\n  report: {kind: report}\n"),
+    ],
+)
+def test_a_secret_in_a_name_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, file: str, recipe: str
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "stageSecret123")
+    place = folder / file.replace("SECRET", "stageSecret123")
+    place.write_text(recipe.replace("SECRET", "stageSecret123"))
+    assert main([str(place), "--plan"]) == 2
+    out, err = capsys.readouterr()
+    assert "contains the secret of the environment variable HF_TOKEN; remove it" in err
+    assert "stageSecret123" not in out + err
+
+
 # ---------------------------------------------------------------------------------------------------- permissions
 
 

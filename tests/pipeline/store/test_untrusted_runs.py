@@ -181,7 +181,7 @@ def test_what_is_no_secret_is_not_masked() -> None:
         ("r.yaml", "name: r\nstages:\n  SECRET: {kind: report}\n"),
         ("r.yaml", "name: r\nmatrix: {a: {SECRET: 1}}\nstages:\n  report: {kind: report}\n"),
         ("r.yaml", "name: r\nmatrix: {SECRET: [1, 2]}\nstages:\n  report: {kind: report}\n"),
-        ("r.yaml", "name: r\nmatrix: {a: [SECRET, b]}\nstages:\n  report: {kind: report, title: "${matrix.a}"}\n"),
+        ("r.yaml", "name: r\nmatrix: {a: [SECRET, b]}\nstages:\n  report: {kind: report, title: '${matrix.a}'}\n"),
         ("SECRET.yaml", "name: r\nstages:\n  report: {kind: report}\n"),
     ],
 )

@@ -118,14 +118,15 @@ class Findings(BaseModel):
             self.passed.append(name)
 
 
-Ability = Literal["run", "preview", "estimate", "fetch", "check"]
+Ability = Literal["run", "preview", "estimate", "requests", "fetch", "check"]
 """What a kind of stage does in a process of its own. Each ability is a function of that name in a module of the kind's
 folder, or of the folder of a class that it extends: `run` in stage.py, which every kind has; the others in preview.py,
-estimate.py, fetch.py and check.py, if the file exists.
+estimate.py, requests.py, fetch.py and check.py, if the file exists.
 
     run(context: Context) -> Metrics                          run a step
     preview(step, config, paths, count) -> (dict, str, Any)   show `count` rows: JSON, an HTML page, a rich renderable
     estimate(config, inputs) -> Estimate                      see stages/estimate/result.py
+    requests(config, inputs) -> list[Request]                 what an evaluation asks its model, for its estimate
     fetch(config, paths, scratch) -> list[str]                download what no key names, one line for each download
     check(context, on_this_machine) -> Findings               check what `StageConfig.check` cannot without libraries
 

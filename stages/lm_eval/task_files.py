@@ -69,7 +69,7 @@ def _all_files(folder: Path) -> dict[Path, bool]:
                 if file in tasks and file.is_file():
                     texts = _read_task(file, file.stat().st_mtime_ns)
                     found[file] = any(text.tag == FUNCTION for text in texts)
-                    included = [file.parent / each.text for each in texts if each.keys == ("include",)]
+                    included = [file.parent / each.text for each in texts if each.text and each.keys == ("include",)]
                     tasks |= {path.resolve() for path in included}
                     queue += [*included, *_named_by_task(file, texts, current)]
                 elif file.suffix == ".py" and file.is_file():
@@ -93,6 +93,8 @@ def _named_by_task(file: Path, texts: list[_Text], current: Path) -> Iterator[Pa
     for each in texts:
         if each.tag == FUNCTION:
             yield file.parent / f"{each.text.rpartition('.')[0].replace('.', '/')}.py"
+        elif not each.text:  # of a list or mapping
+            continue
         elif each.keys == ("dataset_path",):
             yield current / each.text
         elif each.keys[:2] in (("dataset_kwargs", "data_files"), ("dataset_kwargs", "data_dir")):

@@ -56,6 +56,11 @@ def test_a_task_without_code_has_none(folder: Path) -> None:
     assert outside_files(folder) == {}
 
 
+def test_lists_and_mappings_name_no_file_themselves(folder: Path) -> None:
+    (folder / "a.yaml").write_text(f"{TASK}dataset_kwargs: {{data_files: {{test: [none.csv]}}}}\ninclude: []\n")
+    assert outside_files(folder) == {}
+
+
 LISTS = "".join(f"a{i}: &a{i} [{f'*a{i - 1},' * 10}]\n" for i in range(1, 10))
 MERGES = "".join(f"a{i}: &a{i} {{<<: [{f'*a{i - 1},' * 10}]}}\n" for i in range(1, 30))
 ODD = {

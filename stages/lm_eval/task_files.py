@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import cache
 from glob import glob
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -30,7 +30,7 @@ class _Text(NamedTuple):
     """A text in a task file, as a value, an item of a list or a key."""
 
     keys: tuple[str, ...]
-    """The keys that lead to it."""
+    """The first two of the keys that lead to it."""
     tag: str | None
     text: str
 
@@ -97,7 +97,7 @@ def _named_by_task(file: Path, texts: list[_Text], current: Path) -> Iterator[Pa
             continue
         elif each.keys == ("dataset_path",):
             yield current / each.text
-        elif each.keys[:2] in (("dataset_kwargs", "data_files"), ("dataset_kwargs", "data_dir")):
+        elif each.keys in (("dataset_kwargs", "data_files"), ("dataset_kwargs", "data_dir")):
             for place in (current, *(current / directory for directory in directories)):
                 with contextlib.suppress(OSError, ValueError):
                     yield from map(Path, glob(str(place / each.text), recursive=True))  # noqa: PTH207  # absolute, too
@@ -113,67 +113,32 @@ def _named_by_python(file: Path, current: Path) -> Iterator[Path]:
 
 @cache
 def _read_task(file: Path, modified: int) -> list[_Text]:
-    """All texts of a task file, up to the first place that is not valid, which lm-eval reports. Builds no value.
-
-    An alias stands for the texts of its anchor, but not for those of aliases in it. Raises UserError.
-    """
-    texts: list[_Text] = []
-    anchors: dict[str, list[_Text]] = {}
-    opened: list[_Collection] = []
-
-    def add(values: list[_Text], is_alias: bool = False) -> None:
-        """Add what stands at this place of the innermost collection."""
-        keys = opened[-1].keys if opened else ()
-        added = [value._replace(keys=(*keys, *value.keys)) for value in values]
-        texts.extend(added)
-        for each in opened:
-            if each.anchor and not is_alias:
-                each.texts += [text._replace(keys=text.keys[len(each.start) :]) for text in added]
-
-    with contextlib.suppress(yaml.YAMLError, OSError, UnicodeError):
-        for event in yaml.parse(file.read_bytes(), yaml.CSafeLoader):
-            if isinstance(event, yaml.NodeEvent) and not isinstance(event, yaml.CollectionStartEvent):
-                if isinstance(event, yaml.ScalarEvent):
-                    values = [_Text((), event.tag, event.value)]
-                    anchors |= {event.anchor: values} if event.anchor else {}
-                else:  # an alias
-                    values = anchors.get(str(event.anchor), [])
-                add(values, isinstance(event, yaml.AliasEvent))
-                if opened:
-                    opened[-1].next(values[0].text if len(values) == 1 else "")
-            elif isinstance(event, yaml.CollectionStartEvent):
-                if len(opened) == DEEPEST:
-                    raise UserError(f"{file}: is nested deeper than {DEEPEST} levels; make it flatter")
-                add([_Text((), event.tag, "")])
-                keys = opened[-1].keys if opened else ()
-                opened.append(_Collection(keys, isinstance(event, yaml.MappingStartEvent), event.anchor))
-            elif isinstance(event, yaml.CollectionEndEvent):
-                closed = opened.pop()
-                if closed.anchor:
-                    anchors[closed.anchor] = closed.texts
-                if opened:
-                    opened[-1].next("")
-    return texts
+    """All texts of a task file; none if it is not valid, which lm-eval reports. Builds no value. Raises UserError."""
+    try:
+        content, depth = file.read_bytes(), 0
+        for event in yaml.parse(content, yaml.CSafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:
+                raise UserError(f"{file}: is nested deeper than {DEEPEST} levels; make it flatter")
+        return list(_texts(yaml.compose(content, yaml.CSafeLoader), (), set()))
+    except (yaml.YAMLError, OSError, UnicodeError):
+        return []
 
 
-class _Collection:
-    """An open mapping or list of a YAML file."""
-
-    def __init__(self, start: tuple[str, ...], is_mapping: bool, anchor: str | None) -> None:
-        self.start, self.is_mapping, self.anchor = start, is_mapping, anchor
-        self.texts: list[_Text] = []
-        self._key: str | None = None
-        """Of a mapping, the key whose value comes next."""
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """The keys that lead to the next value; a merged mapping has none of its own."""
-        return self.start if self._key in (None, "<<") else (*self.start, str(self._key))
-
-    def next(self, text: str) -> None:
-        """Go on after a key or a value."""
-        if self.is_mapping:
-            self._key = text if self._key is None else None
+def _texts(node: Any, keys: tuple[str, ...], seen: set[tuple[int, tuple[str, ...]]]) -> Iterator[_Text]:
+    """Yield the texts of a node, once for each of its places: aliases of aliases have more than can be counted."""
+    if node is None or (id(node), keys) in seen:
+        return
+    seen.add((id(node), keys))
+    yield _Text(keys, node.tag, node.value if isinstance(node, yaml.ScalarNode) else "")
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _texts(item, keys, seen)
+    elif isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield from _texts(key, keys, seen)
+            name = str(key.value)
+            yield from _texts(value, keys if name == "<<" else (*keys, name)[:2], seen)
 
 
 @cache

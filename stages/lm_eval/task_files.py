@@ -58,17 +58,19 @@ def _all_files(folder: Path) -> dict[Path, bool]:
     """Map the task files and the Python in a folder, and all that they name, to whether they name a function."""
     queue = [file for pattern in ("*.yaml", "*.yml", "*.py") for file in folder.rglob(pattern)]
     tasks = {file.resolve() for file in queue if file.suffix != ".py"}
-    current, found = Path.cwd(), dict[Path, bool]()
+    current, names_function, seen = Path.cwd(), dict[Path, bool](), set[tuple[Path, bool]]()
     try:
         with limited(SECONDS):
             while queue:
                 file = queue.pop().resolve()
-                if file in found or not _exists(file):
+                visit = file, file in tasks  # a file that Python names can turn out to be included, too
+                if visit in seen or not _exists(file):
                     continue
-                found[file] = False
+                seen.add(visit)
+                names_function.setdefault(file, False)
                 if file in tasks and file.is_file():
                     texts = _read_task(file, file.stat().st_mtime_ns)
-                    found[file] = any(text.tag == FUNCTION for text in texts)
+                    names_function[file] = any(text.tag == FUNCTION for text in texts)
                     included = [file.parent / each.text for each in texts if each.text and each.keys == ("include",)]
                     tasks |= {path.resolve() for path in included}
                     queue += [*included, *_named_by_task(file, texts, current)]
@@ -78,7 +80,7 @@ def _all_files(folder: Path) -> dict[Path, bool]:
         raise UserError(
             f"{folder}: to find the files that its tasks name {error}; name fewer, or no patterns"
         ) from None
-    return found
+    return names_function
 
 
 def _exists(path: Path) -> bool:

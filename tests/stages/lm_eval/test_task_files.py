@@ -87,6 +87,13 @@ def test_odd_python_stops_nothing(folder: Path) -> None:
     assert outside_files(folder) == {}
 
 
+@pytest.mark.parametrize("first", ["a", "z"])
+def test_what_python_names_and_a_task_includes_is_read_as_a_task(folder: Path, first: str) -> None:
+    (folder / f"{first}.py").write_text("open('../other/base.txt')\n")
+    (folder / "evil.yaml").write_text(f"{TASK}include: ../other/base.txt\n")
+    assert set(outside_files(folder)) == {"../other/base.txt", "../other/code.py"}
+
+
 def test_a_task_file_that_would_crash_libyaml_is_named(folder: Path) -> None:
     (folder / "evil.yaml").write_text(f"{TASK}x: {'[' * 60_000}\n")
     with pytest.raises(UserError, match=r"evil\.yaml: is nested deeper than 100 levels; make it flatter"):

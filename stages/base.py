@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from stages.records.metrics import Metrics
+from stages.system.terminal_text import first_line
 
 BASE = "base"
 """The name by which stages refer to the recipe's own model."""
@@ -112,8 +113,7 @@ class Findings(BaseModel):
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # of a library, as tokenizers' own kind is; no reason to refuse a run
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            self.passed.append(f"{name} not checked ({reason})")
+            self.passed.append(f"{name} not checked ({first_line(error)})")
         else:
             self.passed.append(name)
 

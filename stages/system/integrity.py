@@ -107,18 +107,13 @@ def seal(folder: Path, **details: Any) -> None:
 def broken_seal(folder: Path) -> str | None:
     """Describe why a sealed folder is unusable. None if it is complete and unchanged. Raises PermissionError."""
     try:
-        return damage(folder, read_seal(folder)["files"])
+        return damage(folder, read_json(folder / SEAL)["files"])
     except PermissionError:
         raise
     except FileNotFoundError:
         return "it was not finished"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{SEAL} cannot be read"
-
-
-def read_seal(folder: Path) -> dict[str, Any]:
-    """Read SEAL. Raises OSError or ValueError if it is missing or unreadable."""
-    return read_json(folder / SEAL)
 
 
 def build_once(folder: Path, build: Callable[[Path], None]) -> None:

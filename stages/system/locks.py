@@ -26,5 +26,5 @@ def holder(lock: BaseFileLock) -> str:
 
 
 def _signature(lock: BaseFileLock) -> Path:
-    """A file of its own, made anew each time: the lock's file may have a second name somewhere else."""
+    """A file of its own, created each time: the lock's file may have a second name somewhere else."""
     return Path(f"{lock.lock_file}.json")

@@ -15,7 +15,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
-from stages.system.integrity import SEAL, broken_seal, read_json, read_seal, seal, write_json
+from stages.system.integrity import SEAL, broken_seal, read_json, seal, write_json
 from stages.training.trainer_internals import TRLTrainer, read_sums, restore_sums
 
 MIN_INTERVAL = 5.0
@@ -113,7 +113,7 @@ def _problem(checkpoint: Path) -> str | None:
     """Return why training cannot resume from a checkpoint; None if it can."""
     if broken := broken_seal(checkpoint):
         return broken
-    before, now = read_seal(checkpoint)["made_by"], _versions()
+    before, now = read_json(checkpoint / SEAL)["made_by"], _versions()
     changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
     return f"it was written with other versions ({', '.join(changed)})" if changed else None
 

@@ -104,10 +104,10 @@ class Runner:
 
 def _workers(work: Path) -> list[int]:
     """Return the ids of processes whose command line contains the folder: equal steps of other runs have its name."""
-    ids = []
+    ids, path = [], str(work.resolve()).encode()
     for folder in Path("/proc").iterdir():
         try:
-            if folder.name.isdigit() and str(work.resolve()).encode() in (folder / "cmdline").read_bytes():
+            if folder.name.isdigit() and path in (folder / "cmdline").read_bytes():
                 ids.append(int(folder.name))
         except OSError:
             continue  # the process has ended

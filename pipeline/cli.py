@@ -49,7 +49,7 @@ from pipeline.store.verify import verify
 from stages.records.run_record import read_run_record
 from stages.system.os_errors import explain_os_error
 from stages.system.secrets import mask_secrets
-from stages.system.terminal_text import safe
+from stages.system.terminal_text import first_line, safe
 
 INTERNAL_ERROR = 3
 INTERRUPTED = 130
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _internal_error(error: Exception) -> str:
     """Keep the traceback of an error that should not happen in a file; return a sentence on it."""
-    text = f"internal error: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+    text = f"internal error: {type(error).__name__}: {first_line(error)}"
     trace = mask_secrets("".join(traceback.format_exception(error)))
     try:
         with tempfile.NamedTemporaryFile("w", prefix="run-recipe-", suffix=".txt", delete=False) as file:

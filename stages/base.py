@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from stages.records.metrics import Metrics
+from stages.system.terminal_text import first_line
 
 BASE = "base"
 """The name by which stages refer to the recipe's own model."""
@@ -109,21 +110,23 @@ class Findings(BaseModel):
             yield
         except UserError as error:
             self.problems.append((error.key or key, str(error)))
-        except Exception as error:  # of a library, which is no reason to refuse a run
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            self.passed.append(f"{name} not checked ({reason})")
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # of a library, as tokenizers' own kind is; no reason to refuse a run
+            self.passed.append(f"{name} not checked ({first_line(error)})")
         else:
             self.passed.append(name)
 
 
-Ability = Literal["run", "preview", "estimate", "fetch", "check"]
+Ability = Literal["run", "preview", "estimate", "requests", "fetch", "check"]
 """What a kind of stage does in a process of its own. Each ability is a function of that name in a module of the kind's
 folder, or of the folder of a class that it extends: `run` in stage.py, which every kind has; the others in preview.py,
-estimate.py, fetch.py and check.py, if the file exists.
+estimate.py, requests.py, fetch.py and check.py, if the file exists.
 
     run(context: Context) -> Metrics                          run a step
     preview(step, config, paths, count) -> (dict, str, Any)   show `count` rows: JSON, an HTML page, a rich renderable
     estimate(config, inputs) -> Estimate                      see stages/estimate/result.py
+    requests(config, inputs) -> list[Request]                 what an evaluation asks its model, for its estimate
     fetch(config, paths, scratch) -> list[str]                download what no key names, one line for each download
     check(context, on_this_machine) -> Findings               check what `StageConfig.check` cannot without libraries
 
@@ -203,6 +206,9 @@ class StageConfig(Config):
 
         Args:
             files: path of each need that is a local file or folder.
+
+        Raises:
+            UserError: if they cannot be read.
         """
         return {}
 

@@ -25,15 +25,17 @@ from pipeline.recipe.loader import NAME, RESERVED_NAMES, RESERVED_STAGE_NAMES, R
 from pipeline.recipe.matrix import MATRIX
 from stages import KINDS
 from stages.base import StageConfig
-from stages.library_options.option_docs import DOCS, option_help
-from stages.library_options.option_models import Options
+from stages.library_options.option_models import Options, option_help
 
 ROOT = Path(__file__).parents[2]
 SCHEMA_FILE = ROOT / "recipes" / "recipe.schema.json"
 
 Schema = dict[str, Any]
-LIBRARIES: dict[str, list[str]] = DOCS["libraries"]
+_DOCS = json.loads(Path(__file__).with_name("library_docs.json").read_text(encoding="utf-8"))
+LIBRARIES: dict[str, list[str]] = _DOCS["libraries"]
 """Class or command, as in options.json -> its usual name, and the address of its documentation."""
+STAGE_NOTES: dict[str, str] = _DOCS["stage_notes"]
+"""Fields of TRL's configs whose default or meaning differs in a stage (stages.training.loop.arguments) -> how."""
 REFUSED = "Cannot be set here: "
 """Prefix of the description of a refused key; the reason follows."""
 

@@ -124,12 +124,12 @@ class _Planner:
                 except RecipeError as error:
                     self.problems += error.problems
             local = {key: source.path for key, source in inputs.items() if isinstance(source, Local)}
-            for file_name, path in part.config.named_files(local).items():
-                try:
+            try:
+                for file_name, path in part.config.named_files(local).items():
                     self.resolver.register(Local(path), f"stages.{stage}")
                     inputs[f"{NAMED_FILE} {file_name}"] = Local(path)
-                except BadReferenceError as error:
-                    self.problems.append(recipe.problem(("stages", stage), str(error)))
+            except (BadReferenceError, UserError) as error:
+                self.problems.append(recipe.problem(("stages", stage), str(error)))
             self.steps[name] = Step(name, stage, part.config, inputs, recipe, labels)
             self._check_target(self.steps[name])
         return self.steps[name]

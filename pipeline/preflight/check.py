@@ -1,7 +1,6 @@
 """Checks steps before the first one runs. What passed is cached by content, so that a second check takes no time."""
 
 import contextlib
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from pipeline.run.local_executor import LocalExecutor, free_disk
 from pipeline.store.provenance import installed_version
 from pipeline.store.store import Published
 from stages.base import Findings, UserError
-from stages.system.integrity import content_hash, write_json
+from stages.system.integrity import content_hash, read_json, write_json
 
 CHECK_VERSION = 2  # part of the cache key; increase it when a check finds more than before
 MAX_CACHED = 20_000  # checks in the cache, so that it stays small
@@ -131,7 +130,7 @@ def _problem(step: Step, key: str, text: str) -> Problem:
 def _read(file: Path) -> dict[str, Any]:
     """Read the cache; empty if there is none, or a damaged one."""
     with contextlib.suppress(OSError, ValueError):
-        if isinstance(cache := json.loads(file.read_text("utf-8")), dict):
+        if isinstance(cache := read_json(file), dict):
             return cache
     return {}
 

@@ -1,6 +1,6 @@
-"""Symbolic links in a runs folder that lead out of it: nothing is written, deleted or published through one.
+"""Symbolic links in a runs folder: nothing is written, deleted or published through one.
 
-The links of this program, from a run's folder to its results, stay inside; so may the links of others.
+The links of this program lead from a run's folder to its results in the store. Any other is refused.
 """
 
 import os
@@ -14,10 +14,10 @@ _NOT_ENTERED = ("scratch", "out")
 
 
 def refuse_foreign_links(runs: Path) -> None:
-    """Raise RecipeError if a link below `runs`, which may itself be a link, leads out of it."""
+    """Raise RecipeError if there is another link below `runs`, which may itself be one."""
     if links := sorted(_foreign_links(runs.resolve())):
-        text = f"is a symbolic link out of {runs}, through which nothing is written or deleted; delete the link"
-        raise RecipeError([f"{runs / link}: {text}" for link in links[:20]])
+        text = "is a symbolic link to something else than a result, and nothing is written or deleted through it"
+        raise RecipeError([f"{runs / link}: {text}; delete the link" for link in links[:20]])
 
 
 def _foreign_links(root: Path) -> Iterator[Path]:
@@ -29,10 +29,11 @@ def _foreign_links(root: Path) -> Iterator[Path]:
         is_deleted = len(parts) == 4 and parts[:2] == ("store", "unfinished") and parts[3] in _NOT_ENTERED
         if is_published or is_deleted:
             continue
+        is_run = len(parts) == 1 and parts[0] not in ("store", "cache")
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.is_symlink():
-                    if not Path(os.path.realpath(entry.path)).is_relative_to(root):
+                    if not is_run or not Path(os.path.realpath(entry.path)).is_relative_to(root / "store"):
                         yield Path(entry.path).relative_to(root)
                 elif entry.is_dir(follow_symlinks=False):
                     queue.append(Path(entry.path))

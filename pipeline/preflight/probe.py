@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.plan.step import Step
 from pipeline.recipe.nodes import RecipeError, split_key
 from stages.base import Ability
+from stages.system.limits import END_SIGNAL, END_TEXT
 from stages.system.module_command import module_command
 from stages.system.secrets import mask_secrets
 
@@ -63,6 +64,8 @@ def run_probe(
     call, variables = module_command("pipeline.preflight.probe_worker", ability)
     variables |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1", **environment}
     process = subprocess.run(call, input=json.dumps(job).encode(), capture_output=True, env=variables, check=False)
+    if process.returncode == -END_SIGNAL:
+        raise ProbeError(f"{option}: {END_TEXT}")
     if process.returncode != 0:
         last = process.stderr.decode(errors="replace").strip().splitlines()[-1:]
         raise ProbeError(f"{option}: its process ended with status {process.returncode}: {mask_secrets(''.join(last))}")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
@@ -48,13 +48,16 @@ def suggest_word(word: str, choices: list[str]) -> str:
 
 
 def model_at(model: type[BaseModel], key: Key) -> type[BaseModel] | None:
-    """Return the model of the section, or of the items of the list, under `key`."""
-    for part in (part for part in key if isinstance(part, str)):
+    """Return the model of the section, or of the items of the list or mapping, under `key`."""
+    parts = iter(part for part in key if isinstance(part, str))
+    for part in parts:
         field = model.model_fields.get(part)
-        types = [part for part in types_in(field.annotation) if isinstance(part, type)] if field else []
-        inner = next((part for part in types if issubclass(part, BaseModel)), None)
+        types = list(types_in(field.annotation)) if field else []
+        inner = next((each for each in types if isinstance(each, type) and issubclass(each, BaseModel)), None)
         if inner is None:
             return None
+        if any(get_origin(each) is dict for each in types):
+            next(parts, None)  # the mapping's own key, which users choose
         model = inner
     return model
 

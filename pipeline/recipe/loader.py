@@ -91,14 +91,15 @@ def load(path: Path, overrides: Sequence[str] = (), cells: Sequence[str] = ()) -
     tree, problems = read_file(path)
     for override in overrides:
         tree = apply_override(tree, override, problems)
+    secret_errors = [*_secret_errors(path.name, (), tree), *_secret_errors(tree.to_plain(), (), tree)]
     interpolator = Interpolator(tree)
     matrix = interpolator.resolve_matrix()
     all_cells, matrix_problems = read_matrix(matrix) if matrix else ([], [])
     selected = select_cells(all_cells, cells) if cells and not matrix_problems else all_cells
     reader = _RecipeReader()
     recipes = [reader.read(interpolator.resolve_cell(cell), cell) for cell in selected or [Cell()]]
-    if reader.secret_errors:
-        raise RecipeError(reader.secret_errors)
+    if secret_errors := list(dict.fromkeys([*secret_errors, *reader.secret_errors])):
+        raise RecipeError(secret_errors)
     recipes[0].problems.extend([*problems, *matrix_problems, *interpolator.problems, *reader.problems])
     return recipes
 

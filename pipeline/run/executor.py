@@ -7,6 +7,7 @@ from typing import Protocol
 from pipeline.run.job import Job, StepResult
 from stages.base import Resources, StageConfig
 from stages.records.run_record import Progress
+from stages.system.limits import END_SIGNAL, END_TEXT
 
 WORKER_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
@@ -57,6 +58,8 @@ class Executor(Protocol):
 
 def checked_result(result: StepResult | None, status: int) -> StepResult:
     """The result of a worker that ended with exit status `status`; an error if either is one."""
+    if status == -END_SIGNAL:
+        return StepResult(error=END_TEXT, is_user_error=True)
     if result is None:
         return StepResult(error=f"its process ended with status {status} before it had a result (out of memory?)")
     if status != 0 and result.error is None:

@@ -340,17 +340,18 @@ class Run:
     def _set_state(self, step: Step, state: str, seconds: float | None = None, error: str | None = None) -> None:
         """Record a step's state, and let its link in the run's folder point to its result."""
         result = self.results.get(step.name)
-        record = StepRecord(
-            step=step.name,
-            kind=step.kind,
-            labels=dict(step.labels),
-            state=state,
-            fingerprint=self.decisions[step.name].fingerprint,
-            path=os.path.relpath(result.path, self.resolver.runs) if result else None,
-            seconds=seconds,
-            error=error,
+        self.record.update(
+            StepRecord(
+                step=step.name,
+                kind=step.kind,
+                labels=dict(step.labels),
+                state=state,
+                fingerprint=self.decisions[step.name].fingerprint,
+                path=os.path.relpath(result.path, self.resolver.runs) if result else None,
+                seconds=seconds,
+                error=error,
+            )
         )
-        self.record.update(record)
         _link(self.folder / file_name(step.name), result.path if result else None)
 
 

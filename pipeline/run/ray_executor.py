@@ -29,6 +29,7 @@ from pipeline.run.job import Job, StepResult, decode
 from stages.base import Resources, StageConfig
 from stages.records.run_record import Progress
 from stages.system.module_command import module_command
+from stages.system.terminal_text import first_line
 
 cloudpickle.register_pickle_by_value(ray_task)
 
@@ -203,8 +204,7 @@ def _result(task: Any) -> StepResult:
     try:
         line, status = ray.get(task)
     except RayError as error:
-        first = str(error).strip().splitlines()[0]
-        return StepResult(error=f"the cluster could not run it ({type(error).__name__}): {first}")
+        return StepResult(error=f"the cluster could not run it ({type(error).__name__}): {first_line(error)}")
     result = decode(line) if line else None
     assert not isinstance(result, Progress)
     return checked_result(result, status)

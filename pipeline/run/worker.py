@@ -68,7 +68,9 @@ def _result(run: Callable[[], StepResult], folder: Path) -> StepResult:
         key = f"{error.key}: " if isinstance(error, UserError) and error.key else ""
         message = explain_os_error(error) or f"{key}{error}"
         return StepResult(error=message, is_user_error=isinstance(error, UserError))
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # tokenizers' panics are no Exception
         with contextlib.suppress(OSError):  # the log may be on the full disk
             traceback.print_exc()
         if text := explain_os_error(error, folder):

@@ -5,12 +5,11 @@ the files it uses in full (pipeline.run.loop). A cache whose own checksum is wro
 """
 
 import contextlib
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from stages.system.integrity import content_hash, file_hash, write_json
+from stages.system.integrity import content_hash, file_hash, read_json, write_json
 
 SETTLED_SECONDS = 2.0
 """Files changed more recently are not cached: they may change again within one tick of the file system's clock."""
@@ -26,7 +25,7 @@ class HashCache:
         """Path -> size, times and inode; hash."""
         self._changed = False
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):  # no file, or a damaged one
-            stored = json.loads(file.read_text("utf-8"))
+            stored = read_json(file)
             if stored["sha256"] == content_hash(stored["hashes"]):
                 self._hashes = {path: (signature, sha256) for path, (signature, sha256) in stored["hashes"].items()}
 

@@ -1,7 +1,6 @@
 """Repositories of the model hub: resolved to a commit and fetched into the hub's own cache."""
 
 import hashlib
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from typing import Any, Literal
 
 from pipeline.store.wheels import BadReferenceError
 from stages.data.files import DATA_SUFFIXES
-from stages.system.integrity import write_json
+from stages.system.integrity import read_json, write_json
 
 MODEL_DESCRIPTION = ["*.json", "*.txt", "*.model", "*.jinja"]
 MODEL_FILES = ["*.safetensors", *MODEL_DESCRIPTION]
@@ -176,7 +175,7 @@ def _fetch_data_set(hub: Hub, cache: Path) -> Path:
         names = HfApi().list_repo_files(hub.repo, repo_type="dataset", revision=hub.commit)
         listing.parent.mkdir(parents=True, exist_ok=True)
         write_json(listing, list(filter_repo_objects(names, allow_patterns=patterns)))
-    names = json.loads(listing.read_text(encoding="utf-8"))
+    names = read_json(listing)
     if not set(names) - {DATA_CARD}:
         raise BadReferenceError(f"{hub}: has no {', '.join(DATA_FILES)}, the only data formats; name another data set")
     folder = Path(snapshot_download(hub.repo, repo_type="dataset", revision=hub.commit, allow_patterns=patterns))

@@ -21,7 +21,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.platform(),
         "machine": platform.machine(),
-        "processor": _processor(),
+        "processor": (_output("grep", "-m1", "model name", "/proc/cpuinfo") or "").partition(": ")[2] or None,
         "cores": os.cpu_count(),
         "gpus": _output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"),
         "packages": dict(sorted((package.name, package.version) for package in metadata.distributions())),
@@ -51,14 +51,6 @@ def machine() -> dict[str, Any]:
         return {**device, "repeatable": True}
     reason = "GPU kernels may sum in a different order each time; train.full_determinism: true prevents this"
     return {**device, "repeatable": False, "why_not": reason}
-
-
-def _processor() -> str | None:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or None
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
 
 
 def _output(*command: str) -> str | None:

@@ -35,6 +35,11 @@ class RunFolder(Local):
 
 Reference = Local | Hub | Pypi
 
+DATASETS_CONFIG = ".huggingface.yaml"
+"""The one hidden file of a folder that decides what is read: datasets takes its options from there."""
+MOST_LINKS = 3
+"""Links to folders on the way to a file. Folders that link to each other would have paths without end."""
+
 ENVIRONMENT = (
     "; recipes read no environment variables: pass the value by --set KEY=VALUE, where the shell replaces them"
 )
@@ -146,12 +151,15 @@ def _folder_hash(folder: Path, hash_file: Callable[[Path], str]) -> str:
     return hashlib.sha256("".join(lines).encode(errors="surrogatepass")).hexdigest()  # names need not be UTF-8
 
 
-def _files(folder: Path, parents: tuple[Path, ...]) -> Iterator[Path]:
+def _files(folder: Path, parents: tuple[Path, ...], links: int = 0) -> Iterator[Path]:
     """Yield every file below `folder`. Links to one of `parents`, the real folders above, are not followed."""
     for entry in folder.iterdir():
-        if entry.name.startswith(".") or entry.name == "__pycache__" or entry.suffix == ".pyc":
+        is_hidden = entry.name.startswith(".") and entry.name != DATASETS_CONFIG
+        if is_hidden or entry.name == "__pycache__" or entry.suffix == ".pyc":
             continue
         if not entry.is_dir():
             yield entry
         elif (real := entry.resolve()) not in parents:
-            yield from _files(entry, (*parents, real))
+            if (count := links + entry.is_symlink()) > MOST_LINKS:
+                raise BadReferenceError(f"{entry}: is the {count}th link of folders in each other; remove some")
+            yield from _files(entry, (*parents, real), count)

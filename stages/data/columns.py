@@ -1,8 +1,10 @@
 """Validate the value of one column: text, messages, tools, token ids or weights."""
 
+import inspect
 import json
 import reprlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -99,29 +101,17 @@ def template_arguments(row: Record) -> dict[str, Any]:
     options = _from_json("chat_template_kwargs", row.get("chat_template_kwargs")) or None
     if not isinstance(options, dict | None):
         raise BadRow("chat_template_kwargs", f"is {type(options).__name__}, not an object of template variables")
-    if wrong := _RENDER_ARGUMENTS & (options or {}).keys():
+    if options and (wrong := _render_arguments() & options.keys()):
         raise BadRow("chat_template_kwargs", f"sets {', '.join(sorted(wrong))}, which this project sets itself")
     return lists | {"chat_template_kwargs": options}
 
 
-_RENDER_ARGUMENTS = {
-    "add_generation_prompt",
-    "continue_final_message",
-    "conversation",
-    "documents",
-    "max_length",
-    "messages",
-    "padding",
-    "processor_kwargs",
-    "return_assistant_tokens_mask",
-    "return_dict",
-    "return_tensors",
-    "tokenize",
-    "tokenizer_kwargs",
-    "tools",
-    "truncation",
-}
-"""Arguments of transformers' apply_chat_template that are no free variables of the template."""
+@cache
+def _render_arguments() -> set[str]:
+    """Return the arguments of transformers' apply_chat_template, which are no free variables of a template."""
+    from transformers import PreTrainedTokenizerBase
+
+    return {"messages", *inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters}
 
 
 def _from_json(column: str, value: Any) -> Any:
@@ -170,8 +160,8 @@ def weighted_tokens(row: Record) -> tuple[list[int], list[float]]:
     ids, weights = filled_list(row, "input_ids"), filled_list(row, "loss_weights")
     if len(ids) != len(weights):
         raise BadRow(None, f"has {len(ids)} input_ids but {len(weights)} loss_weights; write one weight for each token")
-    if invalid := [value for value in ids if type(value) is not int or value < 0]:
-        raise BadRow("input_ids", f"has {reprlib.repr(invalid[0])}; a token id is an integer >= 0")
+    if invalid := [value for value in ids if type(value) is not int or not 0 <= value < 2**31]:
+        raise BadRow("input_ids", f"has {reprlib.repr(invalid[0])}; a token id is an integer from 0 to 2147483647")
     if invalid := [value for value in weights if not is_weight(value)]:
         raise BadRow("loss_weights", f"has {reprlib.repr(invalid[0])}; a weight is a finite number >= 0")
     return ids, weights

@@ -17,7 +17,7 @@ from stages.data.formats import TrainingRow
 from stages.data.message_locations import REASONING_KEYS
 from stages.data.reader import RowReport, dropped_rows_text, row_place
 from stages.data.tokenization import ROW_JSON, Preparer, apply, content_key, problems
-from stages.system.integrity import build_once, write_json
+from stages.system.integrity import build_once, read_json, write_json
 
 REPORT = "report.json"  # in the cached data set's folder
 
@@ -40,7 +40,7 @@ def load_rows(context: Context, part: str, preparer: Preparer, *settings: Any) -
         reading = replace(reading, split="")  # a single file has no splits
     folder = context.cache / "prepared" / content_key(source.fingerprint, reading, preparer.key(), *settings)
     build_once(folder, partial(_build, context, part, preparer))
-    report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    report = read_json(folder / REPORT)
     return Dataset.load_from_disk(str(folder)), RowReport(**report)
 
 

@@ -8,6 +8,7 @@ import csv
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,8 +93,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Build a JSON object. Raises ValueError if a key occurs twice, where Python would keep the last value only."""
     value = dict(pairs)
     if len(value) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
         raise ValueError(f"an object has the key {twice!r} twice; remove one")
     return value
 
@@ -197,10 +197,10 @@ def _read_csv(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _header(place: str, names: list[str]) -> list[str]:
     """Return the column names of a CSV file, which must be different and not empty."""
-    for name in names:
+    for name, count in Counter(names).items():
         if not name.strip():
             raise UserError(f"{place}: a column has no name; name it, or remove it (pandas writes one: index=False)")
-        if names.count(name) > 1:
+        if count > 1:
             raise UserError(f"{place}: two columns have the name {name!r}; rename or remove one")
     return names
 

@@ -13,6 +13,10 @@ from typing import Any
 
 from stages.base import UserError
 from stages.data.files import DATA_SUFFIXES, Record, Unreadable, read_part
+from stages.system.limits import LimitExceeded, limited
+
+CARD_SECONDS = 60.0
+"""Longest time to read the card and the names of the files of a folder."""
 
 
 def read_folder(folder: Path, subset: str | None, split: str) -> Iterator[tuple[Path, int, Record | Unreadable]]:
@@ -43,8 +47,9 @@ def folder_subsets(folder: Path) -> list[str]:
 
     try:
         # a relative path could be read as the name of a data set on the hub
-        return ["default"] if is_saved(folder) else datasets.get_dataset_config_names(str(folder.resolve()))
-    except Exception as error:
+        with limited(CARD_SECONDS):
+            return ["default"] if is_saved(folder) else datasets.get_dataset_config_names(str(folder.resolve()))
+    except (Exception, LimitExceeded) as error:
         raise _not_a_data_set(folder, error) from None
 
 
@@ -60,13 +65,14 @@ def files_by_split(folder: Path, subset: str | None) -> dict[str, list[Path]]:
         if is_saved(folder):
             files = _saved_files(folder)
         else:
-            config = datasets.load_dataset_builder(str(folder.resolve()), name=subset).config
+            with limited(CARD_SECONDS):
+                config = datasets.load_dataset_builder(str(folder.resolve()), name=subset).config
             _refuse_options(folder, config)
             files = config.data_files or {}
         return {str(split): [_inside(folder, str(file)) for file in files[split]] for split in files}
     except UserError:
         raise
-    except Exception as error:  # datasets raises errors of any type
+    except (Exception, LimitExceeded) as error:  # datasets raises errors of any type
         raise _not_a_data_set(folder, error) from None
 
 
@@ -84,7 +90,7 @@ def unread_files(folder: Path) -> list[str]:
     return [str(name) for name in names if not any(part.startswith((".", "_")) for part in name.parts)]
 
 
-def _not_a_data_set(folder: Path, error: Exception) -> UserError:
+def _not_a_data_set(folder: Path, error: BaseException) -> UserError:
     return UserError(f"{folder}: cannot be read as a data set: {textwrap.shorten(str(error), 200, placeholder=' ...')}")
 
 

@@ -24,7 +24,6 @@ class Segment(IntEnum):
 TARGET_SEGMENTS = (Segment.COMPLETION, Segment.TEXT, Segment.GIVEN)
 """Segments that the model should produce; the others are its input."""
 
-
 MAX_TEMPLATE_SHARE = 0.25
 """Of the weighted tokens. With a template that the model has not seen, more than this make most of the gradient."""
 

@@ -115,26 +115,22 @@ def _problem(chosen: dict[str, Any], rejected: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class PairStats:
-    """Counts of the pairs of a data set, and of tokens, those of a prompt twice."""
+    """Counts of the pairs of a data set, and of tokens, those of a prompt twice; else as those of rows
+    (stages.sft.row_filter.DatasetStats)."""
 
     rows: int
     """The sum of the next four."""
     rows_used: int
     rows_bad: int
-    """Unusable rows, with `on_bad_row: drop`."""
     rows_too_long: int
     rows_equal: int
     rows_other_prompt: int
     """Pairs, used or not, whose prompt has other tokens before chosen than before rejected."""
     rows_unwritten: int
-    """Pairs with earlier answers of which the chat template leaves out text, such as reasoning, by design."""
     tokens: int
     tokens_truncated: int
-    """Beyond max_length, of all pairs."""
     tokens_merged: int
-    """Tokens that span the boundary before a completion, of all pairs; they belong to the completion."""
     longest: int
-    """Tokens of the longest prompt with a completion that is used."""
     largest_id: int
     rows_without_stop: int
     """Pairs that are used and in whose chosen completion no token stops generation."""

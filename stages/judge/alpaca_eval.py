@@ -26,7 +26,6 @@ Annotation = dict[str, Any]
 """The package's row for one instruction. Its `preference` goes from 1 (the reference's output is better) to 2 (the
 model's); it is None or NaN if no reply of the judge is readable."""
 
-
 GENERATORS = {"generator_1": "the reference", "generator_2": "the evaluated model"}
 """The package's names of whose outputs are compared. Names of its own, or twice the same one, would change scores."""
 

@@ -14,10 +14,10 @@ from stages.judge.config import JudgeStage
 from stages.judge.endpoint import base_url, endpoint
 from stages.judge.http_client import HTTPClient
 from stages.system.secrets import mask_secrets
+from stages.system.terminal_text import first_line
 
 UNREADABLE = {"message": {"content": ""}}
 """Replaces a response that is not a chat completion. No parser can read it, so the request is repeated."""
-
 
 Reply = dict[str, Any]
 """First choice of the API's response, and what identifies the judge: see `JUDGE_KEYS`."""
@@ -110,9 +110,9 @@ class Judge:
         try:
             return _validated(await create(model=self.model, messages=cast(Any, messages), **parameters))
         except APIStatusError as error:
-            raise UserError(f"judge: {endpoint()} answers {error.status_code}: {_first_line(error)}") from None
+            raise UserError(f"judge: {endpoint()} answers {error.status_code}: {first_line(error)}") from None
         except OpenAIError as error:
-            message = f"judge: {endpoint()} does not answer: {_first_line(error)}"
+            message = f"judge: {endpoint()} does not answer: {first_line(error)}"
             raise UserError(f"{message}; run the command again to resume") from None
         except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
             return UNREADABLE  # it is no JSON, or no chat completion
@@ -136,7 +136,3 @@ def _validated(response: Any) -> Reply:
     judge = dict(zip(JUDGE_KEYS, (response.model, response.system_fingerprint, endpoint()), strict=True))
     reply: Reply = json.loads(mask_secrets(json.dumps(choice | judge, allow_nan=False)))  # a server may echo the key
     return reply
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

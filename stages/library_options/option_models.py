@@ -1,6 +1,6 @@
 """Pydantic models of the options of TRL, PEFT, transformers and accelerate, built from options.json without torch.
 
-A test compares that file with the installed versions, and `python -m tests.stages.library_options.libraries` writes it.
+`python -m tests.stages.library_options.libraries` writes the JSON files; a test compares them with the libraries.
 """
 
 import fnmatch
@@ -8,7 +8,7 @@ import json
 import typing
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, StringConstraints, create_model, model_serializer, model_validator
 
@@ -16,11 +16,19 @@ from stages.base import Config, wrong_at
 from stages.library_options.option_constraints import RANGES, RESERVED, find_conflict
 
 OPTIONS_FILE = Path(__file__).with_name("options.json")
+HELP_FILE = Path(__file__).with_name("option_help.json")
 
 CODE_OPTIONS = ("custom_generate", "trust_remote_code")
 """Generation options that would fetch code and run it instead of the model's own generation."""
 
-TYPES = {"int": int, "float": float, "bool": bool, "str": str, "list": list, "dict": dict}
+TYPES = {"int": int, "float": float, "bool": bool, "flag": bool, "str": str, "list": list, "dict": dict}
+
+
+class Help(NamedTuple):
+    """A library's default of an option, None if it has none or computes it, and the first sentence of its help."""
+
+    default: Any
+    text: str
 
 
 class Options(Config):
@@ -58,9 +66,22 @@ class ModelInit(Options):
 
 
 @cache
+def option_help(name: str) -> dict[str, Help]:
+    """Return option -> help of a class or command in options.json."""
+    return {key: Help(*entry) for key, entry in json.loads(HELP_FILE.read_text())[name].items()}
+
+
+@cache
+def option_kinds(name: str) -> dict[str, list[str]]:
+    """Return option -> kinds of its values, of a class or command; see `_type_of`. A `flag` has no value in a shell."""
+    kinds: dict[str, list[str]] = json.loads(OPTIONS_FILE.read_text())[name]
+    return kinds
+
+
+@cache
 def options(name: str) -> type[Options]:
     """Build the model of a class or command in options.json; all its fields are optional."""
-    declared: dict[str, list[str]] = json.loads(OPTIONS_FILE.read_text())[name]
+    declared = option_kinds(name)
     patterns = RESERVED.get(name, {}) | (RESERVED["train"] if name in ("SFTConfig", "DPOConfig") else {})
     names = [*declared, *(pattern for pattern in patterns if "*" not in pattern)]
     reserved = {key: reason for pattern, reason in patterns.items() for key in fnmatch.filter(names, pattern)}

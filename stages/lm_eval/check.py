@@ -15,7 +15,6 @@ DEFAULT_LENGTH = 256
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """Names of the longest answer in a task's generation_kwargs; the first that is set counts, as in lm-eval."""
 
-
 Notes = list[tuple[str, str]]
 
 

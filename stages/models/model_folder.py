@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.base import UserError
+from stages.system.terminal_text import first_line
 
 TRUST = "set trust_remote_code: true on the stage; they can then do on this machine whatever you can do"
 REMOTE_CODE = "trust_remote_code: the model's own Python files run"  # the line of --plan for a stage that sets it
@@ -30,11 +31,11 @@ def check_model(path: Path, trusted: bool, key: str, weights: bool = True) -> No
         _check_code(path, _read_json(path / file, key), trusted, key)
 
 
-def why_not_loaded(error: Exception) -> str:
+def why_not_loaded(error: BaseException) -> str:
     """Return the first line of a library's error."""
     if "trust_remote_code=True" in str(error):
         return f"it comes with its own Python files; if you trust them, {TRUST}"
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first_line(error)
 
 
 def check_context(path: Path, length: int | None, key: str) -> None:

@@ -14,10 +14,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from stages.base import UserError
 from stages.models.adapter_check import add_adapter
 from stages.models.model_folder import why_not_loaded
+from stages.system.limits import LimitExceeded, limited
 
 STORED_CHECKPOINTS = 3  # those that stages.training.checkpoints keeps and the one it writes; importing it takes seconds
 # part of an optimiser's name -> values that it keeps for each trainable parameter; others keep none
 OPTIMISER_STATES = {"adafactor": 0.1, "adalomo": 0.1, "ademamix": 3, "adam": 2, "lion": 1, "rmsprop": 1, "adagrad": 1}
+BUILD_SECONDS = 60.0
+"""Longest time to build a model without weights; those of a hundred layers take a few."""
 
 
 @lru_cache(8)  # the cells of a matrix mostly share it
@@ -27,14 +30,15 @@ def build(path: Path, dtype: str, trusted: bool, lora: str | None = None) -> Any
     Raises UserError, at a key of `lora` if that is wrong.
     """
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trusted)
-        dtype = (config.dtype or "float32") if dtype == "auto" else dtype
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trusted).train()
+            with limited(BUILD_SECONDS):
+                config = AutoConfig.from_pretrained(path, trust_remote_code=trusted)
+                dtype = (config.dtype or "float32") if dtype == "auto" else dtype
+                model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trusted).train()
             if lora is not None:
                 add_adapter(model, json.loads(lora))
             return model
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, MemoryError, LimitExceeded) as error:
         raise UserError(f"{path}: the model cannot be built from its config: {why_not_loaded(error)}") from None
 
 

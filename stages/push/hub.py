@@ -14,6 +14,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from stages.base import UserError
+from stages.system.terminal_text import first_line
 
 WEIGHTS = (".safetensors", ".safetensors.index.json")
 """Old files with these endings are deleted from the repository: loaders would mix them with the model's."""
@@ -66,17 +67,12 @@ def _explained_errors(api: HfApi, repo: str) -> Iterator[None]:
             403: "the token may not write there; create one that may at settings/tokens on the hub",
             404: "this token sees no such repository",
         }.get(status, "run it again")
-        reason = _first_line(error.server_message or "")
-        raise UserError(f"{api.endpoint} answers {status} for {repo}{reason}; {remedy}", "repo") from None
+        reason = first_line(error.server_message or error)
+        raise UserError(f"{api.endpoint} answers {status} for {repo}: {reason}; {remedy}", "repo") from None
     except UserError:
         raise
     except Exception as error:  # the type depends on the client's HTTP library
-        reason = _first_line(str(error.__cause__ or error))  # a thread's upload wraps its cause
+        reason = first_line(error.__cause__ or error)  # a thread's upload wraps its cause
         raise UserError(
-            f"{api.endpoint} (HF_ENDPOINT) cannot be used for {repo}{reason}; run it again when it can", "repo"
+            f"{api.endpoint} (HF_ENDPOINT) cannot be used for {repo}: {reason}; run it again when it can", "repo"
         ) from None
-
-
-def _first_line(text: str) -> str:
-    lines = text.strip().splitlines()
-    return f": {lines[0]}" if lines else ""

@@ -1,13 +1,12 @@
 """stage.json: the manifest of a published result. It is written last, and its own hash protects it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from pydantic import ConfigDict, ValidationError
 
 from stages.records.metrics import Metrics, Record
-from stages.system.integrity import content_hash, write_json
+from stages.system.integrity import content_hash, read_json, write_json
 
 MANIFEST = "stage.json"
 MANIFEST_SCHEMA = 2  # version of the file's form; raise it if an older reader would misread the new form
@@ -78,7 +77,7 @@ def read_manifest(folder: Path, fingerprint: str | None = None) -> Manifest:
         PermissionError: this user may not read it, which says nothing about the result.
     """
     try:
-        body = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        body = read_json(folder / MANIFEST)
         if body["schema"] != MANIFEST_SCHEMA:
             raise ManifestError(f"{MANIFEST} has form {body['schema']}, but this version reads form {MANIFEST_SCHEMA}")
         manifest = Manifest.model_validate(body)

@@ -1,6 +1,5 @@
 """run.json: the state of every step of a run, while it runs and afterwards."""
 
-import json
 import os
 import socket
 from collections.abc import Mapping
@@ -9,7 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stages.system.integrity import write_json
+from pydantic import TypeAdapter, ValidationError
+
+from stages.system.integrity import read_json, write_json
 
 RUN_RECORD = "run.json"
 STATES = ("done", "cached", "failed", "skipped", "interrupted", "running", "waiting", "not asked for")
@@ -81,12 +82,12 @@ class RunRecord:
 
 def read_run_record(folder: Path) -> RunRecord:
     """Read run.json in `folder`. Raises OSError or ValueError."""
-    body = json.loads((folder / RUN_RECORD).read_text(encoding="utf-8"))
+    body = read_json(folder / RUN_RECORD)
     try:
-        steps = [StepRecord(**{**s, "progress": s["progress"] and Progress(*s["progress"])}) for s in body["steps"]]
-        return RunRecord(**{**body, "steps": steps})
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"unknown form, perhaps of an older version: {error}") from None
+        return TypeAdapter(RunRecord).validate_python(body)
+    except ValidationError as error:
+        key = ".".join(map(str, error.errors()[0]["loc"]))
+        raise ValueError(f"unknown form, perhaps of an older version: wrong or missing key {key}") from None
 
 
 def write_run_record(

@@ -15,7 +15,6 @@ FEWEST_POINTS = 3
 PAPER_CORRELATIONS = Path(__file__).with_name("paper_correlations.csv")
 """Spearman's and Kendall's coefficients of the paper (arXiv 2507.07817, its table of correlations)."""
 
-
 Key = tuple[str, str]
 """Whose characteristic (`training prompts`, `benchmark prompts` or `model`), and which."""
 Point = tuple[float, float]

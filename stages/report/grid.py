@@ -3,13 +3,13 @@
 The baseline of a grid is conventional instruction tuning (IT), the pair (0, 1); improvements are relative to it.
 """
 
-import csv
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
 
 from stages.base import BASE, UserError
+from stages.data.files import Record, read_rows
 from stages.report.results import Column, Model, Results
 from stages.report.sampling_errors import Estimate, rounded
 from stages.report.tables import Cell, Table, number
@@ -201,25 +201,17 @@ def grid_table(grid: Grid) -> Table:
 
 
 def read_published_grids(file: Path) -> list[Grid]:
-    """Read grids from a CSV file with PUBLISHED_COLUMNS, in its order; scores are in points there, as shares here."""
+    """Read grids from a file with PUBLISHED_COLUMNS, in its order; scores are in points there, as shares here."""
     cells: dict[Names, dict[Pair, GridCell]] = {}
-    try:
-        with file.open(encoding="utf-8", newline="") as lines:
-            rows = csv.DictReader(lines)
-            if missing := [name for name in PUBLISHED_COLUMNS if name not in (rows.fieldnames or ())]:
-                raise UserError(
-                    f"{file}:1: has no column {', '.join(missing)}; it needs {', '.join(PUBLISHED_COLUMNS)}"
-                )
-            for row in rows:
-                place, names = f"{file}:{rows.line_num}", (row["model"], row["dataset"])
-                prompt, completion, score = [_number_in_row(row, name, place) for name in PUBLISHED_COLUMNS[2:]]
-                if (prompt, completion) in cells.setdefault(names, {}):
-                    raise UserError(f"{place}: {', '.join(map(str, names))} has {(prompt, completion)} twice")
-                cells[names][prompt, completion] = GridCell((score / 100,))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{file}: cannot be read as CSV ({error})") from None
-    if not cells:
-        raise UserError(f"{file}: has no rows")
+    for line, row in read_rows(file):
+        place = f"{file}:{line}"
+        if missing := [name for name in PUBLISHED_COLUMNS if name not in row]:
+            raise UserError(f"{place}: has no column {', '.join(missing)}; it needs {', '.join(PUBLISHED_COLUMNS)}")
+        names = row["model"], row["dataset"]
+        prompt, completion, score = [_number_in_row(row, name, place) for name in PUBLISHED_COLUMNS[2:]]
+        if (prompt, completion) in cells.setdefault(names, {}):
+            raise UserError(f"{place}: {', '.join(map(str, names))} has {(prompt, completion)} twice")
+        cells[names][prompt, completion] = GridCell((score / 100,))
     grids = []
     for names, pairs in cells.items():
         title = ", ".join(map(str, names))
@@ -230,8 +222,8 @@ def read_published_grids(file: Path) -> list[Grid]:
     return grids
 
 
-def _number_in_row(row: dict[str, str], name: str, place: str) -> float:
-    number = _number(row[name] or "")
+def _number_in_row(row: Record, name: str, place: str) -> float:
+    number = _number(row[name])
     limit, unit = (100, "it is in points") if name == "average_score" else (1, "weights are numbers")
     if number is None or not 0 <= number <= limit:
         raise UserError(f"{place}: {name} is {row[name]!r}; {unit}, between 0 and {limit}")

@@ -2,14 +2,13 @@
 
 import base64
 import hashlib
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from stages.report.tables import Table
-from stages.system.terminal_text import safe
+from stages.system.terminal_text import markdown_text, safe
 
 
 @dataclass(frozen=True)
@@ -32,13 +31,6 @@ class Section:
 
     def __bool__(self) -> bool:
         return bool(self.pictures or any(table.rows for _, table in self.tables))
-
-
-def escape(text: str) -> str:
-    """Return Markdown that shows `text` literally, inside a table cell, too."""
-    text = safe(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    text = re.sub(r"([\\`*\[\]|#~$!])", r"\\\1", " ".join(text.split()))
-    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # an underscore inside a word is no emphasis
 
 
 LATEX_ESCAPES = {
@@ -65,7 +57,7 @@ _TEMPLATES = Environment(
     undefined=StrictUndefined,
 )
 _TEMPLATES.filters.update(
-    markdown=escape,
+    markdown=markdown_text,
     latex=latex_text,
     base64=lambda data: base64.b64encode(data).decode(),
     source_hash=lambda text: f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}",

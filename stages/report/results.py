@@ -1,6 +1,5 @@
 """The scores of the steps that a report shows, their averages over benchmarks and their differences."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +25,7 @@ from stages.report.sampling_errors import (
     with_error,
 )
 from stages.system.file_names import file_name
+from stages.system.integrity import read_json
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ class Results:
         """The residuals over items, where these give the score; else those of its standard error alone."""
         row, evaluation, column = score.row, self.evaluations[score.step], score.column
         if name := evaluation.metrics.resamples.get(column.task):  # of a fit to all items, whose items have no errors
-            resamples = json.loads((evaluation.path / name).read_text(encoding="utf-8"))
+            resamples = read_json(evaluation.path / name)
             if values := resamples["values"].get(column.metric):
                 return residuals_of_resamples(values, resamples["items"], row.n)
         parts = {task: self._items(score.step, replace(column, task=task)) for task in row.members or (column.task,)}

@@ -35,6 +35,15 @@ def write_json(path: Path, value: Any) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def read_json(path: Path) -> Any:
+    """Read the JSON of a regular file. Raises OSError or ValueError."""
+    require_regular(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
 def delete(path: Path) -> None:
     """Delete a file, a folder or a link, as far as possible; what a link points to stays."""
     if path.is_dir() and not path.is_symlink():
@@ -98,18 +107,13 @@ def seal(folder: Path, **details: Any) -> None:
 def broken_seal(folder: Path) -> str | None:
     """Describe why a sealed folder is unusable. None if it is complete and unchanged. Raises PermissionError."""
     try:
-        return damage(folder, read_seal(folder)["files"])
+        return damage(folder, read_json(folder / SEAL)["files"])
     except PermissionError:
         raise
     except FileNotFoundError:
         return "it was not finished"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{SEAL} cannot be read"
-
-
-def read_seal(folder: Path) -> dict[str, Any]:
-    """Read SEAL. Raises OSError or ValueError if it is missing or unreadable."""
-    return json.loads((folder / SEAL).read_text(encoding="utf-8"))
 
 
 def build_once(folder: Path, build: Callable[[Path], None]) -> None:

@@ -10,6 +10,9 @@ from typing import Any
 
 MEMORY = 2**32
 """Bytes that a block may allocate."""
+END_SIGNAL = signal.SIGPROF
+END_TEXT = "a chat template, a pattern or a filter that it was given does not end; read those of its model and tasks"
+"""Why a process ends by END_SIGNAL."""
 _MEMORY_FILE = Path("/proc/self/statm")
 
 
@@ -21,7 +24,9 @@ class LimitExceeded(BaseException):
 def limited(seconds: float) -> Iterator[None]:
     """Raise LimitExceeded in a block that takes longer, and MemoryError if it allocates more than MEMORY.
 
-    Python's regular expressions and jinja2's templates can be interrupted. Only a process's main thread has limits.
+    Python's regular expressions and jinja2's templates can be interrupted. A single operation in C cannot, such as the
+    comparison of lists: after three times as many seconds of computing, END_SIGNAL ends the process. Only a process's
+    main thread has limits.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -36,9 +41,11 @@ def limited(seconds: float) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, hard))
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_PROF, 3 * seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGALRM, before)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -12,7 +12,7 @@ FULL_DISK_TEXTS = ("No space left on device", "Not enough disk space")
 """The wordings of the system and of datasets."""
 
 
-def explain_os_error(error: Exception, folder: Path | None = None) -> str | None:
+def explain_os_error(error: BaseException, folder: Path | None = None) -> str | None:
     """Explain an error that the machine caused; None if it has another cause. Published results stay intact.
 
     Args:

@@ -3,11 +3,14 @@
 import os
 import re
 from collections.abc import Iterator
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 _SECRET_NAME = re.compile(
-    r"(^|_)(PASS|KEY|KEYS|PAT|AUTH)(_|$)|TOKEN(?!IZ)|SECRET|PASSWORD|PASSWD|PASSPHRASE|APIKEY|CREDENTIAL", re.I
+    r"(^|_)(KEYS?|PAT|AUTH)\d*(_|$)|_PWD\d*(_|$)|(?<!COM)(?<!BY)PASS\d*(_|$)|PASSWORD|PASSWD|PASSPHRASE|TOKEN(?!IZ)|SECRET"
+    r"|BEARER|CREDENTIAL|(API|ACCESS|PRIVATE|SECRET|SIGNING|MASTER)_?KEY",
+    re.I,
 )
+_USER_INFO = re.compile(r"://([^/?#@\s]*)@")
 _SHORTEST = 8
 """A shorter value could be any word."""
 
@@ -17,13 +20,11 @@ def secret_values() -> Iterator[tuple[str, str]]:
     for name, value in os.environ.items():
         if _SECRET_NAME.search(name) and len(value) >= _SHORTEST:
             yield name, value
-        elif "://" in value and "@" in value:
-            user, separator, password = urlsplit(value).netloc.rpartition("@")[0].partition(":")
-            for part in {password, unquote(password)} if separator else {user}:
-                if len(part) >= _SHORTEST:
-                    yield name, part
-            if separator:
-                yield name, f"{user}:{password}@"
+        for user_info in _USER_INFO.findall(value):
+            for part in {user_info, *user_info.split(":", 1)}:
+                for text in {part, unquote(part)}:
+                    if len(text) >= _SHORTEST:
+                        yield name, text
 
 
 def mask_secrets(text: str) -> str:

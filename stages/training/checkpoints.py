@@ -5,7 +5,6 @@ the data. With the sums behind the next log restored as well, a resumed training
 was never interrupted.
 """
 
-import json
 import shutil
 import time
 from importlib import metadata
@@ -16,7 +15,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
-from stages.system.integrity import SEAL, broken_seal, read_seal, seal, write_json
+from stages.system.integrity import SEAL, broken_seal, read_json, seal, write_json
 from stages.training.trainer_internals import TRLTrainer, read_sums, restore_sums
 
 MIN_INTERVAL = 5.0
@@ -72,7 +71,7 @@ class Checkpoints(TrainerCallback):
         self._started = self._last_save = time.monotonic()
         if self.resume_from is None:
             return
-        saved = json.loads(self._sums_file(self.resume_from).read_text(encoding="utf-8"))
+        saved = read_json(self._sums_file(self.resume_from))
         restore_sums(self.trainer, saved, args.device)
         for name, tensor in self.sums.items():
             tensor.copy_(torch.tensor(saved["sums"][name], dtype=tensor.dtype))
@@ -114,7 +113,7 @@ def _problem(checkpoint: Path) -> str | None:
     """Return why training cannot resume from a checkpoint; None if it can."""
     if broken := broken_seal(checkpoint):
         return broken
-    before, now = read_seal(checkpoint)["made_by"], _versions()
+    before, now = read_json(checkpoint / SEAL)["made_by"], _versions()
     changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
     return f"it was written with other versions ({', '.join(changed)})" if changed else None
 

@@ -12,7 +12,7 @@ from stages.base import BASE, Config, Need, StageConfig, UserError, wrong_at
 from stages.data.formats import FORMATS, columns_of
 from stages.data.reader import Reading, RowReport
 from stages.library_options.option_constraints import OPTIMIZER_PACKAGES
-from stages.library_options.option_models import Options, options
+from stages.library_options.option_models import Options, option_help, options
 from stages.models.model_folder import REMOTE_CODE, check_model
 from stages.training.launch import Launch
 
@@ -210,8 +210,6 @@ class TrainingStage(StageConfig):
     @property
     def train_options(self) -> dict[str, Any]:
         """The options of `train` over the libraries' defaults; of two names for one option, both have the value."""
-        from stages.library_options.option_docs import option_help  # a large file
-
         defaults = option_help("SFTConfig") | option_help(self.trl_config)
         options = {name: option.default for name, option in defaults.items()} | self.train.model_dump()
         if options["activation_checkpointing"] is not None:  # the newer name, which wins

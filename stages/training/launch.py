@@ -3,7 +3,6 @@
 Only `run_ranks`, which a worker calls, imports torch and accelerate; reading a recipe does not.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import Field, model_validator
 
 from stages.base import UserError
-from stages.library_options.option_models import Options, options
+from stages.library_options.option_models import Options, option_kinds, options
 
 if TYPE_CHECKING:
     LaunchOptions = Options
@@ -34,18 +33,13 @@ class Launch(LaunchOptions):
     """Number of processes on all machines together. Each has its own `per_device_train_batch_size` rows."""
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _machines_fit(self) -> Self:
         options = self.model_dump()
-        if options.get("use_fsdp") and options.get("use_deepspeed"):
-            raise ValueError("use_fsdp and use_deepspeed exclude each other; leave one out")
         if (machines := options.get("num_machines", 1)) < 1 or self.num_processes % machines:
             raise ValueError(
                 f"num_processes counts all machines together; {self.num_processes} is not a multiple of"
                 f" num_machines {machines}"
             )
-        for prefix, switch in (("fsdp_", "use_fsdp"), ("zero", "use_deepspeed"), ("offload_", "use_deepspeed")):
-            if (dependent := [name for name in options if name.startswith(prefix)]) and not options.get(switch):
-                raise ValueError(f"{dependent[0]} has no effect without {switch}; set {switch}: true")
         return self
 
     @property
@@ -117,23 +111,9 @@ def _flags(launch: Launch, configuration: Path) -> list[str]:
         options["zero3_save_16bit_model"] = True  # without it, the trained weights could not be gathered
     options |= launch.model_dump()
     flags: list[str] = []
-    for name, action in launch_actions().items():
-        if (value := options.get(name)) is None:
-            continue
-        if action.nargs == 0:
+    for name, value in options.items():
+        if option_kinds("launch")[name] == ["flag"]:
             flags += [f"--{name}"] if value else []
-        else:
+        elif value is not None:
             flags.append(f"--{name}={str(value).lower() if isinstance(value, bool) else value}")
     return flags
-
-
-def launch_actions() -> dict[str, argparse.Action]:
-    """Return the options of `accelerate launch` by name, such as `num_processes`. argparse has no public list."""
-    from accelerate.commands.launch import launch_command_parser
-
-    actions: dict[str, argparse.Action] = {}
-    for action in launch_command_parser()._actions:
-        long_names = [name for name in action.option_strings if name.startswith("--")]
-        if long_names and action.dest != "help":
-            actions[long_names[0][2:].replace("-", "_")] = action
-    return actions

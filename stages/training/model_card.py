@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from stages.base import Context, Input
 from stages.records.metrics import Metrics, ScoreRow
-from stages.system.terminal_text import code_span
+from stages.system.terminal_text import code_span, markdown_text
 from stages.training.config import TrainingStage
 
 CARD = "README.md"
@@ -110,7 +110,8 @@ def card(model: Input, name: str = LOCAL_NAME, scores: Sequence[ScoreRow] = (), 
             adapter=(model.path / "adapter").is_dir(),
             trainings=trainings,
             scores=[
-                [_name(row.task), _name(row.metric), *map(_cell, (row.value, row.stderr, row.n))] for row in scores
+                [markdown_text(row.task), markdown_text(row.metric), *map(_cell, (row.value, row.stderr, row.n))]
+                for row in scores
             ],
         )
     )
@@ -168,11 +169,6 @@ def _eval_result(row: ScoreRow) -> EvalResult:
         metric_name=row.metric if row.filter in ("", "none") else f"{row.metric},{row.filter}",
         metric_value=row.value,
     )
-
-
-def _name(text: str) -> str:
-    """The name of a task or metric: as it is, or as code if Markdown would see more in it."""
-    return text if re.fullmatch(r"[\w .,:/-]+", text) else code_span(text)
 
 
 def _cell(value: Any) -> str:

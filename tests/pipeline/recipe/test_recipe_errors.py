@@ -148,6 +148,11 @@ CASES = {
         "{prompt: 0.2}",
         r"stages\.wit\.weights\.completion: is missing",
     ),
+    "unknown key below a name that users choose": (
+        "{kind: report}",
+        "{kind: report, metrics: {chrf: {scal: 100}}}",
+        r"r\.yaml:17:43: stages\.report\.metrics\.chrf\.scal: unknown key; did you mean 'scale'\?; the keys are scale",
+    ),
     "unknown key at the top": ("name: small", "name: small\nsede: 1", r"r\.yaml:2:1: sede: .*did you mean 'seed'"),
     "bad name": ("name: small", "name: ../small", r"r\.yaml:1:7: name: '\.\./small' is no folder name"),
     "bad stage name": ("  wit:", "  w/t:", r"r\.yaml:4:3: stages\.w/t: is no stage name"),

@@ -409,3 +409,25 @@ def test_the_module_is_light():
     heavy = ["torch", "transformers", "trl", "lm_eval", "huggingface_hub", "datasets", "numpy"]
     done = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_folders_that_link_to_each_other_are_named(tmp_path: Path) -> None:
+    """The paths through a dozen of them have no end that anybody would see."""
+    folders = [tmp_path / "data" / f"n{number}" for number in range(12)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "rows.jsonl").write_text("{}\n")
+        for number, other in enumerate(folders):
+            (folder / f"l{number}").symlink_to(other)
+    with pytest.raises(BadReferenceError, match="is the 4th link of folders in each other; remove some"):
+        content_hash(Local(tmp_path / "data"))
+
+
+def test_the_hidden_file_that_datasets_reads_counts(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    hashes = [content_hash(Local(tmp_path))]
+    for name, text in ((".gitattributes", "x"), (".huggingface.yaml", "a: 1"), (".huggingface.yaml", "a: 2")):
+        (tmp_path / name).write_text(text)
+        hashes.append(content_hash(Local(tmp_path)))
+    assert hashes[0] == hashes[1]
+    assert len(set(hashes)) == 3

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -47,7 +46,7 @@ def test_a_link_out_of_the_runs_folder_is_refused_and_named(
 ) -> None:
     make_link(folder / "runs" / link, folder / "victim")
     assert main(["r.yaml", option]) == 2
-    assert f"runs/{link}: is a symbolic link out of runs" in capsys.readouterr().err
+    assert f"runs/{link}: is a symbolic link to something else than a result" in capsys.readouterr().err
     assert [path.name for path in (folder / "victim").iterdir()] == ["precious.txt"]
 
 
@@ -69,20 +68,61 @@ def test_links_within_and_a_runs_folder_that_is_a_link_keep_working(folder: Path
 
 
 def test_a_log_is_a_fresh_file(folder: Path) -> None:
-    """Neither a hard link nor a link within the runs folder is written through."""
+    """Nor is a hard link written through."""
     log = folder / "runs/r/logs/report.txt"
     log.parent.mkdir(parents=True)
     os.link(folder / "victim/precious.txt", log)
     subprocess.run(CALL, cwd=folder, capture_output=True, env=environment(), check=True)
     assert (folder / "victim/precious.txt").read_text() == "precious"
     assert log.stat().st_nlink == 1
-    shutil.rmtree(folder / "runs/store")
-    (folder / "runs/other.txt").write_text("mine")
-    log.unlink()
-    log.symlink_to("../../other.txt")
+    assert log.read_text() != "precious"
+
+
+def test_links_that_stay_inside_are_no_better(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A link from the folder of unfinished steps to that of results would have all results deleted as left-overs."""
     subprocess.run(CALL, cwd=folder, capture_output=True, env=environment(), check=True)
-    assert (folder / "runs/other.txt").read_text() == "mine"
-    assert not log.is_symlink()
+    (folder / "runs/store/unfinished").rmdir()
+    (folder / "runs/store/unfinished").symlink_to("report")
+    results = sorted((folder / "runs/store/report").rglob("*"))
+    assert main(["r.yaml", "--force", "report"]) == 2
+    assert "runs/store/unfinished: is a symbolic link to something else than a result" in capsys.readouterr().err
+    assert sorted((folder / "runs/store/report").rglob("*")) == results
+
+
+def test_a_lock_with_a_second_name_is_not_written(folder: Path) -> None:
+    done = subprocess.run([*CALL, "--json"], cwd=folder, capture_output=True, env=environment(), check=True)
+    fingerprint = json.loads(done.stdout)["steps"][0]["fingerprint"]
+    for name in (fingerprint, f"{fingerprint}.worker"):
+        victim, lock = folder / "victim" / f"{name}.txt", folder / "runs/store/locks" / name
+        victim.write_text("precious")
+        lock.unlink(missing_ok=True)
+        os.link(victim, lock)
+    subprocess.run([*CALL, "--force", "report"], cwd=folder, capture_output=True, env=environment(), check=True)
+    assert {file.read_text() for file in (folder / "victim").iterdir()} == {"precious"}
+
+
+KINDS = {"run.json": "r/run.json", "stage.json": "store/report/*/stage.json", "hashes.json": "cache/hashes.json"}
+
+
+@pytest.mark.parametrize(
+    "content", ["pipe", "[" * 100_000, '{"a":' * 100_000, "[]", '{"steps": [{"state": []}]}', "null"]
+)
+@pytest.mark.parametrize("name", list(KINDS))
+def test_a_file_of_the_store_that_is_none_hangs_and_crashes_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str, content: str
+) -> None:
+    subprocess.run(CALL, cwd=folder, capture_output=True, env=environment(), check=True)
+    (folder / "runs/cache").mkdir(exist_ok=True)
+    files = list((folder / "runs").glob(KINDS[name])) or [folder / "runs" / KINDS[name]]
+    for file in files:
+        file.unlink(missing_ok=True)
+        os.mkfifo(file) if content == "pipe" else file.write_text(content)
+    (folder / "j.yaml").write_text("name: j\nstages:\n  report: {kind: report, runs: [r]}\n")
+    for call in (["r.yaml", "--status"], ["r.yaml", "--plan"], ["j.yaml", "--plan"], ["--verify", "runs"], ["r.yaml"]):
+        assert main(call) in (0, 1, 2)
+        shown = capsys.readouterr()
+        assert "internal error" not in shown.err
+        assert "Traceback" not in shown.err
 
 
 # ---------------------------------------------------------------------------------------------------- secrets
@@ -106,6 +146,11 @@ def logged(chunks: list[bytes], **variables: str) -> bytes:
     [
         *[(name, "s3cr3t-0123456789", "s3cr3t-0123456789") for name in ("HF_TOKEN", "GITHUBTOKEN", "PGPASSWORD")],
         *[(name, "s3cr3t-0123456789", "s3cr3t-0123456789") for name in ("MY_SECRET_2", "OPENAI_API_KEY", "DB_PASS")],
+        *[(name, "s3cr3t-0123456789", "s3cr3t-0123456789") for name in ("PGPASS", "MYSQL_PWD", "SSHPASS", "BEARER")],
+        *[(name, "s3cr3t-0123456789", "s3cr3t-0123456789") for name in ("ACCESSKEY", "PRIVATE_KEY", "OPENAI_KEY2")],
+        ("GIT_REMOTE", "https://s3cr3t-0123456789:x-oauth-basic@github.com/r", "s3cr3t-0123456789"),
+        ("MIRRORS", "https://a:b@h/,https://b:s3cr3t-0123456789@h2/", "s3cr3t-0123456789"),
+        ("ODD", "x://[@ http://a:s3cr3t-0123456789@h\u2100", "s3cr3t-0123456789"),
         ("DATABASE_URL", "postgres://me:s3cr3t-0123456789@host/db", "s3cr3t-0123456789"),
         ("PROXY_URL", "http://s3cr3t-0123456789@proxy:8080", "s3cr3t-0123456789"),
         ("QUEUE", "amqp://me:a%2Fb%40c-0123456789@host", "a/b@c-0123456789"),
@@ -126,7 +171,30 @@ def test_no_secret_reaches_a_log_in_whatever_pieces_it_comes(name: str, value: s
 def test_what_is_no_secret_is_not_masked() -> None:
     text = b"TOKENIZERS_PARALLELISM=falsefalse https://host/path\n\xff\xfe"
     variables = {"TOKENIZERS_PARALLELISM": "falsefalse", "HOMEPAGE": "https://host/path", "MONKEY": "host/path"}
+    variables |= {"PWD": "host/path", "COMPASS": "host/path"}
     assert logged([text], **variables) == text
+
+
+@pytest.mark.parametrize(
+    ("file", "recipe"),
+    [
+        ("r.yaml", "name: r\nstages:\n  SECRET: {kind: report}\n"),
+        ("r.yaml", "name: r\nmatrix: {a: {SECRET: 1}}\nstages:\n  report: {kind: report}\n"),
+        ("r.yaml", "name: r\nmatrix: {SECRET: [1, 2]}\nstages:\n  report: {kind: report}\n"),
+        ("r.yaml", "name: r\nmatrix: {a: [SECRET, b]}\nstages:\n  report: {kind: report, title: '${matrix.a}'}\n"),
+        ("SECRET.yaml", "name: r\nstages:\n  report: {kind: report}\n"),
+    ],
+)
+def test_a_secret_in_a_name_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, file: str, recipe: str
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "stageSecret123")
+    place = folder / file.replace("SECRET", "stageSecret123")
+    place.write_text(recipe.replace("SECRET", "stageSecret123"))
+    assert main([str(place), "--plan"]) == 2
+    out, err = capsys.readouterr()
+    assert "contains the secret of the environment variable HF_TOKEN; remove it" in err
+    assert "stageSecret123" not in out + err
 
 
 # ---------------------------------------------------------------------------------------------------- permissions

@@ -260,7 +260,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "negative id": (
         {"input_ids": [1, -2], "loss_weights": [1, 1]},
-        "column 'input_ids' has -2; a token id is an integer >= 0",
+        "column 'input_ids' has -2; a token id is an integer from 0 to 2147483647",
     ),
     "weight of a token": (
         {"input_ids": [1, 2], "loss_weights": [1, "1"]},

@@ -15,9 +15,8 @@ import types
 import typing
 from typing import Any
 
-from stages.library_options.option_docs import DOCS, HELP_FILE, Help
-from stages.library_options.option_models import OPTIONS_FILE, TYPES, options
-from stages.training.launch import launch_actions
+from docs.generator.json_schema import LIBRARIES, STAGE_NOTES
+from stages.library_options.option_models import HELP_FILE, OPTIONS_FILE, TYPES, Help, option_kinds, options
 
 LM_EVAL_OPTIONS = {
     "until": "Texts at which an answer ends.",
@@ -83,7 +82,9 @@ def _kinds_of_action(action: argparse.Action) -> list[str]:
     """The kinds of a command line option. An untyped one may be text, or true or false."""
     if action.choices:
         return [f"={choice}" for choice in action.choices]
-    if action.nargs == 0 or getattr(action.type, "__name__", "") == "str_to_bool":
+    if action.nargs == 0:
+        return ["flag"]
+    if getattr(action.type, "__name__", "") == "str_to_bool":
         return ["bool"]
     return [action.type.__name__] if action.type in (int, float, bool) else ["bool", "str"]
 
@@ -127,15 +128,31 @@ def collect() -> dict[str, dict[str, Help]]:
             for name, action in launch_actions().items()
         },
     }
-    return {name: {key: collected[name][key] for key in options(name).model_fields} for name in DOCS["libraries"]}
+    return {name: {key: collected[name][key] for key in options(name).model_fields} for name in LIBRARIES}
+
+
+def launch_actions() -> dict[str, argparse.Action]:
+    """Return the options of `accelerate launch` by name, such as `num_processes`. argparse has no public list."""
+    from accelerate.commands.launch import launch_command_parser
+
+    actions: dict[str, argparse.Action] = {}
+    for action in launch_command_parser()._actions:
+        long_names = [name for name in action.option_strings if name.startswith("--")]
+        if long_names and action.dest != "help":
+            actions[long_names[0][2:].replace("-", "_")] = action
+    return actions
 
 
 def _help_of_fields(cls: type) -> dict[str, Help]:
+    from transformers import TrainingArguments
+
     texts = {}
     for field in dataclasses.fields(cls):
         value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         default = value if isinstance(value, bool | int | float) or (value and isinstance(value, str | list)) else None
         texts[field.name] = Help(default, _first_sentence(field.metadata.get("help", "")))
+    if issubclass(cls, TrainingArguments):
+        texts |= {name: Help(None, f"{texts[name].text} {note}") for name, note in STAGE_NOTES.items()}
     return texts
 
 
@@ -156,4 +173,5 @@ def _first_sentence(text: str) -> str:
 if __name__ == "__main__":
     OPTIONS_FILE.write_text(json.dumps(describe(), indent=1, sort_keys=True) + "\n")
     options.cache_clear()
+    option_kinds.cache_clear()
     HELP_FILE.write_text(json.dumps(collect(), indent=1, sort_keys=True) + "\n")

@@ -13,11 +13,11 @@ from pydantic import ValidationError
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from trl import DPOConfig, SFTConfig
 
+from docs.generator.json_schema import STAGE_NOTES
 from stages.base import Context
 from stages.dpo.config import DPOStage
 from stages.library_options.option_constraints import RESERVED, SCHEDULER_OPTIONS
-from stages.library_options.option_docs import HELP_FILE, STAGE_NOTES
-from stages.library_options.option_models import OPTIONS_FILE, options
+from stages.library_options.option_models import HELP_FILE, OPTIONS_FILE, options
 from stages.sft.config import SFTStage
 from stages.training.loop import arguments
 from tests.stages.library_options.libraries import collect, describe
@@ -88,11 +88,17 @@ def test_reserved_fields_exist() -> None:
 
 def test_options_of_a_command_are_checked() -> None:
     model = options("launch")
-    section = {"num_processes": 2, "use_fsdp": True, "fsdp_version": 2, "fsdp_offload_params": True, "zero_stage": 3}
+    section = {"num_processes": 2, "use_fsdp": True, "fsdp_version": 2, "fsdp_offload_params": True}
     assert model(**section).model_dump() == section
     assert model.reserved["config_file"]
     assert model.reserved["megatron_lm_pp_degree"] == RESERVED["launch"]["megatron_lm_*"]
-    bad_sections = [{"num_processes": "2"}, {"fsdp_version": "3"}, {"dynamo_backend": "quick"}, {"use_fsdp": "yes"}]
+    bad_sections = [
+        {"num_processes": "2"},
+        {"zero_stage": 3},
+        {"fsdp_version": "3"},
+        {"dynamo_backend": "quick"},
+        {"use_fsdp": "yes"},
+    ]
     for bad in [*bad_sections, {"config_file": "a"}]:
         with pytest.raises(ValidationError):
             model(**bad)

@@ -116,5 +116,5 @@ def test_a_bad_row_is_named(step: Step, tmp_path: Path) -> None:
     folder = tmp_path / "set"
     folder.mkdir()
     (folder / "test.csv").write_text('question,answer\na,b\nc,"d\n')
-    with pytest.raises(UserError, match=r"set/test\.csv:3: the quote that opens a cell here is not closed"):
+    with pytest.raises(UserError, match=r"set/test\.csv:3: in the row that starts here, a quoted cell is not closed"):
         items(step, tmp_path, dataset=str(folder))

@@ -100,9 +100,9 @@ HEAD = "model,dataset,prompt_weight,response_weight,average_score\n"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a,b\n1,2\n", "1: has no column model, dataset"),
+        ("a,b\n1,2\n", "2: has no column model, dataset"),
         (f"{HEAD}m,d,0,1,nought\n", "2: average_score is 'nought'; it is in points, between 0 and 100"),
-        (f"{HEAD}m,d,0,1\n", "2: average_score is None; it is in points, between 0 and 100"),
+        (f"{HEAD}m,d,0,1\n", "2: has 4 cells, but the header has 5"),
         (f"{HEAD}m,d,0,2,50\n", "2: response_weight is '2'; weights are numbers, between 0 and 1"),
         (f"{HEAD}m,d,0,1,nan\n", "2: average_score is 'nan'; it is in points"),
         (f"{HEAD}m,d,0,1,50\nm,d,0,1,51\n", "3: m, d has (0.0, 1.0) twice"),

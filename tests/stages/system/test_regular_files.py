@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cli import main
 from stages.system.regular_files import require_regular
 from tests.pipeline.run.test_command import environment
 
@@ -85,3 +87,19 @@ def test_a_large_file_with_some_holes_is_read(tmp_path: Path) -> None:
             half.seek(position)
             half.write(b"x" * 600_000)
     require_regular(file)
+
+
+def test_planning_shows_how_far_a_large_model_is_read(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("stages.system.integrity.PROGRESS_SECONDS", 0.0)
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    shutil.copytree(model_folder, tmp_path / "model")
+    with (tmp_path / "model/large.safetensors").open("wb") as file:
+        for _ in range(26):
+            file.write(bytes(4 * 2**20))
+    assert main(["r.yaml", "--plan"]) == 0
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("reading large.safetensors: ")]
+    assert shown[-1] == "reading large.safetensors: 0.1 of 0.1 GiB"

@@ -1,6 +1,5 @@
 """Cost of an evaluation, from its requests and the size of its model."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,18 +23,17 @@ class Request(NamedTuple):
     scored: int = 0
 
 
-def estimate_evaluation(
-    stage: EvaluationStage, inputs: EstimateInputs, read_requests: Callable[[], list[Request]]
-) -> Estimate:
-    """Estimate the cost of an evaluation. Raises UserError."""
+def estimate(stage: EvaluationStage, inputs: EstimateInputs) -> Estimate:
+    """Estimate the cost of an evaluation, of which `requests` of its kind lists the requests. Raises UserError."""
     values = inputs.values()
-    if "model" not in inputs.paths:
+    if "model" not in inputs.paths or not stage.has("requests"):
         return Estimate(**values)
     options: Any = stage.options  # type: ignore[attr-defined]
     path, trusted = inputs.paths["model"], stage.trust_remote_code
     model = build(path, inputs.dtype if options.dtype == "auto" else options.dtype, trusted)
     size = model_size(model)
     values["parameters"] = size.base
+    read_requests = partial(stage.load("requests"), stage, inputs)
     requests = None if inputs.missing else attempt(values["unknown"], "requests and memory", read_requests)
     if not requests:
         return Estimate(**values)

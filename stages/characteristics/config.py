@@ -9,7 +9,7 @@ from pydantic import Field
 from stages.base import Config, Need
 from stages.data.formats import Row
 from stages.data.reader import read_examples
-from stages.evaluation.config import EvaluationStage, unique_by
+from stages.evaluation.config import EvaluationStage, ModelOptions, unique_by
 from stages.models.model_folder import check_model
 from stages.training.config import SFTData
 
@@ -25,22 +25,18 @@ class PromptSet(Config):
     """`train` names the file; the other keys are those of an sft stage."""
 
 
-class Options(Config):
-    """Number of rows, batches and dtype."""
+class Options(ModelOptions):
+    """Number of rows, and how the model reads them."""
 
     limit: int | None = Field(default=None, ge=1)
     """Read only the first rows of each set, up to this number."""
-    batch_size: int = Field(default=16, ge=1)
-    """Prompts per batch."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """dtype of the weights; `auto` is that of the checkpoint."""
 
 
 class CharacteristicsStage(EvaluationStage):
     """Properties of prompts that the report correlates with the best prompt weight. Scores no model."""
 
     kind: ClassVar[str] = "characteristics"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     prepared_with: ClassVar[tuple[str, ...]] = ("sensitivity", "characteristics")
     fingerprint_exclude: ClassVar[tuple[str, ...]] = ("options.batch_size",)
 

@@ -23,13 +23,14 @@ from stages.base import Context
 from stages.characteristics.config import CharacteristicsStage
 from stages.data.columns import Text
 from stages.data.formats import Conversation, Example, PlainText, Row
-from stages.evaluation.score_rows import score_row
-from stages.inference.language_model import LanguageModel, Tokens
+from stages.evaluation.score_rows import counter, score_row
+from stages.inference.engine import Engine
+from stages.inference.loading import load_engine
+from stages.inference.prefix_tree import Tokens
+from stages.inference.requests import ScoreRequest
 from stages.records.metrics import Metrics, ScoreRow
 
 PARSER = "en_core_web_sm"
-PROMPTS_PER_CHUNK = 512
-"""Prompts scored between two reports of progress."""
 
 
 def run(context: Context) -> Metrics:
@@ -38,7 +39,7 @@ def run(context: Context) -> Metrics:
     start_time = time.monotonic()
     context.progress(0, 1, f"loading {config.models[0]}")
     path = context.inputs["model"].path
-    model = LanguageModel(path, config.models[0], config.options.dtype, config.trust_remote_code)
+    model = load_engine(config, path)
     parse = _parser()
     notes = [] if parse else [f"parse_tree_depth is not measured: spaCy with {PARSER} is not installed"]
     size = float(sum(parameter.numel() for parameter in model.model.parameters()))
@@ -59,7 +60,7 @@ def run(context: Context) -> Metrics:
         }
         results += [score_row(name, key, each, each, higher_is_better=None) for key, each in by_prompt.items() if each]
         results.append(_row(name, "ngram_diversity", ngram_diversity(prompts)))
-        log_prob, truncated = _mean_log_prob(model, encoded, config.options.batch_size, context, name)
+        log_prob, truncated = _mean_log_prob(model, encoded, context, name)
         if log_prob is not None:
             results.append(_row(name, "prompt_logprob", log_prob))
         if truncated:
@@ -67,7 +68,7 @@ def run(context: Context) -> Metrics:
     return Metrics(
         results=results,
         seconds=round(time.monotonic() - start_time, 3),
-        notes=notes,
+        notes=notes + model.notes(),
         environment=model.environment(),
     )
 
@@ -123,18 +124,11 @@ def _parser() -> Callable[[str], int] | None:
     return lambda text: tree_depth([word.head.i for word in language(text)])
 
 
-def _mean_log_prob(
-    model: LanguageModel, encoded: list[Tokens], batch_size: int, context: Context, name: str
-) -> tuple[float | None, int]:
+def _mean_log_prob(model: Engine, encoded: list[Tokens], context: Context, name: str) -> tuple[float | None, int]:
     """Mean log-probability of a token, None if no prompt has a second token, and the number of truncated prompts."""
     longest = model.max_length or max(map(len, encoded))
     truncated = sum(len(tokens) > longest for tokens in encoded)
-    prompts = [tokens[:longest] for tokens in encoded if len(tokens) > 1]
-    sums: list[float] = []
-    for start in range(0, len(prompts), PROMPTS_PER_CHUNK):
-        context.progress(start, len(prompts), f"{name}: prompts")
-        chunk = prompts[start : start + PROMPTS_PER_CHUNK]
-        scores = model.log_probs([tokens[:1] for tokens in chunk], [[tokens[1:]] for tokens in chunk], batch_size)
-        sums += [total for (total,) in scores]
-    count = sum(len(tokens) - 1 for tokens in prompts)
-    return (math.fsum(sums) / count if count else None), truncated
+    requests = [ScoreRequest(tokens[:1], tokens[1:longest]) for tokens in encoded if len(tokens) > 1]
+    scores = model.score(requests, counter(context.progress, len(requests), f"{name}: prompts"))
+    count = sum(len(request.answer) for request in requests)
+    return (math.fsum(score.log_prob for score in scores) / count if count else None), truncated

@@ -5,10 +5,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, field_validator
 
-from stages.base import Need, StageConfig, UserError
+from stages.base import Config, Need, StageConfig, UserError
 from stages.models.model_folder import REMOTE_CODE
+
+FEWEST_TOKENS = 64
+"""Smallest batch_size; with fewer tokens, most of the time passes between passes."""
 
 
 def unique(names: list[str]) -> list[str]:
@@ -26,6 +29,23 @@ def unique_by(attribute: str) -> AfterValidator:
         return entries
 
     return AfterValidator(validate)
+
+
+class ModelOptions(Config):
+    """How a model answers."""
+
+    batch_size: int | None = None
+    """Tokens of a forward pass. Affects speed and memory, and scores by rounding only. None: 512 on CPUs, 8192 on GPUs,
+    and less where memory runs out."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """dtype of the weights; `auto` is the checkpoint's."""
+
+    @field_validator("batch_size")
+    @classmethod
+    def _counts_tokens(cls, batch_size: int | None) -> int | None:
+        if batch_size is not None and batch_size < FEWEST_TOKENS:
+            raise ValueError(f"counts the tokens of a pass, not requests; leave it out, or set {FEWEST_TOKENS} or more")
+        return batch_size
 
 
 class EvaluationStage(StageConfig):

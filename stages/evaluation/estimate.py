@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 from transformers import AutoTokenizer
 
 from stages.estimate.result import Disk, Estimate, EstimateInputs, Memory, Remedy, attempt
-from stages.evaluation.config import EvaluationStage
+from stages.evaluation.config import FEWEST_TOKENS, EvaluationStage
+from stages.inference.engine import BUDGETS, GENERATION_TOKENS
 from stages.models.model_size import build, model_size, saved_activations
 
 EVALUATION_PROCESS = 530 * 2**20
@@ -42,30 +43,34 @@ def estimate(stage: EvaluationStage, inputs: EstimateInputs) -> Estimate:
     tokens = sum(n + r.generated + (n + r.scored) * bool(r.scored) for n, r in zip(read, requests, strict=True))
     longest = max(n + r.generated for n, r in zip(read, requests, strict=True))
     flops, scores = 2.0 * size.multiplied * tokens, any(r.scored or not r.generated for r in requests)
-    memory_of = partial(_memory, stage, inputs, model, scores, longest)
-    batch = min(options.batch_size, len(requests))
-    values["memory"] = memory = attempt(values["unknown"], "memory", lambda: memory_of(batch))
-    for rows in (batch >> halvings for halvings in range(1, batch.bit_length())):
-        if memory and memory.total > inputs.room >= (total := memory_of(rows).total):
-            values["remedies"] = [Remedy(changes=[f"options.batch_size: {rows}"], memory=total, same_result=True)]
+    generated = max(request.generated for request in requests)
+    memory_of = partial(_memory, stage, inputs, model, scores, longest, generated * len(requests))
+    budget = options.batch_size or BUDGETS[inputs.device]
+    values["memory"] = memory = attempt(values["unknown"], "memory", lambda: memory_of(budget))
+    for smaller in (budget >> halvings for halvings in range(1, (budget // FEWEST_TOKENS).bit_length())):
+        if memory and memory.total > inputs.room >= (total := memory_of(smaller).total):
+            values["remedies"] = [Remedy(changes=[f"options.batch_size: {smaller}"], memory=total, same_result=True)]
             break
     values |= {"requests": len(requests), "tokens": tokens, "flops": flops, "formula": "2 N for each token"}
     return Estimate(**values, **inputs.duration(flops, stage.processes), disk=Disk(published=BYTES_PER_TOKEN * tokens))
 
 
-def _memory(stage: EvaluationStage, inputs: EstimateInputs, model: Any, scores: bool, length: int, rows: int) -> Memory:
-    """Return the bytes on each device for a batch of the longest requests."""
+def _memory(
+    stage: EvaluationStage, inputs: EstimateInputs, model: Any, scores: bool, longest: int, generated: int, budget: int
+) -> Memory:
+    """Return the bytes on each device for passes of `budget` tokens over the longest requests."""
     text, on_cpu, weights = model.config.get_text_config(), inputs.device == "cpu", model_size(model).weights
     layers = text.num_hidden_layers
-    layer = saved_activations(model, rows, length) // layers // 2  # a forward pass frees about half of it
+    layer = saved_activations(model, 1, budget) // layers // 2  # a forward pass frees about half of it
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    cache = 2 * layers * heads * head_size * model.dtype.itemsize * rows * length
+    tokens = longest + min(GENERATION_TOKENS * budget, longest * generated)
+    cache = 2 * layers * heads * head_size * model.dtype.itemsize * tokens
     gpus = (stage.resources.gpus or 1) if not on_cpu and stage.processes == 1 else 1
     memory = Memory(
         weights=weights // gpus,
         activations=layer + cache // gpus,
-        logits=4 * text.vocab_size * rows * (LOGIT_COPIES * length if scores else 1),
+        logits=4 * text.vocab_size * (LOGIT_COPIES * budget if scores else GENERATION_TOKENS * budget // longest),
         libraries=EVALUATION_PROCESS if on_cpu else 0,
     )
     loading = EVALUATION_PROCESS + 2 * weights if on_cpu else 0  # the file beside the model

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,3 +39,15 @@ def write_samples(samples: Iterable[dict[str, Any]], file: Path) -> None:
             digest = hashlib.sha256(json.dumps(sample["prompts"]).encode()).hexdigest()
             head = {"doc_id": number, "doc_hash": digest, "filter": "none"}
             lines.write(json.dumps(head | sample, ensure_ascii=False) + "\n")
+
+
+def counter(progress: Callable[[int, int, str], None], total: int, note: str) -> Callable[[int], None]:
+    """Return a function that adds a number of answers to the count, and reports it."""
+    done = 0
+
+    def add(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, total, note)
+
+    return add

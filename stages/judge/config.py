@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from stages.base import Config, Need, UserError
-from stages.evaluation.config import EvaluationStage, require_vllm
+from stages.evaluation.config import EvaluationStage, ModelOptions, require_vllm
 from stages.judge.questions import RequestEstimate, estimate_alpaca_eval, estimate_mt_bench
 from stages.models.model_folder import check_context, check_model
 
@@ -37,7 +37,7 @@ class AlpacaEval(Config):
     """The report's headline metric."""
 
 
-class Options(Config):
+class Options(ModelOptions):
     """How the models answer, and how requests go to the judge."""
 
     backend: Literal["hf", "vllm"] = "hf"
@@ -46,10 +46,6 @@ class Options(Config):
     """Format each question with the tokenizer's chat template. False: turns are concatenated as plain text."""
     system_instruction: str | None = None
     """A system message before every question."""
-    batch_size: int = Field(default=16, ge=1)
-    """Answers per generated batch."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the weights. `auto`: the checkpoint's."""
     max_new_tokens: int = Field(default=1024, ge=1)
     """Maximum length of an answer."""
     limit: int | None = Field(default=None, ge=1)
@@ -68,7 +64,7 @@ class JudgeStage(EvaluationStage):
     """AlpacaEval and MT-Bench with a judge behind the endpoint that OPENAI_BASE_URL and OPENAI_API_KEY name."""
 
     kind: ClassVar[str] = "judge"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     prepared_with: ClassVar[tuple[str, ...]] = ("judge",)
     fingerprint_exclude: ClassVar[tuple[str, ...]] = ("options.concurrency", "options.timeout", "options.retries")
 

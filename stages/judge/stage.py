@@ -4,11 +4,10 @@ Answers and judgements are saved one by one under the step's fingerprint, so tha
 """
 
 import time
-from collections.abc import Callable
 
 from stages.base import Context, UserError
 from stages.evaluation.answer_log import AnswerLog
-from stages.evaluation.score_rows import score_row, write_samples
+from stages.evaluation.score_rows import counter, score_row, write_samples
 from stages.judge import alpaca_eval, mt_bench
 from stages.judge.config import AlpacaEval, JudgeStage
 from stages.judge.judge_client import Judge, judge_of
@@ -39,7 +38,8 @@ def run(context: Context) -> Metrics:
         resamples={"alpaca_eval": RESAMPLES_FILE} if (context.out / RESAMPLES_FILE).exists() else {},
         notes=[note for _, notes in benchmarks.values() for note in notes]
         + evaluation.judge.notes()
-        + describe(f"{config.models[0]}: {NOT_USED}", evaluation.generator.model.removed_defaults),
+        + describe(f"{config.models[0]}: {NOT_USED}", evaluation.generator.model.removed_defaults)
+        + evaluation.generator.model.notes(),
         environment={"judge": config.judge, "backend": config.options.backend}
         | evaluation.generator.model.environment(),
     )
@@ -55,9 +55,9 @@ class _Evaluation:
         context.progress(0, 1, f"loading {config.models[0]}")
         answer_log = AnswerLog(context.checkpoints / "answers.jsonl")
         calls = sum(estimate.calls for estimate in estimates)
-        on_answers = _counter(context.progress, calls, "answers")
+        on_answers = counter(context.progress, calls, "answers")
         self.generator = AnswerGenerator(config, context.inputs["model"].path, answer_log, on_answers)
-        self.judge = Judge(config, answer_log, _counter(context.progress, calls, "judgements"))
+        self.judge = Judge(config, answer_log, counter(context.progress, calls, "judgements"))
 
     def mt_bench(self) -> BenchmarkResult:
         questions, templates = read_questions(self.files, self.config.options.limit), read_templates(self.files)
@@ -110,14 +110,3 @@ class _Evaluation:
             f" {len(verdicts) - missing}"
         )
         return [note] if missing else []
-
-
-def _counter(progress: Callable[[int, int, str], None], total: int, note: str) -> Callable[[int], None]:
-    done = 0
-
-    def add(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(done, total, note)
-
-    return add

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from stages.base import Config, Need, UserError, wrong_at
 from stages.data.files import DATA_SUFFIXES, read_rows
-from stages.evaluation.config import EvaluationStage, require_vllm, unique_by
+from stages.evaluation.config import EvaluationStage, ModelOptions, require_vllm, unique_by
 from stages.library_options.option_models import Options as LibraryOptions
 from stages.library_options.option_models import options as library_options
 from stages.lm_eval.task_files import has_python, outside_files
@@ -55,9 +55,11 @@ class Task(Config):
         return data
 
 
-class Options(Config):
+class Options(ModelOptions):
     """How the models are evaluated. The defaults are those of lm-eval's command."""
 
+    engine: Literal["shared", "lm_eval"] = "shared"
+    """`shared` reads what requests have in common once. `lm_eval` leaves the batches to lm-eval, to compare."""
     backend: Literal["hf", "vllm"] = "hf"
     """Inference library: transformers, or vLLM on GPUs (`pip install -e '.[vllm]'`). If the stage's `resources` name
     several GPUs and there is one process, the model is split over them."""
@@ -67,12 +69,8 @@ class Options(Config):
     """Few-shot examples as turns of a conversation. None: if the chat template is applied."""
     system_instruction: str | None = None
     """A system message before every question."""
-    batch_size: int = Field(default=1, ge=1)
-    """Requests per forward pass. Affects speed, and scores only by rounding in 16 bits."""
     limit: int | None = Field(default=None, ge=1)
     """Evaluate only the first `limit` items of each task. For trials, not for scores that you report."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the weights. `auto`: the checkpoint's."""
     max_length: int | None = Field(default=None, ge=1)
     """Longest sequence in tokens; longer ones are truncated on the left. None: the limit in the model's config."""
     gen_kwargs: GenerationOptions = Field(default_factory=GenerationOptions)
@@ -99,7 +97,7 @@ class LMEvalStage(EvaluationStage):
     """Benchmarks through lm-evaluation-harness."""
 
     kind: ClassVar[str] = "lm_eval"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     prepared_with: ClassVar[tuple[str, ...]] = ("lm_eval",)
 
     tasks: Annotated[list[Task], Field(min_length=1), unique_by("task")]

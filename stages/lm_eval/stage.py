@@ -20,7 +20,7 @@ from lm_eval.utils import sanitize_model_name
 
 from stages.base import Context, UserError
 from stages.lm_eval.config import LMEvalStage
-from stages.lm_eval.model import HFModel, ResumableModel, load_model
+from stages.lm_eval.model import EngineLM, load_model
 from stages.lm_eval.results import dump, score_rows, task_hashes, without_paths, write_samples
 from stages.lm_eval.tasks import Benchmark, load_benchmarks
 from stages.lm_eval.trusted_code import only_trusted_code
@@ -50,8 +50,7 @@ def run(context: Context) -> Metrics:
         context.progress(0, 1, f"loading {config.models[0]}")
         model = load_model(path, config, context.checkpoints, _request_counter(benchmarks, context.progress))
         evaluation = _evaluate(config, benchmarks, model, path)
-        by_process = gather_object([model.truncated]) if isinstance(model, HFModel) else [model.truncated]
-        truncated = Counter(task for task, _ in set().union(*by_process))
+        truncated = Counter(task for task, _ in set().union(*gather_object([model.truncated])))
     if evaluation is None:
         return Metrics()
     results, samples = evaluation
@@ -66,7 +65,7 @@ def run(context: Context) -> Metrics:
         versions=results["versions"],
         num_fewshot=results["n-shot"],
         samples=sample_files,
-        notes=describe(f"{config.models[0]}: {NOT_USED}", model.removed_defaults)
+        notes=describe(f"{config.models[0]}: {NOT_USED}", model.engine.removed_defaults)
         + [
             f"{task}: {count} of {results['results'][task]['sample_len']} items are longer than the model takes "
             f"({model.max_length} tokens): lm-eval cut them from the left, and their scores are of less than was asked"
@@ -90,22 +89,13 @@ def limit_filters(task: Any) -> None:
     task.apply_filters = apply
 
 
-def _environment(config: LMEvalStage, model: ResumableModel, results: dict[str, Any]) -> dict[str, Any]:
-    is_hf = isinstance(model, HFModel)
-    return {
-        "lm_eval": results["lm_eval_version"],
-        "transformers": results["transformers_version"],
-        "backend": config.options.backend,
-        "processes": model.world_size,
-        "dtype": str(model.model.dtype).removeprefix("torch.") if is_hf else config.options.dtype,
-        "device": model.device.type if is_hf else "cuda",
-        "max_length": model.max_length,
-        "removed_generation_defaults": model.removed_defaults,
-    }
+def _environment(config: LMEvalStage, model: EngineLM, results: dict[str, Any]) -> dict[str, Any]:
+    own = {"backend": config.options.backend, "engine": config.options.engine, "processes": model.world_size}
+    return model.engine.environment() | own | {"lm_eval": results["lm_eval_version"], "max_length": model.max_length}
 
 
 def _evaluate(
-    config: LMEvalStage, benchmarks: list[Benchmark], model: ResumableModel, path: Path
+    config: LMEvalStage, benchmarks: list[Benchmark], model: EngineLM, path: Path
 ) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]] | None:
     """Results as lm-eval's command would save them, and samples by task; None in every process except the first."""
     options = config.options
@@ -116,7 +106,6 @@ def _evaluate(
         model_args={"pretrained": str(path), "dtype": options.dtype},  # for the record only
         tasks=[part for benchmark in benchmarks for part in benchmark.parts],
         task_manager=TaskManager(include_defaults=False),  # the default reads 14,000 task files, which are not needed
-        batch_size=options.batch_size,
         device=str(model.device),
         limit=options.limit,
         bootstrap_iters=options.bootstrap_iters,

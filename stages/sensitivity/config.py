@@ -6,23 +6,19 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from stages.base import Config, Need
-from stages.evaluation.config import EvaluationStage, unique_by
+from stages.base import Need
+from stages.evaluation.config import EvaluationStage, ModelOptions, unique_by
 from stages.models.model_folder import check_context, check_model
 from stages.sensitivity.sets import Prompts, read_sets
 
 
-class Options(Config):
+class Options(ModelOptions):
     """Format of the requests, batches and formula."""
 
     apply_chat_template: bool = False
     """Wrap each prompt in the tokenizer's chat template. Worked examples become turns."""
     system_instruction: str | None = None
     """A system message before every prompt."""
-    batch_size: int = Field(default=16, ge=1)
-    """Prompts per batch. Affects the speed, and the scores by rounding only."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """dtype of the weights; `auto` is that of the checkpoint."""
     convention: Literal["paper", "package"] = "paper"
     """The formula. `package` is that of prompt-sensitivity-index 0.0.1, to compare with its numbers: it divides by
     max_new_tokens in place of the response's length, and scores for each prompt the responses to the others, where the
@@ -33,7 +29,7 @@ class SensitivityStage(EvaluationStage):
     """POSIX of models. A lower value means that the wording matters less."""
 
     kind: ClassVar[str] = "sensitivity"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     prepared_with: ClassVar[tuple[str, ...]] = ("sensitivity", "characteristics")
 
     prompts: Annotated[list[Prompts], Field(min_length=1), unique_by("name")]

@@ -10,26 +10,26 @@ POSIX is the mean of psi over the sets.
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from stages.base import Context
 from stages.evaluation.answer_log import AnswerLog
-from stages.evaluation.score_rows import score_row, write_samples
-from stages.inference.language_model import LanguageModel, Tokens
+from stages.evaluation.score_rows import counter, score_row, write_samples
+from stages.inference.engine import Engine
+from stages.inference.loading import load_engine
+from stages.inference.prefix_tree import Tokens
+from stages.inference.requests import GenerationRequest, ScoreRequest
 from stages.models.generation_config import NOT_USED, describe
 from stages.records.metrics import Metrics
 from stages.sensitivity.config import Options, SensitivityStage
 from stages.sensitivity.sets import FewShotPrompt, Prompts, PromptSet, read_sets
 
-SETS_PER_CHUNK = 64
-"""Sets measured together. An interrupted step resumes after the last complete chunk."""
-
 
 class Measurement(NamedTuple):
     """The result for one set of N prompts."""
 
-    responses: list[Tokens]
+    responses: list[list[int]]
     log_probs: list[list[float]]
     """N x N: log p(y_j | x_i) in row i and column j."""
     psi: float
@@ -43,21 +43,12 @@ def run(context: Context) -> Metrics:
     sets = {entry.name: read_sets(entry, files, config.seed) for entry in config.prompts}
     context.progress(0, 1, f"loading {config.models[0]}")
     path = context.inputs["model"].path
-    model = LanguageModel(path, config.models[0], config.options.dtype, config.trust_remote_code)
+    model = load_engine(config, path, AnswerLog(context.checkpoints / "answers.jsonl"))
     # encode every file before the first answer: a prompt may be too long
     encoded = {entry.name: _encode(model, config.options, entry, sets[entry.name]) for entry in config.prompts}
-    log = AnswerLog(context.checkpoints / "measured.jsonl")
     results, samples = [], {}
-    done, total = 0, sum(map(len, encoded.values()))
     for entry in config.prompts:
-        measurements: list[Measurement] = []
-        for start in range(0, len(encoded[entry.name]), SETS_PER_CHUNK):
-            context.progress(done, total, f"{entry.name}: sets of prompts")
-            if (key := f"{entry.name} {start}") not in log:
-                log.add(key, measure(model, config.options, entry, encoded[entry.name][start : start + SETS_PER_CHUNK]))
-                log.flush()
-            measurements += [Measurement(*values) for values in log[key]]
-            done += len(log[key])
+        measurements = measure(model, config.options, entry, encoded[entry.name], context.progress)
         indices = [measurement.psi for measurement in measurements]
         results.append(score_row(entry.name, "posix", indices, indices, headline=True, higher_is_better=False))
         samples[entry.name] = f"samples_{entry.name}.jsonl"
@@ -68,7 +59,7 @@ def run(context: Context) -> Metrics:
         seconds=round(time.monotonic() - start_time, 3),
         samples=samples,
         num_fewshot={entry.name: entry.num_fewshot for entry in config.prompts},
-        notes=describe(f"{config.models[0]}: {NOT_USED}", model.removed_defaults),
+        notes=describe(f"{config.models[0]}: {NOT_USED}", model.removed_defaults) + model.notes(),
         environment=model.environment(),
     )
 
@@ -80,7 +71,7 @@ def psi(log_probs: Sequence[Sequence[float]], lengths: Sequence[int]) -> float:
     return total / (count * (count - 1))
 
 
-def _encode(model: LanguageModel, options: Options, entry: Prompts, sets: list[PromptSet]) -> list[list[Tokens]]:
+def _encode(model: Engine, options: Options, entry: Prompts, sets: list[PromptSet]) -> list[list[Tokens]]:
     encoded = []
     for prompt_set in sets:
         place = f"prompts.{entry.name}: row {prompt_set.row} of {entry.data}"
@@ -90,18 +81,29 @@ def _encode(model: LanguageModel, options: Options, entry: Prompts, sets: list[P
     return encoded
 
 
-def measure(model: LanguageModel, options: Options, entry: Prompts, sets: list[list[Tokens]]) -> list[Measurement]:
-    """Answer the tokenized prompts of every set, and score each answer under all prompts of its set."""
-    prompts = [prompt for prompt_set in sets for prompt in prompt_set]
-    generated = iter(model.generate(prompts, entry.max_new_tokens, options.batch_size))
-    responses = [[next(generated) for _ in prompt_set] for prompt_set in sets]
+def measure(
+    model: Engine,
+    options: Options,
+    entry: Prompts,
+    sets: list[list[Tokens]],
+    progress: Callable[[int, int, str], None] = lambda done, total, note: None,
+) -> list[Measurement]:
+    """Answer the tokenised prompts of every set, and score each answer under all prompts of its set."""
+    asked = [GenerationRequest(prompt, entry.max_new_tokens) for prompt_set in sets for prompt in prompt_set]
+    answers = iter(model.generate(asked, counter(progress, len(asked), f"{entry.name}: answers")))
+    responses = [[next(answers) for _ in prompt_set] for prompt_set in sets]
     # a response that several prompts of a set share is scored once
     distinct = [list(dict.fromkeys(map(tuple, set_responses))) for set_responses in responses]
-    answers = [list(map(list, answers)) for prompt_set, answers in zip(sets, distinct, strict=True) for _ in prompt_set]
-    scores = iter(model.log_probs(prompts, answers, options.batch_size))
+    pairs = [
+        ScoreRequest(prompt, answer)
+        for prompt_set, set_answers in zip(sets, distinct, strict=True)
+        for prompt in prompt_set
+        for answer in set_answers
+    ]
+    scores = iter(model.score(pairs, counter(progress, len(pairs), f"{entry.name}: scores")))
     measurements = []
-    for prompt_set, set_responses, answers_ in zip(sets, responses, distinct, strict=True):
-        rows = [dict(zip(answers_, next(scores), strict=True)) for _ in prompt_set]
+    for prompt_set, set_responses, set_answers in zip(sets, responses, distinct, strict=True):
+        rows = [{answer: next(scores).log_prob for answer in set_answers} for _ in prompt_set]
         log_probs = [[row[tuple(response)] for response in set_responses] for row in rows]
         if options.convention == "package":
             index = psi(list(zip(*log_probs, strict=True)), [entry.max_new_tokens] * len(prompt_set))
@@ -111,7 +113,7 @@ def measure(model: LanguageModel, options: Options, entry: Prompts, sets: list[l
     return measurements
 
 
-def _sample(prompt_set: PromptSet, measurement: Measurement, model: LanguageModel) -> dict[str, Any]:
+def _sample(prompt_set: PromptSet, measurement: Measurement, model: Engine) -> dict[str, Any]:
     return {
         "posix": measurement.psi,
         "row": prompt_set.row,

@@ -120,7 +120,7 @@ def compare(metrics: Metrics, reference: dict[str, Any]) -> dict[tuple[str, str]
 
 def test_groups_filters_and_every_type_of_metric(step: Step, model_path: Path, tasks: Path, tmp_path: Path) -> None:
     names = ["ref_nested", "ref_filtered", "ref_text", "ref_translate"]
-    options = {"batch_size": 4, "dtype": "float32", "bootstrap_iters": 10}
+    options = {"dtype": "float32", "bootstrap_iters": 10}
     metrics = run(step(include_path=str(tasks), tasks=[{"task": name} for name in names], options=options, seed=7))
     arguments = ["--tasks", ",".join(names), "--batch_size", "4", "--seed", "7"]
     found = compare(metrics, lm_eval_command(model_path, tasks, tmp_path, *arguments))
@@ -137,7 +137,7 @@ def test_groups_filters_and_every_type_of_metric(step: Step, model_path: Path, t
 
 def test_metrics_of_all_items_at_once(step: Step, model_path: Path, tasks: Path) -> None:
     """lm-eval's command would resample them 100,000 times, so this calls its function."""
-    options = {"batch_size": 4, "dtype": "float32", "bootstrap_iters": 0}
+    options = {"dtype": "float32", "bootstrap_iters": 0}
     metrics = run(step(include_path=str(tasks), tasks=[{"task": "ref_yes_or_no"}], options=options, seed=7))
     reference: Any = lm_eval.simple_evaluate(
         model="hf",
@@ -154,7 +154,7 @@ def test_metrics_of_all_items_at_once(step: Step, model_path: Path, tasks: Path)
 
 def test_few_shot_examples_as_turns_of_a_chat(step: Step, model_path: Path, tasks: Path, tmp_path: Path) -> None:
     names = ["ref_by_size", "ref_translate"]
-    options = {"apply_chat_template": True, "fewshot_as_multiturn": True, "batch_size": 4, "dtype": "float32"}
+    options = {"apply_chat_template": True, "fewshot_as_multiturn": True, "dtype": "float32"}
     entries = [{"task": name, "num_fewshot": 3} for name in names]
     metrics = run(step(include_path=str(tasks), tasks=entries, options=options | {"bootstrap_iters": 10}, seed=7))
     arguments = ["--tasks", ",".join(names), "--num_fewshot", "3", "--batch_size", "4", "--seed", "7"]
@@ -163,7 +163,7 @@ def test_few_shot_examples_as_turns_of_a_chat(step: Step, model_path: Path, task
 
 
 def test_repeats_are_separate_draws(step: Step, model_path: Path, tasks: Path, tmp_path: Path) -> None:
-    options = {"batch_size": 4, "dtype": "float32"}
+    options = {"dtype": "float32"}
     context = step(include_path=str(tasks), tasks=[{"task": "ref_sampled"}], options=options, seed=7)
     metrics = run(context)
     arguments = ["--tasks", "ref_sampled", "--batch_size", "4", "--seed", "7"]

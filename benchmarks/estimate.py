@@ -83,7 +83,7 @@ def make_world(folder: Path, size: str, kind: str, more: dict[str, Any]) -> None
         (folder / "tasks").mkdir()
         (folder / "tasks" / "ends.yaml").write_text(TASK)
         ends = {"task": "ends", "metric": "acc", "data": {"test": "./rows.jsonl"}}
-        options = {"batch_size": BATCH, "dtype": "float32"}
+        options = {"dtype": "float32"}
         stage |= {"models": ["base"], "include_path": "./tasks", "tasks": [ends], "options": options}
     else:
         stage |= {"data": {"train": "./rows.jsonl"}, "train": train}

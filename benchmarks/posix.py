@@ -29,7 +29,7 @@ from prompt_sensitivity_index.models import HFModel
 from prompt_sensitivity_index.posix import PosixConfig, get_prompt_sensitivity
 
 from benchmarks.data import CACHE, ROOT, machine, smollm2
-from stages.inference.language_model import LanguageModel
+from stages.inference.engine import Engine
 from stages.sensitivity.config import Options
 from stages.sensitivity.sets import Prompts, misspelt
 from stages.sensitivity.stage import measure
@@ -62,9 +62,9 @@ def compare(name: str, path: Path, kind: str, count: int, rounds: int) -> None:
     """Print the seconds of each method, and the difference between their indices."""
     sets, tokens = read_sets(count, kind), ANSWER_TOKENS[kind]
     package_model = _quietly(lambda: HFModel(str(path), dtype=torch.float32))
-    stage_model = _quietly(lambda: LanguageModel(path, name, "float32", False))
+    stage_model = _quietly(lambda: Engine(path, name, "float32", False))
     entry = Prompts(name="bench", data="", max_new_tokens=tokens)
-    options = Options(batch_size=BATCH, convention="package")
+    options = Options(convention="package")
 
     def package(batched: bool) -> list[float]:
         config = PosixConfig(max_new_tokens=tokens, batched=batched, batch_size=BATCH)

@@ -226,7 +226,7 @@ def lm_eval(folder: Path) -> Outputs:
             {"task": "pocket_knowledge", "num_fewshot": 0, "metric": "acc", "data": {"test": "knowledge.jsonl"}},
             {"task": "pocket_reasoning", "num_fewshot": 0, "data": {"test": "reasoning.jsonl"}},
         ],
-        "options": {"apply_chat_template": True, "batch_size": 8},
+        "options": {"apply_chat_template": True},
     }
     sums = read_rows(POCKET / "data" / "reasoning.test.jsonl")
     towns = [
@@ -256,7 +256,7 @@ def sensitivity(folder: Path) -> Outputs:
         {"name": "varied", "data": "sets.jsonl", "max_new_tokens": 4, "vary": vary, "num_fewshot": 1,
          "examples": "examples.jsonl"},
     ]  # fmt: skip
-    options = {"apply_chat_template": True, "batch_size": 8}
+    options = {"apply_chat_template": True}
     section = {"models": ["base"], "prompts": prompts, "options": options}
     wordings = read_rows(POCKET / "data" / "wordings.test.jsonl")
     sets = write_rows(folder / "sets.jsonl", [wordings[number] for number in (25, 30, 47)])
@@ -275,7 +275,7 @@ def characteristics(folder: Path) -> Outputs:
             "data": {"train": "know.jsonl", "format": "text", "columns": {"text": "question"}},
         },
     ]
-    section = {"models": ["base"], "sets": sets, "options": {"limit": 6, "batch_size": 4}}
+    section = {"models": ["base"], "sets": sets, "options": {"limit": 6}}
     inputs = {
         "model": Input(MODEL, reference="pocket"),
         "data.train": write_rows(folder / "train.jsonl", read_rows(POCKET / "data" / "instructions.train.jsonl", 8)),
@@ -340,7 +340,7 @@ def judge_case(folder: Path) -> Outputs:
         section[benchmark] = {name: f"{name}.jsonl" for name in tables}
         for name, rows in tables.items():
             inputs[f"{benchmark}.{name}"] = write_rows(folder / f"{name}.jsonl", rows)
-    section["options"] = {"max_new_tokens": 12, "batch_size": 2, "timeout": 20.0}
+    section["options"] = {"max_new_tokens": 12, "timeout": 20.0}
     with pytest.MonkeyPatch.context() as patch, judge.serving(reply) as server:
         patch.setenv("OPENAI_BASE_URL", server.url)
         patch.setenv("OPENAI_API_KEY", judge.KEY)

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import PartialState
 
-from stages.inference.language_model import LanguageModel
+from stages.inference.engine import Engine
+from stages.inference.requests import GenerationRequest, ScoreRequest
 from tests.pipeline.run.test_command import command
 
 pytestmark = pytest.mark.gpu
@@ -23,7 +25,7 @@ stages:
     models: [base]
     include_path: {pocket}/tasks
     tasks: [{{task: pocket_knowledge, num_fewshot: 0, data: {{test: {pocket}/data/knowledge.test.jsonl}}}}]
-    options: {{apply_chat_template: true, dtype: float32, batch_size: 32, backend: {backend}}}
+    options: {{apply_chat_template: true, dtype: float32, backend: {backend}}}
 """
 
 
@@ -32,14 +34,16 @@ def test_answers_and_log_probabilities_are_those_of_a_cpu(model_folder: Path, mo
     results = []
     for gpu in (True, False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
-        model = LanguageModel(model_folder, "tiny", "float32", trust_remote_code=False)
-        assert model.device.type == ("cuda" if gpu else "cpu")
+        PartialState._reset_state()
+        model = Engine(model_folder, "tiny", "float32", trust_remote_code=False)
+        model.model.to("cuda" if gpu else "cpu")  # type: ignore[arg-type]
         encoded = [model.encode(prompt) for prompt in PROMPTS]
-        answers = model.generate(encoded, 8, batch_size=2)
-        results.append((answers, model.log_probs(encoded, [answers] * len(encoded), batch_size=4)))
+        answers = model.generate([GenerationRequest(prompt, 8) for prompt in encoded])
+        pairs = [ScoreRequest(prompt, tuple(answer)) for prompt in encoded for answer in answers]
+        results.append((answers, [score.log_prob for score in model.score(pairs)]))
+        assert model.notes() == []
     assert results[0][0] == results[1][0]
-    for mine, expected in zip(results[0][1], results[1][1], strict=True):
-        assert mine == pytest.approx(expected, abs=1e-3)
+    assert results[0][1] == pytest.approx(results[1][1], abs=1e-3)
 
 
 @pytest.mark.parametrize("backend", ["hf", "vllm"])

@@ -33,7 +33,7 @@ def context(tmp_path: Path, model_folder: Path) -> Context:
             "data": {"train": "./questions.jsonl", "format": "text", "columns": {"text": "question"}},
         },
     ]
-    config = CharacteristicsStage(models=["base"], sets=sets, options={"batch_size": 2})  # type: ignore[arg-type]
+    config = CharacteristicsStage(models=["base"], sets=sets, options={})  # type: ignore[arg-type]
     inputs = {"model": Input(model_folder)}
     inputs |= {"data.train": Input(tmp_path / "train.jsonl"), "data.know": Input(tmp_path / "questions.jsonl")}
     folders = [tmp_path / name for name in ("out", "scratch", "checkpoints", "cache")]

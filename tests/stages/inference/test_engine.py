@@ -97,7 +97,7 @@ def test_a_stream_has_the_same_tokens(prompts: Prompts, tmp_path: Path) -> None:
 
 def test_passes_shrink_until_they_fit_the_memory(prompts: Prompts, tmp_path: Path) -> None:
     engine = open_engine(checkpoint(SHARING["llama"], tmp_path), budget=512)
-    scoring, generating = asked(prompts)
+    scoring, _ = asked(prompts)
     expected = plain_scores(engine, scoring)
 
     def run_out(_module: Any, _args: Any, options: dict[str, Any]) -> None:

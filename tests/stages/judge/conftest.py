@@ -69,7 +69,7 @@ def step(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         count += 1
         monkeypatch.setenv("OPENAI_BASE_URL", url)
         monkeypatch.setenv("OPENAI_API_KEY", KEY)
-        defaults = {"max_new_tokens": 6, "batch_size": 2, "timeout": 20.0}
+        defaults = {"max_new_tokens": 6, "timeout": 20.0}
         section = {"models": ["wit"], "judge": "gpt-judge", "options": defaults | (options or {})} | section
         config = JudgeStage(**section)
         inputs = {

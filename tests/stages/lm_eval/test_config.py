@@ -43,7 +43,7 @@ def test_needs_have_every_file_and_its_key() -> None:
         ({"tasks": [TASK | {"data": {"test": "items.txt"}}]}, r"should be a file ending in \.json"),
         ({"tasks": [TASK | {"shots": 3}]}, "Extra inputs"),
         ({"options": {"fewshot_as_multiturn": True}}, "needs apply_chat_template"),
-        ({"options": {"batch_size": 0}}, "greater than or equal to 1"),
+        ({"options": {"batch_size": 16}}, "counts the tokens of a pass, not requests; leave it out, or set 64 or more"),
         ({"options": {"limit": 0}}, "greater than or equal to 1"),
         ({"options": {"dtype": "int8"}}, "'bfloat16'"),
         ({"options": {"gen_kwargs": {"custom_generate": "org/x"}}}, "Extra inputs"),

@@ -23,7 +23,7 @@ stages:
     tasks:
       - {{task: tiny_choice, data: {{test: test.jsonl}}}}
       - {{task: tiny_generate, data: {{test: test.jsonl}}}}
-    options: {{batch_size: 4, dtype: float32, bootstrap_iters: 20, limit: 19, max_length: 50}}
+    options: {{dtype: float32, bootstrap_iters: 20, limit: 19, max_length: 50}}
   two: {{<<: *one, launch: {{num_processes: 2}}}}
 """
 

@@ -13,7 +13,7 @@ from lm_eval.api.registry import get_metric
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from stages.lm_eval.model import HFModel
+from stages.lm_eval.model import EngineLM
 from stages.system.library_versions import require_version
 from tests.stages.lm_eval.conftest import GENERATE
 
@@ -21,16 +21,14 @@ from tests.stages.lm_eval.conftest import GENERATE
 def test_overridden_methods_of_the_model() -> None:
     parameters = {
         name: list(inspect.signature(getattr(HFLM, name)).parameters)
-        for name in ("_model_call", "_model_generate", "_loglikelihood_tokens", "tok_batch_encode")
+        for name in ("_loglikelihood_tokens", "tok_batch_encode")
     }
     assert parameters == {
-        "_model_call": ["self", "inps", "attn_mask", "labels"],
-        "_model_generate": ["self", "context", "max_length", "stop", "generation_kwargs"],
         "_loglikelihood_tokens": ["self", "requests", "disable_tqdm", "override_bs"],
         "tok_batch_encode": ["self", "strings", "padding_side", "left_truncate_len", "truncation"],
     }
     assert all(isinstance(getattr(HFLM, name), property) for name in ("rank", "world_size"))
-    assert all(name in vars(HFModel) for name in ("rank", "world_size"))
+    assert all(name in vars(EngineLM) for name in ("rank", "world_size"))
 
 
 def test_a_changed_task_index_is_what_the_manager_loads(tmp_path: Path) -> None:

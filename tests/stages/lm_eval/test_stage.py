@@ -17,6 +17,8 @@ import yaml
 from lm_eval.models.huggingface import HFLM
 
 from stages.base import Context, UserError
+from stages.inference.generation import Batch
+from stages.inference.scoring import TreeScorer
 from stages.lm_eval.stage import run
 from stages.records.metrics import Metrics
 from tests.stages.lm_eval.conftest import CHOICE, GENERATE, own_data
@@ -77,7 +79,7 @@ def lm_eval_scores(results: dict[str, Any]) -> dict[tuple[str, str], tuple[Any, 
 
 def test_scores_are_those_of_the_lm_eval_command(step: Step, model_path: Path, world: Path, tmp_path: Path) -> None:
     tasks = [own_data("tiny_choice", num_fewshot=2), own_data("tiny_generate", num_fewshot=2)]
-    options = {"apply_chat_template": True, "batch_size": 4, "dtype": "float32", "bootstrap_iters": 50}
+    options = {"apply_chat_template": True, "dtype": "float32", "bootstrap_iters": 50}
     options["system_instruction"] = "Be brief."
     context = step(tasks=tasks, options=options, seed=7)
     metrics = run(context)
@@ -106,7 +108,7 @@ def test_scores_without_a_template_equal_lm_eval(step: Step, model_path: Path, w
     from lm_eval.tasks import TaskManager
 
     names = ["tiny_choice", "tiny_generate"]
-    same: dict[str, Any] = {"batch_size": 3, "limit": 13, "gen_kwargs": {"max_gen_toks": 9}}
+    same: dict[str, Any] = {"limit": 13, "gen_kwargs": {"max_gen_toks": 9}}
     options = same | {"dtype": "float32", "max_length": 60, "bootstrap_iters": 100}
     metrics = run(step(tasks=[own_data(name, num_fewshot=1) for name in names], options=options))
     reference = lm_eval.simple_evaluate(
@@ -136,18 +138,17 @@ def test_truncated_items_are_noted(step: Step, world: Path, monkeypatch: pytest.
     assert 0 < too_long < 20
     assert 0 < generated < 20
     tasks = [own_data("tiny_choice"), own_data("tiny_generate")]
-    context = step(tasks=tasks, options={"max_length": room, "batch_size": 4})
-    forward = HFLM._model_generate
-    calls = 0
+    context = step(tasks=tasks, options={"max_length": room})
+    forward, calls = Batch._forward, 0
 
-    def fails(self: HFLM, *arguments: Any, **settings: Any) -> Any:
+    def fails(*arguments: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls == 3:
+        if calls == 7:
             raise KeyboardInterrupt
-        return forward(self, *arguments, **settings)
+        return forward(*arguments)
 
-    monkeypatch.setattr(HFLM, "_model_generate", fails)
+    monkeypatch.setattr(Batch, "_forward", fails)
     with pytest.raises(KeyboardInterrupt):
         run(context)
     notes = run(replace(context, scratch=context.scratch / "again")).notes
@@ -156,19 +157,40 @@ def test_truncated_items_are_noted(step: Step, world: Path, monkeypatch: pytest.
         f"tiny_generate: {generated} of 20",
     ]
     assert all(f"longer than the model takes ({room} tokens)" in note for note in notes)
-    assert run(step(tasks=tasks, options={"batch_size": 4})).notes == []
+    assert run(step(tasks=tasks, options={})).notes == []
 
 
 def test_batch_size_does_not_affect_scores(step: Step) -> None:
     tasks = [own_data("tiny_choice"), own_data("tiny_generate")]
-    one, eight = (run(step(tasks=tasks, options={"batch_size": size, "apply_chat_template": True})) for size in (1, 8))
-    assert one.results == eight.results
+    small, large = (
+        run(step(tasks=tasks, options={"batch_size": size, "apply_chat_template": True})) for size in (64, 1024)
+    )
+    assert small.results == large.results
+
+
+@pytest.mark.parametrize("shots", [0, 2])
+def test_the_engine_gives_the_samples_of_lm_eval_s_own_batches(step: Step, shots: int) -> None:
+    tasks = [own_data("tiny_choice", num_fewshot=shots), own_data("tiny_generate", num_fewshot=shots)]
+    contexts = [step(tasks=tasks, options={"engine": engine, "dtype": "float32"}) for engine in ("shared", "lm_eval")]
+    shared, plain = map(run, contexts)
+    assert shared.results == plain.results
+    assert (shared.environment["engine"], plain.environment["engine"]) == ("shared", "lm_eval")
+    ours, theirs = (
+        [json.loads(line) for line in (context.out / "samples_tiny_choice.jsonl").open()] for context in contexts
+    )
+    for mine, expected in zip(ours, theirs, strict=True):
+        pairs = zip(mine["filtered_resps"], expected["filtered_resps"], strict=True)
+        for (log_prob, is_greedy), (other, other_is_greedy) in pairs:
+            assert float(log_prob) == pytest.approx(float(other), abs=5e-5)
+            assert is_greedy == other_is_greedy
+    texts = [(context.out / "samples_tiny_generate.jsonl").read_text() for context in contexts]
+    assert texts[0] == texts[1]
 
 
 def test_bootstrap_does_not_fork(step: Step, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process forked while torch's threads run can wait forever for a lock of theirs."""
     monkeypatch.setattr(multiprocessing, "Pool", lambda *_: pytest.fail("lm-eval forks to resample"))
-    metrics = run(step(tasks=[own_data("tiny_generate")], options={"batch_size": 4}))
+    metrics = run(step(tasks=[own_data("tiny_generate")], options={}))
     resampled = [row["stderr"] for row in score_rows(metrics) if row["metric"] == "chrf"]
     assert resampled
     assert None not in resampled
@@ -316,36 +338,36 @@ class Killed(BaseException):
 def test_an_interrupted_evaluation_resumes(step: Step, monkeypatch: pytest.MonkeyPatch) -> None:
     """It reuses the logged answers and writes the same bytes as an evaluation without interruption."""
     tasks = [own_data("tiny_choice", num_fewshot=1), own_data("tiny_generate")]
-    options = {"batch_size": 4, "bootstrap_iters": 10}
+    options = {"bootstrap_iters": 10, "batch_size": 64}
     uninterrupted = step(tasks=tasks, options=options)
     expected = run(uninterrupted)
 
-    batches = 0
-    for name in ("_model_call", "_model_generate"):
-        original = getattr(HFLM, name)
+    passes = 0
+    for kind in (TreeScorer, Batch):
+        original = kind._forward
 
-        def counted(*arguments: Any, original: Any = original, **settings: Any) -> Any:
-            nonlocal batches
-            batches += 1
-            if batches == dies_at:
+        def counted(*arguments: Any, original: Any = original) -> Any:
+            nonlocal passes
+            passes += 1
+            if passes == dies_at:
                 raise Killed
-            return original(*arguments, **settings)
+            return original(*arguments)
 
-        monkeypatch.setattr(HFLM, name, counted)
+        monkeypatch.setattr(kind, "_forward", counted)
     dies_at = 0
     run(step(tasks=tasks, options=options))
-    needed = batches
+    needed = passes
     assert needed > 15
     context = step(tasks=tasks, options=options)
-    for dies_at in (4, needed // 2, 5):  # counted from each attempt's first batch
-        batches = 0
+    for dies_at in (6, needed // 2, 7):  # counted from each attempt's first pass
+        passes = 0
         with pytest.raises(Killed):
             run(replace(context, scratch=context.scratch / str(dies_at)))
-    batches = dies_at = 0
+    passes = dies_at = 0
     seen: list[tuple[int, int, str]] = []
     resumed = replace(context, progress=lambda *state: seen.append(state))
     assert run(resumed).extended(seconds=0) == expected.extended(seconds=0)
-    assert batches == needed - 3 - (needed // 2 - 1) - 4
+    assert passes < needed - needed // 4
     assert seen[-1][0] == seen[-1][1] == max(total for _, total, _ in seen)
     for file in uninterrupted.out.iterdir():
         assert file.read_bytes() == (context.out / file.name).read_bytes(), file.name
@@ -368,7 +390,7 @@ def test_a_resumed_evaluation_draws_as_if_it_had_not_stopped(
     kwargs = {"until": ["\n"], "max_gen_toks": 5} | settings
     filters = [{"name": "first", "filter": [{"function": "take_first"}]}]
     section = own_task(tmp_path / "own", world, generation_kwargs=kwargs, repeats=3, filter_list=filters)
-    section |= {"options": {"batch_size": 4, "bootstrap_iters": 0, "limit": 6}}
+    section |= {"options": {"bootstrap_iters": 0, "limit": 6}}
     uninterrupted = step(**section)
     expected = run(uninterrupted)
     samples = [json.loads(line) for line in (uninterrupted.out / "samples_mine.jsonl").open()]

@@ -76,7 +76,7 @@ def lm_eval(tmp_path: Path, model: Path, world: Path) -> tuple[Metrics, Any]:
     folder = tmp_path / f"{model.name}-tasks"
     folder.mkdir()
     (folder / "t.yaml").write_text(json.dumps(GENERATE | {"generation_kwargs": settings}))
-    config = LMEvalStage(models=["wit"], include_path="tasks", tasks=[entry], options={"batch_size": 4})  # type: ignore[arg-type, list-item]
+    config = LMEvalStage(models=["wit"], include_path="tasks", tasks=[entry], options={})  # type: ignore[arg-type, list-item]
     inputs = {f"data.tiny_generate.{split}": Input(world / f"{split}.jsonl") for split in ("test", "dev")}
     inputs |= {"model": Input(model, "wit", "sft"), "include_path": Input(folder)}
     context = context_of(tmp_path / "lm_eval", config, inputs, model.name)

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from pipeline.run.executor import checked_result
 from stages.base import Findings, UserError
 from stages.data.chat_rendering import TEMPLATE_SECONDS
-from stages.inference.language_model import LanguageModel
+from stages.inference.engine import Engine
 from stages.models.model_size import build
 from stages.models.tokenizer import load_tokenizer
 from stages.system.limits import END_SIGNAL, END_TEXT, MEMORY, LimitExceeded, limited
@@ -47,7 +47,7 @@ def test_the_memory_of_a_block_is_limited_and_free_again() -> None:
 def test_a_chat_template_neither_hangs_nor_fills_the_memory(model_folder: Path, tmp_path: Path, template: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     tokenizer.chat_template = template
-    model = LanguageModel(model_folder, "m", "float32", trust_remote_code=False)
+    model = Engine(model_folder, "m", "float32", trust_remote_code=False)
     model.tokenizer = tokenizer
     start = time.monotonic()
     with pytest.raises(UserError, match="the chat template of m rejects the prompt"):

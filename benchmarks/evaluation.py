@@ -36,7 +36,8 @@ TASKS: dict[str, dict[str, Any]] = {
     "mmlu": CHOICE
     | {
         "description": "The following are multiple choice questions (with answers) about building.\n\n",
-        "doc_to_text": "{{question}}\nA. {{choices[0]}}\nB. {{choices[1]}}\nC. {{choices[2]}}\nD. {{choices[3]}}\nAnswer:",
+        "doc_to_text": "{{question}}\nA. {{choices[0]}}\nB. {{choices[1]}}\nC. {{choices[2]}}\n"
+        "D. {{choices[3]}}\nAnswer:",
         "doc_to_choice": ["A", "B", "C", "D"],
     },
     "choice": CHOICE | {"doc_to_text": "Question: {{question}}\nAnswer:", "doc_to_choice": "choices"},

@@ -1,4 +1,4 @@
-"""Steps are forks of a process that has imported their libraries, as good as started ones, and only where that is safe."""
+"""Steps are forks of a process that has imported their libraries, as good as started ones, where that is safe."""
 
 from __future__ import annotations
 

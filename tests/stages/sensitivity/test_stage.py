@@ -19,6 +19,7 @@ from prompt_sensitivity_index.posix import PosixConfig, get_prompt_sensitivity
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stages.base import Context, Input, UserError
+from stages.evaluation.answer_log import AnswerLog
 from stages.sensitivity.config import SensitivityStage
 from stages.sensitivity.stage import psi, run
 

@@ -36,6 +36,7 @@ class TreeScorer:
         self.is_greedy = [True] * len(requests)
         self.remaining = [len(request.answer) for request in requests]
         """Request -> tokens of its answer that are not scored yet."""
+        self.done: Sequence[bool] = ()
 
     @torch.inference_mode()
     def run(self, done: Sequence[bool]) -> None:
@@ -43,7 +44,7 @@ class TreeScorer:
 
         The passes do not depend on what is done, so that an interrupted walk ends with the same scores, to the bit.
         """
-        cache, kept = growing_cache(), list[bool]()
+        cache, kept, self.done = growing_cache(), list[bool](), done
         for each in passes(prefix_tree(self.sequences), self.sequences, self.budget):
             if each.action == "forget":
                 if kept.pop():
@@ -130,7 +131,7 @@ class TreeScorer:
             self.log_probs[number] += value
             self.is_greedy[number] &= best[row] == token
             self.remaining[number] -= 1
-            if not self.remaining[number]:
+            if not self.remaining[number] and not self.done[number]:
                 completed[number] = Score(self.log_probs[number], self.is_greedy[number])
         if completed:
             self.on_scores(completed)

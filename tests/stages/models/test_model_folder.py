@@ -50,7 +50,7 @@ def test_no_loader_reads_a_pickle(folder: Path, tmp_path: Path) -> None:
     load_training_tokenizer(folder, [])
     with pytest.raises(UserError, match="holds no model that can be loaded"):
         load_model(folder, 0, None)
-    with pytest.raises(OSError, match=r"model\.safetensors"):
+    with pytest.raises(UserError, match=r"model\.safetensors"):
         load_evaluated(folder, EVALUATION, folder, print)
     check_model(folder, trusted=False, key="model", weights=False)
     load_model(folder, 0, None, random_init=True)

@@ -4,6 +4,7 @@ Requests share what they have in common: prefixes are read once, and many answer
 something else that way is found by a check (self_check), and answers requests one by one.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -178,7 +179,7 @@ class Engine:
     ) -> list[list[int]]:
         """Return the tokens of an answer to each request."""
         keys = [key_of(request) for request in requests]
-        by_key = dict(zip(keys, requests, strict=True))
+        by_key, counts = dict(zip(keys, requests, strict=True)), Counter(keys)
         answers = {key: kept for key in by_key if (kept := self.kept(key))}
         on_answers(sum(key in answers for key in keys))
 
@@ -188,7 +189,7 @@ class Engine:
                     new = self._answer([by_key[key] for key in batch])
                     self.keep(dict(zip(batch, new, strict=True)))
                     answers.update(zip(batch, new, strict=True))
-                    on_answers(sum(keys.count(key) for key in batch))
+                    on_answers(sum(counts[key] for key in batch))
 
         if not all(key in answers for key in keys):
             self._within_memory(run)

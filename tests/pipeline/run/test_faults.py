@@ -42,7 +42,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def wait_until(condition: Iterator[bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not next(condition):
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()

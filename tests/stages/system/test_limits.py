@@ -72,7 +72,7 @@ def test_what_python_cannot_interrupt_ends_its_process() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_limit_that_a_destructor_swallows_holds_all_the_same() -> None:
+def test_a_limit_that_a_destructor_swallows_is_raised_again() -> None:
     """Python ignores what `__del__` raises, the limit's own exception among it."""
     ended_early: list[float] = []
 

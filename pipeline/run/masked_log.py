@@ -11,6 +11,8 @@ from stages.system.secrets import secret_values
 
 
 def main() -> None:
+    # a reader of the error stream of a killed command must not wait for a worker that is stopped
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     secrets = sorted({value.encode() for _, value in secret_values()}, key=len, reverse=True)
     held, chunk = b"", b" "
     while chunk:

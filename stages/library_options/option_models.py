@@ -74,8 +74,7 @@ def option_help(name: str) -> dict[str, Help]:
 @cache
 def option_kinds(name: str) -> dict[str, list[str]]:
     """Return option -> kinds of its values, of a class or command; see `_type_of`. A `flag` has no value in a shell."""
-    kinds: dict[str, list[str]] = json.loads(OPTIONS_FILE.read_text())[name]
-    return kinds
+    return dict(json.loads(OPTIONS_FILE.read_text())[name])
 
 
 @cache

@@ -87,7 +87,8 @@ def read_run_record(folder: Path) -> RunRecord:
         return TypeAdapter(RunRecord).validate_python(body)
     except ValidationError as error:
         key = ".".join(map(str, error.errors()[0]["loc"]))
-        raise ValueError(f"unknown form, perhaps of an older version: wrong or missing key {key}") from None
+        reason = f"wrong or missing key {key}" if key else "it is no JSON object"
+        raise ValueError(f"unknown form, perhaps of an older version: {reason}") from None
 
 
 def write_run_record(

@@ -207,11 +207,11 @@ def read_published_grids(file: Path) -> list[Grid]:
         place = f"{file}:{line}"
         if missing := [name for name in PUBLISHED_COLUMNS if name not in row]:
             raise UserError(f"{place}: has no column {', '.join(missing)}; it needs {', '.join(PUBLISHED_COLUMNS)}")
-        names = row["model"], row["dataset"]
+        model_and_data = str(row["model"]), str(row["dataset"])
         prompt, completion, score = [_number_in_row(row, name, place) for name in PUBLISHED_COLUMNS[2:]]
-        if (prompt, completion) in cells.setdefault(names, {}):
-            raise UserError(f"{place}: {', '.join(map(str, names))} has {(prompt, completion)} twice")
-        cells[names][prompt, completion] = GridCell((score / 100,))
+        if (prompt, completion) in cells.setdefault(model_and_data, {}):
+            raise UserError(f"{place}: {', '.join(model_and_data)} has {(prompt, completion)} twice")
+        cells[model_and_data][prompt, completion] = GridCell((score / 100,))
     grids = []
     for names, pairs in cells.items():
         title = ", ".join(map(str, names))
@@ -223,7 +223,7 @@ def read_published_grids(file: Path) -> list[Grid]:
 
 
 def _number_in_row(row: Record, name: str, place: str) -> float:
-    number = _number(row[name])
+    number = _number(str(row[name]))
     limit, unit = (100, "it is in points") if name == "average_score" else (1, "weights are numbers")
     if number is None or not 0 <= number <= limit:
         raise UserError(f"{place}: {name} is {row[name]!r}; {unit}, between 0 and {limit}")

@@ -24,27 +24,30 @@ class LimitExceeded(BaseException):
 def limited(seconds: float) -> Iterator[None]:
     """Raise LimitExceeded in a block that takes longer, and MemoryError if it allocates more than MEMORY.
 
-    Python's regular expressions and jinja2's templates can be interrupted. A single operation in C cannot, such as the
-    comparison of lists: after three times as many seconds of computing, END_SIGNAL ends the process. Only a process's
-    main thread has limits.
+    Regular expressions and templates can be interrupted. A single operation in C, such as the comparison of lists,
+    cannot: after three times as many seconds of computing, END_SIGNAL ends the process. Only main threads have limits.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
+    is_running = True
+
     def stop(*_: Any) -> None:
-        raise LimitExceeded(f"takes longer than {seconds:g} seconds")
+        if is_running:
+            raise LimitExceeded(f"takes longer than {seconds:g} seconds")
 
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     if _MEMORY_FILE.exists() and soft == resource.RLIM_INFINITY:
         used = int(_MEMORY_FILE.read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, hard))
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)  # again, since Python ignores what a destructor raises
     signal.setitimer(signal.ITIMER_PROF, 3 * seconds)
     try:
         yield
     finally:
+        is_running = False
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGALRM, before)

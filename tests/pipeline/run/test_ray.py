@@ -119,7 +119,7 @@ def test_an_interrupt_leaves_no_worker(cluster: Cluster, world: Path) -> None:
     call = [sys.executable, "-P", "-m", "pipeline.cli", "r.yaml", "--executor", "ray"]
     long = ["--set", "stages.wit.train.max_steps=100000"]
     process = subprocess.Popen([*call, *long], cwd=world, env=environment() | os.environ, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not list((world / "runs").glob("store/unfinished/*/checkpoints/*/sealed.json")):
         assert time.monotonic() < deadline
         assert process.poll() is None

@@ -230,7 +230,7 @@ def served(lenient: Path) -> Iterator[str]:
     call += ["--host", "127.0.0.1", "--device", "cpu"]
     process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment())
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while True:
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()

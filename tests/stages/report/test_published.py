@@ -118,6 +118,13 @@ def test_a_faulty_file_is_an_error_with_its_place(tmp_path: Path, text: str, mes
     assert message in str(error.value)
 
 
+def test_values_of_another_type_are_an_error_with_their_place(tmp_path: Path) -> None:
+    row = {"model": ["m"], "dataset": {}, "prompt_weight": 0, "response_weight": [1], "average_score": 50}
+    (tmp_path / "grids.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(UserError, match=r"grids\.jsonl:1: response_weight is \[1\]; weights are numbers"):
+        ReportStage(published="./grids.jsonl").check({PUBLISHED: tmp_path / "grids.jsonl"})
+
+
 def test_the_command_names_the_fault_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "grids.csv").write_text(f"{HEAD}m,d,0,1,nought\n")
     (tmp_path / "r.yaml").write_text("name: r\nstages: {report: {kind: report, published: ./grids.csv}}\n")

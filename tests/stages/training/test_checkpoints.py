@@ -61,7 +61,7 @@ def start(folder: Path, runs: str) -> subprocess.Popen[str]:
 
 def wait_for_checkpoint(process: subprocess.Popen[str], store: Path, step: int) -> Path:
     """The folder of the first sealed checkpoint of at least `step` steps."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         for seal in store.glob("unfinished/*/checkpoints/checkpoint-*/sealed.json"):
             if int(seal.parent.name.partition("-")[2]) >= step:

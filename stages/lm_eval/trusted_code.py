@@ -5,12 +5,14 @@ task file can run an untrusted script. lm-eval renders the templates of tasks wi
 reach any Python. tests/stages/lm_eval/test_lm_eval_internals.py fails if a patch has no effect.
 """
 
+import importlib.util
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from types import ModuleType
 from typing import Any
 
-import evaluate
 import lm_eval.utils
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -63,14 +65,30 @@ def _no_hub_metrics() -> Iterator[None]:
         refusals.append(UserError(f"{message}; if you trust it, set trust_remote_code: true on the stage", "tasks"))
         raise refusals[-1]
 
-    load = evaluate.load
-    evaluate.load = refuse
+    evaluate = sys.modules.get("evaluate") or _lazy_module("evaluate")
+    evaluate.load = refuse  # type: ignore[attr-defined]
     try:
         yield
     except Exception:
         if not refusals:
             raise
     finally:
-        evaluate.load = load
+        if type(evaluate) is ModuleType:
+            evaluate.load = evaluate.loading.load  # type: ignore[attr-defined]
+        else:
+            del sys.modules["evaluate"]
     if refusals:
         raise refusals[0] from None
+
+
+def _lazy_module(name: str) -> ModuleType:
+    """Add a module to sys.modules whose code runs when it is first used. What is set before that stays.
+
+    Importing evaluate takes as long as scoring a small model does, and few tasks use it.
+    """
+    spec = importlib.util.find_spec(name)
+    assert spec and spec.loader
+    spec.loader = importlib.util.LazyLoader(spec.loader)
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

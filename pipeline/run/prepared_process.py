@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from setproctitle import setproctitle
+
 from pipeline.run import worker
 from stages import KINDS
 
@@ -67,6 +69,7 @@ def _work(request: Mapping[str, Any], standard: Sequence[int]) -> int:
         os.dup2(descriptor, number)
         os.close(descriptor)
     os.environ.update(request["environment"])
+    setproctitle(f"{sys.executable} -m pipeline.run.worker {request['job']}")
     return worker.main(Path(request["job"]))
 
 

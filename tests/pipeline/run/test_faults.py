@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from stages.system.integrity import content_hash
@@ -122,8 +123,8 @@ def test_a_step_that_waits_for_a_stopped_worker_says_for_whom_and_since_when(
     arguments = ("--set", "stages.it.train.max_steps=400", "--set", "stages.it.train.save_steps=20", "--stage", "it")
     first = start(tmp_path, *arguments)
     wait_until(checkpoint_sealed(tmp_path), first)
-    children = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
-    (worker,) = (int(pid) for pid in children if "pipeline.run.worker" in Path(f"/proc/{pid}/cmdline").read_text())
+    children = psutil.Process(first.pid).children(recursive=True)
+    (worker,) = (child.pid for child in children if "pipeline.run.worker" in child.cmdline())
     os.kill(worker, signal.SIGSTOP)
     first.kill()
     first.communicate()

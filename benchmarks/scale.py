@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -78,6 +78,12 @@ class Instant:
     def unmet_requirement(self, config: StageConfig) -> None:
         """No requirement."""
 
+    def expect(self, kinds: Iterable[str]) -> None:
+        """No library."""
+
+    def gpu_share(self, memory: int) -> None:
+        """No GPU."""
+
     def has_room(self, resources: Resources = DEFAULT_RESOURCES, processes: int = 1) -> bool:
         """Accept two steps at a time."""
         return len(self._events) < self.width
@@ -103,7 +109,7 @@ def _prepare(recipe: Path, runs: Path) -> Run:
     plan = build_plan(load(recipe), resolver)
     selection = Selection(frozenset(step.name for step in plan.steps), frozenset())
     decisions = prepare(plan, selection, store, resolver).decisions
-    return Run(plan, selection, decisions, store, resolver, console)
+    return Run(plan, selection, decisions, store, resolver, console, {})
 
 
 def schedule(recipe: Path, runs: Path) -> None:

@@ -159,6 +159,8 @@ class _Command:
         self.options, self.console = options, console
         self.store = Store(options.runs / "store")
         self.resolver = Resolver(options.runs, console.say)
+        self._gpu_memory: dict[str, int] = {}
+        """Step -> bytes of a GPU that it needs, as far as checks found out."""
 
     def run(self) -> int:
         options = self.options
@@ -182,6 +184,7 @@ class _Command:
             preparation = prepare(plan, selection, self.store, self.resolver, self.executor, self.console.say)
             if options.check:
                 return self.check(plan, preparation)
+            self._gpu_memory |= preparation.checks.gpu_memory
             self.console.checked([], preparation.checks.notes)
         return self.execute(plan, cells)
 
@@ -307,7 +310,9 @@ class _Command:
         self.console.checked([], preparation.checks.notes)
         requests = ((step, request) for step in preparation.steps for request in paid_requests(step, self.resolver))
         self.console.paid_requests((step.stage, step.name, request) for step, request in requests)
-        return Run(plan, selection, preparation.decisions, self.store, self.resolver, self.console)
+        self._gpu_memory |= preparation.checks.gpu_memory
+        decisions = preparation.decisions
+        return Run(plan, selection, decisions, self.store, self.resolver, self.console, self._gpu_memory)
 
     def _finish(self, run: Run, failed: Sequence[Run]) -> int:
         for step, metrics in current_reports(run.plan, run.results):

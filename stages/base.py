@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from stages.records.metrics import Metrics
@@ -76,12 +76,20 @@ _UNITS = {"MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 class Resources(Config):
     """What each step of a stage needs of a machine. A step starts where and when that much is free."""
 
-    gpus: int | None = Field(default=None, ge=0)
-    """GPUs. The default is one for each of its processes, on machines that have GPUs."""
+    gpus: int | float | None = Field(default=None, ge=0)
+    """GPUs, or a share of one such as 0.5. The default, where there are GPUs, is one for each of its processes; on one
+    machine, a step of one process takes the share that its estimated memory is."""
     cpus: int | None = Field(default=None, ge=1)
     """Cores. The default is an equal share of the machine; on a cluster one core for each of its processes."""
     memory: str | None = Field(default=None, pattern=r"^\d+(\.\d+)?(MiB|GiB|TiB)$")
     """Main memory, such as 64GiB. By default memory is not counted."""
+
+    @field_validator("gpus")
+    @classmethod
+    def _check_gpus(cls, gpus: float | None) -> float | None:
+        if gpus and gpus > 1 and gpus != int(gpus):
+            raise ValueError("is a whole number, or a share of one GPU below 1")
+        return gpus
 
     @property
     def bytes(self) -> int:
@@ -102,6 +110,8 @@ class Findings(BaseModel):
     """Bytes of the result on disk, where they are many."""
     checkpoints: int = 0
     """Bytes of checkpoints while the step runs, at most."""
+    gpu_memory: int = 0
+    """Bytes of a GPU that the step needs by its estimate; 0 if they are unknown or there is no GPU."""
 
     @contextmanager
     def part(self, name: str, key: str | None = None) -> Iterator[None]:
@@ -194,6 +204,11 @@ class StageConfig(Config):
     def processes(self) -> int:
         """Number of processes of one step on one machine."""
         return 1
+
+    @property
+    def can_share_gpu(self) -> bool:
+        """Whether a step takes as much of one GPU as its estimate says, and leaves the rest to others."""
+        return self.processes == 1 and self.resources.gpus is None
 
     def needs(self) -> dict[str, Need]:
         """Return what the stage reads, by the name under which `run` finds it in `context.inputs`."""

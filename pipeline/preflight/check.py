@@ -9,17 +9,18 @@ from typing import Any
 
 from pipeline.plan.resolver import Resolver, start_inputs
 from pipeline.plan.step import Step
+from pipeline.preflight.estimate import model_dtype
 from pipeline.preflight.estimate_table import format_bytes
 from pipeline.preflight.probe import Request, run_probe
 from pipeline.recipe.nodes import Problem, RecipeError, split_key
 from pipeline.run.executor import Executor
-from pipeline.run.local_executor import LocalExecutor, free_disk
+from pipeline.run.local_executor import LocalExecutor, free_disk, machine_memory
 from pipeline.store.provenance import installed_version
 from pipeline.store.store import Published
 from stages.base import Findings, UserError
 from stages.system.integrity import content_hash, read_json, write_json
 
-CHECK_VERSION = 2  # part of the cache key; increase it when a check finds more than before
+CHECK_VERSION = 3  # part of the cache key; increase it when a check finds more than before
 MAX_CACHED = 20_000  # checks in the cache, so that it stays small
 PACKAGES = (
     "torch", "transformers", "tokenizers", "trl", "peft", "accelerate", "datasets", "lm_eval", "bitsandbytes",
@@ -42,6 +43,10 @@ class Checks:
     """Bytes that the steps will write to the store, at most."""
     disk_free: int = 0
 
+    @property
+    def gpu_memory(self) -> dict[str, int]:
+        return {step: findings.gpu_memory for step, findings in self.findings.items()}
+
     def blame(self, step: Step, key: str | None, text: str) -> None:
         if key:
             self.problems.append(_problem(step, key, text))
@@ -62,7 +67,8 @@ def check_steps(
     """
     checks, on_this_machine = Checks(), isinstance(executor, LocalExecutor)
     machine = [CHECK_VERSION, *map(installed_version, PACKAGES), *map(os.environ.get, ENVIRONMENT)]
-    machine += executor.gpus if isinstance(executor, LocalExecutor) else ["cluster"]
+    gpus, threads = (executor.gpus, executor.threads) if isinstance(executor, LocalExecutor) else ([], 1)
+    machine += gpus if on_this_machine else ["cluster"]
     cache_file = resolver.runs / "cache" / "checks.json"
     cache = _read(cache_file)
     keys = {step.name: _key(step, results, resolver, machine) for step in steps}
@@ -80,7 +86,8 @@ def check_steps(
     if able:
         say(f"checking {len(able)} steps: models, tokenizers, every row and task")
     requests = [_request(step, results, resolver) for step in able]
-    answers = run_probe("check", "checks", resolver.runs / "cache", requests, {"on_this_machine": on_this_machine})
+    arguments = {"on_this_machine": on_this_machine, "gpus": gpus, "threads": threads, "room": machine_memory()}
+    answers = run_probe("check", "checks", resolver.runs / "cache", requests, arguments)
     findings = dict.fromkeys((step.name for step in unknown), Findings(passed=["files"]))
     findings |= {step.name: Findings.model_validate(answer) for step, answer in zip(able, answers, strict=True)}
     for step in unknown:
@@ -143,7 +150,8 @@ def _key(step: Step, results: Mapping[str, Published], resolver: Resolver, machi
 
 def _request(step: Step, results: Mapping[str, Published], resolver: Resolver) -> Request:
     contents = _contents_of(step, results, resolver)
-    return Request(step, files_of(step, results, resolver), {"recipe": step.recipe.name, "contents": contents})
+    arguments = {"recipe": step.recipe.name, "contents": contents, "dtype": model_dtype(step)}
+    return Request(step, files_of(step, results, resolver), arguments)
 
 
 def _check_disk(checks: Checks, runs: Path, width: int) -> None:

@@ -79,7 +79,7 @@ def estimate(
     steps = [step for step in steps_to_run(plan, selection, decisions) if step.config.has("estimate")]
     groups: dict[str, list[Step]] = {}
     for step in steps:
-        key = [step.kind, _model_dtype(step), _settings(step), _sources(step)]
+        key = [step.kind, model_dtype(step), _settings(step), _sources(step)]
         groups.setdefault(json.dumps(key, sort_keys=True, default=str), []).append(step)
     say(f"{plan.recipe.name}: estimating {len(steps)} steps; nothing runs, and no weights are fetched")
     first = [group[0] for group in groups.values()]
@@ -108,7 +108,7 @@ def _sources(step: Step) -> dict[str, Reference]:
     return {name: start_reference(source) for name, source in step.inputs.items()}
 
 
-def _model_dtype(step: Step) -> str:
+def model_dtype(step: Step) -> str:
     """Return the dtype of the step's model if the recipe or a local config.json names it, else `auto`."""
     source = step.inputs.get("model")
     if isinstance(source, Step):
@@ -131,7 +131,7 @@ def _request(step: Step, cache: Path) -> Request:
             missing[name] = str(error)
     machine, limit = machine_memory(), step.config.resources.bytes
     room = {"room": limit, "room_of": "resources.memory"} if 0 < limit < machine else {"room": machine}
-    arguments = {"missing": missing, "dtype": _model_dtype(step)} | room
+    arguments = {"missing": missing, "dtype": model_dtype(step)} | room
     return Request(step, paths, arguments)
 
 

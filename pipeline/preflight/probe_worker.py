@@ -18,7 +18,7 @@ from rich.console import Console
 from pipeline.run.worker import loadable
 from stages import KINDS
 from stages.base import Context, Input, StageConfig, UserError
-from stages.estimate.result import EstimateInputs
+from stages.estimate.result import Estimate, EstimateInputs
 
 Answer = Callable[[StageConfig, dict[str, Path], dict[str, Any]], dict[str, Any]]
 
@@ -89,7 +89,20 @@ def check(config: StageConfig, paths: dict[str, Path], arguments: dict[str, Any]
             cache=Path(arguments["cache"]),
             progress=lambda done, total, note: None,
         )
-        return dict(config.load("check")(context, arguments["on_this_machine"]).model_dump())
+        findings = config.load("check")(context, arguments["on_this_machine"])
+        if arguments["gpus"] and config.can_share_gpu and config.has("estimate") and not findings.problems:
+            findings.gpu_memory = _gpu_memory(config, paths, arguments)
+        return dict(findings.model_dump())
+
+
+def _gpu_memory(config: StageConfig, paths: dict[str, Path], arguments: dict[str, Any]) -> int:
+    """The bytes that a step needs by its estimate; 0 if they are unknown."""
+    needed = {name: arguments[name] for name in ("dtype", "room", "threads")}
+    try:
+        memory = Estimate(**estimate(config, paths, {"missing": {}} | needed)).memory
+    except UserError:
+        return 0
+    return memory.total if memory else 0
 
 
 ABILITIES: dict[str, Answer] = {"preview": preview, "fetch": fetch, "estimate": estimate, "check": check}

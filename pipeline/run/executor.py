@@ -39,6 +39,10 @@ class Executor(Protocol):
     def expect(self, kinds: Iterable[str]) -> None:
         """Steps of these kinds will be started soon: import their libraries meanwhile, if that helps."""
 
+    def gpu_share(self, memory: int) -> float | None:
+        """The share of a GPU for a step of one process that needs `memory` bytes of it, 0 if that is unknown; None if the
+        executor counts whole GPUs only."""
+
     def has_room(self, resources: Resources = ..., processes: int = ...) -> bool:
         """Whether another step with these resources can start now."""
 

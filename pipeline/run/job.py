@@ -60,6 +60,8 @@ class StepResult:
     error: str | None = None
     is_user_error: bool = False
     """Whether the error message alone tells the user what to do, without the log."""
+    gpu_was_full: bool = False
+    """Whether the memory of a GPU ran out."""
 
 
 def to_json(value: Job | StepResult) -> dict[str, Any]:

@@ -8,7 +8,8 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,32 +20,55 @@ from stages import KINDS
 from stages.base import Resources, StageConfig
 from stages.system.module_command import module_command
 
-MAX_JOBS_WITHOUT_GPU = 4
-"""Number of steps at once without --jobs and without a GPU: each loads a model."""
+MAX_JOBS = 4
+"""Number of steps at once without --jobs, on each GPU or without one: each loads a model."""
+
+GPU_PROCESS = 2**30
+"""Bytes of a GPU that each process takes for itself, beside what its estimate counts."""
+ESTIMATE_MARGIN = 1.2
+"""By how much more than its estimate a step may take."""
 
 LOG_SECONDS = 5.0
 """How long to wait for the end of a worker's log after the worker has ended."""
 
 
+ROUNDING = 1e-6
+"""Shares of a GPU that differ by less are equal."""
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What a step occupies of this machine: slots, and GPUs or the share `of_each` of them."""
+
+    slots: list[int]
+    gpus: list[str]
+    of_each: float
+
+
 class LocalExecutor:
-    """Runs up to `jobs` steps at once, in slots: equal shares of the cores, with one GPU each if there are GPUs.
+    """Runs up to `jobs` steps at once, in slots: equal shares of the cores.
 
     A step occupies as many slots as it has processes or as its `resources` ask for. A step with more processes than
-    there are slots occupies all of them.
+    there are slots occupies all of them. Where there are GPUs, it also takes one for each of its processes, or a share
+    of one, with as many slots as belong to that.
     """
 
     def __init__(self, jobs: int | None = None) -> None:
         self.gpus = visible_gpus()
         self.cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         cores = len(self.cores) or os.cpu_count() or 1
-        self.jobs = self.width = jobs or len(self.gpus) or min(cores, MAX_JOBS_WITHOUT_GPU)
+        self.jobs = jobs or max(len(self.gpus), min(cores, MAX_JOBS * max(1, len(self.gpus))))
+        self.width = self._asked_jobs = jobs or len(self.gpus) or self.jobs
         self.threads = max(1, cores // self.jobs)
+        self.gpu_memory = gpu_memory(self.gpus)
+        self._free_gpus = dict.fromkeys(self.gpus, 1.0)
+        """GPU -> the share of it that is free."""
         self._memory = machine_memory()
         self._free_slots = list(range(self.jobs))
         self._free_memory = self._memory
         self._events: queue.Queue[Event] = queue.Queue()
-        self._slots: dict[str, list[int]] = {}
-        """Step -> its slots, until `wait` returns its result."""
+        self._shares: dict[str, _Share] = {}
+        """Step -> what it occupies, until `wait` returns its result."""
         self._workers: dict[str, subprocess.Popen[str] | ForkedWorker] = {}
         """Step -> its worker, once that is there."""
         self._prepared: dict[Any, PreparedProcess] = {}
@@ -72,22 +96,31 @@ class LocalExecutor:
         for kind in kinds:
             self._prepared_for(kind, self._environment(1, 1))
 
+    def gpu_share(self, memory: int) -> float | None:
+        if not self.gpus:
+            return None
+        if not memory or not self.gpu_memory:
+            return min(1.0, len(self.gpus) / self._asked_jobs)
+        return min(1.0, (ESTIMATE_MARGIN * memory + GPU_PROCESS) / self.gpu_memory)
+
     def has_room(self, resources: Resources = DEFAULT_RESOURCES, processes: int = 1) -> bool:
-        return self._free_slots_for(resources, processes) is not None
+        return self._free_share(resources, processes) is not None
 
     def start(self, job: Job) -> None:
         """Start the job's worker; `wait` returns its events."""
-        slots = self._free_slots_for(job.resources, job.processes)
-        assert slots is not None, "has_room is asked first"
-        self._free_slots = [slot for slot in self._free_slots if slot not in slots]
+        share = self._free_share(job.resources, job.processes)
+        assert share is not None, "has_room is asked first"
+        self._free_slots = [slot for slot in self._free_slots if slot not in share.slots]
         self._free_memory -= job.resources.bytes
+        for gpu in share.gpus:
+            self._free_gpus[gpu] -= share.of_each
         job.log.parent.mkdir(parents=True, exist_ok=True)
         job.log.unlink(missing_ok=True)
         with job.log.open("xb") as log:
             call, environment = module_command("pipeline.run.masked_log")
             mask = subprocess.Popen(call, env=environment, stdin=subprocess.PIPE, stdout=log, start_new_session=True)
-        self._slots[job.step] = slots
-        threading.Thread(target=self._follow, args=(job, slots, mask), daemon=True).start()
+        self._shares[job.step] = share
+        threading.Thread(target=self._follow, args=(job, share, mask), daemon=True).start()
 
     def wait(self, seconds: float | None = None) -> Event | None:
         try:
@@ -95,7 +128,10 @@ class LocalExecutor:
         except queue.Empty:
             return None
         if isinstance(event.message, StepResult):
-            self._free_slots += self._slots.pop(event.job.step)
+            share = self._shares.pop(event.job.step)
+            self._free_slots += share.slots
+            for gpu in share.gpus:
+                self._free_gpus[gpu] += share.of_each
             self._workers.pop(event.job.step, None)
             self._free_memory += event.job.resources.bytes
         return event
@@ -109,12 +145,12 @@ class LocalExecutor:
         for prepared in self._prepared.values():
             prepared.stop()
 
-    def _follow(self, job: Job, slots: list[int], mask: subprocess.Popen[bytes]) -> None:
+    def _follow(self, job: Job, share: _Share, mask: subprocess.Popen[bytes]) -> None:
         """Start a worker, and turn its output into events. At the last one, its log is complete."""
         assert mask.stdin is not None
         with mask.stdin:
             try:
-                worker = self._start_worker(job, slots, mask.stdin)
+                worker = self._start_worker(job, share, mask.stdin)
             except OSError as error:
                 self._events.put(Event(job, StepResult(error=f"no process can be started for it: {error}")))
                 return
@@ -130,10 +166,10 @@ class LocalExecutor:
             mask.wait(timeout=LOG_SECONDS)
         self._events.put(Event(job, checked_result(result, status)))
 
-    def _start_worker(self, job: Job, slots: list[int], log: IO[bytes]) -> subprocess.Popen[str] | ForkedWorker:
+    def _start_worker(self, job: Job, share: _Share, log: IO[bytes]) -> subprocess.Popen[str] | ForkedWorker:
         """Fork a worker from a process that is prepared for its kind, or start one. Raises OSError."""
         worker: subprocess.Popen[str] | ForkedWorker | None = None
-        environment, variables = self._environment(len(slots), job.processes), self._variables(slots, job)
+        environment, variables = self._environment(len(share.slots), job.processes), self._variables(share)
         if not job.config.get("launch") and (prepared := self._prepared_for(job.kind, environment)):
             worker = prepared.fork(job.file, variables, log.fileno())
         with self._lock:
@@ -166,33 +202,34 @@ class LocalExecutor:
                 self._prepared[key] = PreparedProcess(kinds, environment)
             return self._prepared.get(key)
 
-    def _free_slots_for(self, resources: Resources, processes: int) -> list[int] | None:
-        """Free slots for a step, with a different GPU each if it needs GPUs; None if too little is free."""
+    def _free_share(self, resources: Resources, processes: int) -> _Share | None:
+        """What a step would occupy; None if too little is free. Of GPUs that fit, it gets those with the most room."""
         if resources.bytes > self._free_memory:
             return None
-        gpus = min(processes if resources.gpus is None else resources.gpus, self.jobs) if self.gpus else 0
-        count = min(max(processes, gpus, math.ceil((resources.cpus or 1) / self.threads)), self.jobs)
-        free = sorted(self._free_slots)
-        slots = sorted({slot % len(self.gpus): slot for slot in reversed(free)}.values())[:gpus] if gpus else []
-        if len(slots) < gpus:
+        asked = processes if resources.gpus is None else resources.gpus
+        whole = int(asked) if asked >= 1 else bool(asked)
+        of_each = min(1.0, asked)
+        free = sorted((gpu for gpu in self.gpus if self._free_gpus[gpu] + ROUNDING > of_each), key=self._used)
+        if self.gpus and len(free) < whole:
             return None
-        slots += [slot for slot in free if slot not in slots][: count - len(slots)]
-        return slots if len(slots) >= count else None
+        slots_of_gpus = int(asked * self.jobs / len(self.gpus)) if self.gpus else 0
+        count = min(max(processes, slots_of_gpus, math.ceil((resources.cpus or 1) / self.threads)), self.jobs)
+        slots = sorted(self._free_slots)[:count]
+        return _Share(slots, free[:whole], of_each) if len(slots) == count else None
+
+    def _used(self, gpu: str) -> float:
+        return 1.0 - self._free_gpus[gpu]
 
     def _environment(self, slots: int, processes: int) -> dict[str, str]:
         """The variables that libraries read when they are imported."""
         threads = str(max(1, self.threads * slots // processes))
         return WORKER_ENVIRONMENT | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
 
-    def _variables(self, slots: list[int], job: Job) -> dict[str, str]:
+    def _variables(self, share: _Share) -> dict[str, str]:
         """The variables that restrict one worker to its cores and GPUs."""
-        cores = [core for slot in slots for core in self.cores[slot * self.threads : (slot + 1) * self.threads]]
+        cores = [core for slot in share.slots for core in self.cores[slot * self.threads : (slot + 1) * self.threads]]
         variables = {CORES: ",".join(map(str, cores))}
-        if self.gpus:  # with fewer slots than processes the step has the machine to itself
-            count = job.processes if job.resources.gpus is None else job.resources.gpus
-            gpus = [self.gpus[slot % len(self.gpus)] for slot in slots[:count]]
-            variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpus if len(gpus) == count else self.gpus[:count])
-        return variables
+        return variables | ({"CUDA_VISIBLE_DEVICES": ",".join(share.gpus)} if self.gpus else {})
 
 
 def kill(worker: subprocess.Popen[str] | ForkedWorker) -> None:
@@ -221,3 +258,13 @@ def visible_gpus() -> list[str]:
     except (OSError, subprocess.SubprocessError):
         return []
     return [str(index) for index, _ in enumerate(output.stdout.splitlines())]
+
+
+def gpu_memory(gpus: Sequence[str]) -> int:
+    """Bytes of the smallest of the GPUs; 0 if they are unknown."""
+    call = ["nvidia-smi", f"--id={','.join(gpus)}", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        output = subprocess.run(call, capture_output=True, text=True, timeout=20, check=True).stdout if gpus else ""
+        return min((int(line) for line in output.split()), default=0) * 2**20
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return 0

@@ -5,6 +5,7 @@ import contextlib
 import heapq
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from graphlib import TopologicalSorter
@@ -23,7 +24,7 @@ from pipeline.run.record_writer import RecordWriter
 from pipeline.store.provenance import environment
 from pipeline.store.references import Reference, display_name
 from pipeline.store.store import Published, Store
-from stages.base import Input
+from stages.base import Input, Resources
 from stages.records.manifest import MANIFEST, Manifest
 from stages.records.run_record import Progress, StepRecord
 from stages.system.file_names import file_name
@@ -35,6 +36,10 @@ POLL_SECONDS = 0.5
 """Interval between looks for a result that another run is computing."""
 LOGS = "logs"
 """The folder of the steps' output, in the run's folder."""
+
+
+WITHOUT_GPU = Resources(gpus=0)
+"""The least that a step takes."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ class Run:
         store: Store,
         resolver: Resolver,
         console: Console,
+        gpu_memory: Mapping[str, int],
     ) -> None:
         self.plan, self.selection, self.decisions = plan, selection, dict(decisions)
         self.store, self.resolver, self.console = store, resolver, console
@@ -85,6 +91,10 @@ class Run:
         self._running: dict[str, _RunningStep] = {}
         self._completed_now: set[str] = set()
         """Steps whose results appeared during this run."""
+        self._gpu_memory = gpu_memory
+        """Step -> bytes of a GPU that it needs by its estimate, where that is known."""
+        self._alone: set[str] = set()
+        """Steps for which the memory of a GPU that they shared did not suffice; they get one of their own."""
         self._announced: set[str] = set()
         """Steps that another run computes, as the user knows."""
         self._blocked_by_other_run = False
@@ -166,16 +176,24 @@ class Run:
     def _start_ready(self, executor: Executor) -> None:
         postponed: list[tuple[int, str]] = []
         self._blocked_by_other_run = False
-        while self._ready and executor.has_room():
+        while self._ready and executor.has_room(WITHOUT_GPU):
             entry = heapq.heappop(self._ready)
-            config = self._steps[entry[1]].config
-            has_room = executor.has_room(config.resources, config.processes)
-            if not (has_room and self._start(self._steps[entry[1]], executor)):
+            step = self._steps[entry[1]]
+            resources = self._resources(step, executor)
+            has_room = executor.has_room(resources, step.config.processes)
+            if not (has_room and self._start(step, resources, executor)):
                 postponed.append(entry)
         for entry in postponed:
             heapq.heappush(self._ready, entry)
 
-    def _start(self, step: Step, executor: Executor) -> bool:
+    def _resources(self, step: Step, executor: Executor) -> Resources:
+        """What the step takes: what its stage says, and of a GPU else what its estimate says."""
+        resources, share = step.config.resources, 1.0 if step.name in self._alone else None
+        if resources.gpus is None and step.config.processes == 1 and share is None:
+            share = executor.gpu_share(self._gpu_memory.get(step.name, 0))
+        return resources if share is None else resources.model_copy(update={"gpus": share})
+
+    def _start(self, step: Step, resources: Resources, executor: Executor) -> bool:
         """Start the step, or adopt a result that has appeared since it was planned.
 
         Returns:
@@ -193,7 +211,7 @@ class Run:
                 self._adopt(step, result)
                 lock.release()
                 return True
-            job = self._job(step)
+            job = self._job(step, resources)
             job.write()
             executor.start(job)
         except BaseException:
@@ -229,7 +247,7 @@ class Run:
         self.console.say(f"  cached {step.name}: its result exists now")
         self._unsettled.done(step.name)
 
-    def _job(self, step: Step) -> Job:
+    def _job(self, step: Step, resources: Resources) -> Job:
         fingerprint = self._fingerprint(step)
         return Job(
             recipe=self.plan.recipe.name,
@@ -241,7 +259,7 @@ class Run:
             cache=(self.resolver.runs / "cache").resolve(),
             log=(self.folder / LOGS).resolve() / f"{file_name(step.name)}.txt",
             lock=Path(self.store.lock(f"{fingerprint}.worker").lock_file).resolve(),
-            resources=step.config.resources,
+            resources=resources,
             processes=step.config.processes,
         )
 
@@ -272,6 +290,9 @@ class Run:
             return
         del self._running[running.step.name]
         result, step = event.message, running.step
+        if result.gpu_was_full and 0 < (running.job.resources.gpus or 0) < 1:
+            self._run_alone(running)
+            return
         error = mask_secrets(result.error or "") or self.resolver.changed_file(step)
         read = [running.job.folder, *(source.path for source in running.job.inputs.values() if source.step)]
         if deleted := next((path for path in read if not path.is_dir()), None):
@@ -288,6 +309,15 @@ class Run:
             self.console.failed(step.name, error, running.job.log, result.is_user_error or bool(deleted))
         else:
             self.console.finished(step.name, result.metrics.notes if result.metrics else [], self.record.width)
+
+    def _run_alone(self, running: _RunningStep) -> None:
+        """Let a step that shared a GPU start again, with what it has saved, when it can have one of its own."""
+        name = running.step.name
+        self._alone.add(name)
+        self._release(running)
+        self._set_state(running.step, "waiting")
+        self.console.say(f"  again  {name}: the memory of the GPU that it shared was full; it runs alone on one")
+        heapq.heappush(self._ready, (self._position[name], name))
 
     def _show_progress(self, running: _RunningStep, progress: Progress) -> None:
         name = running.step.name

@@ -98,6 +98,9 @@ class RayExecutor:
     def expect(self, kinds: Iterable[str]) -> None:
         """Do nothing: each task starts a worker of its own."""
 
+    def gpu_share(self, memory: int) -> None:
+        """Return None: GPUs of a cluster differ, and Ray does not count their memory."""
+
     def has_room(self, resources: Resources = DEFAULT_RESOURCES, processes: int = 1) -> bool:
         """Whether the cluster can get another step. Ray decides when and where it runs."""
         return len(self._tasks) < (self.jobs or TASKS_AHEAD * self.width)
@@ -141,7 +144,7 @@ class RayExecutor:
         self._tasks.clear()
         ray.shutdown()
 
-    def _cores_and_gpus(self, resources: Resources, processes: int) -> tuple[int, int]:
+    def _cores_and_gpus(self, resources: Resources, processes: int) -> tuple[int, float]:
         gpus = processes if resources.gpus is None and ray.cluster_resources().get("GPU") else resources.gpus or 0
         return resources.cpus or processes, gpus
 

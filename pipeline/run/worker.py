@@ -36,6 +36,7 @@ from stages.system.integrity import delete, files_in, write_json
 from stages.system.locks import holder, sign
 from stages.system.memory import peak_memory
 from stages.system.os_errors import explain_os_error
+from stages.system.terminal_text import first_line
 from stages.training.launch import Launch, RankFailed, run_ranks
 
 LOCK_SECONDS = 2.0
@@ -75,6 +76,9 @@ def _result(run: Callable[[], StepResult], folder: Path) -> StepResult:
             traceback.print_exc()
         if text := explain_os_error(error, folder):
             return StepResult(error=text, is_user_error=True)
+        if type(error).__name__ == "OutOfMemoryError":
+            text = "a GPU's memory is full; --estimate shows what needs it, and what would make the step fit"
+            return StepResult(error=f"{text} ({first_line(error)})", is_user_error=True, gpu_was_full=True)
         return StepResult(error=f"{type(error).__name__}: {error}")
 
 

@@ -65,6 +65,10 @@ class EvaluationStage(StageConfig):
             for i, model in enumerate(self.models)
         }
 
+    @property
+    def can_share_gpu(self) -> bool:
+        return super().can_share_gpu and getattr(getattr(self, "options", None), "backend", "hf") == "hf"
+
     def split(self) -> dict[str, Self]:
         return {f"[{model}]": self.model_copy(update={"models": [model]}) for model in self.models}
 

@@ -66,7 +66,7 @@ def _memory(
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     tokens = longest + min(GENERATION_TOKENS * budget, longest * generated)
     cache = 2 * layers * heads * head_size * model.dtype.itemsize * tokens
-    gpus = (stage.resources.gpus or 1) if not on_cpu and stage.processes == 1 else 1
+    gpus = int(max(1, stage.resources.gpus or 1)) if not on_cpu and stage.processes == 1 else 1
     memory = Memory(
         weights=weights // gpus,
         activations=layer + cache // gpus,

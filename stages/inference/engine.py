@@ -44,7 +44,7 @@ class Engine:
         dtype: dtype of the weights: auto, float32, bfloat16 or float16.
         budget: tokens of a pass; None for the default of the device.
         log: keeps answers, so that a resumed step asks for none again.
-        gpus: GPUs that the model is split over.
+        gpus: GPUs that the model is split over, or the share of one that it may use.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Engine:
         trust_remote_code: bool,
         budget: int | None = None,
         log: AnswerLog | None = None,
-        gpus: int = 1,
+        gpus: float = 1,
     ) -> None:
         self.name, self._log = name, log
         try:
@@ -80,7 +80,7 @@ class Engine:
         self.plain: dict[str, str | None] = {}
         """`score` and `generate`, once checked -> why the model answers requests one by one; None if it does not."""
 
-    def _load(self, path: Path, dtype: str, trust_remote_code: bool, gpus: int) -> Any:
+    def _load(self, path: Path, dtype: str, trust_remote_code: bool, gpus: float) -> Any:
         options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
         if gpus > 1:
             return AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, device_map="auto", **options)
@@ -261,8 +261,6 @@ class Engine:
                 return run(self.budget)
             except torch.OutOfMemoryError:
                 if self.budget <= LEAST_BUDGET:
-                    raise UserError(
-                        f"{self.name}: a pass of {self.budget} tokens needs more memory than there is"
-                    ) from None
+                    raise
             torch.cuda.empty_cache()
             self.budget //= 2

@@ -1,5 +1,6 @@
 """vLLM in place of transformers: it shares prefixes and fills its batches itself."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from stages.inference.engine import Engine
 from stages.inference.prefix_tree import Tokens
 from stages.inference.requests import GenerationRequest, Score, ScoreRequest
 
+MEMORY_SHARE = 0.9
+"""Share of a GPU's memory that vLLM takes by default."""
 REQUESTS = 1024
 """Requests handed over at a time; a resumed step asks again for the last of them."""
 
@@ -18,13 +21,14 @@ REQUESTS = 1024
 class VLLMEngine(Engine):
     """Engine's model is without weights here; vLLM has them, split over `gpus`."""
 
-    def _load(self, path: Path, dtype: str, trust_remote_code: bool, gpus: int) -> Any:
+    def _load(self, path: Path, dtype: str, trust_remote_code: bool, gpus: float) -> Any:
         from vllm import LLM
 
         self.llm: Any = LLM(
             model=str(path),
             dtype=dtype,
-            tensor_parallel_size=gpus,
+            tensor_parallel_size=math.ceil(gpus),
+            gpu_memory_utilization=MEMORY_SHARE * min(1, gpus),
             load_format="safetensors",
             trust_remote_code=trust_remote_code,
         )

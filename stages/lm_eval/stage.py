@@ -66,6 +66,7 @@ def run(context: Context) -> Metrics:
         num_fewshot=results["n-shot"],
         samples=sample_files,
         notes=describe(f"{config.models[0]}: {NOT_USED}", model.engine.removed_defaults)
+        + model.engine.notes()
         + [
             f"{task}: {count} of {results['results'][task]['sample_len']} items are longer than the model takes "
             f"({model.max_length} tokens): lm-eval cut them from the left, and their scores are of less than was asked"

@@ -87,7 +87,8 @@ def _lazy_module(name: str) -> ModuleType:
     Importing evaluate takes as long as scoring a small model does, and few tasks use it.
     """
     spec = importlib.util.find_spec(name)
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     spec.loader = importlib.util.LazyLoader(spec.loader)
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

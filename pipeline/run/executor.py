@@ -40,8 +40,10 @@ class Executor(Protocol):
         """Steps of these kinds will be started soon: import their libraries meanwhile, if that helps."""
 
     def gpu_share(self, memory: int) -> float | None:
-        """The share of a GPU for a step of one process that needs `memory` bytes of it, 0 if that is unknown; None if the
-        executor counts whole GPUs only."""
+        """The share of a GPU for a step of one process that needs `memory` bytes of it; None to count GPUs alone.
+
+        `memory` is 0 if it is unknown.
+        """
 
     def has_room(self, resources: Resources = ..., processes: int = ...) -> bool:
         """Whether another step with these resources can start now."""

@@ -31,7 +31,6 @@ ESTIMATE_MARGIN = 1.2
 LOG_SECONDS = 5.0
 """How long to wait for the end of a worker's log after the worker has ended."""
 
-
 ROUNDING = 1e-6
 """Shares of a GPU that differ by less are equal."""
 

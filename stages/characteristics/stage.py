@@ -129,6 +129,6 @@ def _mean_log_prob(model: Engine, encoded: list[Tokens], context: Context, name:
     longest = model.max_length or max(map(len, encoded))
     truncated = sum(len(tokens) > longest for tokens in encoded)
     requests = [ScoreRequest(tokens[:1], tokens[1:longest]) for tokens in encoded if len(tokens) > 1]
-    scores = model.score(requests, counter(context.progress, len(requests), f"{name}: prompts"))
+    scores = model.score(requests, counter(context.progress, lambda: len(requests), f"{name}: prompts"))
     count = sum(len(request.answer) for request in requests)
     return (math.fsum(score.log_prob for score in scores) / count if count else None), truncated

@@ -41,13 +41,20 @@ def write_samples(samples: Iterable[dict[str, Any]], file: Path) -> None:
             lines.write(json.dumps(head | sample, ensure_ascii=False) + "\n")
 
 
-def counter(progress: Callable[[int, int, str], None], total: int, note: str) -> Callable[[int], None]:
-    """Return a function that adds a number of answers to the count, and reports it."""
-    done = 0
+def counter(progress: Callable[[int, int, str], None], total_of: Callable[[], int], note: str) -> Callable[[int], None]:
+    """Return a function that adds a number of answers to the count, and reports about 100 times in all.
+
+    Args:
+        total_of: returns the number of all answers, once there is a first one.
+    """
+    done = total = 0
 
     def add(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(done, total, note)
+        nonlocal done, total
+        total = total or total_of()
+        before, done = done, done + count
+        interval = max(1, total // 100)
+        if done == total or done // interval > before // interval:
+            progress(done, total, note)
 
     return add

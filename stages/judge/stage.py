@@ -55,9 +55,9 @@ class _Evaluation:
         context.progress(0, 1, f"loading {config.models[0]}")
         answer_log = AnswerLog(context.checkpoints / "answers.jsonl")
         calls = sum(estimate.calls for estimate in estimates)
-        on_answers = counter(context.progress, calls, "answers")
+        on_answers = counter(context.progress, lambda: calls, "answers")
         self.generator = AnswerGenerator(config, context.inputs["model"].path, answer_log, on_answers)
-        self.judge = Judge(config, answer_log, counter(context.progress, calls, "judgements"))
+        self.judge = Judge(config, answer_log, counter(context.progress, lambda: calls, "judgements"))
 
     def mt_bench(self) -> BenchmarkResult:
         questions, templates = read_questions(self.files, self.config.options.limit), read_templates(self.files)

@@ -3,7 +3,6 @@
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import sanitize_model_name
 
 from stages.base import Context, UserError
+from stages.evaluation.score_rows import counter
 from stages.lm_eval.config import LMEvalStage
 from stages.lm_eval.model import EngineLM, load_model
 from stages.lm_eval.results import dump, score_rows, task_hashes, without_paths, write_samples
@@ -45,10 +45,14 @@ def run(context: Context) -> Metrics:
     files = {key: item.path for key, item in context.inputs.items() if key != "model"}
     with only_trusted_code(config):
         benchmarks = load_benchmarks(config, files, context.scratch)
-        for task in (task for benchmark in benchmarks for task in benchmark.tasks.values()):
+        tasks = [task for benchmark in benchmarks for task in benchmark.tasks.values()]
+        for task in tasks:
             limit_filters(task)
         context.progress(0, 1, f"loading {config.models[0]}")
-        model = load_model(path, config, context.checkpoints, _request_counter(benchmarks, context.progress))
+        on_answers = counter(
+            context.progress, lambda: sum(request.repeats for task in tasks for request in task.instances), "requests"
+        )
+        model = load_model(path, config, context.checkpoints, on_answers)
         evaluation = _evaluate(config, benchmarks, model, path)
         truncated = Counter(task for task, _ in set().union(*gather_object([model.truncated])))
     if evaluation is None:
@@ -129,22 +133,6 @@ def _evaluate(
     results.update(asdict(tracker.general_config_tracker))
     results["model_source"] = options.backend
     return results, samples
-
-
-def _request_counter(benchmarks: list[Benchmark], progress: Callable[[int, int, str], None]) -> Callable[[int], None]:
-    """Return a function that adds a number of answers to the count and reports about 100 times in all."""
-    tasks = [task for benchmark in benchmarks for task in benchmark.tasks.values()]
-    done = total = 0
-
-    def add(count: int) -> None:
-        nonlocal done, total
-        total = total or sum(request.repeats for task in tasks for request in task.instances)
-        before, done = done, done + count
-        interval = max(1, total // 100)
-        if done == total or done // interval > before // interval:
-            progress(done, total, "requests")
-
-    return add
 
 
 def _portable_names(config: LMEvalStage, context: Context) -> dict[str, str]:

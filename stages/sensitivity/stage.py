@@ -90,7 +90,7 @@ def measure(
 ) -> list[Measurement]:
     """Answer the tokenised prompts of every set, and score each answer under all prompts of its set."""
     asked = [GenerationRequest(prompt, entry.max_new_tokens) for prompt_set in sets for prompt in prompt_set]
-    answers = iter(model.generate(asked, counter(progress, len(asked), f"{entry.name}: answers")))
+    answers = iter(model.generate(asked, counter(progress, lambda: len(asked), f"{entry.name}: answers")))
     responses = [[next(answers) for _ in prompt_set] for prompt_set in sets]
     # a response that several prompts of a set share is scored once
     distinct = [list(dict.fromkeys(map(tuple, set_responses))) for set_responses in responses]
@@ -100,7 +100,7 @@ def measure(
         for prompt in prompt_set
         for answer in set_answers
     ]
-    scores = iter(model.score(pairs, counter(progress, len(pairs), f"{entry.name}: scores")))
+    scores = iter(model.score(pairs, counter(progress, lambda: len(pairs), f"{entry.name}: scores")))
     measurements = []
     for prompt_set, set_responses, set_answers in zip(sets, responses, distinct, strict=True):
         rows = [{answer: next(scores).log_prob for answer in set_answers} for _ in prompt_set]

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.run.job import Job
 from pipeline.run.local_executor import LocalExecutor
-from stages.base import Resources, UserError
+from stages.base import Resources
 from stages.push.config import PushStage
 from tests.pipeline.run.test_command import environment, states, write_world
 

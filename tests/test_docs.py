@@ -44,7 +44,7 @@ OTHERS = {
 NOT_RUN = {
     "make test": "would run this test",
     "make lock": "needs uv",
-    "python benchmarks/main_job.py RECIPE": "a template",
+    "python -m benchmarks.main_job RECIPE": "a template",
     "run-recipe RECIPE [option]...": "a template",
 }
 QUICK_OPTIONS = ("--plan", "--verify", "--status", "--help", "--preview", "--estimate", "--prefetch", "--check")

@@ -41,9 +41,11 @@ TokenPairs = Sequence[tuple[Any, list[int], list[int]]]
 class EngineLM(HFLM):
     """Counts its answers by `on_answers`. Several processes share the items, on CPUs and across machines, too."""
 
-    def __init__(self, engine: Engine, config: LMEvalStage, on_answers: Callable[[int], None]) -> None:
-        if PartialState().num_processes > 1:
-            self.accelerator = Accelerator()
+    def __init__(
+        self, engine: Engine, config: LMEvalStage, on_answers: Callable[[int], None], accelerator: Accelerator
+    ) -> None:
+        if accelerator.num_processes > 1:
+            self.accelerator = accelerator
         rows = max(1, engine.budget // _TOKENS_PER_ROW)
         super().__init__(
             engine.model, tokenizer=engine.tokenizer, max_length=config.options.max_length, batch_size=rows
@@ -136,8 +138,9 @@ class EngineLM(HFLM):
 def load_model(path: Path, config: LMEvalStage, checkpoints: Path, on_answers: Callable[[int], None]) -> EngineLM:
     """Load the checkpoint and tokenizer in `path`. Raises UserError."""
     options, name = config.options, config.models[0]
+    accelerator = Accelerator()  # before the engine asks for the device: it joins the processes, on CPUs as well
     log = AnswerLog(checkpoints / f"answers-{PartialState().process_index}.jsonl")
     engine = load_engine(config, path, log)
     if options.apply_chat_template and not engine.tokenizer.chat_template:
         raise UserError(f"options.apply_chat_template: the tokenizer of {name} has no chat template; set it to false")
-    return EngineLM(engine, config, on_answers)
+    return EngineLM(engine, config, on_answers, accelerator)

@@ -66,11 +66,11 @@ def world(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
 
 
 def cores_of_workers(pid: int) -> dict[int, list[int]]:
-    """The cores that each step's worker may use, by its process, once it has imported torch."""
+    """The cores that each step's worker may use, by its process, once it is at work."""
     values = {}
     for child in psutil.Process(pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if "pipeline.run.worker" in child.cmdline() and child.num_threads() > 1 and child.cpu_times().user > 2:
+            if "pipeline.run.worker" in child.cmdline() and child.num_threads() > 1 and child.cpu_times().user > 0.5:
                 values[child.pid] = child.cpu_affinity()
     return values
 

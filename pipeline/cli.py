@@ -160,7 +160,7 @@ class _Command:
         self.store = Store(options.runs / "store")
         self.resolver = Resolver(options.runs, console.say)
         self._gpu_memory: dict[str, int] = {}
-        """Step -> bytes of a GPU that it needs, as far as checks found out."""
+        """Step -> bytes of a GPU that it needs, by its estimate."""
 
     def run(self) -> int:
         options = self.options

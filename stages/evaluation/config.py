@@ -10,6 +10,10 @@ from pydantic import AfterValidator, Field, field_validator
 from stages.base import Config, Need, StageConfig, UserError
 from stages.models.model_folder import REMOTE_CODE
 
+BUDGETS = {"cpu": 512, "cuda": 8192}
+"""Tokens of a pass, by device, unless the stage sets batch_size."""
+GENERATION_TOKENS = 32
+"""Tokens in the cache of a batch that generates, for each token of the budget."""
 FEWEST_TOKENS = 64
 """Smallest batch_size; with fewer tokens, most of the time passes between passes."""
 

@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 from transformers import AutoTokenizer
 
 from stages.estimate.result import Disk, Estimate, EstimateInputs, Memory, Remedy, attempt
-from stages.evaluation.config import FEWEST_TOKENS, EvaluationStage
-from stages.inference.engine import BUDGETS, GENERATION_TOKENS
+from stages.evaluation.config import BUDGETS, FEWEST_TOKENS, GENERATION_TOKENS, EvaluationStage
 from stages.models.model_size import build, model_size, saved_activations
 
 EVALUATION_PROCESS = 530 * 2**20

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from stages.base import UserError
 from stages.data.chat_rendering import TEMPLATE_SECONDS
 from stages.evaluation.answer_log import AnswerLog
+from stages.evaluation.config import BUDGETS, GENERATION_TOKENS
 from stages.inference.generation import generate
 from stages.inference.prefix_tree import Tokens
 from stages.inference.requests import GenerationRequest, Score, ScoreRequest, key_of
@@ -27,10 +28,6 @@ from stages.models.generation_config import remove_generation_defaults
 from stages.models.model_folder import why_not_loaded
 from stages.system.limits import LimitExceeded, limited
 
-BUDGETS = {"cpu": 512, "cuda": 8192}
-"""Tokens of a pass, by device, unless the stage sets batch_size."""
-GENERATION_TOKENS = 32
-"""Tokens in the cache of a batch that generates, for each token of the budget."""
 LEAST_BUDGET = 32
 """Smallest budget that is tried when memory runs out."""
 

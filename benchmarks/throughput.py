@@ -87,14 +87,21 @@ def _trainer(way: str, model: Any, tokenizer: Any, rows: list[Any], weights: tup
     if way == "official":
         batch = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": PER_STEP}
         args = TrainingArguments(**common, **batch, remove_unused_columns=False)
-        data = Dataset.from_list([_official_row(row, tokenizer, weights) for row in rows])
-        return _official_class()(model, args, train_dataset=data, data_collator=_one_row, processing_class=tokenizer)
+        return official_trainer(model, args, [_official_row(row, tokenizer, weights) for row in rows], tokenizer)
     common |= {"max_length": PACKED_LENGTH} | (batch if way == "trl" else packed)
     if way == "ours":
         wit = WITConfig(**common, prompt_loss_weight=weights[0], completion_loss_weight=weights[1])
         return WITTrainer(model, wit, texts, processing_class=tokenizer)
     sft = SFTConfig(**common, completion_only_loss=weights[0] == 0)
     return SFTTrainer(model, sft, train_dataset=texts, processing_class=tokenizer)
+
+
+def official_trainer(model: Any, args: Any, rows: list[dict[str, list[Any]]], tokenizer: Any) -> Any:
+    """Return a trainer in the layout of the paper's scripts; a row has `input_ids` and `weights`."""
+    from datasets import Dataset
+
+    data = Dataset.from_list(rows)
+    return _official_class()(model, args, train_dataset=data, data_collator=_one_row, processing_class=tokenizer)
 
 
 def _official_row(row: Any, tokenizer: Any, weights: tuple[float, float]) -> dict[str, list[Any]]:

@@ -2,9 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+
+BOUNDARIES = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+"""What flash attention reads instead of `position_ids`. transformers derives it on the device, in every layer."""
+
+
+class PackShape(NamedTuple):
+    """The shape that every batch of packs is padded to, so that torch.compile compiles the model once."""
+
+    rows: int
+    length: int
+    examples: int
+    """The most examples that so many packs hold."""
 
 
 @dataclass
@@ -19,6 +31,8 @@ class WeightedCollator:
     - `labels`, int64: the token, or -100 where the weight is 0, so the number of labels is the loss denominator;
     - with packs or `flatten`, `position_ids`, int64: they restart at 0 with each example, and they alone keep the model
       from attending across examples; padding at the end counts as one more example;
+    - with `flatten` and `boundaries`, `cu_seq_lens_q` and `_k`, int32 (examples + 1,): where each example starts, and
+      the end of the last; `max_length_q` and `_k`: the length of the longest;
     - `rows`: for each row of the batch the numbers of its data rows.
     """
 
@@ -28,24 +42,32 @@ class WeightedCollator:
     pad_to_multiple_of: int | None = None
     flatten: bool = False
     """Concatenate all rows into one without padding, for attention kernels that handle variable lengths."""
+    boundaries: bool = False
+    """Add what flash attention reads, with `flatten`."""
+    shape: PackShape | None = None
+    """Pad batches of packs to this shape: `length` tokens in each row, a multiple of `rows` rows."""
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         row_numbers = [_row_numbers(row) for row in rows]
+        shape = self.shape if "seq_lengths" in rows[0] else None
         packed = self.flatten or "seq_lengths" in rows[0]
+        count = -(-len(rows) // shape.rows) * shape.rows if shape else len(rows)
         if self.flatten:
             rows, row_numbers = [_concatenated(rows)], [[number for numbers in row_numbers for number in numbers]]
         width = max(len(row["input_ids"]) for row in rows)
         if self.pad_to_multiple_of:
             width = -(-width // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        shape = (len(rows), width)
+        if shape:
+            width = shape.length * (count if self.flatten else 1)
+        size = (1 if self.flatten else count, width)
         segment_weights = torch.tensor(self.segment_weights, dtype=torch.float32)
         batch = {
-            "input_ids": torch.full(shape, self.pad_token_id),
-            "attention_mask": torch.zeros(shape, dtype=torch.long),
-            "segments": torch.zeros(shape, dtype=torch.long),
-            "loss_weights": torch.zeros(shape),
+            "input_ids": torch.full(size, self.pad_token_id),
+            "attention_mask": torch.zeros(size, dtype=torch.long),
+            "segments": torch.zeros(size, dtype=torch.long),
+            "loss_weights": torch.zeros(size),
         }
-        position_ids = torch.zeros(shape, dtype=torch.long)
+        position_ids = torch.arange(width).repeat(size[0], 1)
         for index, row in enumerate(rows):
             length = len(row["input_ids"])
             segments = torch.as_tensor(row["segments"], dtype=torch.long)
@@ -60,11 +82,24 @@ class WeightedCollator:
             batch["segments"][index, :length] = segments
             batch["loss_weights"][index, :length] = weights
             position_ids[index, :length] = torch.arange(length) - starts.repeat_interleave(lengths)
-            position_ids[index, length:] = torch.arange(width - length)
+            position_ids[index, length:] = torch.arange(width - length) % (shape.length if shape else width)
         batch["labels"] = batch["input_ids"].masked_fill(batch["loss_weights"] == 0, -100)
         if packed:
             batch["position_ids"] = position_ids
+        if self.flatten and self.boundaries:
+            batch |= _boundaries(position_ids[0], shape)
         return {**batch, "rows": row_numbers}
+
+
+def _boundaries(position_ids: torch.Tensor, shape: PackShape | None) -> dict[str, Any]:
+    """The values of BOUNDARIES; for a fixed shape the end is repeated, as examples without a token."""
+    ends = torch.tensor([len(position_ids)])
+    ends = torch.cat([(position_ids == 0).nonzero()[:, 0], ends]).to(torch.int32)
+    longest = int(ends.diff().max())
+    if shape:
+        missing = shape.examples + shape.rows + 1 - len(ends)
+        ends, longest = torch.nn.functional.pad(ends, (0, max(missing, 0)), value=len(position_ids)), shape.length
+    return dict(zip(BOUNDARIES, (ends, ends, longest, longest), strict=True))
 
 
 def _concatenated(rows: list[dict[str, Any]]) -> dict[str, Any]:

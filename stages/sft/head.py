@@ -157,6 +157,7 @@ def add_weighted_head(model: PreTrainedModel) -> bool:
     return True
 
 
+@torch.compiler.disable  # the number of scored positions differs in every batch, and each would be compiled again
 def _score(head: Head, linear: nn.Linear, hidden: Tensor, labels: Tensor, weights: Tensor, scored: Tensor) -> Any:
     weight, bias = (p.full_tensor() if isinstance(p, DTensor) else p for p in (linear.weight, linear.bias))
     nll, log_probs, is_top1 = weighted_nll(

@@ -11,18 +11,23 @@ _NLL, _SCORED, _WEIGHTED_NLL, _WEIGHTED, _CORRECT = range(5)
 
 
 class LossMetrics:
-    """Sums over tokens by Segment, float64, shape (segments, 5), from which the logged metrics are computed."""
+    """Sums over tokens by Segment, float64, shape (segments, 5), from which the logged metrics are computed.
 
-    def __init__(self) -> None:
-        self.sums = torch.zeros(len(Segment), 5, dtype=torch.float64)
+    On a GPU they stay there until `compute_and_reset`: copying a batch to the CPU would wait for its forward pass.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        device = device if device.type == "cuda" else torch.device("cpu")  # others may have no float64
+        self.sums = torch.zeros(len(Segment), 5, dtype=torch.float64, device=device)
 
     def update(self, segments: Tensor, weights: Tensor, scored: Tensor, log_probs: Tensor, is_top1: Tensor) -> None:
         """Add the tokens of a batch that are `scored` (bool), with weight 0 or not. All tensors have the same shape."""
-        segments, weights, log_probs, is_top1 = (x[scored].cpu() for x in (segments, weights, log_probs, is_top1))
+        tensors = (x.to(self.sums.device).flatten() for x in (segments, weights, scored, log_probs, is_top1))
+        segments, weights, scored, log_probs, is_top1 = tensors
         nll, weights = -log_probs.double(), weights.double()
         is_weighted = (weights != 0).double()
-        columns = [nll, torch.ones_like(nll), weights * nll, is_weighted, is_weighted * is_top1]
-        self.sums.index_add_(0, segments, torch.stack(columns, dim=1))
+        columns = torch.stack([nll, torch.ones_like(nll), weights * nll, is_weighted, is_weighted * is_top1], dim=1)
+        self.sums.index_add_(0, segments, columns.masked_fill(~scored[:, None], 0))
 
     def compute_and_reset(self, sum_over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Compute the metrics since the last call.

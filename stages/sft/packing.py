@@ -4,7 +4,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy
-import pyarrow
+import pyarrow.compute
 import torch
 from datasets import Dataset
 from torch import nn
@@ -14,6 +14,7 @@ from trl import pack_dataset
 from stages.base import UserError
 from stages.data.tokenization import list_array
 from stages.models.model_size import build
+from stages.sft.collator import PackShape
 from stages.sft.row_filter import flatten
 
 MAX_CHECKED_PARAMETERS = 300_000_000  # of a model that is initialised to check its attention: 1.2 GB, a few seconds
@@ -41,6 +42,12 @@ def _per_token_columns(batch: pyarrow.Table) -> pyarrow.Table:
         "row": numpy.repeat(batch["row"].to_numpy(), lengths),
     }
     return pyarrow.table({name: list_array(lengths, values) for name, values in columns.items()})
+
+
+def pack_shape(packs: Dataset, rows: int, max_length: int) -> PackShape:
+    """Return the shape of batches of `rows` packs."""
+    most = pyarrow.compute.max(pyarrow.compute.list_value_length(packs.data.column("seq_lengths"))).as_py()
+    return PackShape(rows, max_length, rows * most)
 
 
 @cache

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import DistributedType
+from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset, concatenate_datasets
 from peft import PeftModel
 from torch import Tensor, nn
@@ -24,10 +25,11 @@ from stages.base import UserError
 from stages.data.segments import weights_by_segment
 from stages.data.tokenization import prepare, stop_ids_of
 from stages.library_options.option_constraints import RESERVED
-from stages.sft.collator import WeightedCollator
+from stages.sft.collator import BOUNDARIES, WeightedCollator
 from stages.sft.head import add_weighted_head
 from stages.sft.loss_metrics import LossMetrics
-from stages.sft.packing import check_packing, pack
+from stages.sft.mfu import model_flops, peak_flops
+from stages.sft.packing import check_packing, pack, pack_shape
 from stages.sft.row_filter import DatasetStats, check_rows, select
 from stages.training import trainer_internals as internals
 from stages.training.check import check_token_id
@@ -83,15 +85,19 @@ class WITConfig(SFTConfig):
 class WITTrainer(SFTTrainer):
     """SFTTrainer that minimises the WIT loss.
 
-    Logs `loss`, `prompt_loss`, `completion_loss`, `mean_token_accuracy`, `weighted_tokens/SEGMENT` (see LossMetrics)
-    and `tokens_per_second`. Evaluation logs the same with the prefix `eval_` and scores tokens of weight 0 too.
-    Training does not, to save time: its `prompt_loss` covers only tokens with a weight and is absent at (0, 1).
+    Logs `loss`, `prompt_loss`, `completion_loss`, `mean_token_accuracy`, `weighted_tokens/SEGMENT` (see LossMetrics),
+    `tokens_per_second` and, on a GPU of known speed, `mfu`. Evaluation logs the losses, counts and speed with the
+    prefix `eval_` and scores tokens of weight 0 too. Training does not, to save time: its `prompt_loss` covers only
+    tokens with a weight and is absent at (0, 1).
 
     Data sets have rows of `prompt` and `completion` (text or messages), `messages`, `text`, `input_ids` and
     `loss_weights`, or rows prepared by `stages.data.tokenization.prepare`. Rows without a predicted token of non-zero
     weight are left out; `used` counts rows and tokens by data set.
 
-    Raises UserError if rows cannot be used, and if the loss of a training step is not finite.
+    The figures of micro-batches stay on the device until the next log, checkpoint or end of training: reading one waits
+    for all work that is queued there.
+
+    Raises UserError if rows cannot be used, and where the figures are read if the loss of a step was not finite.
     """
 
     args: WITConfig
@@ -108,22 +114,34 @@ class WITTrainer(SFTTrainer):
         base: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         for name, stats in self.used.items():
             check_token_id(name, stats.largest_id, base.config.get_text_config().vocab_size)
+        uses_flash = "flash" in internals.attention_kernel(base)
+        device, shape = self.accelerator.device, None
+        if args.packing and args.torch_compile and args.max_length:
+            shape = pack_shape(self.train_dataset, args.per_device_train_batch_size, args.max_length)
         self.data_collator = WeightedCollator(
             pad_token_id=internals.tokenizer_of(self).pad_token_id,
             segment_weights=args.segment_weights,
             pad_to_multiple_of=int(args.pad_to_multiple_of) if args.pad_to_multiple_of else None,
-            flatten=padding_free or (args.packing and "flash" in internals.attention_kernel(base)),
+            flatten=padding_free or (args.packing and uses_flash),
+            boundaries=uses_flash,
+            shape=shape,
         )
-        on_cpu = self.accelerator.device.type == "cpu"  # FSDP moves the model to its GPU later
-        self._uses_cpu_head = on_cpu and add_weighted_head(base)
-        self.train_metrics, self._eval_metrics = LossMetrics(), LossMetrics()
+        self._uses_cpu_head = device.type == "cpu" and add_weighted_head(base)  # FSDP moves the model to its GPU later
+        self.train_metrics, self._eval_metrics = LossMetrics(device), LossMetrics(device)
         self._packing_checked = not (args.packing or args.eval_packing or padding_free)
         if not self._packing_checked and self.accelerator.distributed_type not in _SHARDED:
             check_packing(base)
             self._packing_checked = True
         self._log_start: tuple[float, int] | None = None
         """Time and trained tokens at the first step since the last log."""
-        self._eval_tokens = 0
+        self._eval_tokens: Tensor | int = 0
+        self._micro_batches: list[tuple[int, float, list[list[int]], Tensor]] = []
+        """Step, learning rate, data rows and figures of each micro-batch that `_read_figures` has not read yet."""
+        self._attended = 0.0
+        """Pairs of a query and a key that it attends to, in the steps since the last log."""
+        self._peak_flops = peak_flops(device) or 0.0
+        self._flops = model_flops(self.model) if self._peak_flops else None
+        """FLOPs for a token and for a pair."""
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):  # type: ignore[no-untyped-def]
         if isinstance(dataset, IterableDataset):
@@ -189,9 +207,7 @@ class WITTrainer(SFTTrainer):
             segments[:, 1:], weights[:, 1:], labels[:, 1:] != -100, outputs.log_probs.detach(), outputs.is_top1
         )
         if training:
-            self._update_trl_metrics(inputs, outputs)
-            if not bool(torch.isfinite(loss)):
-                raise UserError(self._divergence_message(rows))
+            self._keep_figures(inputs, outputs, loss.detach(), rows)
         if not return_outputs:
             return loss
         with torch.no_grad():
@@ -202,8 +218,9 @@ class WITTrainer(SFTTrainer):
         if model.training and self._log_start is None:
             self._log_start = (time.perf_counter(), internals.trained_tokens(self))
         if not model.training:
-            self._eval_tokens += int(inputs["attention_mask"].sum())
+            self._eval_tokens = inputs["attention_mask"].sum() + self._eval_tokens
         forward = {"input_ids": inputs["input_ids"], "use_cache": False}
+        forward |= {name: inputs[name] for name in BOUNDARIES if name in inputs}
         if "position_ids" not in inputs:
             forward["attention_mask"] = inputs["attention_mask"]
         else:  # without the mask, which would let packed examples attend to each other
@@ -215,37 +232,68 @@ class WITTrainer(SFTTrainer):
             forward["output_router_logits"] = True
         return forward
 
-    def _update_trl_metrics(self, inputs: dict[str, Any], outputs: Any) -> None:
-        """Update the metrics that SFTTrainer.log averages. The CPU head computes no entropy, to save time."""
-        gather, metrics = self.accelerator.gather_for_metrics, internals.metric_lists(self, "train")
-        if not self._uses_cpu_head:
-            count = gather((inputs["labels"][:, 1:] != -100).sum()).sum()
-            entropy = gather(outputs.entropy.detach().sum()).sum()
-            metrics["entropy"].append((entropy / count).item() if count > 0 else 0.0)
-        internals.add_trained_tokens(self, gather(inputs["attention_mask"].sum()).sum().item() // self.get_tp_size())
-        metrics["num_tokens"] = [internals.trained_tokens(self)]
-        if self.aux_loss_enabled:
-            metrics["aux_loss"].append(gather(outputs.aux_loss).mean().item())
+    def _keep_figures(self, inputs: dict[str, Any], outputs: Any, loss: Tensor, rows: list[list[int]]) -> None:
+        """Keep the figures of a micro-batch on the device. The CPU head computes no entropy, to save time."""
+        mask, labels = inputs["attention_mask"], inputs["labels"][:, 1:]
+        positions = inputs["position_ids"] if "position_ids" in inputs else mask.cumsum(1) - 1
+        figures = [
+            torch.isfinite(loss),
+            mask.sum(),
+            ((positions + 1) * mask).sum(),
+            (labels != -100).sum(),
+            torch.zeros_like(loss) if self._uses_cpu_head else outputs.entropy.detach().sum(),
+            outputs.aux_loss.detach() if self.aux_loss_enabled else torch.zeros_like(loss),
+        ]
+        row = torch.stack([figure.float() for figure in figures])
+        self._micro_batches.append((self.state.global_step + 1, internals.learning_rate(self), rows, row))
 
-    def _divergence_message(self, rows: list[list[int]]) -> str:
-        numbers = ", ".join(str(number) for row in rows for number in row)
-        return (
-            f"step {self.state.global_step + 1}: the loss is not finite at learning rate"
-            f" {internals.learning_rate(self):.3g}; lower train.learning_rate, or check the data rows: {numbers}"
-        )
+    def _read_figures(self) -> None:
+        """Add the figures of the micro-batches since the last call, of all ranks, to the metrics that SFTTrainer.log
+        averages. Waits for the device once.
+
+        Raises UserError for the first micro-batch whose loss is not finite.
+        """
+        micro_batches, self._micro_batches = self._micro_batches, []
+        if not micro_batches:
+            return
+        figures = self.accelerator.gather(torch.stack([figures for *_, figures in micro_batches])[None]).cpu()
+        finite, tokens, attended, scored, entropy, aux_loss = figures.unbind(2)  # each (ranks, micro-batches)
+        for (step, rate, rows, _), is_finite in zip(micro_batches, finite.unbind(1), strict=True):
+            if not is_finite.all():
+                own = rows if not is_finite[self.accelerator.process_index] else []
+                numbers = ", ".join(str(number) for row in gather_object(own) for number in row)
+                raise UserError(
+                    f"step {step}: the loss is not finite at learning rate {rate:.3g};"
+                    f" lower train.learning_rate, or check the data rows: {numbers}"
+                )
+        metrics = internals.metric_lists(self, "train")
+        if not self._uses_cpu_head:
+            metrics["entropy"] += (entropy.sum(0) / scored.sum(0).clamp(min=1)).tolist()
+        if self.aux_loss_enabled:
+            metrics["aux_loss"] += aux_loss.mean(0).tolist()
+        internals.add_trained_tokens(self, int(tokens.sum(dtype=torch.float64)) // self.get_tp_size())
+        self._attended += float(attended.sum(dtype=torch.float64)) / self.get_tp_size()
+        metrics["num_tokens"] = [internals.trained_tokens(self)]
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as SFTTrainer does, with metrics reset."""
         self.train_metrics.sums.zero_()
-        self._log_start = None
-        return super().train(*args, **kwargs)
+        self._log_start, self._micro_batches, self._attended = None, [], 0.0
+        result = super().train(*args, **kwargs)
+        self._read_figures()
+        return result
+
+    def save_model(self, *args: Any, **kwargs: Any) -> None:
+        """Save as SFTTrainer does, but no weights after a loss that is not finite."""
+        self._read_figures()
+        super().save_model(*args, **kwargs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Evaluate as SFTTrainer does, but average each metric over all tokens, not over batches."""
         start, self._eval_tokens = time.perf_counter(), 0
-        self._eval_metrics = LossMetrics()
+        self._eval_metrics = LossMetrics(self.accelerator.device)
         output = super().evaluation_loop(*args, **kwargs)
-        tokens = int(self._sum_over_ranks(torch.tensor(self._eval_tokens)))
+        tokens = int(self._sum_over_ranks(torch.as_tensor(self._eval_tokens)))
         metrics = self._eval_metrics.compute_and_reset(self._sum_over_ranks)
         seconds = time.perf_counter() - start
         metrics["tokens_per_second"] = tokens / seconds
@@ -258,18 +306,24 @@ class WITTrainer(SFTTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as SFTTrainer does, with the metrics of the training steps since the last log."""
         if "loss" in logs:
+            self._read_figures()
             metrics = self.train_metrics.compute_and_reset(self._sum_over_ranks)
             del metrics["loss"]  # keep Trainer's own, the mean over the steps
             logs |= metrics
             if self._log_start is not None:
-                start, tokens = self._log_start
-                logs["tokens_per_second"] = (internals.trained_tokens(self) - tokens) / (time.perf_counter() - start)
+                start, tokens_before = self._log_start
+                seconds, tokens = time.perf_counter() - start, internals.trained_tokens(self) - tokens_before
+                logs["tokens_per_second"] = tokens / seconds
+                if self._flops:
+                    flops = self._flops[0] * tokens + self._flops[1] * self._attended
+                    logs["mfu"] = flops / (seconds * self._peak_flops * self.accelerator.num_processes)
                 self._log_start = None
+            self._attended = 0.0
         super().log(logs, start_time)
 
     def _sum_over_ranks(self, sums: Tensor) -> Tensor:
         if self.accelerator.num_processes == 1:
-            return sums
+            return sums.cpu()
         return self.accelerator.reduce(sums.to(self.accelerator.device), reduction="sum").cpu()
 
 

@@ -35,6 +35,7 @@ def arguments(context: Context, fields: dict[str, Any]) -> dict[str, Any]:
         "save_strategy": "no",  # Checkpoints decides; transformers would also save after the last step
         "disable_tqdm": True,
         "dataloader_pin_memory": gpu,
+        "accelerator_config": {"non_blocking": gpu},  # else each tensor of a batch waits for the work before it
         "logging_nan_inf_filter": False,  # a loss that is not a number must show, not be averaged away
     }
     fixed = {"output_dir": str(context.checkpoints), "save_total_limit": CHECKPOINTS_KEPT, "seed": context.config.seed}
@@ -73,6 +74,7 @@ class Progress(TrainerCallback):
         if logs is None or (loss := logs.get("loss")) is None:
             return
         self.note = f"loss {loss:.3f}, {self._speed(logs):,.0f} tokens/s"
+        self.note += f", MFU {logs['mfu']:.2f}" if "mfu" in logs else ""
         self.context.progress(state.global_step, state.max_steps, self.note)
         if not math.isfinite(loss):
             raise UserError(
@@ -139,4 +141,6 @@ def train(trainer: TRLTrainer, context: Context, sums: dict[str, torch.Tensor] |
 
 def _without_times(row: dict[str, Any]) -> dict[str, Any]:
     """Drop the values that differ between two equal trainings."""
-    return {key: value for key, value in row.items() if not key.endswith(("_runtime", "_per_second", "_per_sec"))}
+    return {
+        key: value for key, value in row.items() if not key.endswith(("_runtime", "_per_second", "_per_sec", "mfu"))
+    }

@@ -24,6 +24,22 @@ def test_one_loss_in_every_layout(tmp_path: Path, layout: str, weights: tuple[fl
     assert_formula(tmp_path, layout, weights, use_cpu=False, tf32=False)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_flash_attention_on_packs_has_the_loss_of_sdpa(tmp_path: Path, compiled: bool) -> None:
+    """The boundaries of a fixed shape end with examples that have no token."""
+    pytest.importorskip("flash_attn")
+    losses = []
+    for attention in ("sdpa", "flash_attention_2"):
+        config = Qwen2Config(**SMALL | {"num_attention_heads": 2}, intermediate_size=48, num_hidden_layers=2)
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.bfloat16)
+        fields = {"packing": True, "max_length": 90, "torch_compile": compiled, "max_steps": 3, "logging_steps": 1}
+        training = trainer(tmp_path / attention, model, **fields | {"use_cpu": False, "learning_rate": 1e-3})
+        training.train()
+        losses.append([log["loss"] for log in training.state.log_history if "loss" in log])
+    assert losses[0] == pytest.approx(losses[1], rel=2e-2)
+
+
 @pytest.mark.parametrize("flatten", [False, True])
 def test_packed_log_likelihoods_are_those_of_examples_alone(tmp_path: Path, flatten: bool) -> None:
     torch.manual_seed(0)

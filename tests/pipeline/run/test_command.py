@@ -84,8 +84,9 @@ def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def environment() -> dict[str, str]:
-    root = str(Path(__file__).resolve().parents[3])
-    return {**os.environ, "PYTHONPATH": root, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+    """The variables of a command that finds this clone, and packages where this process finds them."""
+    paths = [str(Path(__file__).resolve().parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
 
 
 def states(folder: Path) -> dict[str, str]:

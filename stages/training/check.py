@@ -76,6 +76,9 @@ def check_training(context: Context, on_this_machine: bool, prepare_rows: Prepar
                 if note := check_positions(path, stage.trust_remote_code, longest):
                     findings.notes.append(("train.max_length", note))
         findings.notes += _slips(context, rows.get("train"))
+        if stage.select and "train" in rows and not stage.train_options.get("packing"):
+            with findings.part("points of select"):
+                stage.select.check_steps(optimiser_steps(stage, rows["train"].used))
     return findings
 
 

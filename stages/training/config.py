@@ -1,6 +1,6 @@
 """The recipe section that all stages which train a model share."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +14,7 @@ from stages.data.reader import Reading, RowReport
 from stages.library_options.option_constraints import OPTIMIZER_PACKAGES
 from stages.library_options.option_models import Options, option_help, options
 from stages.models.model_folder import REMOTE_CODE, check_model
+from stages.system.did_you_mean import did_you_mean, list_choices
 from stages.training.launch import Launch
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class TrainingData(Config):
     """A file: a path relative to the recipe, org/name@revision#file on the hub, or pypi:... Or a data set: a folder, or
     org/name@revision."""
     eval: str | None = None
-    """Evaluation data, named in the same way. Its loss is reported; only a `search` uses it to choose."""
+    """Evaluation data, named in the same way. Its loss is reported; only `search` and `select` choose by it."""
     train_split: str = "train"
     """The split of `train`, if that is a data set."""
     eval_split: str = "test"
@@ -122,11 +123,32 @@ class SFTData(TrainingData):
         return columns_of(FORMATS if self.format == "auto" else [self.format])
 
 
+class Selection(Config):
+    """Publish the best of several points of a training instead of the model after its last step."""
+
+    metric: str
+    """A metric on `data.eval`: eval_loss; for sft also eval_completion_loss, eval_prompt_loss and
+    eval_mean_token_accuracy, for dpo eval_rewards/accuracies and eval_rewards/margins."""
+    every: int = Field(ge=1)
+    """Optimiser steps between two points. The model after the last step is a point as well."""
+
+    def check_steps(self, steps: int) -> None:
+        """Raise UserError if a training of `steps` optimiser steps has only one point."""
+        if self.every >= steps:
+            raise UserError(
+                f"is {self.every}, but the training has {steps} steps, so its last step is the only point; set at most"
+                f" {max(1, steps - 1)}, or leave select out",
+                "select.every",
+            )
+
+
 class TrainingStage(StageConfig):
     """A stage that starts from a model and publishes a trained one."""
 
     trl_config: ClassVar[str]
     """The class in TRL whose fields `train` has."""
+    eval_metrics: ClassVar[Mapping[str, Literal["lowest", "highest"]]]
+    """Metrics on `data.eval` by which `select` can choose a point -> which value is best."""
     has_reference: ClassVar[bool] = False
     """Whether a reference model reads the rows, too."""
 
@@ -150,6 +172,8 @@ class TrainingStage(StageConfig):
     """Options of `accelerate launch`, to train in several processes. Absent: one process."""
     seed: int = Field(default=23, ge=0, lt=2**32)
     """Random seed of initial weights, LoRA's initial weights, dropout, drawn pairs and the order of the rows."""
+    select: Selection | None = Field(default=None, exclude_if=lambda select: select is None)
+    """Publish the best of several points. Absent: the model after the last step is published."""
 
     if TYPE_CHECKING:  # a real field would change the order of the keys in manifests and model cards
         train: Options
@@ -185,6 +209,22 @@ class TrainingStage(StageConfig):
             if name not in TRACKERS:
                 known = ", ".join(("none", *TRACKERS))
                 raise wrong_at("train.report_to", f"{name!r} is not a supported tracker; use {known}")
+        return self
+
+    @model_validator(mode="after")
+    def _can_select(self) -> Self:
+        if self.select is None:
+            return self
+        options = self.train.model_dump()
+        for name in ("eval_strategy", "eval_steps", "eval_delay", "eval_on_start"):
+            if options.get(name) not in (None, False, 0, "no"):
+                text = f"cannot be combined with select, which evaluates every {self.select.every} steps (select.every)"
+                raise wrong_at(f"train.{name}", f"{text}; leave it out")
+        if self.select.metric not in self.eval_metrics:
+            hint = did_you_mean(self.select.metric, self.eval_metrics) + list_choices("name one of", self.eval_metrics)
+            raise wrong_at("select.metric", f"{self.select.metric!r} is no metric of stages of kind {self.kind}{hint}")
+        if self.data.eval is None:
+            raise wrong_at("select.metric", "is measured on evaluation data, and there are none; add data.eval")
         return self
 
     @property
@@ -229,7 +269,8 @@ class TrainingStage(StageConfig):
             changes = {"num_train_epochs": float((options.get("num_train_epochs") or DEFAULT_EPOCHS) * share)}
         if (warmup := options.get("warmup_steps") or 0) >= 1:  # below 1 it is a share of all steps
             changes["warmup_steps"] = float(max(1, round(warmup * share)))
-        return self.model_copy(update={"train": self.train.model_copy(update=changes)})
+        select = self.select and self.select.model_copy(update={"every": max(1, round(self.select.every * share))})
+        return self.model_copy(update={"train": self.train.model_copy(update=changes), "select": select})
 
     def foreign_code(self, files: dict[str, Path]) -> list[str]:
         return [REMOTE_CODE] if self.trust_remote_code else []

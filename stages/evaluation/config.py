@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator
 
-from stages.base import Config, Need, StageConfig, UserError
+from stages.base import Config, Items, Need, StageConfig, UserError
 from stages.models.model_folder import REMOTE_CODE
 
 FEWEST_TOKENS = 64
@@ -64,6 +64,9 @@ class EvaluationStage(StageConfig):
             "model" if i == 0 else f"model.{i}": Need("model", model, f"models.{i}", self.trust_remote_code)
             for i, model in enumerate(self.models)
         }
+
+    def measured_items(self) -> list[Items]:
+        return [Items(need.key, name) for name, need in self.needs().items() if need.kind == "data"]
 
     def split(self) -> dict[str, Self]:
         return {f"[{model}]": self.model_copy(update={"models": [model]}) for model in self.models}

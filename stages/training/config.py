@@ -1,14 +1,15 @@
 """The recipe section that all stages which train a model share."""
 
+import re
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from stages.base import BASE, Config, Need, StageConfig, UserError, wrong_at
+from stages.base import AT_KEY, BASE, Config, Items, Need, StageConfig, UserError, kind_named, wrong_at
 from stages.data.formats import FORMATS, columns_of
 from stages.data.reader import Reading, RowReport
 from stages.library_options.option_constraints import OPTIMIZER_PACKAGES
@@ -123,14 +124,37 @@ class SFTData(TrainingData):
         return columns_of(FORMATS if self.format == "auto" else [self.format])
 
 
+def select_key(key: str) -> str:
+    """Return the key under which a training has `key` of the evaluation in its `select`."""
+    if key.startswith("models"):
+        return "model"
+    return "select." + (re.sub(r"^(tasks\.0|options)\.", "", key) if key != "tasks" else "task")
+
+
 class Selection(Config):
     """Publish the best of several points of a training instead of the model after its last step."""
 
     metric: str
     """A metric on `data.eval`: eval_loss; for sft also eval_completion_loss, eval_prompt_loss and
-    eval_mean_token_accuracy, for dpo eval_rewards/accuracies and eval_rewards/margins."""
+    eval_mean_token_accuracy, for dpo eval_rewards/accuracies and eval_rewards/margins. With `task`, a metric of that:
+    acc, or with its filter exact_match,strict-match."""
     every: int = Field(ge=1)
     """Optimiser steps between two points. The model after the last step is a point as well."""
+    task: str | None = Field(default=None, min_length=1)
+    """A task, group or tag of lm-eval, or of the folder `include_path`, by which points are compared instead of by
+    `data.eval`. No lm_eval stage of the recipe can report the same items."""
+    split: str | None = None
+    """The split of the task's data set whose items are scored, such as validation. None: the task's own."""
+    data: dict[str, str] = Field(default_factory=dict)
+    """Split name -> file that replaces the task's data set, for your own development items."""
+    num_fewshot: int | None = None
+    """Few-shot examples in each prompt. None: the task's own number."""
+    limit: int | None = None
+    """Score only the first `limit` items."""
+    apply_chat_template: bool = False
+    """Format each question with the tokenizer's chat template."""
+    include_path: str | None = None
+    """A folder with your own task files. Their Python functions and templates run: include only what you trust."""
 
     def check_steps(self, steps: int) -> None:
         """Raise UserError if a training of `steps` optimiser steps has only one point."""
@@ -220,12 +244,51 @@ class TrainingStage(StageConfig):
             if options.get(name) not in (None, False, 0, "no"):
                 text = f"cannot be combined with select, which evaluates every {self.select.every} steps (select.every)"
                 raise wrong_at(f"train.{name}", f"{text}; leave it out")
+        if self.select.task is not None:
+            if self.processes > 1:
+                raise wrong_at("select.task", "scores points in one process; leave launch out, or choose by data.eval")
+            try:
+                _ = self.evaluation
+            except ValidationError as error:
+                details = error.errors()[0]
+                keys = *details["loc"], *([details["ctx"]["key"]] if details["type"] == AT_KEY else [])
+                raise wrong_at(select_key(".".join(map(str, keys))), details["msg"]) from None
+            return self
+        if names := self.select.model_dump(exclude_defaults=True).keys() - {"metric", "every"}:
+            raise wrong_at(f"select.{min(names)}", "has no effect without select.task; set that, or leave this out")
         if self.select.metric not in self.eval_metrics:
             hint = did_you_mean(self.select.metric, self.eval_metrics) + list_choices("name one of", self.eval_metrics)
             raise wrong_at("select.metric", f"{self.select.metric!r} is no metric of stages of kind {self.kind}{hint}")
         if self.data.eval is None:
             raise wrong_at("select.metric", "is measured on evaluation data, and there are none; add data.eval")
         return self
+
+    @property
+    def evaluation(self) -> StageConfig | None:
+        """The lm_eval stage that scores the points of `select`; None if they are not compared by a task."""
+        if self.select is None or self.select.task is None:
+            return None
+        task = self.select.model_dump(exclude={"every"})
+        section = {
+            "models": ["the trained model"],
+            "include_path": task.pop("include_path"),
+            "options": {name: task.pop(name) for name in ("limit", "apply_chat_template")} | {"bootstrap_iters": 0},
+            "tasks": [task],
+            "trust_remote_code": self.trust_remote_code,
+        }
+        return kind_named("lm_eval").model_validate(section)
+
+    @property
+    def versioned_packages(self) -> tuple[str, ...]:
+        return self.evaluation.versioned_packages if self.evaluation else ()
+
+    def measured_items(self) -> list[Items]:
+        if self.evaluation is None:
+            return [Items("data.eval", "eval")] if self.select else []
+        return [each._replace(key=select_key(each.key)) for each in self.evaluation.measured_items()]
+
+    def named_files(self, files: dict[str, Path]) -> dict[str, Path]:
+        return self.evaluation.named_files(files) if self.evaluation else {}
 
     @property
     def trackers(self) -> list[str]:
@@ -273,7 +336,10 @@ class TrainingStage(StageConfig):
         return self.model_copy(update={"train": self.train.model_copy(update=changes), "select": select})
 
     def foreign_code(self, files: dict[str, Path]) -> list[str]:
-        return [REMOTE_CODE] if self.trust_remote_code else []
+        sources = [REMOTE_CODE] if self.trust_remote_code else []
+        if self.evaluation:
+            sources += self.evaluation.foreign_code(files)
+        return list(dict.fromkeys(sources))
 
     def needs(self) -> dict[str, Need]:
         needs = {
@@ -282,6 +348,9 @@ class TrainingStage(StageConfig):
         }
         if self.data.eval is not None:
             needs["eval"] = Need("data", self.data.eval, "data.eval")
+        for name, need in self.evaluation.needs().items() if self.evaluation else ():
+            if need.kind == "data":
+                needs[name] = Need("data", need.value, select_key(need.key))
         return needs
 
     def check(self, files: dict[str, Path]) -> None:

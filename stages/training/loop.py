@@ -106,7 +106,7 @@ def train(trainer: TRLTrainer, context: Context, sums: dict[str, torch.Tensor] |
         _UNFREED.append(trainer)
     checkpoints = Checkpoints(trainer, "save_steps" in context.config.train.model_dump(), sums or {})
     progress = Progress(trainer, context)
-    best_point = BestPoint(trainer, context.config) if context.config.select else None
+    best_point = BestPoint(trainer, context) if context.config.select else None
     for callback in (progress, checkpoints, best_point):
         if callback:
             trainer.add_callback(callback)

@@ -113,6 +113,8 @@ class Findings(BaseModel):
     """Bytes of the result on disk, where they are many."""
     checkpoints: int = 0
     """Bytes of checkpoints while the step runs, at most."""
+    tasks: list[str] = []
+    """lm-eval's tasks that the step scores, those in groups too, each with its split if that is not the task's own."""
 
     @contextmanager
     def part(self, name: str, key: str | None = None) -> Iterator[None]:

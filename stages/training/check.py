@@ -79,7 +79,7 @@ def check_training(context: Context, on_this_machine: bool, prepare_rows: Prepar
         findings.notes += _slips(context, rows.get("train"))
         if evaluation := stage.evaluation:
             scoring = evaluation.load("check")(replace(context, config=evaluation), on_this_machine)
-            findings.passed += scoring.passed
+            findings.passed, findings.tasks = findings.passed + scoring.passed, scoring.tasks
             findings.notes += [(select_key(key), text) for key, text in scoring.notes if not key.startswith("models")]
             findings.problems += [(key and select_key(key), text) for key, text in scoring.problems]
         if stage.select and "train" in rows and not stage.train_options.get("packing"):

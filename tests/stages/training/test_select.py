@@ -249,6 +249,22 @@ def test_other_items_of_a_task_that_is_reported_are_allowed() -> None:
     assert plan(["data.eval=./items.jsonl"]) == 0, "nothing is chosen by it"
 
 
+@pytest.mark.long
+def test_a_group_that_is_reported_has_the_task(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": str(recipe / "items.jsonl")}}
+    task = CHOICE | data | {"test_split": "train", "fewshot_split": None, "doc_to_text": "{{question}}"}
+    (recipe / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in ITEMS))
+    (recipe / "prompts.jsonl").write_text('{"id": "a", "prompts": ["a", "b"]}\n')
+    for name in ("sums", "other"):
+        (recipe / "tasks" / f"{name}.yaml").write_text(yaml.safe_dump(task | {"task": name}))
+    (recipe / "tasks" / "all.yaml").write_text(yaml.safe_dump({"group": "all_sums", "task": ["sums", "other"]}))
+    select = "select={metric: acc, every: 2, task: sums, include_path: ./tasks}"
+    bench = "stages.bench.tasks=[{task: all_sums}]"
+    assert cli.main(["r.yaml", "--check", "--set", f"stages.wit.{select}", "--set", bench]) == 2
+    error = "stages.wit.select.task: select chooses by items of sums, and stages.bench reports a score on them"
+    assert error in capsys.readouterr().err
+
+
 def test_a_training_shorter_than_the_interval_is_refused(tmp_path: Path, model_folder: Path) -> None:
     with pytest.raises(UserError, match="is 10, but the training has 10 steps, so its last step is the only point"):
         train(tmp_path / "it", model_folder, "sft", SFT, select={"metric": "eval_loss", "every": 10})

@@ -10,7 +10,7 @@ from fractions import Fraction
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
@@ -70,6 +70,17 @@ class Need:
     """For `steps`: the name of another need, a model. Only steps that scored that model match."""
 
 
+class Items(NamedTuple):
+    """Items on which a stage measures models. Two stages have the same items if content of `input` and `part` agree."""
+
+    key: str
+    """The key in the stage's section that names them, dotted."""
+    input: str | None
+    """The input that has them, by its name in `needs()`; None if lm-eval's task decides."""
+    part: str = ""
+    """Which of several: a task and its split."""
+
+
 _UNITS = {"MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
@@ -112,6 +123,8 @@ class Findings(BaseModel):
     """Bytes of checkpoints while the step runs, at most."""
     gpu_memory: int = 0
     """Bytes of a GPU that the step needs by its estimate; 0 if they are unknown or there is no GPU."""
+    tasks: list[str] = []
+    """lm-eval's tasks that the step scores, those in groups too, each with its split if that is not the task's own."""
 
     @contextmanager
     def part(self, name: str, key: str | None = None) -> Iterator[None]:
@@ -128,10 +141,10 @@ class Findings(BaseModel):
             self.passed.append(name)
 
 
-Ability = Literal["run", "preview", "estimate", "requests", "fetch", "check"]
+Ability = Literal["run", "preview", "estimate", "requests", "fetch", "check", "scorer"]
 """What a kind of stage does in a process of its own. Each ability is a function of that name in a module of the kind's
 folder, or of the folder of a class that it extends: `run` in stage.py, which every kind has; the others in preview.py,
-estimate.py, requests.py, fetch.py and check.py, if the file exists.
+estimate.py, requests.py, fetch.py, check.py and scorer.py, if the file exists.
 
     run(context: Context) -> Metrics                          run a step
     preview(step, config, paths, count) -> (dict, str, Any)   show `count` rows: JSON, an HTML page, a rich renderable
@@ -139,6 +152,7 @@ estimate.py, requests.py, fetch.py and check.py, if the file exists.
     requests(config, inputs) -> list[Request]                 what an evaluation asks its model, for its estimate
     fetch(config, paths, scratch) -> list[str]                download what no key names, one line for each download
     check(context, on_this_machine) -> Findings               check what `StageConfig.check` cannot without libraries
+    scorer(context) -> Callable                               score models in memory, see stages/lm_eval/scorer.py
 
 `paths` holds the path of each input; for a model that does not exist yet, that of the model its training starts from.
 """
@@ -248,6 +262,10 @@ class StageConfig(Config):
         """Describe requests to services that may charge for them, as `foreign_code` describes code."""
         return []
 
+    def measured_items(self) -> list[Items]:
+        """Return the items that a stage of scores reports on, or by which a training chooses what it publishes."""
+        return []
+
     def shortened(self, share: Fraction) -> Self:
         """Return this stage with `share` of its training, for a search. Only for kinds with `search_metrics`."""
         raise NotImplementedError
@@ -255,6 +273,14 @@ class StageConfig(Config):
     def split(self) -> dict[str, Self]:
         """Return the stage's steps: suffix of the name -> config. Most stages have one step, with the suffix ''."""
         return {"": self}
+
+
+def kind_named(name: str) -> type[StageConfig]:
+    """Return the kind `name`, for a stage that uses another kind itself. The package `stages` imports all kinds."""
+    kinds: list[type[StageConfig]] = [StageConfig]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    return next(kind for kind in kinds if getattr(kind, "kind", None) == name)
 
 
 @dataclass(frozen=True)

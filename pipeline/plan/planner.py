@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.plan.resolver import Resolver
+from pipeline.plan.selection_items import reused_items
 from pipeline.plan.stage_order import key_of, order_stages, stages_of
 from pipeline.plan.step import Plan, Step
 from pipeline.recipe.loader import Recipe, RecipeError
@@ -26,6 +27,7 @@ def build_plan(cells: Sequence[Recipe], resolver: Resolver) -> Plan:
         planner.add(cell, reports=False)
     for cell in cells:
         planner.add(cell, reports=True)
+    planner.problems += reused_items(planner.steps.values(), resolver)
     if planner.problems:
         raise RecipeError([], planner.problems)
     return Plan(cells[0], tuple(planner.steps.values()))

@@ -96,6 +96,7 @@ def check_steps(
         if not findings[step.name].problems:
             checks.findings[step.name] = findings[step.name]
             cache[keys[step.name]] = findings[step.name].model_dump()
+    _check_tasks(steps, checks)
     if checks.findings:
         cache_file.parent.mkdir(parents=True, exist_ok=True)
         write_json(cache_file, dict(list(cache.items())[-MAX_CACHED:]))
@@ -104,6 +105,18 @@ def check_steps(
     checks.notes = str(RecipeError([], notes)).splitlines()  # each once, in the order of the recipe
     _check_disk(checks, resolver.runs, executor.width)
     return checks
+
+
+def _check_tasks(steps: Sequence[Step], checks: Checks) -> None:
+    """Refuse tasks by which a training chooses its best point if a group or tag that is reported has them."""
+    scored = [step for step in steps if step.config.output_kind == "scores" and step.name in checks.findings]
+    reporting = {task: step.stage for step in scored for task in checks.findings[step.name].tasks}
+    for step in (step for step in steps if step.config.output_kind == "model" and step.name in checks.findings):
+        if shared := [task for task in checks.findings[step.name].tasks if task in reporting]:
+            text = (
+                f"select chooses by items of {shared[0].strip()}, and stages.{reporting[shared[0]]} reports a score on"
+            )
+            checks.blame(step, "select.task", f"{text} them, which would be inflated; name other items")
 
 
 def check_files(

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from stages.base import Config, Need
+from stages.base import Config, Items, Need
 from stages.data.formats import Row
 from stages.data.reader import read_examples
 from stages.evaluation.config import EvaluationStage, ModelOptions, unique_by
@@ -47,6 +47,9 @@ class CharacteristicsStage(EvaluationStage):
     def needs(self) -> dict[str, Need]:
         files = {f"data.{s.name}": Need("data", s.data.train, f"sets.{i}.data.train") for i, s in enumerate(self.sets)}
         return super().needs() | files
+
+    def measured_items(self) -> list[Items]:
+        return []
 
     def rows(self, prompt_set: PromptSet, path: Path) -> Iterator[Row]:
         """Read the rows of a set. Raises UserError for bad rows, unless the set drops them."""

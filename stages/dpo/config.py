@@ -50,6 +50,7 @@ class DPOStage(TrainingStage):
         "eval_rewards/accuracies": "highest",
         "eval_rewards/margins": "highest",
     }
+    eval_metrics: ClassVar[Mapping[str, Literal["lowest", "highest"]]] = search_metrics
 
     data: DPOData
     train: DPOOptions = Field(default_factory=DPOOptions)

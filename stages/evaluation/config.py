@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator
 
-from stages.base import Config, Need, StageConfig, UserError
+from stages.base import Config, Items, Need, StageConfig, UserError
 from stages.models.model_folder import REMOTE_CODE
 
 BUDGETS = {"cpu": 512, "cuda": 8192}
@@ -72,6 +72,9 @@ class EvaluationStage(StageConfig):
     @property
     def can_share_gpu(self) -> bool:
         return super().can_share_gpu and getattr(getattr(self, "options", None), "backend", "hf") == "hf"
+
+    def measured_items(self) -> list[Items]:
+        return [Items(need.key, name) for name, need in self.needs().items() if need.kind == "data"]
 
     def split(self) -> dict[str, Self]:
         return {f"[{model}]": self.model_copy(update={"models": [model]}) for model in self.models}

@@ -42,6 +42,7 @@ class Engine:
         budget: tokens of a pass; None for the default of the device.
         log: keeps answers, so that a resumed step asks for none again.
         gpus: GPUs that the model is split over, or the share of one that it may use.
+        loaded: a tokenizer and a model in memory, instead of those in `path`.
     """
 
     def __init__(
@@ -53,13 +54,17 @@ class Engine:
         budget: int | None = None,
         log: AnswerLog | None = None,
         gpus: float = 1,
+        loaded: tuple[PreTrainedTokenizerBase, PreTrainedModel] | None = None,
     ) -> None:
         self.name, self._log = name, log
+        self.tokenizer: PreTrainedTokenizerBase
+        self.model: PreTrainedModel
         try:
-            self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                path, trust_remote_code=trust_remote_code
+            self.tokenizer, self.model = loaded or (
+                AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code),
+                self._load(path, dtype, trust_remote_code, gpus),
             )
-            self.model: PreTrainedModel = self._load(path, dtype, trust_remote_code, gpus).eval()
+            self.model.eval()
         except (OSError, ValueError) as error:
             raise UserError(f"{name} cannot be loaded: {why_not_loaded(error)}") from None
         remove_appended_eos(self.tokenizer)

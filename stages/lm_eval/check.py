@@ -40,6 +40,8 @@ def check(context: Context, on_this_machine: bool) -> Findings:
         with shared.part("metrics", "tasks"), only_trusted_code(config):
             for i, benchmark in enumerate(load_benchmarks(config, files, context.scratch, shared.part)):
                 generations += _generations(config, benchmark, f"tasks.{i}.task", shared.notes)
+                if not benchmark.config.data and not benchmark.config.dataset:
+                    shared.tasks += [f"{name} {benchmark.config.split or ''}" for name in benchmark.tasks]
     shared, generations = _CHECKED[key]
     findings = shared.model_copy(deep=True)
     check_model(context, findings)

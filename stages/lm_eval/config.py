@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from stages.base import Config, Need, UserError, wrong_at
+from stages.base import Config, Items, Need, UserError, wrong_at
 from stages.data.files import DATA_SUFFIXES, read_rows
 from stages.evaluation.config import EvaluationStage, ModelOptions, require_vllm, unique_by
 from stages.library_options.option_models import Options as LibraryOptions
@@ -34,6 +34,8 @@ class Task(Config):
     data: dict[str, str] = Field(default_factory=dict)
     """Split name -> file that replaces the task's data set: for your own items, or without a network. Items reach the
     task as they are written."""
+    split: str | None = Field(default=None, exclude_if=lambda split: split is None)
+    """Another split of the task's data set, whose items are scored instead of those of the task's own split."""
     dataset: str | None = None
     """A folder, or ORG/NAME@REVISION on the hub, with a copy of the task's data set: without a network, or to pin a
     revision. For a group or tag, it applies to all its tasks."""
@@ -42,6 +44,8 @@ class Task(Config):
     def _one_source(self) -> Self:
         if self.data and self.dataset is not None:
             raise wrong_at("dataset", "cannot be combined with data; name single files or a complete data set")
+        if self.data and self.split is not None:
+            raise wrong_at("split", "cannot be combined with data, whose files are the splits; leave it out")
         return self
 
     @field_validator("data")
@@ -137,6 +141,15 @@ class LMEvalStage(EvaluationStage):
             for split, reference in task.data.items():
                 needs[f"data.{task.task}.{split}"] = Need("data", reference, f"tasks.{i}.data.{split}")
         return needs
+
+    def measured_items(self) -> list[Items]:
+        items = []
+        for i, task in enumerate(self.tasks):
+            items += [Items(f"tasks.{i}.data.{split}", f"data.{task.task}.{split}") for split in task.data]
+            if not task.data:
+                source = None if task.dataset is None else f"dataset.{task.task}"
+                items.append(Items(f"tasks.{i}.task", source, f"{task.task} {task.split or ''}"))
+        return items
 
     def named_files(self, files: dict[str, Path]) -> dict[str, Path]:
         return outside_files(files["include_path"]) if "include_path" in files else {}

@@ -53,7 +53,7 @@ def run(context: Context) -> Metrics:
             context.progress, lambda: sum(request.repeats for task in tasks for request in task.instances), "requests"
         )
         model = load_model(path, config, context.checkpoints, on_answers)
-        evaluation = _evaluate(config, benchmarks, model, path)
+        evaluation = evaluate_model(config, benchmarks, model, path)
         truncated = Counter(task for task, _ in set().union(*gather_object([model.truncated])))
     if evaluation is None:
         return Metrics()
@@ -99,7 +99,7 @@ def _environment(config: LMEvalStage, model: EngineLM, results: dict[str, Any]) 
     return model.engine.environment() | own | {"lm_eval": results["lm_eval_version"], "max_length": model.max_length}
 
 
-def _evaluate(
+def evaluate_model(
     config: LMEvalStage, benchmarks: list[Benchmark], model: EngineLM, path: Path
 ) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]] | None:
     """Results as lm-eval's command would save them, and samples by task; None in every process except the first."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 from lm_eval.api.group import Group
+from lm_eval.api.task import ConfigurableTask
 from lm_eval.api.task import Task as LMTask
 from lm_eval.tasks import TaskManager
 
@@ -65,6 +66,7 @@ def load_benchmarks(
         with part(f"task {task.task}"):
             _check_name(manager, task.task, f"tasks.{i}.task", allow_unsafe)
             benchmark = _load(manager, i, task, files, scratch)
+            _set_split(benchmark, f"tasks.{i}.split")
             _set_num_fewshot(benchmark, f"tasks.{i}.num_fewshot")
             _check_metric(benchmark, f"tasks.{i}.metric")
             _check_safe(benchmark, f"tasks.{i}.task", allow_unsafe)
@@ -203,6 +205,18 @@ def _splits(cfg: Mapping[str, Any], task: Task) -> tuple[str | None, str | None]
 
 def _num_fewshot(cfg: Mapping[str, Any], task: Task) -> int:
     return (cfg.get("num_fewshot") if task.num_fewshot is None else task.num_fewshot) or 0
+
+
+def _set_split(benchmark: Benchmark, key: str) -> None:
+    split = benchmark.config.split
+    for name, task in benchmark.tasks.items() if split is not None else ():
+        if split == (task.config.test_split or task.config.validation_split):
+            raise UserError(f"{split} is the split that {name} scores anyway; leave it out", key)
+        if not isinstance(task, ConfigurableTask) or type(task).test_docs is not ConfigurableTask.test_docs:
+            raise UserError(f"{name} is a Python task, whose split cannot be changed; leave it out", key)
+        if split not in task.dataset:
+            raise UserError(f"the data set of {name} has no split {split!r}, only {', '.join(task.dataset)}", key)
+        task.set_config("test_split", split)
 
 
 def _set_num_fewshot(benchmark: Benchmark, key: str) -> None:

@@ -54,6 +54,11 @@ class SFTStage(TrainingStage):
         "eval_prompt_loss": "lowest",
     }
     """The unweighted losses: eval_loss, the WIT loss, is not comparable between cells with different weights."""
+    eval_metrics: ClassVar[Mapping[str, Literal["lowest", "highest"]]] = {
+        **search_metrics,
+        "eval_loss": "lowest",
+        "eval_mean_token_accuracy": "highest",
+    }
     cost_invariant: ClassVar[tuple[str, ...]] = (*TrainingStage.cost_invariant, "weights")
 
     data: SFTData

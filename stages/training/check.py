@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from stages.base import Context, Findings, UserError
 from stages.models.generation_config import NOT_PUBLISHED, describe, read_generation_config, unpublishable
 from stages.models.model_folder import why_not_loaded
 from stages.models.model_size import build, check_positions, checkpoint_bytes, model_size
-from stages.training.config import TrainingStage
+from stages.training.config import TrainingStage, select_key
 from stages.training.estimate import optimiser_steps
 from stages.training.launch import require_sharding
 from stages.training.tokenizer import load_step_tokenizer
@@ -76,6 +77,14 @@ def check_training(context: Context, on_this_machine: bool, prepare_rows: Prepar
                 if note := check_positions(path, stage.trust_remote_code, longest):
                     findings.notes.append(("train.max_length", note))
         findings.notes += _slips(context, rows.get("train"))
+        if evaluation := stage.evaluation:
+            scoring = evaluation.load("check")(replace(context, config=evaluation), on_this_machine)
+            findings.passed, findings.tasks = findings.passed + scoring.passed, scoring.tasks
+            findings.notes += [(select_key(key), text) for key, text in scoring.notes if not key.startswith("models")]
+            findings.problems += [(key and select_key(key), text) for key, text in scoring.problems]
+        if stage.select and "train" in rows and not stage.train_options.get("packing"):
+            with findings.part("points of select"):
+                stage.select.check_steps(optimiser_steps(stage, rows["train"].used))
     return findings
 
 

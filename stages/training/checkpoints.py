@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import rotate_checkpoints
 
 from stages.system.integrity import SEAL, broken_seal, read_json, seal, write_json
 from stages.training.trainer_internals import TRLTrainer, read_sums, restore_sums
@@ -43,7 +45,7 @@ class Checkpoints(TrainerCallback):
         self.earlier_seconds = 0.0
         """Training time of the attempts before this one."""
         self._started = self._last_save = self._save_started = time.monotonic()
-        self._interval = MIN_INTERVAL
+        self._interval, self._saved_step = MIN_INTERVAL, 0
         self.resume_from, self.notes = self._select()
         """The checkpoint to resume from, if there is one, and notes for the user."""
 
@@ -69,6 +71,7 @@ class Checkpoints(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._started = self._last_save = time.monotonic()
+        self._saved_step = state.global_step
         if self.resume_from is None:
             return
         saved = read_json(self._sums_file(self.resume_from))
@@ -76,21 +79,37 @@ class Checkpoints(TrainerCallback):
         for name, tensor in self.sums.items():
             tensor.copy_(torch.tensor(saved["sums"][name], dtype=tensor.dtype))
         self.earlier_seconds = saved["seconds"]
+        if state.best_global_step:  # transformers saves an absolute path, and the folder may have been moved
+            state.best_model_checkpoint = str(self.folder / f"checkpoint-{state.best_global_step}")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Decide whether to save now. The last step needs no checkpoint, because the finished model is published."""
-        due = state.global_step % state.save_steps == 0 if self.by_steps else self._is_due()
+        if self.by_steps:  # if `select` skips a save, it is due at the next step
+            due = state.global_step // state.save_steps > self._saved_step // state.save_steps
+        else:
+            due = self._is_due()
         control.should_save = due and state.global_step < state.max_steps
         self._save_started = time.monotonic()
 
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._save_started = time.monotonic()  # an evaluation before it is no cost of saving
+
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Add the sums to the checkpoint that transformers has written, and seal it."""
+        """Add the sums to the checkpoint that transformers has written, and seal it.
+
+        That of the last step is not sealed, because a training cannot resume from there; it has the best model.
+        """
+        self._saved_step = state.global_step
+        if state.global_step == state.max_steps:
+            return
         trainer, checkpoint = self.trainer, self.folder / f"checkpoint-{state.global_step}"
         own_sums = {name: tensor.tolist() for name, tensor in self.sums.items()}
         write_json(self._sums_file(checkpoint), read_sums(trainer) | {"sums": own_sums, "seconds": self.elapsed()})
         trainer.accelerator.wait_for_everyone()  # every rank has written its part
         if trainer.is_world_process_zero():
             seal(checkpoint, **{"made_by": _versions()})
+            if args.load_best_model_at_end:  # transformers would delete before the new one is sealed
+                rotate_checkpoints(str(self.folder), 1, state.best_model_checkpoint)
         trainer.accelerator.wait_for_everyone()
         self._last_save = time.monotonic()
         cost = self._last_save - self._save_started
@@ -115,7 +134,12 @@ def _problem(checkpoint: Path) -> str | None:
         return broken
     before, now = read_json(checkpoint / SEAL)["made_by"], _versions()
     changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
-    return f"it was written with other versions ({', '.join(changed)})" if changed else None
+    if changed:
+        return f"it was written with other versions ({', '.join(changed)})"
+    best = checkpoint.with_name(f"checkpoint-{read_json(checkpoint / TRAINER_STATE_NAME)['best_global_step']}")
+    if best.name not in (checkpoint.name, "checkpoint-None") and (damage := broken_seal(best)):
+        return f"{best.name}, the best point before it: {damage}"
+    return None
 
 
 def _versions() -> dict[str, str]:

@@ -1,19 +1,21 @@
 """The recipe section that all stages which train a model share."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from stages.base import BASE, Config, Need, StageConfig, UserError, wrong_at
+from stages.base import AT_KEY, BASE, Config, Items, Need, StageConfig, UserError, kind_named, wrong_at
 from stages.data.formats import FORMATS, columns_of
 from stages.data.reader import Reading, RowReport
 from stages.library_options.option_constraints import OPTIMIZER_PACKAGES
 from stages.library_options.option_models import Options, option_help, options
 from stages.models.model_folder import REMOTE_CODE, check_model
+from stages.system.did_you_mean import did_you_mean, list_choices
 from stages.training.launch import Launch
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ class TrainingData(Config):
     """A file: a path relative to the recipe, org/name@revision#file on the hub, or pypi:... Or a data set: a folder, or
     org/name@revision."""
     eval: str | None = None
-    """Evaluation data, named in the same way. Its loss is reported; only a `search` uses it to choose."""
+    """Evaluation data, named in the same way. Its loss is reported; only `search` and `select` choose by it."""
     train_split: str = "train"
     """The split of `train`, if that is a data set."""
     eval_split: str = "test"
@@ -122,11 +124,55 @@ class SFTData(TrainingData):
         return columns_of(FORMATS if self.format == "auto" else [self.format])
 
 
+def select_key(key: str) -> str:
+    """Return the key under which a training has `key` of the evaluation in its `select`."""
+    if key.startswith("models"):
+        return "model"
+    return "select." + (re.sub(r"^(tasks\.0|options)\.", "", key) if key != "tasks" else "task")
+
+
+class Selection(Config):
+    """Publish the best of several points of a training instead of the model after its last step."""
+
+    metric: str
+    """A metric on `data.eval`: eval_loss; for sft also eval_completion_loss, eval_prompt_loss and
+    eval_mean_token_accuracy, for dpo eval_rewards/accuracies and eval_rewards/margins. With `task`, a metric of that:
+    acc, or with its filter exact_match,strict-match."""
+    every: int = Field(ge=1)
+    """Optimiser steps between two points. The model after the last step is a point as well."""
+    task: str | None = Field(default=None, min_length=1)
+    """A task, group or tag of lm-eval, or of the folder `include_path`, by which points are compared instead of by
+    `data.eval`. No lm_eval stage of the recipe can report the same items."""
+    split: str | None = None
+    """The split of the task's data set whose items are scored, such as validation. None: the task's own."""
+    data: dict[str, str] = Field(default_factory=dict)
+    """Split name -> file that replaces the task's data set, for your own development items."""
+    num_fewshot: int | None = None
+    """Few-shot examples in each prompt. None: the task's own number."""
+    limit: int | None = None
+    """Score only the first `limit` items."""
+    apply_chat_template: bool = False
+    """Format each question with the tokenizer's chat template."""
+    include_path: str | None = None
+    """A folder with your own task files. Their Python functions and templates run: include only what you trust."""
+
+    def check_steps(self, steps: int) -> None:
+        """Raise UserError if a training of `steps` optimiser steps has only one point."""
+        if self.every >= steps:
+            raise UserError(
+                f"is {self.every}, but the training has {steps} steps, so its last step is the only point; set at most"
+                f" {max(1, steps - 1)}, or leave select out",
+                "select.every",
+            )
+
+
 class TrainingStage(StageConfig):
     """A stage that starts from a model and publishes a trained one."""
 
     trl_config: ClassVar[str]
     """The class in TRL whose fields `train` has."""
+    eval_metrics: ClassVar[Mapping[str, Literal["lowest", "highest"]]]
+    """Metrics on `data.eval` by which `select` can choose a point -> which value is best."""
     has_reference: ClassVar[bool] = False
     """Whether a reference model reads the rows, too."""
 
@@ -150,6 +196,8 @@ class TrainingStage(StageConfig):
     """Options of `accelerate launch`, to train in several processes. Absent: one process."""
     seed: int = Field(default=23, ge=0, lt=2**32)
     """Random seed of initial weights, LoRA's initial weights, dropout, drawn pairs and the order of the rows."""
+    select: Selection | None = Field(default=None, exclude_if=lambda select: select is None)
+    """Publish the best of several points. Absent: the model after the last step is published."""
 
     if TYPE_CHECKING:  # a real field would change the order of the keys in manifests and model cards
         train: Options
@@ -186,6 +234,61 @@ class TrainingStage(StageConfig):
                 known = ", ".join(("none", *TRACKERS))
                 raise wrong_at("train.report_to", f"{name!r} is not a supported tracker; use {known}")
         return self
+
+    @model_validator(mode="after")
+    def _can_select(self) -> Self:
+        if self.select is None:
+            return self
+        options = self.train.model_dump()
+        for name in ("eval_strategy", "eval_steps", "eval_delay", "eval_on_start"):
+            if options.get(name) not in (None, False, 0, "no"):
+                text = f"cannot be combined with select, which evaluates every {self.select.every} steps (select.every)"
+                raise wrong_at(f"train.{name}", f"{text}; leave it out")
+        if self.select.task is not None:
+            if self.processes > 1:
+                raise wrong_at("select.task", "scores points in one process; leave launch out, or choose by data.eval")
+            try:
+                _ = self.evaluation
+            except ValidationError as error:
+                details = error.errors()[0]
+                keys = *details["loc"], *([details["ctx"]["key"]] if details["type"] == AT_KEY else [])
+                raise wrong_at(select_key(".".join(map(str, keys))), details["msg"]) from None
+            return self
+        if names := self.select.model_dump(exclude_defaults=True).keys() - {"metric", "every"}:
+            raise wrong_at(f"select.{min(names)}", "has no effect without select.task; set that, or leave this out")
+        if self.select.metric not in self.eval_metrics:
+            hint = did_you_mean(self.select.metric, self.eval_metrics) + list_choices("name one of", self.eval_metrics)
+            raise wrong_at("select.metric", f"{self.select.metric!r} is no metric of stages of kind {self.kind}{hint}")
+        if self.data.eval is None:
+            raise wrong_at("select.metric", "is measured on evaluation data, and there are none; add data.eval")
+        return self
+
+    @property
+    def evaluation(self) -> StageConfig | None:
+        """The lm_eval stage that scores the points of `select`; None if they are not compared by a task."""
+        if self.select is None or self.select.task is None:
+            return None
+        task = self.select.model_dump(exclude={"every"})
+        section = {
+            "models": ["the trained model"],
+            "include_path": task.pop("include_path"),
+            "options": {name: task.pop(name) for name in ("limit", "apply_chat_template")} | {"bootstrap_iters": 0},
+            "tasks": [task],
+            "trust_remote_code": self.trust_remote_code,
+        }
+        return kind_named("lm_eval").model_validate(section)
+
+    @property
+    def versioned_packages(self) -> tuple[str, ...]:
+        return self.evaluation.versioned_packages if self.evaluation else ()
+
+    def measured_items(self) -> list[Items]:
+        if self.evaluation is None:
+            return [Items("data.eval", "eval")] if self.select else []
+        return [each._replace(key=select_key(each.key)) for each in self.evaluation.measured_items()]
+
+    def named_files(self, files: dict[str, Path]) -> dict[str, Path]:
+        return self.evaluation.named_files(files) if self.evaluation else {}
 
     @property
     def trackers(self) -> list[str]:
@@ -229,10 +332,14 @@ class TrainingStage(StageConfig):
             changes = {"num_train_epochs": float((options.get("num_train_epochs") or DEFAULT_EPOCHS) * share)}
         if (warmup := options.get("warmup_steps") or 0) >= 1:  # below 1 it is a share of all steps
             changes["warmup_steps"] = float(max(1, round(warmup * share)))
-        return self.model_copy(update={"train": self.train.model_copy(update=changes)})
+        select = self.select and self.select.model_copy(update={"every": max(1, round(self.select.every * share))})
+        return self.model_copy(update={"train": self.train.model_copy(update=changes), "select": select})
 
     def foreign_code(self, files: dict[str, Path]) -> list[str]:
-        return [REMOTE_CODE] if self.trust_remote_code else []
+        sources = [REMOTE_CODE] if self.trust_remote_code else []
+        if self.evaluation:
+            sources += self.evaluation.foreign_code(files)
+        return list(dict.fromkeys(sources))
 
     def needs(self) -> dict[str, Need]:
         needs = {
@@ -241,6 +348,9 @@ class TrainingStage(StageConfig):
         }
         if self.data.eval is not None:
             needs["eval"] = Need("data", self.data.eval, "data.eval")
+        for name, need in self.evaluation.needs().items() if self.evaluation else ():
+            if need.kind == "data":
+                needs[name] = Need("data", need.value, select_key(need.key))
         return needs
 
     def check(self, files: dict[str, Path]) -> None:

@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 
 from stages.base import Context, UserError
 from stages.records.metrics import Metrics
+from stages.training.best_point import BestPoint, selection_arguments
 from stages.training.checkpoints import CHECKPOINTS_KEPT, Checkpoints
 from stages.training.publishing import publish, subtracted_weights
 from stages.training.trackers import open_trackers
@@ -39,7 +40,7 @@ def arguments(context: Context, fields: dict[str, Any]) -> dict[str, Any]:
         "logging_nan_inf_filter": False,  # a loss that is not a number must show, not be averaged away
     }
     fixed = {"output_dir": str(context.checkpoints), "save_total_limit": CHECKPOINTS_KEPT, "seed": context.config.seed}
-    return defaults | _current_names(fields) | fixed
+    return defaults | _current_names(fields) | fixed | selection_arguments(context.config)
 
 
 def _current_names(fields: dict[str, Any]) -> dict[str, Any]:
@@ -107,8 +108,10 @@ def train(trainer: TRLTrainer, context: Context, sums: dict[str, torch.Tensor] |
         _UNFREED.append(trainer)
     checkpoints = Checkpoints(trainer, "save_steps" in context.config.train.model_dump(), sums or {})
     progress = Progress(trainer, context)
-    for callback in (progress, checkpoints):
-        trainer.add_callback(callback)
+    best_point = BestPoint(trainer, context) if context.config.select else None
+    for callback in (progress, checkpoints, best_point):
+        if callback:
+            trainer.add_callback(callback)
     checkpoint = checkpoints.resume_from
     assert trainer.model is not None
     for name, parameter in trainer.model.named_parameters():
@@ -117,6 +120,7 @@ def train(trainer: TRLTrainer, context: Context, sums: dict[str, torch.Tensor] |
     subtracted = subtracted_weights(trainer.model, context.config.lora)
     with open_trackers(trainer, context, resumed=checkpoint is not None):
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        selection: dict[str, Any] = best_point.result() if best_point else {"notes": []}
         evaluation: dict[str, Any] = {}
         if trainer.eval_dataset is not None:
             progress.after_training("evaluating")
@@ -126,7 +130,8 @@ def train(trainer: TRLTrainer, context: Context, sums: dict[str, torch.Tensor] |
         "steps": trainer.state.global_step,
         "tokens": trained_tokens(trainer),
         "seconds": round(checkpoints.elapsed(), 1),
-        "notes": checkpoints.notes,
+        **selection,
+        "notes": checkpoints.notes + selection["notes"],
     }
     metrics |= {name: value for name, value in _without_times(evaluation).items() if name != "epoch"}
     for name in ("train_loss", "eval_loss"):

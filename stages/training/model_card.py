@@ -21,7 +21,7 @@ from stages.training.config import TrainingStage
 CARD = "README.md"
 CARD_TEMPLATE = Path(__file__).with_name("card.md.jinja")
 LOCAL_NAME = "path/to/this/folder"  # the name of a model that is not on the hub
-_RESULTS = ("train_loss", "eval_loss", "reward_margin", "reward_accuracy", "steps", "tokens")
+_RESULTS = ("train_loss", "eval_loss", "reward_margin", "reward_accuracy", "steps", "selected_step", "tokens")
 
 
 @dataclass(frozen=True)

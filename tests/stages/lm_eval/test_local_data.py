@@ -54,6 +54,17 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+def test_another_split_is_scored(step: Step, tmp_path: Path) -> None:
+    folder = write(tmp_path / "folder" / "test.jsonl", TEXTS).parent
+    write(folder / "validation.jsonl", TEXTS[1:])
+    assert items(step, tmp_path, dataset=str(folder), split="validation") == TEXTS[1:]
+    with pytest.raises(UserError, match="has no split 'dev', only") as error:
+        items(step, tmp_path, dataset=str(folder), split="dev")
+    assert error.value.key == "tasks.0.split"
+    with pytest.raises(UserError, match="test is the split that mine scores anyway; leave it out"):
+        items(step, tmp_path, dataset=str(folder), split="test")
+
+
 def items(step: Step, folder: Path, **source: Any) -> list[dict[str, Any]]:
     """The items of a task whose template needs only `question`, as lm-eval gives them to it."""
     (folder / "tasks").mkdir(parents=True, exist_ok=True)

@@ -29,8 +29,8 @@ KINDS = {
         " eval_steps: 20}"
     ),
     "LoRA with dropout": (
-        "kind: sft, data: {train: ./rows.jsonl}, weights: {prompt: 0, completion: 1},"
-        f" train: {{{TRAIN}: 2}},"
+        "kind: sft, data: {train: ./rows.jsonl, eval: ./rows.jsonl}, weights: {prompt: 0, completion: 1},"
+        f" train: {{{TRAIN}: 2}}, select: {{metric: eval_prompt_loss, every: 8}},"
         " lora: {r: 2, lora_dropout: 0.3, target_modules: all-linear, init_lora_weights: olora}"
     ),
     "DPO": f"kind: dpo, data: {{train: ./rows.jsonl, rejected: other_row}}, train: {{{TRAIN}: 2}}",

@@ -1,11 +1,11 @@
 """Compare the lm_eval stage's engine with `python -m lm_eval` on the same items, settings and dtype.
 
-    python -m benchmarks.evaluation [--model FOLDER] [--items 48] [--case NAME]
+    python -m benchmarks.evaluation [--model FOLDER] [--items 96] [--case NAME] [--dtype DTYPE]
 
 Three kinds of tasks, built of 503 questions and answers of the zaragoza-construction-faq package (real English text) as
 the benchmarks in the papers are: `mmlu` has five solved questions before each one and the letters A to D as answers,
 `choice` scores four full answers without examples, `reasoning` generates up to 128 tokens after three solved examples.
-In float32 on CPUs, in bfloat16 where there is a GPU. lm-eval runs with batches of 1, 4 and 16; its best counts.
+In float32 on CPUs, in bfloat16 where there is a GPU, or in the dtype that is named. lm-eval runs with batches of 1, 4 and 16; its best counts.
 
 Start-up is the same for both and is left out: a run over one item is subtracted from the run over all. On CPUs, seconds
 are processor seconds with one thread, which other programs disturb less than the clock; with a GPU, those of the clock.
@@ -186,6 +186,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a folder that from_pretrained loads")
     parser.add_argument("--items", type=int, default=96)
     parser.add_argument("--case", choices=list(TASKS), action="append")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder for downloads")
     options = parser.parse_args()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
@@ -194,7 +195,8 @@ def main() -> None:
         write_tasks(Path(folder), options.cache, options.items)
         for name in options.case or TASKS:
             model = options.model or smollm2(options.cache)
-            compare(model, Path(folder), name, "bfloat16" if torch.cuda.is_available() else "float32")
+            usual = "bfloat16" if torch.cuda.is_available() else "float32"
+            compare(model, Path(folder), name, options.dtype or usual)
 
 
 if __name__ == "__main__":

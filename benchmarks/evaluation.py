@@ -5,7 +5,8 @@
 Three kinds of tasks, built of 503 questions and answers of the zaragoza-construction-faq package (real English text) as
 the benchmarks in the papers are: `mmlu` has five solved questions before each one and the letters A to D as answers,
 `choice` scores four full answers without examples, `reasoning` generates up to 128 tokens after three solved examples.
-In float32 on CPUs, in bfloat16 where there is a GPU, or in the dtype that is named. lm-eval runs with batches of 1, 4 and 16; its best counts.
+In float32 on CPUs, in bfloat16 where there is a GPU, or in the dtype that is named. lm-eval runs with batches of 1, 4
+and 16; its best counts.
 
 Start-up is the same for both and is left out: a run over one item is subtracted from the run over all. On CPUs, seconds
 are processor seconds with one thread, which other programs disturb less than the clock; with a GPU, those of the clock.

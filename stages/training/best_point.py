@@ -63,7 +63,9 @@ class BestPoint(TrainerCallback):
         except UserError as error:
             raise UserError(str(error), error.key and select_key(error.key)) from None
         self.goals[self.metric] = "highest" if is_higher_better else "lowest"
+        should_log = control.should_log
         self.trainer.log({self.metric: value})
+        control.should_log = should_log  # the loss of the steps before is logged after it
         best = state.best_metric
         if best is None or (value > best if is_higher_better else value < best):
             state.best_metric, state.best_global_step, control.should_save = value, step, True

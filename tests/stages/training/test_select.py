@@ -290,6 +290,8 @@ def test_the_model_with_the_highest_score_is_published(
     best = max(points, key=lambda step: points[step])
     assert best < 10, "the last point is not the best, or the test would show nothing"
     assert metrics.to_json()["selected_step"] == best
+    log = [json.loads(line) for line in (published / "training_log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in log if "loss" in row] == [5, 10]
     assert accuracy(published) == points[best]
     if best in ends:
         assert weights(published) == weights(ends[best])

@@ -113,10 +113,8 @@ def _check_tasks(steps: Sequence[Step], checks: Checks) -> None:
     reporting = {task: step.stage for step in scored for task in checks.findings[step.name].tasks}
     for step in (step for step in steps if step.config.output_kind == "model" and step.name in checks.findings):
         if shared := [task for task in checks.findings[step.name].tasks if task in reporting]:
-            text = (
-                f"select chooses by items of {shared[0].strip()}, and stages.{reporting[shared[0]]} reports a score on"
-            )
-            checks.blame(step, "select.task", f"{text} them, which would be inflated; name other items")
+            text = f"select chooses by items of {shared[0].strip()}, and stages.{reporting[shared[0]]} reports a score"
+            checks.blame(step, "select.task", f"{text} on them, which would be inflated; name other items")
 
 
 def check_files(

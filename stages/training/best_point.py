@@ -56,14 +56,17 @@ class BestPoint(TrainerCallback):
         if self.score is None or (step % self.select.every and step < state.max_steps):
             return
         model: Any = self.trainer.model
-        model.eval()  # TRL's log adds the metrics of training steps otherwise; the next step trains again
+        model.eval()  # in train mode, TRL's log would add the metrics of the steps before, which are logged next
         try:
             base = model.get_base_model() if isinstance(model, PeftModel) else model
             value, is_higher_better = self.score(base, tokenizer_of(self.trainer))
         except UserError as error:
             raise UserError(str(error), error.key and select_key(error.key)) from None
         self.goals[self.metric] = "highest" if is_higher_better else "lowest"
+        should_log = control.should_log
         self.trainer.log({self.metric: value})
+        control.should_log = should_log
+        model.train()
         best = state.best_metric
         if best is None or (value > best if is_higher_better else value < best):
             state.best_metric, state.best_global_step, control.should_save = value, step, True

@@ -270,7 +270,7 @@ def test_a_training_shorter_than_the_interval_is_refused(tmp_path: Path, model_f
         train(tmp_path / "it", model_folder, "sft", SFT, select={"metric": "eval_loss", "every": 10})
 
 
-@pytest.mark.parametrize(("lora", "ends_at"), [(None, (3, 6)), (LORA, ())], ids=["full", "LoRA"])
+@pytest.mark.parametrize(("lora", "ends_at"), [(None, (3, 10)), (LORA, ())], ids=["full", "LoRA"])
 def test_the_model_with_the_highest_score_is_published(
     tmp_path: Path,
     model_folder: Path,
@@ -290,6 +290,12 @@ def test_the_model_with_the_highest_score_is_published(
     best = max(points, key=lambda step: points[step])
     assert best < 10, "the last point is not the best, or the test would show nothing"
     assert metrics.to_json()["selected_step"] == best
+    losses = {
+        folder: [row for row in map(json.loads, (folder / "training_log.jsonl").open()) if "loss" in row]
+        for folder in (published, *ends.values())
+    }
+    assert [row["step"] for row in losses[published]] == [5, 10]
+    assert not ends or losses[published] == losses[ends[10]], "scoring does not change what is logged of training"
     assert accuracy(published) == points[best]
     if best in ends:
         assert weights(published) == weights(ends[best])

@@ -4,12 +4,13 @@ Reads a job from standard input and writes one answer for each of its steps to s
 of libraries goes to standard error.
 """
 
+import contextlib
 import io
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +76,23 @@ def estimate(config: StageConfig, paths: dict[str, Path], arguments: dict[str, A
 
 
 def check(config: StageConfig, paths: dict[str, Path], arguments: dict[str, Any]) -> dict[str, Any]:
-    """Check a step as the context of its run will be, with a scratch folder that is deleted."""
+    """Check a step as the context of its run will be."""
+    with _context(config, paths, arguments) as context:
+        return dict(config.load("check")(context, arguments["on_this_machine"]).model_dump())
+
+
+def probe(config: StageConfig, paths: dict[str, Path], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Try the largest step of a step."""
+    with _context(config, paths, arguments) as context:
+        return dict(config.load("probe")(context))
+
+
+@contextlib.contextmanager
+def _context(config: StageConfig, paths: dict[str, Path], arguments: dict[str, Any]) -> Iterator[Context]:
+    """A context like that of the step's run, with a scratch folder that is deleted."""
     with tempfile.TemporaryDirectory() as scratch:
         folder, contents = Path(scratch), arguments["contents"]
-        context = Context(
+        yield Context(
             recipe=arguments["recipe"],
             step=arguments["step"],
             config=config,
@@ -89,10 +103,15 @@ def check(config: StageConfig, paths: dict[str, Path], arguments: dict[str, Any]
             cache=Path(arguments["cache"]),
             progress=lambda done, total, note: None,
         )
-        return dict(config.load("check")(context, arguments["on_this_machine"]).model_dump())
 
 
-ABILITIES: dict[str, Answer] = {"preview": preview, "fetch": fetch, "estimate": estimate, "check": check}
+ABILITIES: dict[str, Answer] = {
+    "preview": preview,
+    "fetch": fetch,
+    "estimate": estimate,
+    "check": check,
+    "probe": probe,
+}
 
 if __name__ == "__main__":
     main(sys.argv[1])

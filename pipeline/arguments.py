@@ -30,6 +30,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error(f"unknown argument {unknown[0]!r}{hint}")
     if arguments and (options.recipe is None) == (options.verify is None):
         parser.error("name a RECIPE, or a folder of runs by --verify RUNS")
+    if options.probe and not options.check:
+        parser.error("--probe belongs to --check; write --check --probe")
     return options
 
 
@@ -65,6 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     modes.add_argument("--estimate", action="store_true", help="show memory, disk and time before anything runs")
     modes.add_argument("--prefetch", action="store_true", help="download all that a run without a network needs")
     modes.add_argument("--verify", type=Path, metavar="RUNS", help="check every hash in a runs folder; needs no RECIPE")
+    add("--probe", action="store_true", help="with --check, also run each training's longest rows once")
     add("--json", action="store_true", help="print only JSON: what is shown, or the record of the run")
     add("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of results (default: runs)")
     add(

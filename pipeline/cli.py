@@ -32,6 +32,7 @@ from pipeline.plan.planner import build_plan
 from pipeline.plan.resolver import Resolver
 from pipeline.plan.selection import Selection, check_inputs, check_search_steps, paid_requests, select, summarize
 from pipeline.plan.step import Plan
+from pipeline.preflight.check import try_longest_rows
 from pipeline.preflight.estimate import estimate
 from pipeline.preflight.estimate_table import lines, tables
 from pipeline.preflight.foreign_links import refuse_foreign_links
@@ -195,12 +196,18 @@ class _Command:
         if not self.options.json:
             lines = ((step.stage, step.name, ", ".join(texts)) for step, texts in passed.items())
             self.console.checked(lines, checks.notes)
+        results = cached_results(preparation.decisions)
+        probes = (
+            try_longest_rows(preparation.steps, results, self.resolver, self.console.say) if self.options.probe else {}
+        )
         steps = [{"step": step.name, "kind": step.kind, "checked": texts} for step, texts in passed.items()]
-        values = {"recipe": plan.recipe.name, "steps": steps, "notes": checks.notes, "disk": disk}
+        values = {"recipe": plan.recipe.name, "steps": steps, "notes": checks.notes, "disk": disk, "probes": probes}
         needed, free = (f"{value / 2**30:.2f} GiB" for value in disk.values())
         size = f"disk: at most {needed} for models and checkpoints, {free} free"
         count = f"{plan.recipe.name}: {len(steps)} steps to run, checked; nothing ran"
-        _show(self.console, self.options, values, [size, count])
+        text = "{step}: {rows} longest rows, up to {tokens:,} tokens: {seconds} s, {memory}"
+        tried = [text.format(step=step, **batch) for step, batch in probes.items()]
+        _show(self.console, self.options, values, [*tried, size, count])
         return 0
 
     def select(self, plan: Plan) -> Selection:

@@ -141,10 +141,10 @@ class Findings(BaseModel):
             self.passed.append(name)
 
 
-Ability = Literal["run", "preview", "estimate", "requests", "fetch", "check", "scorer"]
+Ability = Literal["run", "preview", "estimate", "requests", "fetch", "check", "scorer", "probe"]
 """What a kind of stage does in a process of its own. Each ability is a function of that name in a module of the kind's
 folder, or of the folder of a class that it extends: `run` in stage.py, which every kind has; the others in preview.py,
-estimate.py, requests.py, fetch.py, check.py and scorer.py, if the file exists.
+estimate.py, requests.py, fetch.py, check.py, scorer.py and probe.py, if the file exists.
 
     run(context: Context) -> Metrics                          run a step
     preview(step, config, paths, count) -> (dict, str, Any)   show `count` rows: JSON, an HTML page, a rich renderable
@@ -153,6 +153,7 @@ estimate.py, requests.py, fetch.py, check.py and scorer.py, if the file exists.
     fetch(config, paths, scratch) -> list[str]                download what no key names, one line for each download
     check(context, on_this_machine) -> Findings               check what `StageConfig.check` cannot without libraries
     scorer(context) -> Callable                               score models in memory, see stages/lm_eval/scorer.py
+    probe(context) -> dict                                    try the largest step: JSON, empty if it cannot
 
 `paths` holds the path of each input; for a model that does not exist yet, that of the model its training starts from.
 """
@@ -325,3 +326,5 @@ class Context:
     """progress(done, total, note): what the console shows while the step runs."""
     logs: Path | None = None
     """The folder of the run's logs. None if the step is not part of a run."""
+    only_probe: bool = False
+    """Whether a training ends after it has tried its longest rows."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.plan.resolver import Resolver, start_inputs
-from pipeline.plan.step import Step
+from pipeline.plan.step import Step, remove_key
 from pipeline.preflight.estimate import model_dtype
 from pipeline.preflight.estimate_table import format_bytes
 from pipeline.preflight.probe import Request, run_probe
@@ -175,3 +175,26 @@ def _check_disk(checks: Checks, runs: Path, width: int) -> None:
         checks.errors.append(f"{runs}: the models need {format_bytes(published)}, and {free}")
     elif checks.disk > checks.disk_free:
         checks.notes.append(f"{runs}: models and checkpoints need up to {format_bytes(checks.disk)}, and {free}")
+
+
+def try_longest_rows(
+    steps: Sequence[Step], results: Mapping[str, Published], resolver: Resolver, say: Callable[[str], None]
+) -> dict[str, dict[str, Any]]:
+    """Run one forward and backward pass of each training on its longest rows; return step -> rows, tokens of the
+    longest, seconds and peak memory. Of steps that differ only in what does not affect cost, the first is tried.
+
+    Raises RecipeError if rows do not fit, and ProbeError if the process fails.
+    """
+    groups: dict[str, Step] = {}
+    for step in (step for step in steps if step.config.has("probe")):
+        settings = step.config.model_dump()
+        for key in step.config.cost_invariant:
+            remove_key(settings, key.split("."))
+        contents = list(_contents_of(step, results, resolver).values())
+        groups.setdefault(content_hash([step.kind, settings, contents]), step)
+    tried = list(groups.values())
+    if tried:
+        say(f"trying the longest rows of {', '.join(step.name for step in tried)}")
+    requests = [_request(step, results, resolver) for step in tried]
+    answers = run_probe("probe", "--probe", resolver.runs / "cache", requests)
+    return {step.name: answer for step, answer in zip(tried, answers, strict=True) if answer}

@@ -4,12 +4,13 @@ Reads a job from standard input and writes one answer for each of its steps to s
 of libraries goes to standard error.
 """
 
+import contextlib
 import io
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,24 +76,12 @@ def estimate(config: StageConfig, paths: dict[str, Path], arguments: dict[str, A
 
 
 def check(config: StageConfig, paths: dict[str, Path], arguments: dict[str, Any]) -> dict[str, Any]:
-    """Check a step as the context of its run will be, with a scratch folder that is deleted."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder, contents = Path(scratch), arguments["contents"]
-        context = Context(
-            recipe=arguments["recipe"],
-            step=arguments["step"],
-            config=config,
-            inputs={name: Input(path, fingerprint=contents[name] or "") for name, path in paths.items()},
-            out=folder / "out",
-            scratch=folder,
-            checkpoints=folder / "checkpoints",
-            cache=Path(arguments["cache"]),
-            progress=lambda done, total, note: None,
-        )
+    """Check a step as the context of its run will be."""
+    with _context(config, paths, arguments) as context:
         findings = config.load("check")(context, arguments["on_this_machine"])
-        if arguments["gpus"] and config.can_share_gpu and config.has("estimate") and not findings.problems:
-            findings.gpu_memory = _gpu_memory(config, paths, arguments)
-        return dict(findings.model_dump())
+    if arguments["gpus"] and config.can_share_gpu and config.has("estimate") and not findings.problems:
+        findings.gpu_memory = _gpu_memory(config, paths, arguments)
+    return dict(findings.model_dump())
 
 
 def _gpu_memory(config: StageConfig, paths: dict[str, Path], arguments: dict[str, Any]) -> int:
@@ -105,7 +94,37 @@ def _gpu_memory(config: StageConfig, paths: dict[str, Path], arguments: dict[str
     return memory.total if memory else 0
 
 
-ABILITIES: dict[str, Answer] = {"preview": preview, "fetch": fetch, "estimate": estimate, "check": check}
+def probe(config: StageConfig, paths: dict[str, Path], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Try the largest step of a step."""
+    with _context(config, paths, arguments) as context:
+        return dict(config.load("probe")(context))
+
+
+@contextlib.contextmanager
+def _context(config: StageConfig, paths: dict[str, Path], arguments: dict[str, Any]) -> Iterator[Context]:
+    """A context like that of the step's run, with a scratch folder that is deleted."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, contents = Path(scratch), arguments["contents"]
+        yield Context(
+            recipe=arguments["recipe"],
+            step=arguments["step"],
+            config=config,
+            inputs={name: Input(path, fingerprint=contents[name] or "") for name, path in paths.items()},
+            out=folder / "out",
+            scratch=folder,
+            checkpoints=folder / "checkpoints",
+            cache=Path(arguments["cache"]),
+            progress=lambda done, total, note: None,
+        )
+
+
+ABILITIES: dict[str, Answer] = {
+    "preview": preview,
+    "fetch": fetch,
+    "estimate": estimate,
+    "check": check,
+    "probe": probe,
+}
 
 if __name__ == "__main__":
     main(sys.argv[1])

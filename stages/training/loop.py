@@ -12,6 +12,7 @@ from stages.base import Context, UserError
 from stages.records.metrics import Metrics
 from stages.training.best_point import BestPoint, selection_arguments
 from stages.training.checkpoints import CHECKPOINTS_KEPT, Checkpoints
+from stages.training.probe import Probe
 from stages.training.publishing import publish, subtracted_weights
 from stages.training.trackers import open_trackers
 from stages.training.trainer_internals import TRLTrainer, trained_tokens
@@ -113,6 +114,9 @@ def train(trainer: TRLTrainer, context: Context, sums: dict[str, torch.Tensor] |
         if callback:
             trainer.add_callback(callback)
     checkpoint = checkpoints.resume_from
+    sharding = context.config.launch.sharding if context.config.launch else None
+    if context.only_probe or (trainer.accelerator.device.type == "cuda" and not checkpoint and not sharding):
+        trainer.add_callback(Probe(trainer, context))
     assert trainer.model is not None
     for name, parameter in trainer.model.named_parameters():
         if "ref" in name.split("."):  # DPO's reference, which PEFT leaves trainable in embeddings of a narrow dtype

@@ -7,6 +7,9 @@ transformers has no public way to read or set them. tests/stages/training/test_t
 of either library changes one.
 """
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -71,3 +74,18 @@ def restore_sums(trainer: TRLTrainer, sums: dict[str, Any], device: torch.device
     trainer._globalstep_last_logged = sums["last_logged"]
     trainer._total_train_tokens = sums["tokens"]
     metric_lists(trainer, "train").update(sums["metrics"])
+
+
+@contextmanager
+def preserved_figures(trainer: TRLTrainer) -> Iterator[None]:
+    """Restore TRL's figures, and those of WITTrainer."""
+    names = ("_metrics", "_total_train_tokens", "_log_start", "_micro_batches", "_attended")
+    before = {name: copy.deepcopy(vars(trainer)[name]) for name in names if name in vars(trainer)}
+    sums = getattr(trainer, "train_metrics", None)
+    before_sums = None if sums is None else sums.sums.clone()
+    try:
+        yield
+    finally:
+        vars(trainer).update(before)
+        if sums is not None:
+            sums.sums.copy_(before_sums)

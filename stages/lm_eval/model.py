@@ -42,9 +42,13 @@ class EngineLM(HFLM):
     """Counts its answers by `on_answers`. Several processes share the items, on CPUs and across machines, too."""
 
     def __init__(
-        self, engine: Engine, config: LMEvalStage, on_answers: Callable[[int], None], accelerator: Accelerator
+        self,
+        engine: Engine,
+        config: LMEvalStage,
+        on_answers: Callable[[int], None],
+        accelerator: Accelerator | None = None,
     ) -> None:
-        if accelerator.num_processes > 1:
+        if accelerator and accelerator.num_processes > 1:
             self.accelerator = accelerator
         rows = max(1, engine.budget // _TOKENS_PER_ROW)
         super().__init__(

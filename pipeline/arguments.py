@@ -61,13 +61,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--set", action="append", default=[], metavar="KEY=V", help="override a value of the recipe")
     modes = group.add_mutually_exclusive_group()
     modes.add_argument("--plan", action="store_true", help="show what would run, and why; checks the recipe only")
-    modes.add_argument("--check", action="store_true", help="check all that a run needs, without running")
+    modes.add_argument("--check", action="store_true", help="check a run; with --probe, try its longest training rows")
     modes.add_argument("--status", action="store_true", help="show the progress of a run, or how the last one ended")
     modes.add_argument("--preview", type=_positive, metavar="N", help="show N training rows or pairs, by token")
     modes.add_argument("--estimate", action="store_true", help="show memory, disk and time before anything runs")
     modes.add_argument("--prefetch", action="store_true", help="download all that a run without a network needs")
     modes.add_argument("--verify", type=Path, metavar="RUNS", help="check every hash in a runs folder; needs no RECIPE")
-    add("--probe", action="store_true", help="with --check, also run each training's longest rows once")
+    add("--probe", action="store_true", help=argparse.SUPPRESS)  # the help of --check names it
     add("--json", action="store_true", help="print only JSON: what is shown, or the record of the run")
     add("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of results (default: runs)")
     add(

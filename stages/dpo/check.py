@@ -6,8 +6,8 @@ from transformers import PreTrainedTokenizerBase
 
 from stages.base import Context, Findings
 from stages.dpo.pairs import load_pairs
+from stages.models.tokenizer import load_stop_ids
 from stages.training.check import PreparedRows, check_training
-from stages.training.tokenizer import load_stop_ids
 
 
 def check(context: Context, on_this_machine: bool) -> Findings:

@@ -16,12 +16,12 @@ from stages.base import Context
 from stages.data.reader import DROPPED_ROWS
 from stages.dpo.config import DPOStage
 from stages.dpo.pairs import load_pairs
+from stages.models.tokenizer import load_step_tokenizer, load_stop_ids
 from stages.records.metrics import Metrics
 from stages.training.check import check_token_id
 from stages.training.loop import arguments, train
 from stages.training.model_card import write_card
 from stages.training.model_io import load_model, with_reference
-from stages.training.tokenizer import load_step_tokenizer, load_stop_ids
 from stages.training.trackers import TrackedFields, tracked_fields
 
 

@@ -1,10 +1,12 @@
-"""Load the tokenizer of a model folder."""
+"""Load the tokenizer of a model folder or of a training, and the tokens that stop generation."""
 
 from pathlib import Path
+from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from stages.base import UserError
+from stages.base import Context, UserError
+from stages.data.tokenization import stop_ids_of
 from stages.models.model_folder import why_not_loaded
 
 
@@ -19,3 +21,36 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTok
     # Otherwise the tokenizer_config.json of a published model would say whether this machine was offline.
     tokenizer.init_kwargs.pop("local_files_only", None)
     return tokenizer
+
+
+def load_step_tokenizer(context: Context) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a training step. Raises UserError if it cannot serve the step's rows."""
+    stage, inputs = context.config, context.inputs
+    first_rows = [next(stage.rows(inputs[split].path, split))[1] for split in ("train", "eval") if split in inputs]
+    return load_training_tokenizer(inputs["model"].path, first_rows, stage.trust_remote_code)
+
+
+def load_training_tokenizer(path: Path, rows: list[Any], trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load a tokenizer. Raises UserError if it cannot serve `rows`, one or more of each data file."""
+    tokenizer = load_tokenizer(path, trust_remote_code)
+    if not tokenizer.is_fast:
+        raise UserError(f"{path}: the tokenizer has no character offsets; save it as a fast tokenizer")
+    if tokenizer.eos_token is None:
+        raise UserError(f"{path}: the tokenizer has no EOS token, so answers would not end; set one")
+    values = [value for row in rows for value in row.columns().values()]
+    if tokenizer.chat_template is None and any(isinstance(value[0], dict) for value in values if value):
+        raise UserError(
+            f"{path}: the tokenizer has no chat template, and the rows are messages; use rows of plain text (for"
+            " instruction data: 'format: official') or a model with a chat template"
+        )
+    return tokenizer
+
+
+def load_stop_ids(path: Path, tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool = False) -> set[int]:
+    """Return the ids of the tokens that stop generation by the model in `path`."""
+    try:
+        config = GenerationConfig.from_pretrained(path)
+    except OSError:  # the model has no file of its own for it
+        model_config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        config = GenerationConfig.from_model_config(model_config)
+    return stop_ids_of(tokenizer, config)

@@ -16,9 +16,9 @@ from stages.data.dataset_cache import prepare_rows
 from stages.data.reader import source_name
 from stages.data.segments import describe_shares, segment_shares
 from stages.data.tokenization import Preparer
+from stages.models.tokenizer import load_training_tokenizer
 from stages.preview.terminal import TerminalPreview
 from stages.preview.token_display import WHITE_SPACE_SYMBOLS, Preview, PreviewedRow, TokenTexts
-from stages.training.tokenizer import load_training_tokenizer
 
 
 def show_rows(

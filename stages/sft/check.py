@@ -8,10 +8,10 @@ from stages.base import Context, Findings
 from stages.data.dataset_cache import load_rows
 from stages.data.segments import MAX_TEMPLATE_SHARE, describe_shares, segment_shares
 from stages.data.tokenization import Preparer
+from stages.models.tokenizer import load_stop_ids
 from stages.sft.config import SFTStage
 from stages.sft.row_filter import check_rows, data_notes, select
 from stages.training.check import PreparedRows, check_training
-from stages.training.tokenizer import load_stop_ids
 
 
 def check(context: Context, on_this_machine: bool) -> Findings:

@@ -10,6 +10,7 @@ from stages.data.dataset_cache import load_rows
 from stages.data.reader import DROPPED_ROWS
 from stages.data.segments import describe_shares, segment_shares
 from stages.data.tokenization import Preparer
+from stages.models.tokenizer import load_step_tokenizer
 from stages.records.metrics import Metrics
 from stages.sft.config import SFTStage
 from stages.sft.row_filter import DatasetStats, data_notes
@@ -17,7 +18,6 @@ from stages.sft.trainer import WITConfig, WITTrainer
 from stages.training.loop import arguments, train
 from stages.training.model_card import write_card
 from stages.training.model_io import load_model, lora_config
-from stages.training.tokenizer import load_step_tokenizer
 from stages.training.trackers import TrackedFields, tracked_fields
 
 

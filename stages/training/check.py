@@ -12,10 +12,10 @@ from stages.base import Context, Findings, UserError
 from stages.models.generation_config import NOT_PUBLISHED, describe, read_generation_config, unpublishable
 from stages.models.model_folder import why_not_loaded
 from stages.models.model_size import build, check_positions, checkpoint_bytes, model_size
+from stages.models.tokenizer import load_step_tokenizer
 from stages.training.config import TrainingStage, select_key
 from stages.training.estimate import optimiser_steps
 from stages.training.launch import require_sharding
-from stages.training.tokenizer import load_step_tokenizer
 
 HIGH_LEARNING_RATE = 1e-2
 

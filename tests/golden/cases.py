@@ -19,9 +19,9 @@ from stages import KINDS
 from stages.base import Context, Input
 from stages.data.dataset_cache import load_rows
 from stages.data.tokenization import Preparer
+from stages.models.tokenizer import load_training_tokenizer
 from stages.records.metrics import Metrics
 from stages.system.integrity import content_hash
-from stages.training.tokenizer import load_training_tokenizer
 from tests.golden.report_inputs import PUBLISHED_GRID, report_inputs
 from tests.stages.judge import server as judge
 from tests.stages.push import server as hub

@@ -17,8 +17,8 @@ from stages.base import UserError
 from stages.lm_eval.config import LMEvalStage, Task
 from stages.lm_eval.model import load_model as load_evaluated
 from stages.models.model_folder import check_model
+from stages.models.tokenizer import load_training_tokenizer
 from stages.training.model_io import load_model
-from stages.training.tokenizer import load_training_tokenizer
 
 EVALUATION = LMEvalStage(models=["it"], tasks=[Task(task="any")])
 

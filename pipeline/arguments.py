@@ -77,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="E",
         help="local, or ray: at RAY_ADDRESS or here",
     )
-    add("--jobs", type=_positive, metavar="N", help="steps at once (default: one per core, at most 4, or 4 per GPU)")
+    add("--jobs", type=_positive, metavar="N", help="steps at once (default: one per core, <= 4 or <= 4 per GPU)")
     add("-h", "--help", action="help", help=argparse.SUPPRESS)
     return parser
 

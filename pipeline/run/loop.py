@@ -176,6 +176,7 @@ class Run:
     def _start_ready(self, executor: Executor) -> None:
         postponed: list[tuple[int, str]] = []
         self._blocked_by_other_run = False
+        running = len(self._running)
         while self._ready and executor.has_room(WITHOUT_GPU):
             entry = heapq.heappop(self._ready)
             step = self._steps[entry[1]]
@@ -185,6 +186,8 @@ class Run:
                 postponed.append(entry)
         for entry in postponed:
             heapq.heappush(self._ready, entry)
+        if len(self._running) > running:
+            self.console.show_summary(self.record.width)
 
     def _resources(self, step: Step, executor: Executor) -> Resources:
         """What the step takes: what its stage says, and of a GPU else what its estimate says."""

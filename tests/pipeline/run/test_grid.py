@@ -70,7 +70,7 @@ def cores_of_workers(pid: int) -> dict[int, list[int]]:
     values = {}
     for child in psutil.Process(pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if "pipeline.run.worker" in child.cmdline() and child.num_threads() > 1 and child.cpu_times().user > 0.5:
+            if "pipeline.run.worker" in child.cmdline() and child.num_threads() > 1 and child.cpu_times().user > 0.1:
                 values[child.pid] = child.cpu_affinity()
     return values
 

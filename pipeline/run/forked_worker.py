@@ -12,8 +12,12 @@ from pathlib import Path
 
 from stages.system.module_command import module_command
 
-SINGLE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
-"""Keeps numpy and Arrow from starting threads when they are imported."""
+FIT_TO_FORK = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+}
+"""Keeps numpy and Arrow from starting threads when they are imported, and torch from opening CUDA to count GPUs."""
 
 
 class ForkedWorker:
@@ -42,7 +46,7 @@ class PreparedProcess:
         with theirs:
             self._process = subprocess.Popen(
                 call,
-                env=base | dict(environment) | SINGLE_THREAD,
+                env=base | dict(environment) | FIT_TO_FORK,
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,  # if it fails, a worker that is started says why

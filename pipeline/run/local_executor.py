@@ -169,7 +169,9 @@ class LocalExecutor:
         """Fork a worker from a process that is prepared for its kind, or start one. Raises OSError."""
         worker: subprocess.Popen[str] | ForkedWorker | None = None
         environment, variables = self._environment(len(share.slots), job.processes), self._variables(share)
-        if not job.config.get("launch") and (prepared := self._prepared_for(job.kind, environment)):
+        # a model's own code gets a process whose libraries have not read where they copy such code to
+        is_forked = not job.config.get("launch") and not job.config.get("trust_remote_code")
+        if is_forked and (prepared := self._prepared_for(job.kind, environment)):
             worker = prepared.fork(job.file, variables, log.fileno())
         with self._lock:
             if self._is_stopped:

@@ -1,7 +1,7 @@
 """A process that imports the libraries of a stage once, and forks workers: `python -m pipeline.run.prepared_process`.
 
 There is one for each set of imports (StageConfig.prepared_with) and environment, since libraries read variables when
-they are imported. It ends where a fork would be unsafe: with a second thread, or with a GPU open. A fork is a process
+they are imported. It ends where a fork would be unsafe: with a second thread, or with CUDA open. A fork is a process
 of its own with what a started worker has: session, cores, environment, log, and the end of its run.
 """
 
@@ -57,10 +57,10 @@ def main(kinds: Sequence[str]) -> int:
 
 
 def _can_fork() -> bool:
-    """Whether this process has a single thread and no GPU open."""
+    """Whether this process has a single thread and has not opened CUDA, which also needs this device."""
     names = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]  # noqa: PTH208
     opened = [os.readlink(name) for name in names if os.path.islink(name)]  # noqa: PTH114, PTH115
-    return len(os.listdir("/proc/self/task")) == 1 and not any("nvidia" in name for name in opened)  # noqa: PTH208
+    return len(os.listdir("/proc/self/task")) == 1 and not any("nvidia-uvm" in name for name in opened)  # noqa: PTH208
 
 
 def _work(request: Mapping[str, Any], standard: Sequence[int]) -> int:

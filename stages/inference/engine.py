@@ -263,6 +263,7 @@ class Engine:
                 return run(self.budget)
             except torch.OutOfMemoryError:
                 if self.budget <= LEAST_BUDGET:
-                    raise
+                    text = f"{self.name}: a pass of {self.budget} tokens needs more memory than there is"
+                    raise torch.OutOfMemoryError(text) from None
             torch.cuda.empty_cache()
             self.budget //= 2

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from stages.base import UserError
 from stages.evaluation.answer_log import AnswerLog
 from stages.inference.engine import Engine
 from stages.inference.requests import GenerationRequest, ScoreRequest
@@ -109,7 +108,7 @@ def test_passes_shrink_until_they_fit_the_memory(prompts: Prompts, tmp_path: Pat
     assert engine.budget == 256
     hook.remove()
     engine.model.register_forward_pre_hook(run_out_always, with_kwargs=True)
-    with pytest.raises(UserError, match="needs more memory than there is"):
+    with pytest.raises(torch.OutOfMemoryError, match="needs more memory than there is"):
         engine.score([ScoreRequest(prompts[0], (5, 6, 7))])
 
 

@@ -40,9 +40,10 @@ class Executor(Protocol):
         """Steps of these kinds will be started soon: import their libraries meanwhile, if that helps."""
 
     def gpu_share(self, memory: int) -> float | None:
-        """The share of a GPU for a step of one process that needs `memory` bytes of it; None to count GPUs alone.
+        """Return the share of a GPU for a step of one process; None if the executor does not share GPUs by memory.
 
-        `memory` is 0 if it is unknown.
+        Args:
+            memory: bytes of the GPU that the step needs; 0 if unknown.
         """
 
     def has_room(self, resources: Resources = ..., processes: int = ...) -> bool:

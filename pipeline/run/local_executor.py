@@ -57,7 +57,7 @@ class LocalExecutor:
         self.cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         cores = len(self.cores) or os.cpu_count() or 1
         self.jobs = jobs or max(len(self.gpus), min(cores, MAX_JOBS * max(1, len(self.gpus))))
-        self.width = self._asked_jobs = jobs or len(self.gpus) or self.jobs
+        self.width = jobs or len(self.gpus) or self.jobs
         self.threads = max(1, cores // self.jobs)
         self.gpu_memory = gpu_memory(self.gpus)
         self._free_gpus = dict.fromkeys(self.gpus, 1.0)
@@ -99,7 +99,7 @@ class LocalExecutor:
         if not self.gpus:
             return None
         if not memory or not self.gpu_memory:
-            return min(1.0, len(self.gpus) / self._asked_jobs)
+            return min(1.0, len(self.gpus) / self.width)
         return min(1.0, (ESTIMATE_MARGIN * memory + GPU_PROCESS) / self.gpu_memory)
 
     def has_room(self, resources: Resources = DEFAULT_RESOURCES, processes: int = 1) -> bool:
@@ -210,16 +210,14 @@ class LocalExecutor:
         asked = processes if resources.gpus is None else resources.gpus
         whole = int(asked) if asked >= 1 else bool(asked)
         of_each = min(1.0, asked)
-        free = sorted((gpu for gpu in self.gpus if self._free_gpus[gpu] + ROUNDING > of_each), key=self._used)
+        by_room = sorted(self.gpus, key=lambda gpu: -self._free_gpus[gpu])
+        free = [gpu for gpu in by_room if self._free_gpus[gpu] + ROUNDING > of_each]
         if self.gpus and len(free) < whole:
             return None
         slots_of_gpus = int(asked * self.jobs / len(self.gpus)) if self.gpus else 0
         count = min(max(processes, slots_of_gpus, math.ceil((resources.cpus or 1) / self.threads)), self.jobs)
         slots = sorted(self._free_slots)[:count]
         return _Share(slots, free[:whole], of_each) if len(slots) == count else None
-
-    def _used(self, gpu: str) -> float:
-        return 1.0 - self._free_gpus[gpu]
 
     def _environment(self, slots: int, processes: int) -> dict[str, str]:
         """The variables that libraries read when they are imported."""

@@ -191,8 +191,10 @@ class Run:
 
     def _resources(self, step: Step, executor: Executor) -> Resources:
         """What the step takes: what its stage says, and of a GPU else what its estimate says."""
-        resources, share = step.config.resources, 1.0 if step.name in self._alone else None
-        if resources.gpus is None and step.config.processes == 1 and share is None:
+        resources, share = step.config.resources, None
+        if step.name in self._alone:
+            share = 1.0
+        elif step.config.can_share_gpu:
             share = executor.gpu_share(self._gpu_memory.get(step.name, 0))
         return resources if share is None else resources.model_copy(update={"gpus": share})
 

@@ -71,6 +71,7 @@ class EvaluationStage(StageConfig):
 
     @property
     def can_share_gpu(self) -> bool:
+        """As for any stage, but vLLM takes most of a GPU by itself."""
         return super().can_share_gpu and getattr(getattr(self, "options", None), "backend", "hf") == "hf"
 
     def measured_items(self) -> list[Items]:

@@ -1,7 +1,7 @@
 """Scores and generates token sequences with a causal language model, for all stages that need one.
 
-Requests share what they have in common: prefixes are read once, and many answers in one pass. A model that computes
-something else that way is found by a check (self_check), and answers requests one by one.
+It computes shared prefixes once, and many answers in one pass. Some models compute something else that way; self_check
+detects them, and they answer requests one by one.
 """
 
 from collections import Counter

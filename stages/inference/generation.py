@@ -1,4 +1,4 @@
-"""Generates answers in a batch: what its prompts start with is read once, and finished answers leave the batch."""
+"""Generates answers in a batch: the shared prefix is computed once, and finished answers leave the batch."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Token sequences as a tree, in which what several of them start with stands once, and the passes that read it."""
+"""A prefix tree of token sequences, which holds each shared prefix once, and the forward passes that cover it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Literal
 Tokens = tuple[int, ...]
 
 LEAST_SHARED = 32
-"""Tokens of a shared start that are worth a pass of their own; fewer are read again with each continuation."""
+"""Tokens of a shared prefix that are worth a pass of their own; shorter ones are computed with each continuation."""
 
 
 @dataclass
@@ -79,7 +79,7 @@ class Pass:
 
 
 def passes(root: Node, sequences: Sequence[Tokens], budget: int) -> Iterator[Pass]:
-    """Yield passes that read each node once, but short starts again; none of several nodes has over `budget` tokens."""
+    """Yield passes that cover each node once, and short prefixes again. Several nodes in a pass fit the `budget`."""
     pack: list[Node] = []
     levels, kept, known = [root.children[::-1]], [root], 0
     while levels:

@@ -1,4 +1,4 @@
-"""Scores answers over a prefix tree: what requests start with is read once, and many continuations in one pass."""
+"""Scores answers over a prefix tree: a shared prefix is computed once, and many continuations in one pass."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

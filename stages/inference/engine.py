@@ -5,14 +5,12 @@ detects them, and they answer requests one by one.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.base import UserError
 from stages.data.chat_rendering import TEMPLATE_SECONDS
@@ -25,48 +23,35 @@ from stages.inference.scoring import TreeScorer
 from stages.inference.self_check import generate_plainly, score_plainly, why_plain
 from stages.models.appended_eos import remove_appended_eos
 from stages.models.generation_config import remove_generation_defaults
-from stages.models.model_folder import why_not_loaded
 from stages.system.limits import LimitExceeded, limited
 
 LEAST_BUDGET = 32
 """Smallest budget that is tried when memory runs out."""
 
 
+Add = Callable[[dict[str, Any]], None]
+"""Takes answers by the key of their request, as soon as there are some."""
+
+
 class Engine:
-    """A checkpoint with its tokenizer, on the GPUs of this process or on the CPU.
+    """A causal language model with its tokenizer, both of which it changes.
 
     Args:
-        path: a folder that from_pretrained loads. Weights are read from safetensors only.
         name: what messages call the model.
-        dtype: dtype of the weights: auto, float32, bfloat16 or float16.
         budget: tokens of a pass; None for the default of the device.
         log: keeps answers, so that a resumed step asks for none again.
-        gpus: GPUs that the model is split over, or the share of one that it may use.
-        loaded: a tokenizer and a model in memory, instead of those in `path`.
     """
 
     def __init__(
         self,
-        path: Path,
+        tokenizer: PreTrainedTokenizerBase,
+        model: PreTrainedModel,
         name: str,
-        dtype: str,
-        trust_remote_code: bool,
         budget: int | None = None,
         log: AnswerLog | None = None,
-        gpus: float = 1,
-        loaded: tuple[PreTrainedTokenizerBase, PreTrainedModel] | None = None,
     ) -> None:
-        self.name, self._log = name, log
-        self.tokenizer: PreTrainedTokenizerBase
-        self.model: PreTrainedModel
-        try:
-            self.tokenizer, self.model = loaded or (
-                AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code),
-                self._load(path, dtype, trust_remote_code, gpus),
-            )
-            self.model.eval()
-        except (OSError, ValueError) as error:
-            raise UserError(f"{name} cannot be loaded: {why_not_loaded(error)}") from None
+        self.tokenizer, self.model, self.name = tokenizer, model.eval(), name
+        self.log = log or AnswerLog()
         remove_appended_eos(self.tokenizer)
         self.removed_defaults = remove_generation_defaults(self.model)
         """What the checkpoint's generation config would have set."""
@@ -81,13 +66,6 @@ class Engine:
         """Texts that end an answer -> tokens at its end in which they can be."""
         self.plain: dict[str, str | None] = {}
         """`score` and `generate`, once checked -> why the model answers requests one by one; None if it does not."""
-
-    def _load(self, path: Path, dtype: str, trust_remote_code: bool, gpus: float) -> Any:
-        options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
-        if gpus > 1:
-            return AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, device_map="auto", **options)
-        model: Any = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **options)
-        return model.to(PartialState().device)
 
     def environment(self) -> dict[str, Any]:
         """Describe library, dtype, device, context length and the engine's ways for a stage's metrics."""
@@ -144,76 +122,61 @@ class Engine:
             on_answers: gets how many further requests have their answer.
             softmax_dtype: dtype in which log-probabilities are computed; None for the model's own.
         """
-        keys = [key_of(request) for request in requests]
-        answers = {key: Score(*kept) for key in set(keys) if (kept := self.kept(key))}
-        on_answers(sum(key in answers for key in keys))
-
-        done = [key in answers for key in keys]
-
-        def add(scores: dict[int, Score]) -> None:
-            for number in scores:
-                done[number] = True
-            self.keep({keys[number]: score for number, score in scores.items()})
-            answers.update({keys[number]: score for number, score in scores.items()})
-            on_answers(len(scores))
-
-        if not all(done):
-            self._score(requests, done, softmax_dtype, add)
-        return [answers[key] for key in keys]
+        return [Score(*each) for each in self._answer_all(requests, on_answers, self._score, softmax_dtype)]
 
     def _score(
-        self,
-        requests: Sequence[ScoreRequest],
-        done: Sequence[bool],
-        softmax_dtype: torch.dtype | None,
-        add: Callable[[dict[int, Score]], None],
+        self, requests: dict[str, ScoreRequest], answers: Container[str], add: Add, softmax_dtype: torch.dtype | None
     ) -> None:
-        """Score the requests that are not done; `add` gets scores by the number of their request."""
-        if self.is_plain("score", max((request.tokens for request in requests), key=len)):
-            for number, request in enumerate(requests):
-                if not done[number]:
-                    add({number: score_plainly(self.model, request)})
-        else:
-            self._within_memory(lambda budget: TreeScorer(self.model, requests, budget, softmax_dtype, add).run(done))
+        def run(budget: int) -> None:
+            TreeScorer(self.model, requests, budget, softmax_dtype, add).run(done=answers)
+
+        if not self.is_plain("score", max((request.tokens for request in requests.values()), key=len)):
+            self._within_memory(run)
+            return
+        for key, request in requests.items():
+            if key not in answers:
+                add({key: score_plainly(self.model, request)})
 
     def generate(
         self, requests: Sequence[GenerationRequest], on_answers: Callable[[int], None] = lambda count: None
     ) -> list[list[int]]:
         """Return the tokens of an answer to each request."""
+        return self._answer_all(requests, on_answers, self._generate)
+
+    def _generate(self, requests: dict[str, GenerationRequest], answers: Container[str], add: Add) -> None:
+        def run(budget: int) -> None:
+            for batch in self._batches(requests, budget):
+                if not all(key in answers for key in batch):
+                    add(dict(zip(batch, self._answer([requests[key] for key in batch]), strict=True)))
+
+        self._within_memory(run)
+
+    def _answer_all(
+        self, requests: Sequence[Any], on_answers: Callable[[int], None], compute: Callable[..., None], *options: Any
+    ) -> list[Any]:
+        """The answers to requests, in their order. `compute(requests, answers, add, *options)` adds what the log lacks.
+
+        All three go by the key of a request: equal requests have one answer.
+        """
         keys = [key_of(request) for request in requests]
         by_key, counts = dict(zip(keys, requests, strict=True)), Counter(keys)
-        answers = {key: kept for key in by_key if (kept := self.kept(key))}
-        on_answers(sum(key in answers for key in keys))
+        answers = {key: kept for key in by_key if (kept := self.log.get(key))}
 
-        def run(budget: int) -> None:
-            for batch in self._batches(by_key, budget):
-                if not all(key in answers for key in batch):
-                    new = self._answer([by_key[key] for key in batch])
-                    self.keep(dict(zip(batch, new, strict=True)))
-                    answers.update(zip(batch, new, strict=True))
-                    on_answers(sum(counts[key] for key in batch))
+        def add(new: dict[str, Any]) -> None:
+            self.log.add(new)
+            answers.update(new)
+            on_answers(sum(counts[key] for key in new))
 
-        if not all(key in answers for key in keys):
-            self._within_memory(run)
+        on_answers(sum(counts[key] for key in answers))
+        if len(answers) < len(by_key):
+            compute(by_key, answers, add, *options)
         return [answers[key] for key in keys]
-
-    def stream(self, request: GenerationRequest) -> Iterator[int]:
-        """Yield the tokens of the answer to one request as they come."""
-        answer: list[int] = []
-        for _, token in generate(self.model, [request], lambda _, token: self._is_last(request, answer)):
-            answer.append(token)
-            yield token
 
     def _answer(self, requests: list[GenerationRequest]) -> list[list[int]]:
         """Generate the answers of a batch, or of one request in the way of transformers."""
         if self.plain["generate"]:
             return [generate_plainly(self.model, requests[0], self.tokenizer, sorted(self.eos_ids))]
-        answers: list[list[int]] = [[] for _ in requests]
-        for number, token in generate(
-            self.model, requests, lambda number, _: self._is_last(requests[number], answers[number])
-        ):
-            answers[number].append(token)
-        return answers
+        return generate(self.model, requests, self._is_last)
 
     def _is_last(self, request: GenerationRequest, answer: list[int]) -> bool:
         """Whether an answer ends with its last token."""
@@ -244,17 +207,6 @@ class Engine:
             limit = self.max_length or len(longest)
             self.plain[name] = why_plain(self.model, longest[-limit:], generates=name == "generate")
         return self.plain[name] is not None
-
-    def kept(self, key: str) -> Any:
-        """Return an answer of the log; None if there is none."""
-        return self._log[key] if self._log and key in self._log else None
-
-    def keep(self, answers: dict[str, Any]) -> None:
-        """Add answers to the log, if there is one."""
-        if self._log:
-            for key, answer in answers.items():
-                self._log.add(key, answer)
-            self._log.flush()
 
     def _within_memory(self, run: Callable[[int], None]) -> None:
         """Call `run` with the budget, and with half of it as long as memory runs out."""

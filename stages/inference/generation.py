@@ -1,12 +1,13 @@
 """Generates answers in a batch: the shared prefix is computed once, and finished answers leave the batch."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import Cache
 
-from stages.inference.growing_cache import growing_cache
+from stages.inference.growing_cache import GrowingLayer
 from stages.inference.prefix_tree import LEAST_SHARED, Tokens, shared_length
 from stages.inference.requests import GenerationRequest
 
@@ -20,7 +21,8 @@ class Batch:
     @torch.inference_mode()
     def __init__(self, model: Any, prompts: Sequence[Tokens]) -> None:
         """Read the prompts; `logits` are then those of their next tokens, [rows, vocabulary], in float32."""
-        self.model, self.cache = model, growing_cache()
+        self.model = model
+        self.cache: Any = Cache(layer_class_to_replicate=GrowingLayer)
         shared = min(shared_length(min(prompts), max(prompts)), *(len(prompt) - 1 for prompt in prompts))
         shared = shared if len(prompts) > 1 and shared >= LEAST_SHARED else 0
         if shared:
@@ -64,11 +66,12 @@ class Batch:
 
 
 def generate(
-    model: Any, requests: Sequence[GenerationRequest], is_last: Callable[[int, int], bool]
-) -> Iterator[tuple[int, int]]:
-    """Yield (number of a request, its next token) until `is_last(number, token)` was true for each request."""
+    model: Any, requests: Sequence[GenerationRequest], is_last: Callable[[GenerationRequest, list[int]], bool]
+) -> list[list[int]]:
+    """Return the tokens of each answer. `is_last(request, answer)` says whether the answer so far is whole."""
     batch = Batch(model, [request.prompt for request in requests])
     generators = [torch.Generator().manual_seed(request.seed) for request in requests]
+    answers: list[list[int]] = [[] for _ in requests]
     rows, finished = list(range(len(requests))), set[int]()
     while True:
         tokens = batch.logits.argmax(-1).cpu()
@@ -77,12 +80,12 @@ def generate(
                 weights = torch.softmax(batch.logits[row] / temperature, -1).cpu()
                 tokens[row] = torch.multinomial(weights, 1, generator=generators[number])
             if number not in finished:
-                yield number, int(tokens[row])
-                if is_last(number, int(tokens[row])):
+                answers[number].append(int(tokens[row]))
+                if is_last(requests[number], answers[number]):
                     finished.add(number)
         unfinished = [row for row, number in enumerate(rows) if number not in finished]
         if not unfinished:
-            return
+            return answers
         if len(unfinished) <= _MOST_UNFINISHED * len(rows):
             batch.select(unfinished)
             rows, tokens = [rows[row] for row in unfinished], tokens[unfinished]

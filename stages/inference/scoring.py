@@ -1,50 +1,54 @@
 """Scores answers over a prefix tree: a shared prefix is computed once, and many continuations in one pass."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Container, Mapping
+from typing import Any, Generic, TypeVar
 
 import numpy
 import torch
 from torch import Tensor
+from transformers.cache_utils import Cache
 
-from stages.inference.growing_cache import growing_cache
+from stages.inference.growing_cache import GrowingLayer
 from stages.inference.prefix_tree import Node, Pass, passes, prefix_tree
 from stages.inference.requests import Score, ScoreRequest
 
+Key = TypeVar("Key")
 
-class TreeScorer:
-    """The state of one walk through the tree of some requests."""
+
+class TreeScorer(Generic[Key]):
+    """The state of one walk through the tree of some requests, which have a key each."""
 
     def __init__(
         self,
         model: Any,
-        requests: Sequence[ScoreRequest],
+        requests: Mapping[Key, ScoreRequest],
         budget: int,
         softmax_dtype: torch.dtype | None,
-        on_scores: Callable[[dict[int, Score]], None],
+        on_scores: Callable[[dict[Key, Score]], None],
     ) -> None:
         self.model, self.requests, self.budget = model, requests, budget
         self.softmax_dtype, self.on_scores = softmax_dtype, on_scores
-        inputs = [request.tokens[:-1] for request in requests]
-        self.sequences = sorted(set(inputs))
+        inputs = {key: request.tokens[:-1] for key, request in requests.items()}
+        self.sequences = sorted(set(inputs.values()))
         places = {sequence: place for place, sequence in enumerate(self.sequences)}
-        self.requests_of: list[list[int]] = [[] for _ in self.sequences]
+        self.requests_of: list[list[Key]] = [[] for _ in self.sequences]
         """Sequence -> the requests that it is the input of."""
-        for number, sequence in enumerate(inputs):
-            self.requests_of[places[sequence]].append(number)
-        self.log_probs = [0.0] * len(requests)
-        self.is_greedy = [True] * len(requests)
-        self.remaining = [len(request.answer) for request in requests]
+        for key, sequence in inputs.items():
+            self.requests_of[places[sequence]].append(key)
+        self.log_probs = dict.fromkeys(requests, 0.0)
+        self.is_greedy = dict.fromkeys(requests, True)
+        self.remaining = {key: len(request.answer) for key, request in requests.items()}
         """Request -> tokens of its answer that are not scored yet."""
-        self.done: Sequence[bool] = ()
+        self.done: Container[Key] = ()
 
     @torch.inference_mode()
-    def run(self, done: Sequence[bool]) -> None:
-        """Score all requests but those that are done. `on_scores` gets the scores that a pass completes.
+    def run(self, done: Container[Key]) -> None:
+        """Score all requests whose key is not in `done`. `on_scores` gets the scores that a pass completes.
 
         The passes do not depend on what is done, so that an interrupted walk ends with the same scores, to the bit.
         """
-        cache, kept, self.done = growing_cache(), list[bool](), done
+        cache: Any = Cache(layer_class_to_replicate=GrowingLayer)
+        kept, self.done = list[bool](), done
         for each in passes(prefix_tree(self.sequences), self.sequences, self.budget):
             if each.action == "forget":
                 if kept.pop():
@@ -52,7 +56,7 @@ class TreeScorer:
                         layer.crop(-len(each.nodes[0].tokens))
                 continue
             places = (place for node in each.nodes for place in range(node.first, node.stop))
-            is_needed = not all(done[number] for place in places for number in self.requests_of[place])
+            is_needed = not all(key in done for place in places for key in self.requests_of[place])
             if is_needed:
                 self._read(each, cache)
             if each.action == "keep":
@@ -77,16 +81,16 @@ class TreeScorer:
         """Read nodes, each after its parent's index, in one pass over one row, and count what they score."""
         ends = numpy.cumsum([len(node.tokens) for node, _ in nodes]).tolist()
         starts = [end - len(node.tokens) for end, (node, _) in zip(ends, nodes, strict=True)]
-        targets: dict[int, list[tuple[int, int]]] = {}
+        targets: dict[int, list[tuple[Key, int]]] = {}
         """Position in the row -> requests, with the token of their answer that follows there."""
         for (node, _), start in zip(nodes, starts, strict=True):
             for place in range(node.first, node.stop):
                 last = min(node.end, len(self.sequences[place]))
-                for number in self.requests_of[place]:
-                    request = self.requests[number]
+                for key in self.requests_of[place]:
+                    request = self.requests[key]
                     for position in range(max(node.start, len(request.prompt) - 1), last):
                         token = request.answer[position + 1 - len(request.prompt)]
-                        targets.setdefault(start + position - node.start, []).append((number, token))
+                        targets.setdefault(start + position - node.start, []).append((key, token))
         positions = [position for node, _ in nodes for position in range(node.start, node.end)]
         mask = None
         if len(nodes) > 1:
@@ -119,19 +123,19 @@ class TreeScorer:
         dtype = self.model.dtype
         return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
-    def _count(self, logits: Tensor, targets: list[list[tuple[int, int]]]) -> None:
+    def _count(self, logits: Tensor, targets: list[list[tuple[Key, int]]]) -> None:
         """Add the log-probabilities of tokens; logits are [positions, vocabulary]."""
         log_probs = torch.log_softmax(logits, -1, dtype=self.softmax_dtype)
         best = log_probs.argmax(-1).tolist()
-        pairs = [(row, number, token) for row, each in enumerate(targets) for number, token in each]
-        rows, numbers, tokens = zip(*pairs, strict=True)
+        pairs = [(row, key, token) for row, each in enumerate(targets) for key, token in each]
+        rows, keys, tokens = zip(*pairs, strict=True)
         values = log_probs[list(rows), list(tokens)].tolist()
-        completed: dict[int, Score] = {}
-        for row, number, token, value in zip(rows, numbers, tokens, values, strict=True):
-            self.log_probs[number] += value
-            self.is_greedy[number] &= best[row] == token
-            self.remaining[number] -= 1
-            if not self.remaining[number] and not self.done[number]:
-                completed[number] = Score(self.log_probs[number], self.is_greedy[number])
+        completed: dict[Key, Score] = {}
+        for row, key, token, value in zip(rows, keys, tokens, values, strict=True):
+            self.log_probs[key] += value
+            self.is_greedy[key] &= best[row] == token
+            self.remaining[key] -= 1
+            if not self.remaining[key] and key not in self.done:
+                completed[key] = Score(self.log_probs[key], self.is_greedy[key])
         if completed:
             self.on_scores(completed)

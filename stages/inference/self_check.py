@@ -80,7 +80,7 @@ def _scoring_error(model: Any, tokens: Tokens) -> float:
     prompt, ending = tokens[:-ENDING], tokens[-ENDING:]
     requests = [ScoreRequest(prompt, ending), ScoreRequest(prompt, (*ending[:1], *ending[:0:-1]))]
     shared: dict[int, Score] = {}
-    TreeScorer(model, requests, 4 * ENDING, None, shared.update).run([False] * len(requests))
+    TreeScorer(model, dict(enumerate(requests)), 4 * ENDING, None, shared.update).run(done=())
     plain = [score_plainly(model, request) for request in requests]
     return max(abs(shared[i].log_prob - plain[i].log_prob) / ENDING for i in range(len(requests)))
 

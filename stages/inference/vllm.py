@@ -1,14 +1,15 @@
 """vLLM in place of transformers: it shares prefixes and fills its batches itself."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from vllm import LLM, SamplingParams, TokensPrompt
 
-from stages.inference.engine import Engine
+from stages.inference.engine import Add, Engine
 from stages.inference.prefix_tree import Tokens
 from stages.inference.requests import GenerationRequest, Score, ScoreRequest
 
@@ -19,11 +20,11 @@ REQUESTS = 1024
 
 
 class VLLMEngine(Engine):
-    """Engine's model is without weights here; vLLM has them, split over `gpus`."""
+    """Engine's model is without weights here; vLLM has them, split over `gpus` or on a share of one."""
 
-    def _load(self, path: Path, dtype: str, trust_remote_code: bool, gpus: float) -> Any:
-        from vllm import LLM
-
+    def __init__(
+        self, path: Path, dtype: str, trust_remote_code: bool, gpus: float, tokenizer: Any, *engine_arguments: Any
+    ) -> None:
         self.llm: Any = LLM(
             model=str(path),
             dtype=dtype,
@@ -34,31 +35,26 @@ class VLLMEngine(Engine):
         )
         with torch.device("meta"):
             config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-            return AutoModelForCausalLM.from_config(config, dtype=self.llm.llm_engine.model_config.dtype)
+            model = AutoModelForCausalLM.from_config(config, dtype=self.llm.llm_engine.model_config.dtype)
+        super().__init__(tokenizer, model, *engine_arguments)
 
     def is_plain(self, name: str, longest: Tokens) -> bool:
         return False
 
     def _score(
-        self,
-        requests: Sequence[ScoreRequest],
-        done: Sequence[bool],
-        softmax_dtype: torch.dtype | None,
-        add: Callable[[dict[int, Score]], None],
+        self, requests: dict[str, ScoreRequest], answers: Container[str], add: Add, softmax_dtype: torch.dtype | None
     ) -> None:
-        from vllm import SamplingParams, TokensPrompt
-
-        numbers = [number for number in range(len(requests)) if not done[number]]
-        for start in range(0, len(numbers), REQUESTS):
-            part = numbers[start : start + REQUESTS]
-            prompts = [TokensPrompt(prompt_token_ids=list(requests[number].tokens)) for number in part]
+        keys = [key for key in requests if key not in answers]
+        for start in range(0, len(keys), REQUESTS):
+            part = keys[start : start + REQUESTS]
+            prompts = [TokensPrompt(prompt_token_ids=list(requests[key].tokens)) for key in part]
             outputs = self.llm.generate(prompts, SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=1))
             scores = {}
-            for number, output in zip(part, outputs, strict=True):
-                answer = requests[number].answer
+            for key, output in zip(part, outputs, strict=True):
+                answer = requests[key].answer
                 entries = output.prompt_logprobs[-len(answer) :]
                 entries = [entry[token] for entry, token in zip(entries, answer, strict=True)]
-                scores[number] = Score(sum(e.logprob for e in entries), all(e.rank == 1 for e in entries))
+                scores[key] = Score(sum(e.logprob for e in entries), all(e.rank == 1 for e in entries))
             add(scores)
 
     def _batches(self, requests: dict[str, GenerationRequest], budget: int) -> Iterator[list[str]]:
@@ -66,8 +62,6 @@ class VLLMEngine(Engine):
         yield from (keys[start : start + REQUESTS] for start in range(0, len(keys), REQUESTS))
 
     def _answer(self, requests: list[GenerationRequest]) -> list[list[int]]:
-        from vllm import SamplingParams, TokensPrompt
-
         sampling = [
             SamplingParams(
                 max_tokens=request.limit,

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from stages.base import Config, Need, UserError
 from stages.evaluation.config import EvaluationStage, ModelOptions, require_vllm
-from stages.judge.questions import RequestEstimate, estimate_alpaca_eval, estimate_mt_bench
+from stages.judge.questions import RequestEstimate, request_estimates
 from stages.models.model_folder import check_context, check_model
 
 
@@ -112,10 +112,8 @@ class JudgeStage(EvaluationStage):
 
     def request_estimates(self, files: dict[str, Path]) -> list[RequestEstimate]:
         """Estimate each benchmark's requests to the judge. Raises UserError for a file that cannot be used."""
-        sections = {estimate_mt_bench: self.mt_bench, estimate_alpaca_eval: self.alpaca_eval}
         data = tuple((name, path) for name, path in sorted(files.items()) if name != "model")
-        limit, max_new_tokens = self.options.limit, self.options.max_new_tokens
-        return [estimate(data, limit, max_new_tokens) for estimate, section in sections.items() if section]
+        return request_estimates(data, self.options.limit, self.options.max_new_tokens)
 
     def paid_requests(self, files: dict[str, Path]) -> list[str]:
         if all(name in files for name, need in self.needs().items() if need.kind == "data"):

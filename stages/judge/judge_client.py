@@ -70,7 +70,17 @@ class Judge:
 
         async def judge(key: str) -> tuple[Reply, Any]:
             async with at_once:
-                return await self._judge(client, key, requests[key], parse, parameters)
+                for attempt in range(self.options.attempts):
+                    log_key = f"{key} {attempt}"
+                    if self.answer_log.get(log_key) is None:
+                        self.answer_log.add({log_key: await self._request(client, requests[key], parameters)})
+                    reply: Reply = self.answer_log.get(log_key)
+                    verdict = parse(reply) if is_complete(reply, parameters.get("max_tokens")) else None
+                    if verdict is not None:
+                        break
+            self.judges[json.dumps(judge_of(reply))] += 1
+            self.on_judgements(1)
+            return reply, verdict
 
         # The client repeats requests after 408, 409, 429, 5xx, cut connections and time-outs, and obeys Retry-After.
         async with (
@@ -83,27 +93,6 @@ class Judge:
             except BaseExceptionGroup as group:
                 raise group.exceptions[0] from None
             return {key: task.result() for key, task in tasks.items()}
-
-    async def _judge(
-        self,
-        client: AsyncOpenAI,
-        key: str,
-        messages: list[dict[str, str]],
-        parse: Callable[[Reply], Any],
-        parameters: dict[str, Any],
-    ) -> tuple[Reply, Any]:
-        for attempt in range(self.options.attempts):
-            log_key = f"{key} {attempt}"
-            if log_key not in self.answer_log:
-                self.answer_log.add(log_key, await self._request(client, messages, parameters))
-                self.answer_log.flush()
-            reply: Reply = self.answer_log[log_key]
-            verdict = parse(reply) if is_complete(reply, parameters.get("max_tokens")) else None
-            if verdict is not None:
-                break
-        self.judges[json.dumps(judge_of(reply))] += 1
-        self.on_judgements(1)
-        return reply, verdict
 
     async def _request(self, client: AsyncOpenAI, messages: list[dict[str, str]], parameters: dict[str, Any]) -> Reply:
         create = client.chat.completions.create

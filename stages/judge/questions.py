@@ -145,27 +145,24 @@ def template_names(question: Question) -> tuple[str, str]:
 
 
 @cache
-def estimate_mt_bench(files: Files, limit: int | None, max_new_tokens: int) -> RequestEstimate:
-    """Estimate one request per turn, with answers of full length. Raises UserError."""
-    questions, templates = read_questions(dict(files), limit), read_templates(dict(files))
-    tokens = 0
-    for question in questions:
-        for name in template_names(question):
-            tokens += _tokens(templates[name].system + templates[name].prompt)
-        for first, second in filter(None, (question.turns, question.reference)):  # the first is in both requests
-            tokens += 2 * _tokens(first) + _tokens(second)
-        tokens += 3 * max_new_tokens
-    calls = 2 * len(questions)
-    return RequestEstimate("MT-Bench", calls, tokens, calls * TYPICAL_VERDICT_TOKENS)
-
-
-@cache
-def estimate_alpaca_eval(files: Files, limit: int | None, max_new_tokens: int) -> RequestEstimate:
-    """Estimate one request per instruction, with answers of full length. Raises UserError."""
-    instructions = read_instructions(dict(files), limit)
-    tokens = sum(_tokens(item.instruction) + _tokens(item.output) for item in instructions)
-    tokens += (ALPACA_EVAL_PROMPT_TOKENS + max_new_tokens) * len(instructions)
-    return RequestEstimate("AlpacaEval", len(instructions), tokens, len(instructions))
+def request_estimates(files: Files, limit: int | None, max_new_tokens: int) -> list[RequestEstimate]:
+    """Estimate the requests of each benchmark that has files, with answers of full length. Raises UserError."""
+    paths, estimates = dict(files), []
+    if "mt_bench.questions" in paths:  # one request per turn
+        questions, templates = read_questions(paths, limit), read_templates(paths)
+        calls, tokens = 2 * len(questions), 3 * max_new_tokens * len(questions)
+        for question in questions:
+            for name in template_names(question):
+                tokens += _tokens(templates[name].system + templates[name].prompt)
+            for first, second in filter(None, (question.turns, question.reference)):  # the first is in both requests
+                tokens += 2 * _tokens(first) + _tokens(second)
+        estimates.append(RequestEstimate("MT-Bench", calls, tokens, calls * TYPICAL_VERDICT_TOKENS))
+    if "alpaca_eval.instructions" in paths:  # one request per instruction
+        instructions = read_instructions(paths, limit)
+        tokens = (ALPACA_EVAL_PROMPT_TOKENS + max_new_tokens) * len(instructions)
+        tokens += sum(_tokens(item.instruction) + _tokens(item.output) for item in instructions)
+        estimates.append(RequestEstimate("AlpacaEval", len(instructions), tokens, len(instructions)))
+    return estimates
 
 
 def _tokens(words: str) -> int:

@@ -38,7 +38,7 @@ def scorer(context: Context) -> Score:
         try:
             devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
             with only_trusted_code(config), torch.random.fork_rng(devices):  # lm-eval seeds torch
-                engine = Engine(Path(), config.models[0], "auto", False, loaded=(copy.deepcopy(tokenizer), model))
+                engine = Engine(copy.deepcopy(tokenizer), model, config.models[0])
                 evaluation = evaluate_model(config, benchmarks, EngineLM(engine, config, lambda count: None), Path())
         finally:
             model.generation_config = generation_config

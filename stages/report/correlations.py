@@ -1,12 +1,12 @@
 """Rank correlations of the best prompt weight with characteristics of training data, benchmarks and models."""
 
-import csv
 import math
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 
+from stages.data.files import read_rows
 from stages.report.runs import Run
 from stages.report.sampling_errors import rounded
 from stages.report.tables import NO_VALUE, Cell, Table
@@ -23,8 +23,7 @@ Point = tuple[float, float]
 
 def correlation_table(runs: Sequence[Run], with_paper: bool) -> Table:
     """One row per characteristic: how many data sets, benchmarks or models have it, and their rank correlations."""
-    with PAPER_CORRELATIONS.open(encoding="utf-8", newline="") as lines:
-        coefficients = list(csv.DictReader(lines))
+    coefficients = [row for _, row in read_rows(PAPER_CORRELATIONS)]
     paper = {(row["subject"], row["characteristic"]): f"{row['spearman']}, {row['kendall']}" for row in coefficients}
     groups: dict[Key, dict[str, list[Point]]] = {key: {} for key in paper}
     for key, name, point in (observation for run in runs for observation in _observations(run)):

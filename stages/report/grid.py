@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
 
-from stages.base import BASE, UserError
+from stages.base import UserError
 from stages.data.files import Record, read_rows
 from stages.report.results import Column, Model, Results
 from stages.report.sampling_errors import Estimate, rounded
@@ -84,6 +84,29 @@ class Grid:
         return self.improvement(self.cells[self.best])
 
     @property
+    def better(self) -> list[Pair]:
+        """Pairs whose mean is higher than that of IT."""
+        return [pair for pair, cell in self.cells.items() if self.baseline and cell.mean > self.baseline.mean]
+
+    @property
+    def clearly_better(self) -> list[Pair]:
+        """Those of them that are above it by more than two standard errors."""
+        differences = {pair: self.difference_from_baseline(pair) for pair in self.better}
+        return [p for p, d in differences.items() if d and d.stderr and not d.is_constant and d.value > 2 * d.stderr]
+
+    @property
+    def rescaled(self) -> dict[Pair, float]:
+        """Pairs that are (0, 1) times a factor -> the absolute difference of their means from that of IT."""
+        pairs = sorted(pair for pair in self.cells if pair[0] == 0 < pair[1] and pair != CONVENTIONAL)
+        return {pair: abs(self.cells[pair].mean - self.baseline.mean) for pair in pairs if self.baseline}
+
+    @property
+    def pooled_spread(self) -> float | None:
+        """The standard deviation over seeds, pooled over the pairs that have several; None if none has."""
+        squares = [cell.spread**2 for cell in self.cells.values() if cell.spread is not None]
+        return math.sqrt(math.fsum(squares) / len(squares)) if squares else None
+
+    @property
     def left_out(self) -> list[str]:
         """Sentences on pairs of its weights that were not measured, and on numbers of seeds that differ."""
         missing = [(p, c) for p in self.prompts for c in self.completions if (p, c) not in {*self.cells, UNTRAINED}]
@@ -137,8 +160,7 @@ class Grid:
 
 def find_grids(results: Results, names: Names = (None, None), column: Column | None = None) -> list[Grid]:
     """Return the grids of a run under a benchmark, or its average: one for each combination of the other axes."""
-    base = next((model for model in results.models if model.name == BASE), None)
-    tuned = [model for model in results.models if model.stage == "sft" and model.labels]
+    base, tuned = results.base, [model for model in results.models if model.stage == "sft" and model.labels]
     by_title: dict[str, dict[Pair, list[Model]]] = {}
     for model in tuned:
         prompt, completion = model.weights

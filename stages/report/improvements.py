@@ -1,10 +1,10 @@
-"""Tables of grids of weights: the best pair against conventional tuning, and where the best pairs lie."""
+"""Tables of what weights and preference tuning change: gains over conventional tuning, and sensitivity to wording."""
 
-import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 
+from stages.data.files import read_rows
 from stages.report.grid import CONVENTIONAL, Grid, GridCell, Names, Pair, find_grids
 from stages.report.results import Column, Model, Results
 from stages.report.runs import Run
@@ -100,8 +100,7 @@ def benchmark_table(grid: Grid, results: Results) -> Table:
     rows = [[Cell(k), *(_seeds_cell(results, seeds, column) for column in columns)] for k, seeds in models.items()]
     differences, p_values, improvements = [Cell("best - IT")], [Cell("p")], [Cell("gain over IT")]
     for column in columns:
-        others = find_grids(results, grid.names, column)
-        other = next((other for other in others if other.title == grid.title), None)
+        other = next((each for each in find_grids(results, grid.names, column) if each.title == grid.title), None)
         differences.append(Cell(number(other.difference_from_baseline(grid.best) if other else None, sign=True)))
         p_values.append(Cell(p_text(other.p_value(grid.best) if other else None)))
         improvements.append(Cell(percent(other.improvement(other.cells.get(grid.best)) if other else None)))
@@ -141,8 +140,7 @@ def shares_table(grids: Sequence[Grid], benchmark_grids: Sequence[Grid], with_pa
     """How many best pairs lie in the paper's regions; how often tuning on prompts alone improves the base model."""
     by_benchmark = bool(benchmark_grids)
     heads = ["share", "by average", *["by benchmark"] * by_benchmark, *["the paper, by benchmark"] * with_paper]
-    with PAPER_SHARES.open(encoding="utf-8", newline="") as lines:
-        paper = {row["share"]: f"{row['count']} of {row['of']}" for row in csv.DictReader(lines)}
+    paper = {row["share"]: f"{row['count']} of {row['of']}" for _, row in read_rows(PAPER_SHARES)}
     rows = []
     for label, holds in SHARES.items():
         counts = [_count(grids, holds), *[_count(benchmark_grids, holds)] * by_benchmark]
@@ -159,3 +157,59 @@ def shares_table(grids: Sequence[Grid], benchmark_grids: Sequence[Grid], with_pa
 
 def _count(grids: Sequence[Grid], holds: Callable[[Pair], bool]) -> str:
     return f"{sum(holds(grid.best) for grid in grids)} of {len(grids)}"
+
+
+def preference_table(runs: Sequence[Run]) -> Table:
+    """One row per preference-tuned model: its start and itself, and differences from the start and from IT's."""
+    rows = []
+    for run in runs:
+        results = run.results
+        pairs = [(model, start) for model in results.models if (start := _start(results, model))]
+        reference = next((model for model, start in pairs if start is run.baseline), None)
+        for model, start in pairs:
+            before, after = results.estimate(start), results.estimate(model)
+            row = [Cell(run.name)] if len(runs) > 1 else []
+            row += [Cell(model.label), Cell(f"{start.label}: {number(before)}" if before else NO_VALUE)]
+            row += [Cell(number(after)), Cell(number(results.difference(model, start), sign=True))]
+            from_reference = results.difference(model, reference) if reference else None
+            row.append(Cell("" if reference is model else number(from_reference, sign=True)))
+            rows.append(row)
+    first = ["run"] if len(runs) > 1 else []
+    return Table([*first, "model", "its start", "after", "change", "against the one from IT"], rows)
+
+
+def _start(results: Results, model: Model) -> Model | None:
+    if model.stage != "dpo" or len(model.lineage) < 2:
+        return None
+    start = model.lineage[1]
+    for other in results.models:
+        if other.lineage and (other.lineage[0].step, other.lineage[0].fingerprint) == (start.step, start.fingerprint):
+            return other
+    return None
+
+
+def robustness_table(runs: Sequence[Run]) -> Table:
+    """Each model's sensitivity to wording (POSIX; less is better), and its relative difference from the baseline."""
+    heads: dict[str, None] = {}
+    rows: list[tuple[str, str, dict[str, Cell]]] = []
+    for run in runs:
+        results = run.results
+        measured = {s.column for s in results.scores if results.evaluations[s.step].kind == "sensitivity"}
+        columns = [column for column in results.columns(headline=True) if column in measured]
+        for model in results.models:
+            cells: dict[str, Cell] = {}
+            for column, label in zip(columns, column_labels(results, columns), strict=True):
+                score, estimate = results.score(model, column), results.estimate(model, column)
+                if score is None or estimate is None:
+                    continue
+                cells[label] = Cell(number(estimate, points=False), link=results.link(score.step))
+                baseline = results.estimate(run.baseline, column) if run.baseline else None
+                if baseline and baseline.value and model is not run.baseline:
+                    cells[f"{label} against IT"] = Cell(f"{100 * (estimate.value / baseline.value - 1):+.1f} %")
+                heads |= dict.fromkeys([label, f"{label} against IT"])
+            if cells:
+                rows.append((run.name, model.label, cells))
+    table = [[Cell(run), Cell(model), *(cells.get(head, Cell("")) for head in heads)] for run, model, cells in rows]
+    if len(runs) > 1:
+        return Table(["run", "model", *heads], table)
+    return Table(["model", *heads], [row[1:] for row in table])

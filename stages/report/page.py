@@ -4,9 +4,12 @@ import base64
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
+from stages.report.improvements import mean_improvement, pair_text, percent
+from stages.report.sampling_errors import rounded
 from stages.report.tables import Table
 from stages.system.terminal_text import markdown_text, safe
 
@@ -57,6 +60,11 @@ _TEMPLATES = Environment(
     undefined=StrictUndefined,
 )
 _TEMPLATES.filters.update(
+    rounded=rounded,
+    points=lambda share: f"{100 * share:.1f}",
+    pair=pair_text,
+    percent=percent,
+    mean_improvement=mean_improvement,
     markdown=markdown_text,
     latex=latex_text,
     base64=lambda data: base64.b64encode(data).decode(),
@@ -64,6 +72,6 @@ _TEMPLATES.filters.update(
 )
 
 
-def render(template: str, title: str, summary: str, sections: list[Section]) -> str:
-    """Write the report with one of the templates in this folder, such as report.html.jinja."""
-    return _TEMPLATES.get_template(template).render(title=title, summary=summary, sections=sections)
+def render(template: str, **values: Any) -> str:
+    """Write the report, or its summary, with one of the templates in this folder, such as report.html.jinja."""
+    return _TEMPLATES.get_template(template).render(values)

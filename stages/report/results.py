@@ -10,7 +10,7 @@ from types import MappingProxyType
 from urllib.parse import quote
 
 from stages.base import BASE, Input, UserError
-from stages.evaluation.metric_scales import share_scale
+from stages.evaluation.score_rows import share_scale
 from stages.records.manifest import MANIFEST
 from stages.records.metrics import ScoreRow
 from stages.report.sampling_errors import (
@@ -103,6 +103,11 @@ class Results:
     """Metric -> the value of a perfect score, where the recipe names it."""
     _residuals: dict[tuple[str, Column], Residuals | None] = field(default_factory=dict)
     _item_values: dict[tuple[str, Column], ItemValues] = field(default_factory=dict)
+
+    @property
+    def base(self) -> Model | None:
+        """The recipe's own model."""
+        return next((model for model in self.models if model.name == BASE), None)
 
     @cached_property
     def _measured(self) -> dict[tuple[str, Column], Score]:

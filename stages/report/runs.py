@@ -6,7 +6,7 @@ from functools import cached_property
 
 from stages.base import Input
 from stages.evaluation.past_runs import read_past_run
-from stages.records.run_record import RUN_RECORD
+from stages.records.run_record import RUN_RECORD, RunRecord
 from stages.report.config import PUBLISHED, RUN_PREFIX, ReportStage
 from stages.report.grid import Grid, Names, find_grids
 from stages.report.results import Model, Results, find_baseline, read_results
@@ -22,19 +22,28 @@ class Run:
     names: Names
     results: Results
     baseline: Model | None
-    missing: list[str]
-    """Its steps without a result."""
-    recipe_file: str = ""
-    """Path of the other recipe; empty if it is not known."""
+    record: RunRecord | None = None
+    """The record of another recipe's run; None if there was none yet."""
 
     @property
     def name(self) -> str:
         return ", ".join(filter(None, self.names)) or self.recipe or ""
 
+    @property
+    def missing(self) -> list[str]:
+        """Its steps without a result: they failed, wait or were not selected."""
+        steps = self.record.steps if self.record else []
+        return [step.step for step in steps if not step.path and step.kind not in ("report", "push")]
+
     @cached_property
     def grids(self) -> list[Grid]:
         """The grids of the average over its benchmarks."""
         return find_grids(self.results, self.names)
+
+    @property
+    def models_in_grids(self) -> set[str]:
+        """The names of the models in its grids."""
+        return {model.name for grid in self.grids for models in grid.models.values() for model in models}
 
     @cached_property
     def benchmark_grids(self) -> list[tuple[str, Grid]]:
@@ -52,23 +61,24 @@ def read_own_run(inputs: Mapping[str, Input], config: ReportStage) -> Run:
     steps = {name: step for name, step in inputs.items() if not name.startswith((RUN_PREFIX, PUBLISHED))}
     results = read_results(steps, scales=config.scales)
     baseline = find_baseline(results.models, config.baseline) if results.models or config.baseline else None
-    return Run(None, (config.model_name, config.data_name), results, baseline, [])
+    return Run(None, (config.model_name, config.data_name), results, baseline)
 
 
 def read_joined_runs(inputs: Mapping[str, Input], config: ReportStage) -> list[Run]:
     """Read the other recipes' runs, in the order of the section. Raises UserError if one cannot be read."""
     runs = []
     for entry in config.runs:
-        past_run = read_past_run(inputs[f"{RUN_PREFIX}{entry.run}"].path)
-        results = read_results(past_run.scores, f"../../{entry.run}", config.scales)
+        scores, record = read_past_run(inputs[f"{RUN_PREFIX}{entry.run}"].path)
+        results = read_results(scores, f"../../{entry.run}", config.scales)
         names = (entry.model_name or (None if entry.data_name else entry.run), entry.data_name)
-        runs.append(
-            Run(entry.run, names, results, find_baseline(results.models, None), past_run.missing, past_run.recipe_file)
-        )
+        runs.append(Run(entry.run, names, results, find_baseline(results.models, None), record))
     return runs
 
 
 def runs_table(joined: Sequence[Run]) -> Table:
     """One row for each of the other recipes' runs: what the report calls it, its record and its recipe."""
-    rows = [[run.name, f"{run.recipe}/{RUN_RECORD}", run.recipe_file or NO_VALUE] for run in joined]
-    return Table(["shown as", "record, in the runs folder", "recipe"], [[Cell(text) for text in row] for row in rows])
+    rows = []
+    for run in joined:
+        recipe_file = run.record.recipe_file if run.record else ""
+        rows.append([Cell(run.name), Cell(f"{run.recipe}/{RUN_RECORD}"), Cell(recipe_file or NO_VALUE)])
+    return Table(["shown as", "record, in the runs folder", "recipe"], rows)

@@ -12,9 +12,15 @@ from stages.report.config import PUBLISHED, ReportStage
 from stages.report.correlations import correlation_table
 from stages.report.figures import bars, heatmaps, training_curves
 from stages.report.grid import Grid, grid_table, read_published_grids
-from stages.report.improvements import benchmark_table, best_table, improvements_table, shares_table
+from stages.report.improvements import (
+    benchmark_table,
+    best_table,
+    improvements_table,
+    preference_table,
+    robustness_table,
+    shares_table,
+)
 from stages.report.page import Picture, Section, render
-from stages.report.preference_tables import preference_table, robustness_table
 from stages.report.runs import Run, read_joined_runs, read_own_run, runs_table
 from stages.report.sentences import NOTES
 from stages.report.tables import best_first, further_table, main_table, settings_table, training_table
@@ -53,8 +59,9 @@ def run(context: Context) -> Metrics:
     ]
     summary = sentences.summary(own, joined, grids)
     _write_csv(runs, context.recipe, context.out / "results.csv")
+    page = {"title": config.title or context.recipe, "summary": summary, "sections": list(filter(None, sections))}
     for name in ("report.md", "report.html", "tables.tex"):
-        text = render(f"{name}.jinja", config.title or context.recipe, summary, list(filter(None, sections)))
+        text = render(f"{name}.jinja", **page)
         (context.out / name).write_text(text, encoding="utf-8")
     for picture in (picture for section in sections for picture in section.pictures):
         (context.out / "figures").mkdir(exist_ok=True)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from accelerate import PartialState
 
-from stages.inference.engine import Engine
+from stages.evaluation.config import EvaluationStage
+from stages.inference.loading import load_engine
 from stages.inference.requests import GenerationRequest, ScoreRequest
 from tests.pipeline.run.test_command import command
 
@@ -35,7 +36,7 @@ def test_answers_and_log_probabilities_are_those_of_a_cpu(model_folder: Path, mo
     for gpu in (True, False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
         PartialState._reset_state()
-        model = Engine(model_folder, "tiny", "float32", trust_remote_code=False)
+        model = load_engine(EvaluationStage(models=["tiny"]), model_folder)
         model.model.to("cuda" if gpu else "cpu")  # type: ignore[arg-type]
         encoded = [model.encode(prompt) for prompt in PROMPTS]
         answers = model.generate([GenerationRequest(prompt, 8) for prompt in encoded])

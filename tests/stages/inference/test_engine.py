@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from stages.evaluation.answer_log import AnswerLog
+from stages.evaluation.config import EvaluationStage
 from stages.inference.engine import Engine
+from stages.inference.loading import load_engine
 from stages.inference.requests import GenerationRequest, ScoreRequest
 from tests.stages.inference.conftest import PLAIN, SHARING, build
 from tests.tiny import byte_tokenizer
@@ -24,7 +26,9 @@ def checkpoint(config: Any, folder: Path) -> Path:
 
 
 def open_engine(folder: Path, log: AnswerLog | None = None, budget: int | None = None) -> Engine:
-    return Engine(folder, "m", "float32", trust_remote_code=False, budget=budget, log=log)
+    engine = load_engine(EvaluationStage(models=["m"]), folder, log)
+    engine.budget = budget or engine.budget
+    return engine
 
 
 def asked(prompts: Prompts) -> tuple[list[ScoreRequest], list[GenerationRequest]]:
@@ -86,12 +90,6 @@ def test_a_stop_ends_an_answer(prompts: Prompts, tmp_path: Path) -> None:
     assert stopped == answer[: len(stopped)]
     assert len(stopped) <= 5
     assert text[-2:] in engine.tokenizer.decode(stopped)
-
-
-def test_a_stream_has_the_same_tokens(prompts: Prompts, tmp_path: Path) -> None:
-    engine = open_engine(checkpoint(SHARING["llama"], tmp_path))
-    request = GenerationRequest(prompts[0], 20)
-    assert list(engine.stream(request)) == engine.generate([request])[0]
 
 
 def test_passes_shrink_until_they_fit_the_memory(prompts: Prompts, tmp_path: Path) -> None:

@@ -16,14 +16,7 @@ EOS = 2
 
 
 def answers_of(model: Any, requests: list[GenerationRequest]) -> list[list[int]]:
-    answers: list[list[int]] = [[] for _ in requests]
-
-    def is_last(number: int, token: int) -> bool:
-        return token == EOS or len(answers[number]) == requests[number].limit
-
-    for number, token in generate(model, requests, is_last):
-        answers[number].append(token)
-    return answers
+    return generate(model, requests, lambda request, answer: answer[-1] == EOS or len(answer) == request.limit)
 
 
 def alone(model: Any, request: GenerationRequest) -> list[int]:

@@ -34,7 +34,7 @@ def expected(model: Any, request: ScoreRequest) -> tuple[float, bool]:
 
 def score(model: Any, requests: list[ScoreRequest], budget: int = 128) -> dict[int, Score]:
     scores: dict[int, Score] = {}
-    TreeScorer(model, requests, budget, None, scores.update).run([False] * len(requests))
+    TreeScorer(model, dict(enumerate(requests)), budget, None, scores.update).run(done=())
     return scores
 
 
@@ -69,9 +69,8 @@ def test_an_interrupted_walk_ends_with_the_same_bytes(count: int, prompts: Promp
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        TreeScorer(model, requests, 128, None, stop).run([False] * len(requests))
+        TreeScorer(model, dict(enumerate(requests)), 128, None, stop).run(done=())
     second: dict[int, Score] = {}
-    done = [number in first for number in range(len(requests))]
-    TreeScorer(model, requests, 128, None, second.update).run(done)
+    TreeScorer(model, dict(enumerate(requests)), 128, None, second.update).run(done=first)
     assert first | second == uninterrupted
     assert len(second) < len(requests)

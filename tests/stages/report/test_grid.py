@@ -12,10 +12,11 @@ import pytest
 from stages.base import Context, Input
 from stages.report.config import ReportStage
 from stages.report.correlations import rank_correlations
-from stages.report.grid import find_grids
-from stages.report.results import read_results
+from stages.report.grid import Grid, find_grids
+from stages.report.results import Results, read_results
+from stages.report.runs import Run
 from stages.report.sampling_errors import rounded
-from stages.report.sentences import grid_summary
+from stages.report.sentences import summary
 from stages.report.stage import run
 from tests.stages.report.test_report import bench, row, sft
 
@@ -58,6 +59,11 @@ def test_means_spreads_and_improvements_by_hand() -> None:
     assert panel.improvement(cells[0.2, 1]) == pytest.approx((0.31 - 0.42) / 0.42)
     assert panel.base
     assert panel.improvement(panel.base) == pytest.approx(-0.5)
+
+
+def grid_summary(panel: Grid) -> str:
+    """The summary of a report that shows nothing but this grid."""
+    return summary(Run(None, (None, None), Results([], [], {}), None), [], [panel])
 
 
 def test_the_summary() -> None:

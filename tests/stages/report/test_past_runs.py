@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from stages.base import UserError
+from stages.base import Input, UserError
 from stages.evaluation.past_runs import read_past_run
 from stages.records.manifest import InputRecord, Manifest, write_manifest
 from stages.records.metrics import Metrics
 from stages.records.run_record import StepRecord, write_run_record
+from stages.report.config import ReportStage
+from stages.report.runs import read_joined_runs, runs_table
 from stages.system.integrity import files_in
 
 
@@ -41,10 +43,12 @@ def test_equal_steps_of_one_run_are_all_read(tmp_path: Path) -> None:
         [StepRecord(**step) for step in (*steps, lost | {"state": "failed"})],
         "small.yaml",
     )
-    run = read_past_run(tmp_path / "small")
-    assert {step: result.labels for step, result in run.scores.items()} == {s["step"]: s["labels"] for s in steps}
+    section = ReportStage(runs=["small"])  # type: ignore[list-item]
+    (run,) = read_joined_runs({"run:small": Input(tmp_path / "small")}, section)
+    evaluations = run.results.evaluations
+    assert {step: result.labels for step, result in evaluations.items()} == {s["step"]: s["labels"] for s in steps}
     assert run.missing == ["bench[base,x=2]"]
-    assert run.recipe_file == "small.yaml"
+    assert [cell.text for cell in runs_table([run]).rows[0]] == ["small", "small/run.json", "small.yaml"]
 
 
 def past_run(folder: Path, inputs: dict[str, dict[str, InputRecord]]) -> Path:
@@ -76,7 +80,7 @@ def past_run(folder: Path, inputs: dict[str, dict[str, InputRecord]]) -> Path:
 )
 def test_a_changed_digit_in_a_joined_run_is_found(tmp_path: Path, name: str, message: str) -> None:
     run = past_run(tmp_path, {"a": {}})
-    assert list(read_past_run(run).scores) == ["a"]
+    assert list(read_past_run(run)[0]) == ["a"]
     file = tmp_path / "store/lm_eval/a" / name
     file.write_text(file.read_text().replace("1.0", "2.0"))
     with pytest.raises(UserError, match=message):

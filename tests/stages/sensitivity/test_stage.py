@@ -186,16 +186,16 @@ def test_an_interrupted_step_resumes(step: Step, monkeypatch: pytest.MonkeyPatch
     sets = rows() * 40
     uninterrupted = step(sets)
     expected = run(uninterrupted)
-    flush, calls = AnswerLog.flush, 0
+    add, calls = AnswerLog.add, 0
 
-    def dies(log: AnswerLog) -> None:
+    def dies(log: AnswerLog, values: dict[str, Any]) -> None:
         nonlocal calls
         calls += 1
-        flush(log)
+        add(log, values)
         if calls == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(AnswerLog, "flush", dies)
+    monkeypatch.setattr(AnswerLog, "add", dies)
     context = step(sets)
     with pytest.raises(KeyboardInterrupt):
         run(context)

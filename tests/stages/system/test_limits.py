@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.run.executor import checked_result
 from stages.base import Findings, UserError
@@ -47,8 +47,7 @@ def test_the_memory_of_a_block_is_limited_and_free_again() -> None:
 def test_a_chat_template_neither_hangs_nor_fills_the_memory(model_folder: Path, tmp_path: Path, template: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     tokenizer.chat_template = template
-    model = Engine(model_folder, "m", "float32", trust_remote_code=False)
-    model.tokenizer = tokenizer
+    model = Engine(tokenizer, AutoModelForCausalLM.from_pretrained(model_folder), "m")
     start = time.monotonic()
     with pytest.raises(UserError, match="the chat template of m rejects the prompt"):
         model.encode([{"role": "user", "content": "x"}])

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from benchmarks.data import machine
 from stages.data.reader import Reading, read_examples
 from stages.data.segments import Segment, weights_by_segment
-from stages.data.tokenization import prepare
+from stages.data.tokenization import Preparer, prepare
 from stages.sft.collator import WeightedCollator
 from stages.sft.row_filter import select
 
@@ -52,7 +52,7 @@ def main() -> None:
         tokenizer = AutoTokenizer.from_pretrained(POCKET / "model")
         if name == "unseen":
             tokenizer.chat_template = UNSEEN
-        rows = prepare(raw, tokenizer, None)
+        rows = prepare(raw, Preparer(tokenizer, None))
         counts = select(rows, weights_by_segment(1, 1))[1].weighted
         norms = {}
         for segment in (Segment.PROMPT, Segment.TEMPLATE, Segment.COMPLETION):

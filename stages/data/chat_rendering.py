@@ -5,7 +5,6 @@ The chat template renders the complete conversation once, and messages are locat
 leaves out.
 """
 
-import json
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -15,16 +14,14 @@ import numpy
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from stages.data.columns import joined_parts
+from stages.data.files import BadRow
 from stages.data.message_locations import Location, Message, locate
 from stages.data.segments import Segment
 from stages.system.limits import LimitExceeded, limited
 
 TEMPLATE_SECONDS = 10.0
 """Longest time that a template may take for one conversation."""
-
-
-class RenderError(ValueError):
-    """A row that cannot be rendered."""
 
 
 @dataclass
@@ -80,12 +77,12 @@ def render_chat(
             that belongs to the prompt.
 
     Raises:
-        RenderError: the template refuses the conversation, leaves out text that it should write, or writes a turn
+        BadRow: the template refuses the conversation, leaves out text that it should write, or writes a turn
             differently once others follow.
     """
     weights = [1.0 if m.get("weight") is None else float(m["weight"]) for m in messages]
     if not all(0 <= weight < float("inf") for weight in weights):
-        raise RenderError("has a message whose weight is not a finite number >= 0")
+        raise BadRow(None, "has a message whose weight is not a finite number >= 0")
     clean = [_with_text(m) for m in messages]
     chat = Chat(tokenizer, clean, options or {})
     text = chat.render(clean)
@@ -106,9 +103,10 @@ def render_chat(
         end = len(text) if to_the_end or index + 1 == len(clean) else chat.turn_end(index, text, start, locations)
         earliest = max((location.end for location in locations[:index]), default=0)
         if start < max(last_end, earliest) or end <= start:
-            raise RenderError(
+            raise BadRow(
+                None,
                 f"the chat template writes message {index + 1}, or earlier ones, differently once others follow, so"
-                " its position is unknown; remove the row, or try turns: last"
+                " its position is unknown; remove the row, or try turns: last",
             )
         rendered.mark(start, end, Segment.COMPLETION, weights[index])
         last_end = end
@@ -119,19 +117,14 @@ def render_chat(
 
 
 def _with_text(message: Message) -> Message:
-    """The message without its weight and its None values, with the parts of its content joined. Raises RenderError."""
-    content = message.get("content")
-    if isinstance(content, list):
-        for part in content:
-            if not isinstance(part.get("text"), str):
-                raise RenderError(f"has a message with a part of type {part.get('type')!r}; only text is supported")
-        content = "".join(part["text"] for part in content)
+    """The message without its weight and its None values, with the parts of its content joined. Raises BadRow."""
+    content = joined_parts(None, message.get("content"))
     others = {key: value for key, value in message.items() if key not in ("weight", "content") and value is not None}
     return others if content is None else others | {"content": content}
 
 
 def _check_unwritten(messages: Sequence[Message], index: int, location: Location, is_learnt: bool) -> None:
-    """Raise RenderError for text that the template leaves out, unless it is the template's design: many leave out the
+    """Raise BadRow for text that the template leaves out, unless it is the template's design: many leave out the
     reasoning of answers that another answer follows."""
     message = messages[index]
     if message["role"] == "assistant":
@@ -140,9 +133,10 @@ def _check_unwritten(messages: Sequence[Message], index: int, location: Location
         if not is_learnt or (is_earlier and keeps_the_end and not location.unwritten_calls):
             return
     part, unwritten = ("text", location.unwritten) if location.unwritten else ("tool calls", location.unwritten_calls)
-    raise RenderError(
+    raise BadRow(
+        None,
         f"the chat template leaves out {part} of message {index + 1} ({message['role']}): {reprlib.repr(unwritten)};"
-        " remove it from the row, or use a model whose template writes it"
+        " remove it from the row, or use a model whose template writes it",
     )
 
 
@@ -167,40 +161,38 @@ class Chat:
         return "\n".join([template, *(str(message["role"]) for message in self.messages)])
 
     def render(self, messages: Sequence[Message], prompted: bool = False) -> str:
-        """Render messages, with the generation prompt if `prompted`. Raises RenderError."""
+        """Render messages, with the generation prompt if `prompted`. Raises BadRow."""
         try:
-            options = self.options
-            if isinstance(options.get("tools"), str):
-                options = options | {"tools": json.loads(options["tools"])}
             with limited(TEMPLATE_SECONDS):
                 text = str(
                     self.tokenizer.apply_chat_template(
-                        list(messages), tokenize=False, add_generation_prompt=prompted, **options
+                        list(messages), tokenize=False, add_generation_prompt=prompted, **self.options
                     )
                 )
         except (LimitExceeded, MemoryError) as error:
             reason = str(error) or "needs too much memory"
-            raise RenderError(f"the chat template {reason}; use another model, or correct its template") from None
+            raise BadRow(None, f"the chat template {reason}; use another model, or correct its template") from None
         except (TemplateError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-            raise RenderError(f"the chat template refuses the conversation: {error}") from None
+            raise BadRow(None, f"the chat template refuses the conversation: {error}") from None
         return text
 
     def render_or_none(self, messages: Sequence[Message]) -> str | None:
         """Render messages; None if the template refuses them."""
         try:
             return self.render(messages)
-        except RenderError:
+        except BadRow:
             return None
 
     def refuse_unwritten_options(self, text: str) -> None:
-        """Raise RenderError if the template ignores the tools or the documents."""
+        """Raise BadRow if the template ignores the tools or the documents."""
         for key in ("tools", "documents"):
             if self.options.get(key):
                 without = replace(self, options={k: v for k, v in self.options.items() if k != key})
                 if without.render_or_none(self.messages) == text:
-                    raise RenderError(
+                    raise BadRow(
+                        None,
                         f"has {key}, which the model's chat template ignores; remove them, or use a model whose"
-                        " template writes them"
+                        " template writes them",
                     )
 
     def tool_call_spans(self, index: int, text: str, locations: Sequence[Location]) -> list[tuple[int, int]]:

@@ -9,31 +9,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from stages.base import UserError
-from stages.data.files import Record, read_rows, without_nulls
+from stages.data.files import MISSING, BadRow, Record, read_rows, without_nulls
 
 Item = TypeVar("Item")
 
 Messages = list[dict[str, Any]]
 """Messages {"role": ..., "content": ...} with any further keys: tool_calls, name, weight."""
 Text = str | Messages
-
-MISSING = "is missing"
-
-
-class BadRow(ValueError):
-    """A row that cannot be used, with the column at fault (None for the row itself) and the reason."""
-
-    def __init__(self, column: str | None, reason: str) -> None:
-        super().__init__(reason)
-        self.column = column
-        self.reason = reason
-
-    def describe(self, record: Any, columns: dict[str, str]) -> str:
-        """Return the reason with the file's own name of the column, `columns[our name]`."""
-        if self.column is None:
-            return self.reason
-        has = f"; the row has {', '.join(record) or 'no columns'}" if self.reason == MISSING else ""
-        return f"column {columns.get(self.column, self.column)!r} {self.reason}{has}"
 
 
 def read_as(path: Path, convert: Callable[[Record, int], Item]) -> list[Item]:
@@ -70,14 +52,12 @@ def _message(column: str, value: Any) -> dict[str, Any]:
     """Check one message and join its content parts."""
     if not isinstance(value, dict) or "role" not in value or not {"content", "tool_calls"} & value.keys():
         raise BadRow(column, f"has {reprlib.repr(value)}; a message is an object with 'role' and 'content'")
-    role, content = value["role"], value.get("content")
+    role, content = value["role"], joined_parts(column, value.get("content"))
     if not isinstance(role, str) or not role:
         raise BadRow(column, f"has a message with the role {reprlib.repr(role)}; a role is text")
     if "weight" in value and not is_weight(value["weight"]):
         raise BadRow(column, f"has the weight {reprlib.repr(value['weight'])}; a message's weight is a number >= 0")
     calls = _objects(column, value.get("tool_calls"), "tool_calls")
-    if isinstance(content, list):
-        content = "".join(_part_text(column, part) for part in content)
     if not isinstance(content, str | None):
         raise BadRow(column, f"has a message of the {role} whose content is {type(content).__name__}, not text")
     if not (content or "").strip() and not (calls and role == "assistant"):
@@ -87,18 +67,22 @@ def _message(column: str, value: Any) -> dict[str, Any]:
     return value | {"content": content and _without_surrogates(column, content)}
 
 
-def _part_text(column: str, part: Any) -> str:
-    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
-        return part["text"]
-    kind = part.get("type") if isinstance(part, dict) else part
-    raise BadRow(column, f"has a message with a part of type {reprlib.repr(kind)}; only text is supported")
+def joined_parts(column: str | None, content: Any) -> Any:
+    """Join the content of a message that is a list of parts; return any other as it is."""
+    if not isinstance(content, list):
+        return content
+    for part in content:
+        if not isinstance(part, dict) or part.get("type", "text") != "text" or not isinstance(part.get("text"), str):
+            kind = part.get("type") if isinstance(part, dict) else part
+            raise BadRow(column, f"has a message with a part of type {reprlib.repr(kind)}; only text is supported")
+    return "".join(part["text"] for part in content)
 
 
 def template_arguments(row: Record) -> dict[str, Any]:
     """Return what the row passes to the chat template: `tools`, `documents` and `chat_template_kwargs`, where it has
     any. Each is a list of objects or an object, or the JSON of it."""
-    lists = {name: _objects(name, _from_json(name, row.get(name)), name) for name in ("tools", "documents")}
-    options = _from_json("chat_template_kwargs", row.get("chat_template_kwargs")) or None
+    lists = {name: _objects(name, from_json(name, row.get(name)), name) for name in ("tools", "documents")}
+    options = from_json("chat_template_kwargs", row.get("chat_template_kwargs")) or None
     if not isinstance(options, dict | None):
         raise BadRow("chat_template_kwargs", f"is {type(options).__name__}, not an object of template variables")
     if options and (wrong := _render_arguments() & options.keys()):
@@ -114,7 +98,7 @@ def _render_arguments() -> set[str]:
     return {"messages", *inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters}
 
 
-def _from_json(column: str, value: Any) -> Any:
+def from_json(column: str, value: Any) -> Any:
     """Decode a value that is JSON text; CSV has no other way to write lists and objects."""
     if not isinstance(value, str) or not value.strip():
         return value
@@ -169,7 +153,7 @@ def weighted_tokens(row: Record) -> tuple[list[int], list[float]]:
 
 def filled_list(row: Record, column: str) -> list[Any]:
     """Return the column's list, which must not be empty."""
-    value = _from_json(column, _present(row, column))
+    value = from_json(column, _present(row, column))
     if not isinstance(value, list):
         raise BadRow(column, f"is {type(value).__name__}, not a list")
     if not value:

@@ -16,7 +16,7 @@ from stages.base import Context, UserError
 from stages.data.formats import TrainingRow
 from stages.data.message_locations import REASONING_KEYS
 from stages.data.reader import RowReport, dropped_rows_text, row_place
-from stages.data.tokenization import ROW_JSON, Preparer, apply, content_key, problems
+from stages.data.tokenization import ROW_JSON, Preparer, content_key, prepare, problems
 from stages.system.integrity import build_once, read_json, write_json
 
 REPORT = "report.json"  # in the cached data set's folder
@@ -82,7 +82,7 @@ def prepare_rows(
     """
     place = row_place(path, stage.data.reading(part, stage.data.format))
     processes = stage.train.model_dump().get("dataset_num_proc")
-    return apply(preparer, _as_dataset(rows, folder), stage.data.on_bad_row, place, processes), place
+    return prepare(_as_dataset(rows, folder), preparer, stage.data.on_bad_row, place, processes), place
 
 
 def _as_dataset(rows: Iterator[tuple[int, TrainingRow]], folder: Path) -> Dataset:

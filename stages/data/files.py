@@ -10,7 +10,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,36 +24,39 @@ Record = dict[str, Any]
 ARROW_BATCH = 256  # rows in memory at a time
 
 
-@dataclass(frozen=True)
-class Unreadable:
-    """A row that cannot be read, although later rows can."""
+MISSING = "is missing"
 
-    reason: str
+
+class BadRow(ValueError):
+    """A row that cannot be used, with the column at fault (None for the row itself) and the reason."""
+
+    def __init__(self, column: str | None, reason: str) -> None:
+        super().__init__(reason)
+        self.column = column
+        self.reason = reason
+
+    def describe(self, record: Any, columns: dict[str, str]) -> str:
+        """Return the reason with the file's own name of the column, `columns[our name]`."""
+        if self.column is None:
+            return self.reason
+        has = f"; the row has {', '.join(record) or 'no columns'}" if self.reason == MISSING else ""
+        return f"column {columns.get(self.column, self.column)!r} {self.reason}{has}"
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, Record]]:
     """Yield what `read_file` does, but raise UserError for a bad row."""
     for number, row in read_file(path):
-        if isinstance(row, Unreadable):
-            raise UserError(f"{path}:{number}: {row.reason}")
+        if isinstance(row, BadRow):
+            raise UserError(f"{path}:{number}: {row}")
         yield number, row
 
 
-def read_file(path: Path) -> Iterator[tuple[int, Record | Unreadable]]:
-    """Yield (line or row number from 1, record) for every row of a file, with Unreadable for each bad row.
+def read_file(path: Path, is_part: bool = False) -> Iterator[tuple[int, Record | BadRow]]:
+    """Yield (line or row number from 1, record) for every row of a file, with BadRow for each that cannot be read.
 
-    Raises UserError if the file as such cannot be read, or is empty.
+    Raises UserError if the file as such cannot be read, or is empty, as one of several (`is_part`) can be.
     """
-    number = 0
-    for number, row in read_part(path):
-        yield number, row
-    if not number:
-        raise UserError(f"{path}: has no rows; add at least one, or name another file")
-
-
-def read_part(path: Path) -> Iterator[tuple[int, Record | Unreadable]]:
-    """Yield what `read_file` does for a file that may be empty, as one of several can."""
-    reader = _READERS.get(path.suffix.lower())
+    reader, number = _READERS.get(path.suffix.lower()), 0
     if reader is None:
         raise UserError(f"{path}: unknown type of data file; use {', '.join(DATA_SUFFIXES)}")
     try:
@@ -63,9 +65,9 @@ def read_part(path: Path) -> Iterator[tuple[int, Record | Unreadable]]:
                 try:
                     row = without_nulls(row)
                 except RecursionError:
-                    row = Unreadable("is nested too deep")
-            elif not isinstance(row, Unreadable):
-                row = Unreadable(f"is {type(row).__name__}, not an object with named columns")
+                    row = BadRow(None, "is nested too deep")
+            elif not isinstance(row, BadRow):
+                row = BadRow(None, f"is {type(row).__name__}, not an object with named columns")
             yield number, row
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
@@ -75,6 +77,8 @@ def read_part(path: Path) -> Iterator[tuple[int, Record | Unreadable]]:
         raise
     except Exception as error:  # of pyarrow and what it calls, of any type
         raise UserError(f"{path}: is not a valid {path.suffix} file: {error}") from None
+    if not number and not is_part:
+        raise UserError(f"{path}: has no rows; add at least one, or name another file")
 
 
 _NESTED = (dict, list)
@@ -116,13 +120,14 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
             try:
                 row = _DECODER.decode(line)
             except json.JSONDecodeError as error:
-                row = Unreadable(f"not valid JSON: {error.msg}; write one object per line")
+                row = BadRow(None, f"not valid JSON: {error.msg}; write one object per line")
             except (ValueError, RecursionError) as error:
-                row = Unreadable(f"not valid JSON: {error}")
+                row = BadRow(None, f"not valid JSON: {error}")
             yield number, row
 
 
-_WHITE_SPACE = re.compile(r"\s*")
+_LIST_START = re.compile(r"\s*(\[\s*(\]\s*)?)?")
+_SEPARATOR = re.compile(r"\s*([,\]]?)\s*")
 
 
 def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
@@ -131,29 +136,24 @@ def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
         yield from _read_jsonl(path)
         return
     text = path.read_text(encoding="utf-8-sig")
-    number = 0
-
-    def skip_space(position: int) -> int:
-        return _WHITE_SPACE.match(text, position).end()  # type: ignore[union-attr]  # matches always
-
+    number, start = 0, _LIST_START.match(text)
+    assert start  # as any text does
+    position, is_open = start.end(), not start[2]
     try:
-        position = skip_space(0)
-        if not text.startswith("[", position):
+        if not start[1]:
             _DECODER.raw_decode(text, position)
             raise UserError(f"{path}: a .json data file must be one list of rows, or have one object per line")
-        position = skip_space(position + 1)
-        while number or not text.startswith("]", position):
+        while is_open:
             row, position = _DECODER.raw_decode(text, position)
             number += 1
             yield number, row
-            position = skip_space(position)
-            if not text.startswith(",", position):
-                break
-            position = skip_space(position + 1)
-        if not text.startswith("]", position):
-            raise json.JSONDecodeError("Expecting ',' or ']'", text, position)
-        if (end := skip_space(position + 1)) != len(text):
-            raise json.JSONDecodeError("Extra data", text, end)
+            separator = _SEPARATOR.match(text, position)
+            assert separator
+            position, is_open = separator.end(), separator[1] == ","
+            if not separator[1]:
+                raise json.JSONDecodeError("Expecting ',' or ']'", text, position)
+        if position != len(text):
+            raise json.JSONDecodeError("Extra data", text, position)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg}; write one list of objects") from None
     except (ValueError, RecursionError) as error:
@@ -192,7 +192,7 @@ def _read_csv(path: Path) -> Iterator[tuple[int, Any]]:
                 header = _header(f"{path}:{number}", cells)
             elif cells:
                 wrong = f"has {len(cells)} cells, but the header has {len(header)}; quote cells that contain commas"
-                yield number, dict(zip(header, cells)) if len(cells) == len(header) else Unreadable(wrong)  # noqa: B905
+                yield number, dict(zip(header, cells)) if len(cells) == len(header) else BadRow(None, wrong)  # noqa: B905
 
 
 def _header(place: str, names: list[str]) -> list[str]:

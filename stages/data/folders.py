@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from stages.base import UserError
-from stages.data.files import DATA_SUFFIXES, Record, Unreadable, read_part
+from stages.data.files import DATA_SUFFIXES, BadRow, Record, read_file
 from stages.system.limits import LimitExceeded, limited
 
 CARD_SECONDS = 60.0
 """Longest time to read the card and the names of the files of a folder."""
 
 
-def read_folder(folder: Path, subset: str | None, split: str) -> Iterator[tuple[Path, int, Record | Unreadable]]:
+def read_folder(folder: Path, subset: str | None, split: str) -> Iterator[tuple[Path, int, Record | BadRow]]:
     """Yield (file, line or row number from 1, record) for every row of one split of a data set folder.
 
     Raises UserError if the folder cannot be read, or has no such subset or split; the message lists those it has.
@@ -35,7 +35,7 @@ def read_folder(folder: Path, subset: str | None, split: str) -> Iterator[tuple[
         )
     number = 0
     for file in files[split]:
-        for number, row in read_part(file):
+        for number, row in read_file(file, is_part=True):
             yield file, number, row
     if not number:
         raise UserError(f"{folder}: split {split!r} has no rows; name another")

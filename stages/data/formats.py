@@ -10,7 +10,6 @@ from itertools import takewhile
 from typing import Any
 
 from stages.data.columns import (
-    BadRow,
     Messages,
     Text,
     filled_list,
@@ -20,7 +19,7 @@ from stages.data.columns import (
     text_or_messages,
     weighted_tokens,
 )
-from stages.data.files import Record
+from stages.data.files import BadRow, Record
 
 EOS_MARKER = "###eos_token###"  # in the paper's data sets, where the tokenizer's EOS token belongs
 
@@ -108,7 +107,7 @@ class Format:
     """A value of `data.format`: the columns it reads and their conversion, which raises BadRow."""
 
     columns: tuple[str, ...]
-    convert: Callable[[Record], Row]
+    convert: Callable[[Record], TrainingRow]
 
 
 class UnknownFormat(BadRow):
@@ -226,7 +225,7 @@ def _exchange(column: str, turns: list[Any]) -> tuple[str, str]:
     return turns[0]["content"], turns[1]["content"]
 
 
-def to_pair(row: Record) -> Pair:
+def _pair(row: Record) -> Pair:
     """Convert a preference row. If chosen and rejected are complete conversations, their shared start is the prompt."""
     answers = [row.get("chosen"), row.get("rejected")]
     are_conversations = all(isinstance(answer, list) and len(answer) > 1 for answer in answers)
@@ -251,9 +250,9 @@ def _split_prompt(chosen: Messages, rejected: Messages) -> dict[str, Text]:
     return {"prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
 
 
-def to_official_pair(row: Record) -> Pair:
+def _official_pair(row: Record) -> Pair:
     """Convert a preference row by the text rule of the paper's scripts."""
-    pair = to_pair(row)
+    pair = _pair(row)
     prompt, chosen, rejected = pair.prompt, pair.chosen, pair.rejected
     if isinstance(pair.prompt, list):
         prompt, chosen = _exchange("chosen", [*pair.prompt, *chosen])
@@ -274,7 +273,8 @@ FORMATS = {
 }
 """The values of `data.format` except `auto`."""
 
-PAIR_COLUMNS = ("prompt", "chosen", "rejected", *TEMPLATE_COLUMNS)
+PAIR = Format(("prompt", "chosen", "rejected", *TEMPLATE_COLUMNS), _pair)
+OFFICIAL_PAIR = Format(PAIR.columns, _official_pair)
 
 FORMAT_BY_COLUMNS = (
     (("prompt", "completion"), "prompt_completion"),

@@ -1,34 +1,32 @@
 """Read the training rows of a file or folder one by one; report or drop rows that cannot be used."""
 
 import random
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal
 
 from stages.base import UserError
-from stages.data.columns import BadRow, decode_messages
-from stages.data.files import Record, Unreadable, read_file
+from stages.data.columns import decode_messages
+from stages.data.files import BadRow, Record, read_file
 from stages.data.folders import read_folder, unread_files
 from stages.data.formats import (
     FORMATS,
-    PAIR_COLUMNS,
+    OFFICIAL_PAIR,
+    PAIR,
     TEMPLATE_COLUMNS,
     Example,
+    Format,
     Pair,
     Row,
     TrainingRow,
     UnknownFormat,
     detect_format,
-    to_official_pair,
-    to_pair,
 )
 
 MAX_BAD_ROWS = 10  # bad rows in an error, which counts the others
 DROPPED_ROWS = "dropped_rows.txt"  # beside the trained model: the rows that `on_bad_row: drop` left out
-
-AnyRow = TypeVar("AnyRow", bound=TrainingRow)
 
 
 @dataclass
@@ -70,14 +68,7 @@ def read_examples(path: Path, reading: Reading, report: RowReport | None = None)
     Raises:
         UserError: rows cannot be used. The error comes after the last good row, and lists all bad ones.
     """
-    detected = None if reading.format == "auto" else FORMATS[reading.format]
-
-    def convert(record: Record) -> Row:
-        nonlocal detected
-        detected = detected or detect_format(record)
-        return detected.convert(record)
-
-    return _convert_rows(path, reading, convert, lambda: detected.columns if detected else (), report)
+    return _convert_rows(path, reading, None if reading.format == "auto" else FORMATS[reading.format], report)
 
 
 def read_pairs(
@@ -90,9 +81,22 @@ def read_pairs(
         seed: decides which other row's completion is rejected.
     """
     if rejected == "column":
-        convert = to_official_pair if reading.format == "official" else to_pair
-        return _convert_rows(path, reading, convert, lambda: PAIR_COLUMNS, report)
-    return _pairs_of_other_rows(path, reading, seed, report)
+        yield from _convert_rows(path, reading, OFFICIAL_PAIR if reading.format == "official" else PAIR, report)
+        return
+    rows = list(read_examples(path, reading, report))
+    examples = [(number, row) for number, row in rows if isinstance(row, Example)]
+    if len(examples) != len(rows):
+        raise UserError(f"{path}: rejected: other_row needs rows of prompt and completion, or of alpaca's columns")
+    completions = [example.completion for _, example in examples]
+    if all(completion == completions[0] for completion in completions):
+        raise UserError(f"{path}: rejected: other_row needs rows with different completions")
+    draw = random.Random(seed)
+    for number, example in examples:
+        other = draw.choice(completions)
+        while other == example.completion:
+            other = draw.choice(completions)
+        template_columns = {name: getattr(example, name) for name in TEMPLATE_COLUMNS}
+        yield number, Pair(example.prompt, example.completion, other, **template_columns)
 
 
 def dropped_rows_text(dropped: list[str], path: Path) -> str:
@@ -106,9 +110,9 @@ def source_name(path: Path, reading: Reading) -> str:
     return f"{path}[{reading.split}]" if path.is_dir() else str(path)
 
 
-def bad_rows_error(lines: list[str], count: int) -> UserError:
-    """Return the error for `count` bad rows, which lists the first MAX_BAD_ROWS of `lines`."""
-    more = [f"and {count - MAX_BAD_ROWS} more rows like these"] if count > MAX_BAD_ROWS else []
+def bad_rows_error(lines: list[str]) -> UserError:
+    """Return the error for bad rows, which lists the first MAX_BAD_ROWS of `lines`."""
+    more = [f"and {len(lines) - MAX_BAD_ROWS} more rows like these"] if len(lines) > MAX_BAD_ROWS else []
     return UserError("\n".join([*lines[:MAX_BAD_ROWS], *more]))
 
 
@@ -126,37 +130,34 @@ def report_notes(report: RowReport) -> list[str]:
 
 
 def _convert_rows(
-    path: Path,
-    reading: Reading,
-    convert: Callable[[Record], AnyRow],
-    columns_read: Callable[[], Collection[str]],
-    report: RowReport | None,
-) -> Iterator[tuple[int, AnyRow]]:
-    """Convert every good row, and list or drop the bad ones. Rows of two kinds in one source are an error."""
+    path: Path, reading: Reading, format: Format | None, report: RowReport | None
+) -> Iterator[tuple[int, Any]]:
+    """Convert every good row, and list or drop the bad ones. Rows of two kinds in one source are an error.
+
+    Args:
+        format: None detects it from the first row that fits one.
+    """
     report = report or RowReport()
-    bad, kind, listed, unseen = 0, None, [], set(reading.columns)
+    bad, kind, unseen = [], None, set(reading.columns)
     for place, number, record in _records(path, reading):
         try:
             renamed = _rename(record, reading.columns)
             unseen -= renamed.keys()
-            row = convert(renamed)
+            format = format or detect_format(renamed)
+            row = format.convert(renamed)
         except BadRow as error:
-            bad += 1
-            line = f"{place}: {error.describe(record, reading.columns)}"
+            bad.append(f"{place}: {error.describe(record, reading.columns)}")
             if isinstance(error, UnknownFormat) and reading.on_bad_row == "error":
-                raise UserError(line) from None
-            if bad <= MAX_BAD_ROWS:
-                listed.append(line)
-            if reading.on_bad_row == "drop":
-                report.dropped.append(line)
+                raise UserError(bad[-1]) from None
             continue
-        report.unread_columns += [name for name in renamed if name not in (*columns_read(), *report.unread_columns)]
+        report.unread_columns += [name for name in renamed if name not in (*format.columns, *report.unread_columns)]
         if kind not in (None, _kind(row)):
             raise UserError(f"{place}: some rows are plain text and others are messages; put each kind in its own file")
         kind = _kind(row)
         yield number, row
     if bad and (kind is None or reading.on_bad_row == "error"):
-        raise bad_rows_error(listed, bad)
+        raise bad_rows_error(bad)
+    report.dropped += bad
     if path.is_dir():
         report.unread_files = unread_files(path)
     if unseen:
@@ -164,7 +165,7 @@ def _convert_rows(
         raise UserError(f"{source_name(path, reading)}: no row has the column {names}; correct data.columns")
 
 
-def _records(path: Path, reading: Reading) -> Iterator[tuple[str, int, Record | Unreadable]]:
+def _records(path: Path, reading: Reading) -> Iterator[tuple[str, int, Record | BadRow]]:
     """Yield (`file:line`, number, record); the number is the line of a file, or counts the rows of a folder's split."""
     if not path.is_dir():
         yield from ((f"{path}:{number}", number, record) for number, record in read_file(path))
@@ -181,9 +182,9 @@ def row_place(path: Path, reading: Reading) -> Callable[[int], str]:
     return lambda number: places()[number - 1]
 
 
-def _rename(record: Record | Unreadable, columns: dict[str, str]) -> Record:
-    if isinstance(record, Unreadable):
-        raise BadRow(None, record.reason)
+def _rename(record: Record | BadRow, columns: dict[str, str]) -> Record:
+    if isinstance(record, BadRow):
+        raise record
     rest = {name: value for name, value in record.items() if name not in (*columns, *columns.values())}
     return decode_messages(rest | {ours: record[theirs] for ours, theirs in columns.items() if theirs in record})
 
@@ -191,23 +192,3 @@ def _rename(record: Record | Unreadable, columns: dict[str, str]) -> Record:
 def _kind(row: TrainingRow) -> tuple[type, set[bool]]:
     """Return the class of the row and whether it is plain text; all rows of a file must agree."""
     return type(row), {isinstance(value, str) for name, value in row.columns().items() if name not in TEMPLATE_COLUMNS}
-
-
-def _pairs_of_other_rows(
-    path: Path, reading: Reading, seed: int, report: RowReport | None
-) -> Iterator[tuple[int, Pair]]:
-    """Pair each row's completion with a different completion of another row, drawn by `seed`."""
-    rows = list(read_examples(path, reading, report))
-    examples = [(number, row) for number, row in rows if isinstance(row, Example)]
-    if len(examples) != len(rows):
-        raise UserError(f"{path}: rejected: other_row needs rows of prompt and completion, or of alpaca's columns")
-    completions = [example.completion for _, example in examples]
-    if all(completion == completions[0] for completion in completions):
-        raise UserError(f"{path}: rejected: other_row needs rows with different completions")
-    draw = random.Random(seed)
-    for number, example in examples:
-        other = draw.choice(completions)
-        while other == example.completion:
-            other = draw.choice(completions)
-        template_columns = {name: getattr(example, name) for name in TEMPLATE_COLUMNS}
-        yield number, Pair(example.prompt, example.completion, other, **template_columns)

@@ -17,12 +17,13 @@ import pyarrow
 import torch
 import transformers
 from datasets import Dataset, Features, List, Value
+from pyarrow.compute import list_slice
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from stages.base import UserError
-from stages.data.chat_rendering import Rendered, RenderError, render_chat, render_text, target_turns
-from stages.data.columns import BadRow, weighted_tokens
-from stages.data.files import without_nulls
+from stages.data.chat_rendering import Rendered, render_chat, render_text, target_turns
+from stages.data.columns import from_json, weighted_tokens
+from stages.data.files import BadRow, without_nulls
 from stages.data.reader import bad_rows_error
 from stages.data.segments import Segment
 
@@ -30,10 +31,10 @@ PREPARATION_VERSION = 3
 """Part of the cache key of prepared rows. Increase it when the same rows would be prepared differently."""
 ROWS_PER_PROCESS = 5_000  # with fewer, starting a process takes longer than its share of the work
 
-ROW_COLUMNS = ({"prompt", "completion"}, {"messages"}, {"text"}, {"input_ids", "loss_weights"})
-"""The sets of columns that rows can have."""
 ROW_JSON = "json"
 """A column of rows as JSON, which keeps the keys and types of each row."""
+ROW_COLUMNS = ({"prompt", "completion"}, {"messages"}, {"text"}, {"input_ids", "loss_weights"}, {ROW_JSON})
+"""The sets of columns that rows can have."""
 
 FEATURES = Features(
     {
@@ -52,9 +53,7 @@ FEATURES = Features(
 
 def prepare(
     dataset: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int | None,
-    turns: Literal["all", "last"] = "all",
+    preparer: "Preparer",
     on_bad_row: Literal["error", "drop"] = "error",
     place: Callable[[int], str] = "row {}".format,
     num_proc: int | None = None,
@@ -64,12 +63,11 @@ def prepare(
     Text gets the EOS token at its end, as in TRL; messages get what the chat template writes.
 
     Args:
-        turns: which assistant turns of `messages` are completion.
         place: the name of a row in errors, by its number.
         num_proc: number of processes; by default one per core for large data sets.
 
     Returns:
-        One row per input row, with the columns
+        One row per input row, with the columns of `preparer.features`; those of Preparer are
         - `input_ids` and `segments` (values of Segment): lists of equal length, truncated on the right to `max_length`;
         - `factors`: the weight multiplier of each token, or an empty list if all are 1;
         - `row`: the input's `row`, or a number counted from 1;
@@ -81,24 +79,12 @@ def prepare(
     Raises:
         UserError: a row cannot be used; with `on_bad_row="drop"` only if none can.
     """
-    preparer = Preparer(tokenizer, max_length, turns)
     names = set(dataset.column_names)
     if not any(names >= columns for columns in ROW_COLUMNS):
         raise UserError(
             f"the data has the columns {', '.join(sorted(names))}; rows need prompt and"
             " completion, or messages, or text, or input_ids and loss_weights"
         )
-    return apply(preparer, dataset, on_bad_row, place, num_proc)
-
-
-def apply(
-    preparer: "Preparer",
-    dataset: Dataset,
-    on_bad_row: Literal["error", "drop"],
-    place: Callable[[int], str] = "row {}".format,
-    num_proc: int | None = None,
-) -> Dataset:
-    """Prepare all rows of a data set; see `prepare`."""
     prepared = dataset.map(
         preparer,
         batched=True,
@@ -110,7 +96,7 @@ def apply(
     )
     bad = [f"{place(row)}: {problem}" for row, problem in problems(prepared)]
     if bad and (on_bad_row == "error" or len(bad) == len(prepared)):
-        raise bad_rows_error(bad, len(bad))
+        raise bad_rows_error(bad)
     return prepared
 
 
@@ -166,6 +152,7 @@ class Preparer:
     tokenizer: PreTrainedTokenizerBase
     max_length: int | None
     turns: Literal["all", "last"] = "all"
+    """Which assistant turns of `messages` are completion."""
 
     def __post_init__(self) -> None:
         self.eos = self.tokenizer.eos_token or ""
@@ -203,20 +190,20 @@ class Preparer:
     def _render_or_explain(self, row: dict[str, Any]) -> Rendered:
         try:
             rendered = self._render(row)
-        except RenderError as error:
-            return Rendered("", str(error))
+        except BadRow as error:
+            return Rendered("", error.describe(row, {}))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             return Rendered("", f"cannot be read as {' and '.join(row)}: {type(error).__name__}: {error}")
         return rendered if rendered.text else Rendered("", "is empty; fill it or remove the row")
 
     def _render(self, row: dict[str, Any]) -> Rendered:
         options = row.get("chat_template_kwargs") or {}
-        options = options | {name: row[name] for name in ("tools", "documents") if row.get(name)}
+        options = options | {name: from_json(name, row[name]) for name in ("tools", "documents") if row.get(name)}
         if "messages" in row:
             messages = row["messages"]
             targets = target_turns(messages, self.turns)
             if not targets:
-                raise RenderError("has no assistant message, so there is nothing to learn; remove the row")
+                raise BadRow(None, "has no assistant message, so there is nothing to learn; remove the row")
             return render_chat(self.tokenizer, messages, targets, options, headers=self.headers)
         if "completion" not in row:
             return render_text("", row["text"].removesuffix(self.eos), self.added_eos, Segment.TEXT)
@@ -259,7 +246,12 @@ class Preparer:
         crosses = (char_segments[first_char] != Segment.COMPLETION) & (segments == Segment.COMPLETION)
         boundary_tokens = crosses & (spans[:, 1] > spans[:, 0])
         has_multipliers = numpy.bincount(row_of[multipliers != 1], minlength=len(rows)) > 0
-        return self._truncate(lengths, ids, segments, multipliers, has_multipliers) | {
+        return self._truncate(
+            lengths,
+            input_ids=list_array(lengths, ids),
+            segments=list_array(lengths, segments),
+            factors=list_array(numpy.where(has_multipliers, lengths, 0), multipliers[has_multipliers[row_of]]),
+        ) | {
             "merged": numpy.bincount(row_of[boundary_tokens], minlength=len(rows)),
             "unwritten": [sum(map(len, row.unwritten.values())) for row in rendered],
             "problem": [row.problem for row in rendered],
@@ -272,31 +264,17 @@ class Preparer:
         ids = numpy.fromiter(chain.from_iterable(all_ids), numpy.int32)
         weights = numpy.fromiter(chain.from_iterable(all_weights), numpy.float32)
         segments = numpy.full(len(ids), Segment.GIVEN, dtype=numpy.int8)
-        columns = self._truncate(lengths, ids, segments, weights, numpy.ones(len(rows), dtype=bool))
+        lists = {"input_ids": ids, "segments": segments, "factors": weights}
+        columns = self._truncate(lengths, **{name: list_array(lengths, values) for name, values in lists.items()})
         zeros = numpy.zeros(len(rows), dtype=numpy.int32)
         return columns | {"merged": zeros, "unwritten": zeros, "problem": problems}
 
-    def _truncate(
-        self,
-        lengths: numpy.ndarray,
-        ids: numpy.ndarray,
-        segments: numpy.ndarray,
-        multipliers: numpy.ndarray,
-        has_multipliers: numpy.ndarray,
-    ) -> dict[str, Any]:
-        """Split token arrays into lists of at most max_length per row; rows without multipliers get an empty list."""
-        new_lengths = lengths if self.max_length is None else numpy.minimum(lengths, self.max_length)
-        position = numpy.arange(len(ids)) - numpy.repeat(numpy.cumsum(lengths) - lengths, lengths)
-        remains = position < numpy.repeat(new_lengths, lengths)
-        return {
-            "input_ids": list_array(new_lengths, ids[remains]),
-            "segments": list_array(new_lengths, segments[remains]),
-            "factors": list_array(
-                numpy.where(has_multipliers, new_lengths, 0),
-                multipliers[remains & numpy.repeat(has_multipliers, lengths)],
-            ),
-            "cut": lengths - new_lengths,
-        }
+    def _truncate(self, lengths: numpy.ndarray, **lists: pyarrow.ListArray) -> dict[str, Any]:
+        """Cut the lists of tokens off at max_length, and count the tokens of rows of these lengths beyond it."""
+        if self.max_length is None:
+            return lists | {"cut": numpy.zeros_like(lengths)}
+        truncated = {name: list_slice(values, 0, self.max_length) for name, values in lists.items()}
+        return truncated | {"cut": numpy.maximum(lengths - self.max_length, 0)}
 
 
 def _tokens_or_problem(row: dict[str, Any]) -> tuple[list[int], list[float], str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from stages.base import wrong_at
-from stages.data.formats import PAIR_COLUMNS, Pair, columns_of
+from stages.data.formats import PAIR, Pair, columns_of
 from stages.data.reader import RowReport, read_pairs
 from stages.library_options.option_models import Options, options
 from stages.training.config import TrainingData, TrainingStage
@@ -33,7 +33,7 @@ class DPOData(TrainingData):
 
     def known_columns(self) -> set[str]:
         if self.rejected == "column":
-            return set(PAIR_COLUMNS)
+            return set(PAIR.columns)
         return columns_of(["prompt_completion", "alpaca", "official"] if self.format == "auto" else [self.format])
 
 

@@ -8,8 +8,7 @@ from typing import Any
 from stages.dpo.config import DPOStage
 from stages.dpo.pairs import ID_COLUMNS, PairPreparer, kept, length_options
 from stages.preview.page import show_rows
-from stages.preview.terminal import TerminalPreview
-from stages.preview.token_display import SEGMENT_NAMES, TIMES, PreviewedRow, Token, TokenTexts
+from stages.preview.token_display import SEGMENT_NAMES, TIMES, Preview, PreviewedRow, Token, TokenTexts
 
 DIRECTIONS = {"chosen": 1.0, "rejected": -1.0}
 """The sign of a token's log-probability in DPO's objective; prompts have 0."""
@@ -18,9 +17,7 @@ EXPLANATION = (
 )
 
 
-def preview(
-    step: str, stage: DPOStage, paths: dict[str, Path], count: int
-) -> tuple[dict[str, Any], str, TerminalPreview]:
+def preview(step: str, stage: DPOStage, paths: dict[str, Path], count: int) -> tuple[dict[str, Any], str, Preview]:
     """Show `count` pairs of the training file; see show_rows."""
     lengths = length_options(stage)
     preparer, display = partial(PairPreparer, **lengths), partial(_display, **lengths)

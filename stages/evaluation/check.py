@@ -3,10 +3,9 @@
 from functools import cache
 
 from stages.base import Context, Findings, UserError
-from stages.models.appended_eos import remove_appended_eos
 from stages.models.generation_config import NOT_USED, describe, read_generation_config, set_values
 from stages.models.model_size import build
-from stages.models.tokenizer import load_tokenizer
+from stages.models.tokenizer import load_tokenizer, remove_appended_eos
 
 _load_tokenizer = cache(load_tokenizer)  # the steps of several stages share models
 

@@ -21,8 +21,8 @@ from stages.inference.prefix_tree import Tokens
 from stages.inference.requests import GenerationRequest, Score, ScoreRequest, key_of
 from stages.inference.scoring import TreeScorer
 from stages.inference.self_check import generate_plainly, score_plainly, why_plain
-from stages.models.appended_eos import remove_appended_eos
 from stages.models.generation_config import remove_generation_defaults
+from stages.models.tokenizer import remove_appended_eos
 from stages.system.limits import LimitExceeded, limited
 
 LEAST_BUDGET = 32

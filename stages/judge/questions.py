@@ -7,8 +7,8 @@ from functools import cache
 from pathlib import Path
 
 from stages.base import UserError
-from stages.data.columns import BadRow, filled_list, read_as, text
-from stages.data.files import Record
+from stages.data.columns import filled_list, read_as, text
+from stages.data.files import BadRow, Record
 
 WITH_REFERENCE = ("math", "reasoning", "coding")
 """MT-Bench's categories whose answers are graded with a reference answer."""

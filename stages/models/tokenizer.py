@@ -1,8 +1,11 @@
-"""Load the tokenizer of a model folder or of a training, and the tokens that stop generation."""
+"""Load the tokenizer of a model folder, of a training or for an evaluation, and the tokens that stop generation."""
 
+from contextlib import suppress
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from stages.base import Context, UserError
@@ -44,6 +47,38 @@ def load_training_tokenizer(path: Path, rows: list[Any], trust_remote_code: bool
             " instruction data: 'format: official') or a model with a chat template"
         )
     return tokenizer
+
+
+def remove_appended_eos(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Stop a tokenizer from ending every text with EOS, after which a model has nothing to add to a prompt.
+
+    Raises:
+        UserError: the tokenizer cannot be changed.
+    """
+    if not _appends_eos(tokenizer):
+        return
+    if tokenizer.is_fast:
+        backend = tokenizer.backend_tokenizer
+        encoding = backend.encode("a")
+        are_special = zip(encoding.tokens, encoding.special_tokens_mask, strict=True)
+        pieces = [piece for piece, _ in groupby(token if special else "$A" for token, special in are_special)]
+        single = pieces[:-1]  # all but EOS
+        special_tokens = [(piece, backend.token_to_id(piece)) for piece in single if piece != "$A"]
+        with suppress(ValueError):  # of a token with a colon, which no template can have
+            template = TemplateProcessing(single=single, pair=[*single, "$B"], special_tokens=special_tokens)
+            backend.post_processor = template
+    else:
+        tokenizer.add_eos_token = False  # of a fast one, this would remove BOS, too
+    if _appends_eos(tokenizer):
+        raise UserError(
+            f"the tokenizer ends every prompt with {tokenizer.eos_token}, so that the model has nothing to add; save it"
+            " without this token in its post-processor"
+        )
+
+
+def _appends_eos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    eos = tokenizer.eos_token_id
+    return eos is not None and tokenizer("a")["input_ids"][-1:] == [eos]
 
 
 def load_stop_ids(path: Path, tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool = False) -> set[int]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
 from transformers import PreTrainedTokenizerBase
 
 from stages.data.dataset_cache import prepare_rows
@@ -17,8 +16,7 @@ from stages.data.reader import source_name
 from stages.data.segments import describe_shares, segment_shares
 from stages.data.tokenization import Preparer
 from stages.models.tokenizer import load_training_tokenizer
-from stages.preview.terminal import TerminalPreview
-from stages.preview.token_display import WHITE_SPACE_SYMBOLS, Preview, PreviewedRow, TokenTexts
+from stages.preview.token_display import Preview, PreviewedRow, TokenTexts
 
 
 def show_rows(
@@ -29,7 +27,7 @@ def show_rows(
     preparer_for: Callable[[PreTrainedTokenizerBase], Preparer],
     display: Callable[[dict[str, Any], TokenTexts], PreviewedRow],
     **shown: Any,
-) -> tuple[dict[str, Any], str, TerminalPreview]:
+) -> tuple[dict[str, Any], str, Preview]:
     """Return `count` evenly spaced rows of the training file as JSON, as an HTML page and as a rich renderable.
 
     Args:
@@ -55,7 +53,7 @@ def show_rows(
     shown_path = Path(os.path.relpath(path)) if path.is_relative_to(Path.cwd()) else path
     file = source_name(shown_path, stage.data.reading("train", stage.data.format))
     preview = Preview(step=step, file=file, rows=total, examples=examples, **shown)
-    return preview.as_json(), html_page(preview), TerminalPreview(preview)
+    return preview.as_json(), html_page(preview), preview
 
 
 def html_page(preview: Preview) -> str:
@@ -63,13 +61,5 @@ def html_page(preview: Preview) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
-    environment.filters |= {"fade_symbols": _fade_symbols, "repr": repr}
+    environment.filters["repr"] = repr
     return environment.get_template("page.html.jinja").render(preview=preview)
-
-
-def _fade_symbols(text: str) -> Markup:
-    """Escape text, and wrap white space symbols in <i> so that they can be less prominent."""
-    html = str(escape(text))
-    for symbol in WHITE_SPACE_SYMBOLS.values():
-        html = html.replace(symbol, f"<i>{symbol}</i>")
-    return Markup(html.replace("↵</i>", "↵</i><br>"))

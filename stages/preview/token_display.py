@@ -1,4 +1,7 @@
-"""Previewed rows as tokens that a person can read: partial characters, white space and special tokens are visible."""
+"""Previewed rows as tokens that a person can read: partial characters, white space and special tokens are visible.
+
+On a terminal, segments are background colours, or labels and marks if there are no colours.
+"""
 
 import re
 from collections import Counter
@@ -6,6 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
+
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions
+from rich.text import Text
 
 from stages.data.segments import Segment, segment_shares
 from stages.system.terminal_text import safe
@@ -18,6 +25,20 @@ WHITE_SPACE_SYMBOLS = {" ": "·", "\n": "↵", "\t": "→", "\r": "␍"}
 TIMES = "\u00d7"  # precedes a weight
 COMPLETIONS = ("completion", "chosen", "rejected")
 """Segments with a heading; the last two of a preference pair."""
+COLOURS = {
+    "prompt": ("#9ccbf5", "#c3e0fa", "#4a86b8", "#74a5cc"),
+    "completion": ("#ffb454", "#ffd59b", "#b8732a", "#cf9556"),
+    "system": ("#d3a4e3", "#e7cbf0", "#96629f", "#b08ab8"),
+    "template": ("#c4c9d0", "#dfe2e7", "#7a828c", "#989fa8"),
+    "text": ("#7ed6b1", "#b4e8d2", "#3a9470", "#68b092"),
+    "given": ("#efdc66", "#f7eeab", "#94851f", "#b3a551"),
+    "chosen": ("#7ed6b1", "#b4e8d2", "#3a9470", "#68b092"),
+    "rejected": ("#f2a58e", "#f9cec1", "#b4543a", "#cc8570"),
+}
+"""Segment -> two alternating backgrounds of tokens with weight, two foregrounds of tokens without. The colour-blind can
+tell the hues apart (Okabe and Ito)."""
+MAX_WIDTH = 120
+SEPARATOR = "¦"  # between tokens if there are no colours
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -116,7 +137,7 @@ def _tokens(count: int) -> str:
 
 @dataclass(frozen=True)
 class Preview:
-    """Some rows of one stage's training file."""
+    """Some rows of one stage's training file. rich can print it."""
 
     step: str
     file: str
@@ -149,6 +170,67 @@ class Preview:
                 for example in self.examples
             ]
         }
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        coloured = console.color_system in ("256", "truecolor") and not console.no_color
+        width = min(options.max_width, MAX_WIDTH)
+        labels = [run.first.label for example in self.examples for run in example.runs]
+        gutter = max([len(label) + 2 for label in labels], default=0)
+        yield Text(safe(self.title), style="bold")
+        yield from _legend(self.weights, coloured)
+        if self.explanation:
+            yield Text(self.explanation, style="dim")
+        for example in self.examples:
+            yield Text()
+            yield Text(safe(f"{self.file}:{example.row}"), style="bold")
+            yield Text(f"  {example.counts}")
+            for note in example.notes(self.max_length):
+                yield Text.assemble(("  note: ", "bold"), safe(note))
+            for run in example.runs:
+                if run.heading:
+                    yield Text(f"  {'':{gutter}} {'─' * 12} {run.heading} {'─' * 12}", style="bold")
+                lines = _lines(run, coloured, width - gutter - 4)
+                for label, line in zip([f"[{run.first.label}]", *[""] * len(lines)], lines, strict=False):
+                    yield Text.assemble("  ", (f"{label:>{gutter}}", "dim"), " ", line)
+
+
+def _legend(weights: dict[str, float], coloured: bool) -> Iterator[Text]:
+    line = Text()
+    for name, weight in weights.items():
+        style = _style(name, bool(weight), False, 0) if coloured else ""
+        line.append(f" {name} {TIMES}{weight:g} ", style=style)
+        line.append("  ")
+    yield line
+    symbols = "{} space, {} line end, {} tab".format(*WHITE_SPACE_SYMBOLS.values())
+    marks = (
+        "underlined: special token; no background: weight 0" if coloured else f"{SEPARATOR} between tokens, ⟦special⟧"
+    )
+    yield Text(f"{symbols}; {marks}", style="dim")
+
+
+def _style(segment: str, has_weight: bool, special: bool, shade: int) -> str:
+    marks = "bold underline " if special else ""
+    return marks + (f"#14181e on {COLOURS[segment][shade]}" if has_weight else COLOURS[segment][2 + shade])
+
+
+def _lines(run: TokenRun, coloured: bool, width: int) -> list[Text]:
+    """Wrap the run's tokens after newlines, and between tokens at `width`; rich folds a token that is longer."""
+    lines = [Text()]
+    starts_line = True
+    for index, token in enumerate(run.tokens):
+        style = _style(token.segment, bool(token.weight), token.special, index % 2) if coloured else ""
+        parts = token.lines
+        if not coloured:
+            parts = [f"⟦{''.join(parts)}⟧"] if token.special else parts
+            parts[:1] = [("" if starts_line else SEPARATOR) + part for part in parts[:1]]
+        for part in parts:
+            if lines[-1].cell_len + cell_len(part) > width and lines[-1]:
+                lines.append(Text())
+            lines[-1].append(part, style=style)
+            starts_line = part.endswith("↵")
+            if starts_line:
+                lines.append(Text())
+    return lines if lines[-1] else lines[:-1]
 
 
 class TokenTexts:

@@ -15,8 +15,8 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from stages.base import Config
-from stages.data.columns import BadRow, filled_list, read_as, text
-from stages.data.files import Record
+from stages.data.columns import filled_list, read_as, text
+from stages.data.files import BadRow, Record
 from stages.evaluation.config import unique
 
 OPEN, CHOICES = "{prompt}", "{prompt}\n{choices}\nAnswer:"

@@ -7,14 +7,11 @@ from typing import Any
 
 from stages.data.tokenization import Preparer
 from stages.preview.page import show_rows
-from stages.preview.terminal import TerminalPreview
-from stages.preview.token_display import SEGMENT_NAMES, TIMES, PreviewedRow, TokenTexts
+from stages.preview.token_display import SEGMENT_NAMES, TIMES, Preview, PreviewedRow, TokenTexts
 from stages.sft.config import SFTStage
 
 
-def preview(
-    step: str, stage: SFTStage, paths: dict[str, Path], count: int
-) -> tuple[dict[str, Any], str, TerminalPreview]:
+def preview(step: str, stage: SFTStage, paths: dict[str, Path], count: int) -> tuple[dict[str, Any], str, Preview]:
     """Show `count` rows of the training file; see show_rows."""
     max_length = stage.train_options["max_length"]
     preparer = partial(Preparer, max_length=max_length, turns=stage.data.turns)

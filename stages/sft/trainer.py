@@ -23,7 +23,7 @@ from trl import SFTConfig, SFTTrainer
 
 from stages.base import UserError
 from stages.data.segments import weights_by_segment
-from stages.data.tokenization import prepare, stop_ids_of
+from stages.data.tokenization import Preparer, prepare, stop_ids_of
 from stages.library_options.option_constraints import RESERVED
 from stages.sft.collator import BOUNDARIES, WeightedCollator
 from stages.sft.head import add_weighted_head
@@ -150,8 +150,8 @@ class WITTrainer(SFTTrainer):
             return dataset
         if "segments" not in dataset.column_names:
             with args.main_process_first(desc="preparing rows"):
-                processes = args.dataset_num_proc
-                dataset = prepare(dataset, processing_class, args.max_length, args.turns, num_proc=processes)
+                preparer = Preparer(processing_class, args.max_length, args.turns)
+                dataset = prepare(dataset, preparer, num_proc=args.dataset_num_proc)
         stop_ids = stop_ids_of(processing_class, self._generation_config)
         dataset, stats = select(dataset, args.segment_weights, stop_ids)
         self.used.setdefault(dataset_name, stats)

@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from stages.base import UserError
-from stages.data.files import Unreadable, read_file, read_rows
+from stages.data.files import BadRow, read_file, read_rows
 from stages.data.folders import read_folder
 from stages.data.reader import Reading, RowReport, read_examples, report_notes
 
@@ -121,7 +121,8 @@ def test_errors_of_a_file(tmp_path: Path, name: str, text: str, message: str) ->
 def test_a_row_that_cannot_be_read_between_others(tmp_path: Path, name: str, text: str, reason: str) -> None:
     path = lines(tmp_path / name, text)
     first, bad, last = (row for _, row in read_file(path))
-    assert (isinstance(first, dict), bad, isinstance(last, dict)) == (True, Unreadable(reason), True)
+    assert isinstance(bad, BadRow)
+    assert (isinstance(first, dict), str(bad), isinstance(last, dict)) == (True, reason, True)
     with pytest.raises(UserError, match=rf"{name}:\d: "):
         list(read_rows(path))
 
@@ -130,9 +131,9 @@ def test_a_line_nested_too_deep_is_one_bad_row(tmp_path: Path) -> None:
     deep = '{"a": ' + "[" * 900 + "]" * 900 + "}"
     path = lines(tmp_path / "a.jsonl", "[" * 100_000 + f'\n{deep}\n{{"a": 1}}\n')
     (_, bad), (_, too_deep), good = read_file(path)
-    assert isinstance(bad, Unreadable)
+    assert isinstance(bad, BadRow)
     assert "not valid JSON: maximum recursion depth" in bad.reason
-    assert too_deep == Unreadable("is nested too deep")
+    assert str(too_deep) == "is nested too deep"
     assert good == (3, {"a": 1})
 
 

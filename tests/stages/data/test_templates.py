@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import TemplateError
 
-from stages.data.chat_rendering import Rendered, RenderError, render_chat, target_turns
+from stages.data.chat_rendering import Rendered, render_chat, target_turns
+from stages.data.files import BadRow
 from stages.data.segments import Segment
 from tests.stages.data.test_tokenization import CHATML, FORGETFUL, tokenizer
 
@@ -103,7 +104,7 @@ def check(template: str, messages: list[dict[str, Any]], which: str) -> Rendered
         output = None  # the template itself refuses them
     try:
         rendered = render_chat(fast, messages, targets)
-    except RenderError as error:
+    except BadRow as error:
         number, rendered = re.search(r"leaves out .* of message (\d+)", str(error)), None
     if rendered is None:
         assert number is None or (output is not None and not is_complete(messages[int(number[1]) - 1], output))
@@ -199,7 +200,7 @@ def test_an_earlier_answer_that_only_calls_a_tool_is_prompt() -> None:
     ],
 )
 def test_what_the_last_answer_loses_is_an_error(message: dict[str, Any], missing: str) -> None:
-    with pytest.raises(RenderError, match=f"leaves out {missing}"):
+    with pytest.raises(BadRow, match=f"leaves out {missing}"):
         render_chat(tokenizer(CHATML), [{"role": "user", "content": "w0x"}, message], [1])
 
 
@@ -214,5 +215,5 @@ def test_tool_calls_of_which_a_part_is_left_out() -> None:
         {"role": "user", "content": "w0x"},
         {"role": "assistant", "content": "", "tool_calls": [call]},
     ]
-    with pytest.raises(RenderError, match=r"tool calls of message 2 \(assistant\): \['b', 'w2x'\]"):
+    with pytest.raises(BadRow, match=r"tool calls of message 2 \(assistant\): \['b', 'w2x'\]"):
         render_chat(tokenizer(template), messages, [1])

@@ -13,7 +13,8 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from stages.base import UserError
-from stages.data.chat_rendering import RenderError, render_chat, target_turns
+from stages.data.chat_rendering import render_chat, target_turns
+from stages.data.files import BadRow
 from stages.data.segments import Segment, describe_shares, segment_shares, weights_by_segment
 from stages.data.tokenization import Preparer, date_notes, dates_in, prepare
 from stages.sft.packing import pack
@@ -47,7 +48,7 @@ def tokenizer(template: str | None = None) -> PreTrainedTokenizerFast:
 
 def prepared(row: dict[str, Any], template: str | None = None, max_length: int | None = None, **options: Any) -> dict:
     """One row, prepared."""
-    return prepare(Dataset.from_list([row]), tokenizer(template), max_length, **options)[0]
+    return prepare(Dataset.from_list([row]), Preparer(tokenizer(template), max_length, **options))[0]
 
 
 def parts(row: dict[str, Any], template: str | None = None, **options: Any) -> list[tuple[str, str]]:
@@ -182,7 +183,7 @@ def test_the_templates_of_known_models(which: str) -> None:
             messages = turns("QUESTION1", answer.format(1, 1), "QUESTION2", answer.format(2, 2))
             try:
                 rendered = render_chat(fast, messages, target_turns(messages, which))
-            except RenderError:
+            except BadRow:
                 refused.append(path.stem)
                 continue
             pairs = zip(rendered.text, rendered.segments, strict=True)
@@ -224,7 +225,7 @@ def test_none_that_arrow_adds_is_ignored() -> None:
         }
         for key in ("x", "y")
     ]
-    prepared_rows = prepare(Dataset.from_list(rows), tokenizer(template), None)
+    prepared_rows = prepare(Dataset.from_list(rows), Preparer(tokenizer(template), None))
     assert tokenizer().decode(prepared_rows[1]["input_ids"]) == 'q;[{"a": {"y": 1}}];'
 
 
@@ -244,7 +245,10 @@ def test_none_that_arrow_adds_is_ignored() -> None:
 def test_rows_that_cannot_be_used_are_named(row: dict[str, Any]) -> None:
     blank = byte_tokenizer()
     with pytest.raises(UserError, match=r"^row 1: "):
-        prepare(Dataset.from_list([row] if row.get("completion", 1) else [row | {"completion": None}]), blank, None)
+        prepare(
+            Dataset.from_list([row] if row.get("completion", 1) else [row | {"completion": None}]),
+            Preparer(blank, None),
+        )
 
 
 def test_tool_calls_are_completion_and_tool_answers_are_prompt() -> None:
@@ -290,7 +294,7 @@ def test_the_weight_of_a_message_multiplies() -> None:
 def test_completions_without_a_stop_token_are_counted() -> None:
     """CHATML ends answers with text that is not this tokenizer's EOS; a truncated row says nothing about its end."""
     rows = [{"messages": turns("a", "b")}, {"messages": turns("a", "b" * 90)}, {"messages": turns("a", "b<end>")}]
-    data = prepare(Dataset.from_list(rows), tokenizer(CHATML), 80)
+    data = prepare(Dataset.from_list(rows), Preparer(tokenizer(CHATML), 80))
     stop = tokenizer().eos_token_id
     assert select(data, weights_by_segment(0, 1), {stop})[1].rows_without_stop == 1
     assert select(data, weights_by_segment(0, 1))[1].rows_without_stop == 0
@@ -298,7 +302,7 @@ def test_completions_without_a_stop_token_are_counted() -> None:
 
 def test_the_share_of_template_tokens() -> None:
     """A token is a byte: 17 before the user's words, 33 after them, 13 of the answer. Nothing predicts the first."""
-    data = prepare(Dataset.from_list([{"messages": turns("hi", "yo")}]), tokenizer(CHATML), None)
+    data = prepare(Dataset.from_list([{"messages": turns("hi", "yo")}]), Preparer(tokenizer(CHATML), None))
     stats = select(data, weights_by_segment(0.2, 0.8))[1]
     assert stats.weighted == {"prompt": 2, "completion": 13, "template": 49}
     shares = segment_shares(stats.weighted)
@@ -325,7 +329,7 @@ def test_rows_of_a_template_that_writes_the_date_are_cached_for_a_day() -> None:
     assert [today] in Preparer(dated, None).key()
     assert [] in Preparer(plain, None).key()
     row = {"messages": turns("a", "b")}
-    (note,) = date_notes(dated, prepare(Dataset.from_list([row]), dated, None)[0]["input_ids"])
+    (note,) = date_notes(dated, prepare(Dataset.from_list([row]), Preparer(dated, None))[0]["input_ids"])
     assert note.startswith(f"the chat template writes the date or time ({today})")
     assert date_notes(plain, prepared(row, CHATML)["input_ids"]) == []
 
@@ -343,7 +347,7 @@ def test_truncation_keeps_the_start_and_is_counted() -> None:
 def test_a_boundary_token_is_completion_and_is_counted() -> None:
     merging = tokenizer()
     merging.add_tokens(["bc"])
-    out = prepare(Dataset.from_list([{"prompt": "ab", "completion": "cd"}]), merging, None)[0]
+    out = prepare(Dataset.from_list([{"prompt": "ab", "completion": "cd"}]), Preparer(merging, None))[0]
     assert merging.convert_ids_to_tokens(out["input_ids"]) == ["a", "bc", "d", "<end>"]
     assert (out["segments"], out["merged"]) == ([0, 1, 1, 1], 1)
 
@@ -357,21 +361,21 @@ def test_rows_that_the_template_refuses_are_named_or_dropped() -> None:
     refusing = "{% if messages[0].role != 'user' %}{{ raise_exception('user first') }}{% endif %}" + CHATML
     rows = Dataset.from_list([{"messages": turns("a", "b")}, {"messages": turns("a", "b")[1:]}])
     with pytest.raises(UserError, match=r"^data\.jsonl:2: the chat template refuses the conversation: user first$"):
-        prepare(rows, tokenizer(refusing), None, place="data.jsonl:{}".format)
-    good = prepare(rows, tokenizer(refusing), None, on_bad_row="drop")
+        prepare(rows, Preparer(tokenizer(refusing), None), place="data.jsonl:{}".format)
+    good = prepare(rows, Preparer(tokenizer(refusing), None), on_bad_row="drop")
     assert [bool(ids) for ids in good["input_ids"]] == [True, False]
     assert "user first" in good[1]["problem"]
 
 
 def test_unknown_columns_are_refused() -> None:
     with pytest.raises(UserError, match="the data has the columns answer, question; rows need prompt and completion"):
-        prepare(Dataset.from_list([{"question": "a", "answer": "b"}]), tokenizer(), None)
+        prepare(Dataset.from_list([{"question": "a", "answer": "b"}]), Preparer(tokenizer(), None))
 
 
 def test_used_rows_and_tokens_are_counted() -> None:
     """At max_length 4 the second row loses its completion: (0, 1) drops the row, (1, 1) keeps it."""
     rows = Dataset.from_list([{"prompt": "ab", "completion": "c"}, {"prompt": "abcdef", "completion": "g"}])
-    prepared_rows = prepare(rows, tokenizer(), max_length=4)  # "abc<end>", and "abcd" of "abcdefg<end>"
+    prepared_rows = prepare(rows, Preparer(tokenizer(), max_length=4))  # "abc<end>", and "abcd" of "abcdefg<end>"
     good, used = select(prepared_rows, weights_by_segment(0, 1))
     assert (len(good), used.rows, used.rows_used, used.rows_without_weight) == (1, 2, 1, 1)
     assert (used.tokens, used.tokens_dropped, used.tokens_truncated) == (4, 4, 4)
@@ -384,14 +388,14 @@ def test_a_row_whose_weights_are_all_zero_is_left_out() -> None:
     rows = Dataset.from_list(
         [{"input_ids": [5, 6], "loss_weights": [1.0, 0.0]}, {"input_ids": [5, 6], "loss_weights": [0.0, 0.5]}]
     )
-    good, used = select(prepare(rows, tokenizer(), None), weights_by_segment(0, 1))
+    good, used = select(prepare(rows, Preparer(tokenizer(), None)), weights_by_segment(0, 1))
     assert (good["row"][:], used.weighted) == ([2], {"given": 1})
 
 
 def test_one_preparation_serves_all_weights() -> None:
     """The prepared rows do not depend on the weights."""
     rows = Dataset.from_list([{"prompt": "ab", "completion": "c"}])
-    prepared_rows = prepare(rows, tokenizer(), None)
+    prepared_rows = prepare(rows, Preparer(tokenizer(), None))
     first, second = (select(prepared_rows, weights_by_segment(*weights))[0][0] for weights in ((0, 1), (1, 0)))
     assert first["segments"] == second["segments"]
 
@@ -399,7 +403,7 @@ def test_one_preparation_serves_all_weights() -> None:
 def test_packing_fills_rows_and_splits_none() -> None:
     """Best fit decreasing by hand: lengths 4, 3, 2, 1 into rows of 5 are 4 + 1 and 3 + 2."""
     rows = [{"input_ids": [n] * n, "loss_weights": [0.5 * n] * n} for n in (1, 2, 3, 4)]
-    packs = pack(prepare(Dataset.from_list(rows), tokenizer(), None), 5)
+    packs = pack(prepare(Dataset.from_list(rows), Preparer(tokenizer(), None)), 5)
     assert packs["input_ids"][:] == [[4, 4, 4, 4, 1], [3, 3, 3, 2, 2]]
     assert packs["seq_lengths"][:] == [[4, 1], [3, 2]]
     assert packs["factors"][:] == [[2.0, 2.0, 2.0, 2.0, 0.5], [1.5, 1.5, 1.5, 1.0, 1.0]]

@@ -18,7 +18,7 @@ from stages.characteristics.stage import run as run_characteristics
 from stages.judge.stage import run as run_judge
 from stages.lm_eval.config import LMEvalStage
 from stages.lm_eval.stage import run as run_lm_eval
-from stages.models.appended_eos import remove_appended_eos
+from stages.models.tokenizer import remove_appended_eos
 from stages.records.metrics import Metrics
 from stages.sensitivity.config import SensitivityStage
 from stages.sensitivity.stage import run as run_sensitivity

@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerFast
 
 from stages.data.segments import Segment, weights_by_segment
 from stages.preview.page import html_page
-from stages.preview.terminal import TerminalPreview
 from stages.preview.token_display import Preview, PreviewedRow, TokenTexts, visible
 from stages.sft.preview import display_row
 from tests.tiny import byte_tokenizer
@@ -39,7 +38,7 @@ def preview(*rows: dict[str, Any]) -> Preview:
 
 def printed(shown_preview: Preview, width: int = 80, **console: Any) -> str:
     screen = Console(file=io.StringIO(), width=width, **console)
-    screen.print(TerminalPreview(shown_preview))
+    screen.print(shown_preview)
     assert isinstance(screen.file, io.StringIO)
     return screen.file.getvalue()
 

@@ -84,7 +84,7 @@ def token_rows(draw: Any) -> list[dict[str, Any]]:
 @settings(max_examples=60, deadline=None)
 @given(token_rows(), st.integers(12, 30))
 def test_packing_moves_complete_examples_and_loses_none(rows: list[dict[str, Any]], width: int) -> None:
-    packs = pack(prepare(Dataset.from_list(rows), TOKENIZER, width), width)
+    packs = pack(prepare(Dataset.from_list(rows), Preparer(TOKENIZER, width)), width)
     examples = []
     for packed in packs:
         assert len(packed["input_ids"]) == sum(packed["seq_lengths"]) <= width
@@ -99,7 +99,7 @@ def test_packing_moves_complete_examples_and_loses_none(rows: list[dict[str, Any
 @given(token_rows(), st.integers(12, 30), st.sampled_from([None, 8]))
 def test_every_layout_weighs_the_same_tokens(rows: list[dict[str, Any]], width: int, multiple: int | None) -> None:
     """Counted independently: the tokens with a weight after the first token of each example."""
-    prepared = prepare(Dataset.from_list(rows), TOKENIZER, width)
+    prepared = prepare(Dataset.from_list(rows), Preparer(TOKENIZER, width))
     expected = Counter(
         (token, numpy.float32(weight).item())
         for row in rows

@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 from trl import SFTTrainer
 
 from stages.base import UserError
-from stages.data.tokenization import prepare
+from stages.data.tokenization import Preparer, prepare
 from stages.sft import WITConfig, WITTrainer
 from tests.stages.sft.test_loss import EIGHT, ROWS, formula
 from tests.tiny import byte_tokenizer, tiny_model
@@ -107,7 +107,7 @@ def test_rows_without_weight_are_left_out_and_counted(tmp_path: Path) -> None:
 
 def test_prepared_rows_are_not_prepared_again(tmp_path: Path) -> None:
     """Rows prepared once serve every pair of weights."""
-    rows = prepare(Dataset.from_list(ROWS), byte_tokenizer(), None)
+    rows = prepare(Dataset.from_list(ROWS), Preparer(byte_tokenizer(), None))
     for weights in ((0.0, 1.0), (0.4, 0.6)):
         args = config(tmp_path, prompt_loss_weight=weights[0], completion_loss_weight=weights[1])
         model = tiny_model(dtype=torch.float64)

@@ -176,7 +176,12 @@ class Engine:
         """Generate the answers of a batch, or of one request in the way of transformers."""
         if self.plain["generate"]:
             return [generate_plainly(self.model, requests[0], self.tokenizer, sorted(self.eos_ids))]
-        return generate(self.model, requests, self._is_last)
+        *_, answers = generate(self.model, requests, self._is_last)
+        return answers
+
+    def stream(self, request: GenerationRequest) -> Iterator[int]:
+        """Yield the tokens of the answer to one request as they come."""
+        return (answer[-1] for (answer,) in generate(self.model, [request], self._is_last))
 
     def _is_last(self, request: GenerationRequest, answer: list[int]) -> bool:
         """Whether an answer ends with its last token."""

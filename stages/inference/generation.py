@@ -1,6 +1,6 @@
 """Generates answers in a batch: the shared prefix is computed once, and finished answers leave the batch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -67,8 +67,11 @@ class Batch:
 
 def generate(
     model: Any, requests: Sequence[GenerationRequest], is_last: Callable[[GenerationRequest, list[int]], bool]
-) -> list[list[int]]:
-    """Return the tokens of each answer. `is_last(request, answer)` says whether the answer so far is whole."""
+) -> Iterator[list[list[int]]]:
+    """Yield the tokens of each answer so far, in the same lists, after each pass; all are whole at the end.
+
+    `is_last(request, answer)` says whether an answer so far is whole.
+    """
     batch = Batch(model, [request.prompt for request in requests])
     generators = [torch.Generator().manual_seed(request.seed) for request in requests]
     answers: list[list[int]] = [[] for _ in requests]
@@ -83,9 +86,10 @@ def generate(
                 answers[number].append(int(tokens[row]))
                 if is_last(requests[number], answers[number]):
                     finished.add(number)
+        yield answers
         unfinished = [row for row, number in enumerate(rows) if number not in finished]
         if not unfinished:
-            return answers
+            return
         if len(unfinished) <= _MOST_UNFINISHED * len(rows):
             batch.select(unfinished)
             rows, tokens = [rows[row] for row in unfinished], tokens[unfinished]

@@ -92,6 +92,12 @@ def test_a_stop_ends_an_answer(prompts: Prompts, tmp_path: Path) -> None:
     assert text[-2:] in engine.tokenizer.decode(stopped)
 
 
+def test_a_stream_has_the_same_tokens(prompts: Prompts, tmp_path: Path) -> None:
+    engine = open_engine(checkpoint(SHARING["llama"], tmp_path))
+    request = GenerationRequest(prompts[0], 20)
+    assert list(engine.stream(request)) == engine.generate([request])[0]
+
+
 def test_passes_shrink_until_they_fit_the_memory(prompts: Prompts, tmp_path: Path) -> None:
     engine = open_engine(checkpoint(SHARING["llama"], tmp_path), budget=512)
     scoring, _ = asked(prompts)

@@ -16,7 +16,8 @@ EOS = 2
 
 
 def answers_of(model: Any, requests: list[GenerationRequest]) -> list[list[int]]:
-    return generate(model, requests, lambda request, answer: answer[-1] == EOS or len(answer) == request.limit)
+    *_, answers = generate(model, requests, lambda request, answer: answer[-1] == EOS or len(answer) == request.limit)
+    return answers
 
 
 def alone(model: Any, request: GenerationRequest) -> list[int]:

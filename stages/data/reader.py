@@ -110,9 +110,9 @@ def source_name(path: Path, reading: Reading) -> str:
     return f"{path}[{reading.split}]" if path.is_dir() else str(path)
 
 
-def bad_rows_error(lines: list[str]) -> UserError:
-    """Return the error for bad rows, which lists the first MAX_BAD_ROWS of `lines`."""
-    more = [f"and {len(lines) - MAX_BAD_ROWS} more rows like these"] if len(lines) > MAX_BAD_ROWS else []
+def bad_rows_error(lines: list[str], count: int) -> UserError:
+    """Return the error for `count` bad rows, which lists the first MAX_BAD_ROWS of `lines`."""
+    more = [f"and {count - MAX_BAD_ROWS} more rows like these"] if count > MAX_BAD_ROWS else []
     return UserError("\n".join([*lines[:MAX_BAD_ROWS], *more]))
 
 
@@ -138,7 +138,7 @@ def _convert_rows(
         format: None detects it from the first row that fits one.
     """
     report = report or RowReport()
-    bad, kind, unseen = [], None, set(reading.columns)
+    bad, kind, listed, unseen = 0, None, list[str](), set(reading.columns)
     for place, number, record in _records(path, reading):
         try:
             renamed = _rename(record, reading.columns)
@@ -146,9 +146,12 @@ def _convert_rows(
             format = format or detect_format(renamed)
             row = format.convert(renamed)
         except BadRow as error:
-            bad.append(f"{place}: {error.describe(record, reading.columns)}")
+            bad += 1
+            line = f"{place}: {error.describe(record, reading.columns)}"
             if isinstance(error, UnknownFormat) and reading.on_bad_row == "error":
-                raise UserError(bad[-1]) from None
+                raise UserError(line) from None
+            if bad <= MAX_BAD_ROWS or reading.on_bad_row == "drop":
+                listed.append(line)
             continue
         report.unread_columns += [name for name in renamed if name not in (*format.columns, *report.unread_columns)]
         if kind not in (None, _kind(row)):
@@ -156,8 +159,8 @@ def _convert_rows(
         kind = _kind(row)
         yield number, row
     if bad and (kind is None or reading.on_bad_row == "error"):
-        raise bad_rows_error(bad)
-    report.dropped += bad
+        raise bad_rows_error(listed, bad)
+    report.dropped += listed
     if path.is_dir():
         report.unread_files = unread_files(path)
     if unseen:

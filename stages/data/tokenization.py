@@ -96,7 +96,7 @@ def prepare(
     )
     bad = [f"{place(row)}: {problem}" for row, problem in problems(prepared)]
     if bad and (on_bad_row == "error" or len(bad) == len(prepared)):
-        raise bad_rows_error(bad)
+        raise bad_rows_error(bad, len(bad))
     return prepared
 
 

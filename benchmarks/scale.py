@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from pipeline.plan.resolver import Resolver
 from pipeline.plan.selection import Selection
 from pipeline.preflight.prepare import prepare
 from pipeline.recipe.loader import load
-from pipeline.run.executor import DEFAULT_RESOURCES, Event
+from pipeline.run.executor import Event, Executor
 from pipeline.run.job import Job, StepResult
 from pipeline.run.local_executor import LocalExecutor
 from pipeline.run.loop import Run
@@ -67,7 +67,7 @@ def measured(call: list[str], environment: dict[str, str]) -> tuple[float, float
     return time.perf_counter() - start_time, usage.ru_maxrss / 2**20
 
 
-class Instant:
+class Instant(Executor):
     """An executor whose steps take no time."""
 
     width = 2
@@ -78,13 +78,7 @@ class Instant:
     def unmet_requirement(self, config: StageConfig) -> None:
         """No requirement."""
 
-    def expect(self, kinds: Iterable[str]) -> None:
-        """No library."""
-
-    def gpu_share(self, memory: int) -> None:
-        """No GPU."""
-
-    def has_room(self, resources: Resources = DEFAULT_RESOURCES, processes: int = 1) -> bool:
+    def has_room(self, resources: Resources, processes: int) -> bool:
         """Accept two steps at a time."""
         return len(self._events) < self.width
 

@@ -9,17 +9,8 @@ from stages.base import Resources, StageConfig
 from stages.records.run_record import Progress
 from stages.system.limits import END_SIGNAL, END_TEXT
 
-WORKER_ENVIRONMENT = {
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "PYTHONHASHSEED": "0",
-    "TQDM_MININTERVAL": "10",
-}
-"""Environment variables of every worker. Progress bars, which nobody sees, write to the log every 10 s."""
 CORES = "RUN_RECIPE_CORES"
 """The environment variable with the cores that a worker may use; empty if the system cannot restrict them."""
-DEFAULT_RESOURCES = Resources()
-"""The resources of a step that asks for none."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +29,19 @@ class Executor(Protocol):
 
     def expect(self, kinds: Iterable[str]) -> None:
         """Steps of these kinds will be started soon: import their libraries meanwhile, if that helps."""
+        return
 
     def gpu_share(self, memory: int) -> float | None:
-        """Return the share of a GPU for a step of one process; None if the executor does not share GPUs by memory.
+        """Return the share of a GPU for a step of one process; None if the executor does not share GPUs by memory, as
+        on a cluster, where they differ.
 
         Args:
             memory: bytes of the GPU that the step needs; 0 if unknown.
         """
+        return None
 
-    def has_room(self, resources: Resources = ..., processes: int = ...) -> bool:
-        """Whether another step with these resources can start now."""
+    def has_room(self, resources: Resources, processes: int) -> bool:
+        """Whether another step with these resources, in so many processes, can start now."""
 
     def start(self, job: Job) -> None:
         """Start a step for which there is room. `wait` returns its events."""
@@ -61,6 +55,18 @@ class Executor(Protocol):
     @property
     def width(self) -> int:
         """Number of steps of one process that run at once, for estimates of time."""
+
+
+def worker_environment(threads: int) -> dict[str, str]:
+    """The environment variables of a worker that libraries read when they are imported."""
+    return {
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "PYTHONHASHSEED": "0",
+        "TQDM_MININTERVAL": "10",  # seconds between the lines of progress bars in the log, where nobody watches
+        "OMP_NUM_THREADS": str(max(1, threads)),
+        "MKL_NUM_THREADS": str(max(1, threads)),
+    }
 
 
 def checked_result(result: StepResult | None, status: int) -> StepResult:

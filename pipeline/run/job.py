@@ -43,9 +43,11 @@ class Job:
         return self.folder / JOB_FILE
 
     def write(self) -> None:
-        """Write job.json. Raises OSError."""
+        """Write job.json, and make room for the log. Raises OSError."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.file, to_json(self))
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.log.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,14 @@ import queue
 import shutil
 import signal
 import subprocess
+import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from pipeline.run.executor import CORES, DEFAULT_RESOURCES, WORKER_ENVIRONMENT, Event, checked_result
+from pipeline.run.executor import CORES, Event, checked_result, worker_environment
 from pipeline.run.forked_worker import ForkedWorker, PreparedProcess
 from pipeline.run.job import Job, StepResult, decode
 from stages import KINDS
@@ -37,11 +38,12 @@ ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class _Share:
-    """What a step occupies of this machine: slots, and GPUs or the share `of_each` of them."""
+    """What a step occupies of this machine: slots, GPUs or the share `of_each` of them, and bytes of main memory."""
 
     slots: list[int]
     gpus: list[str]
     of_each: float
+    memory: int
 
 
 class LocalExecutor:
@@ -53,18 +55,13 @@ class LocalExecutor:
     """
 
     def __init__(self, jobs: int | None = None) -> None:
-        self.gpus = visible_gpus()
+        self.gpus, self.gpu_memory = visible_gpus()
         self.cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         cores = len(self.cores) or os.cpu_count() or 1
         self.jobs = jobs or max(len(self.gpus), min(cores, MAX_JOBS * max(1, len(self.gpus))))
         self.width = jobs or len(self.gpus) or self.jobs
         self.threads = max(1, cores // self.jobs)
-        self.gpu_memory = gpu_memory(self.gpus)
-        self._free_gpus = dict.fromkeys(self.gpus, 1.0)
-        """GPU -> the share of it that is free."""
         self._memory = machine_memory()
-        self._free_slots = list(range(self.jobs))
-        self._free_memory = self._memory
         self._events: queue.Queue[Event] = queue.Queue()
         self._shares: dict[str, _Share] = {}
         """Step -> what it occupies, until `wait` returns its result."""
@@ -93,7 +90,7 @@ class LocalExecutor:
 
     def expect(self, kinds: Iterable[str]) -> None:
         for kind in kinds:
-            self._prepared_for(kind, self._environment(1, 1))
+            self._prepared_for(kind, worker_environment(self.threads))
 
     def gpu_share(self, memory: int) -> float | None:
         if not self.gpus:
@@ -102,19 +99,13 @@ class LocalExecutor:
             return min(1.0, len(self.gpus) / self.width)
         return min(1.0, (ESTIMATE_MARGIN * memory + GPU_PROCESS) / self.gpu_memory)
 
-    def has_room(self, resources: Resources = DEFAULT_RESOURCES, processes: int = 1) -> bool:
+    def has_room(self, resources: Resources, processes: int) -> bool:
         return self._free_share(resources, processes) is not None
 
     def start(self, job: Job) -> None:
         """Start the job's worker; `wait` returns its events."""
         share = self._free_share(job.resources, job.processes)
         assert share is not None, "has_room is asked first"
-        self._free_slots = [slot for slot in self._free_slots if slot not in share.slots]
-        self._free_memory -= job.resources.bytes
-        for gpu in share.gpus:
-            self._free_gpus[gpu] -= share.of_each
-        job.log.parent.mkdir(parents=True, exist_ok=True)
-        job.log.unlink(missing_ok=True)
         with job.log.open("xb") as log:
             call, environment = module_command("pipeline.run.masked_log")
             mask = subprocess.Popen(call, env=environment, stdin=subprocess.PIPE, stdout=log, start_new_session=True)
@@ -127,12 +118,8 @@ class LocalExecutor:
         except queue.Empty:
             return None
         if isinstance(event.message, StepResult):
-            share = self._shares.pop(event.job.step)
-            self._free_slots += share.slots
-            for gpu in share.gpus:
-                self._free_gpus[gpu] += share.of_each
+            del self._shares[event.job.step]
             self._workers.pop(event.job.step, None)
-            self._free_memory += event.job.resources.bytes
         return event
 
     def stop(self) -> None:
@@ -168,7 +155,8 @@ class LocalExecutor:
     def _start_worker(self, job: Job, share: _Share, log: IO[bytes]) -> subprocess.Popen[str] | ForkedWorker:
         """Fork a worker from a process that is prepared for its kind, or start one. Raises OSError."""
         worker: subprocess.Popen[str] | ForkedWorker | None = None
-        environment, variables = self._environment(len(share.slots), job.processes), self._variables(share)
+        environment = worker_environment(self.threads * len(share.slots) // job.processes)
+        variables = self._variables(share)
         # a model's own code gets a process whose libraries have not read where they copy such code to
         is_forked = not job.config.get("launch") and not job.config.get("trust_remote_code")
         if is_forked and (prepared := self._prepared_for(job.kind, environment)):
@@ -195,7 +183,7 @@ class LocalExecutor:
     def _prepared_for(self, kind: str, environment: dict[str, str]) -> PreparedProcess | None:
         """The process that is prepared for a kind, a new one if there is none yet; None if it needs none."""
         kinds = KINDS[kind].prepared_with
-        if not kinds or not hasattr(os, "pidfd_open"):
+        if not kinds or sys.platform != "linux":
             return None
         key = kinds, *environment.items()
         with self._lock:
@@ -205,24 +193,21 @@ class LocalExecutor:
 
     def _free_share(self, resources: Resources, processes: int) -> _Share | None:
         """What a step would occupy; None if too little is free. Of GPUs that fit, it gets those with the most room."""
-        if resources.bytes > self._free_memory:
+        shares = list(self._shares.values())
+        if resources.bytes > self._memory - sum(share.memory for share in shares):
             return None
         asked = processes if resources.gpus is None else resources.gpus
         whole = int(asked) if asked >= 1 else bool(asked)
         of_each = min(1.0, asked)
-        by_room = sorted(self.gpus, key=lambda gpu: -self._free_gpus[gpu])
-        free = [gpu for gpu in by_room if self._free_gpus[gpu] + ROUNDING > of_each]
+        used = {gpu: sum(share.of_each for share in shares if gpu in share.gpus) for gpu in self.gpus}
+        free = [gpu for gpu in sorted(used, key=used.__getitem__) if used[gpu] + of_each < 1 + ROUNDING]
         if self.gpus and len(free) < whole:
             return None
         slots_of_gpus = int(asked * self.jobs / len(self.gpus)) if self.gpus else 0
         count = min(max(processes, slots_of_gpus, math.ceil((resources.cpus or 1) / self.threads)), self.jobs)
-        slots = sorted(self._free_slots)[:count]
-        return _Share(slots, free[:whole], of_each) if len(slots) == count else None
-
-    def _environment(self, slots: int, processes: int) -> dict[str, str]:
-        """The variables that libraries read when they are imported."""
-        threads = str(max(1, self.threads * slots // processes))
-        return WORKER_ENVIRONMENT | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        occupied = {slot for share in shares for slot in share.slots}
+        slots = [slot for slot in range(self.jobs) if slot not in occupied][:count]
+        return _Share(slots, free[:whole], of_each, resources.bytes) if len(slots) == count else None
 
     def _variables(self, share: _Share) -> dict[str, str]:
         """The variables that restrict one worker to its cores and GPUs."""
@@ -248,22 +233,21 @@ def free_disk(folder: Path) -> int:
     return shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free
 
 
-def visible_gpus() -> list[str]:
-    """The GPUs that steps can use, as CUDA_VISIBLE_DEVICES names them. Does not import torch."""
-    if (names := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [gpu for gpu in names.split(",") if gpu.strip() and gpu.strip() != "-1"]
+def visible_gpus() -> tuple[list[str], int]:
+    """The GPUs that steps can use, as CUDA_VISIBLE_DEVICES names them, and the bytes of the smallest, 0 if unknown.
+
+    Does not import torch.
+    """
+    variable = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [gpu for gpu in (variable or "").split(",") if gpu.strip() and gpu.strip() != "-1"]
+    if variable is not None and not names:
+        return [], 0
+    these = [f"--id={','.join(names)}"] if names else []
+    call = ["nvidia-smi", *these, "--query-gpu=index,memory.total", "--format=csv,noheader,nounits"]
     try:
-        output = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=20, check=True)
+        output = subprocess.run(call, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
-        return []
-    return [str(index) for index, _ in enumerate(output.stdout.splitlines())]
-
-
-def gpu_memory(gpus: Sequence[str]) -> int:
-    """Bytes of the smallest of the GPUs; 0 if they are unknown."""
-    call = ["nvidia-smi", f"--id={','.join(gpus)}", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    try:
-        output = subprocess.run(call, capture_output=True, text=True, timeout=20, check=True).stdout if gpus else ""
-        return min((int(line) for line in output.split()), default=0) * 2**20
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return 0
+        return names, 0
+    rows = [line.partition(", ") for line in output.splitlines()]
+    memory = min((int(size) if size.isdecimal() else 0 for _, _, size in rows), default=0)
+    return names or [index for index, _, _ in rows], memory * 2**20

@@ -1,8 +1,8 @@
 """Runs the steps of a plan that have no usable result, several at once where there is room, and publishes their
 results."""
 
+import bisect
 import contextlib
-import heapq
 import os
 import time
 from collections.abc import Mapping
@@ -86,8 +86,8 @@ class Run:
         self._unsettled: TopologicalSorter[str] = TopologicalSorter(
             {step.name: [source.name for source in step.dependencies] for step in plan.steps}
         )
-        self._ready: list[tuple[int, str]] = []
-        """Heap of steps that can start, in the order of the plan."""
+        self._ready: list[str] = []
+        """Steps that can start, in the order of the plan."""
         self._running: dict[str, _RunningStep] = {}
         self._completed_now: set[str] = set()
         """Steps whose results appeared during this run."""
@@ -153,9 +153,12 @@ class Run:
                     self.console.skipped(step.name, failed)
                     self._unsettled.done(step.name)
                 elif is_waiting or self._is_outdated(step):
-                    heapq.heappush(self._ready, (self._position[step.name], step.name))
+                    self._add_ready(step.name)
                 else:
                     self._unsettled.done(step.name)
+
+    def _add_ready(self, name: str) -> None:
+        bisect.insort(self._ready, name, key=self._position.__getitem__)
 
     def _is_outdated(self, step: Step) -> bool:
         """Whether a cached step has to run because a dependency got another result during this run."""
@@ -174,18 +177,15 @@ class Run:
         return True
 
     def _start_ready(self, executor: Executor) -> None:
-        postponed: list[tuple[int, str]] = []
-        self._blocked_by_other_run = False
         running = len(self._running)
-        while self._ready and executor.has_room(WITHOUT_GPU):
-            entry = heapq.heappop(self._ready)
-            step = self._steps[entry[1]]
+        self._blocked_by_other_run = False
+        for name in list(self._ready):
+            if not executor.has_room(WITHOUT_GPU, 1):
+                break
+            step = self._steps[name]
             resources = self._resources(step, executor)
-            has_room = executor.has_room(resources, step.config.processes)
-            if not (has_room and self._start(step, resources, executor)):
-                postponed.append(entry)
-        for entry in postponed:
-            heapq.heappush(self._ready, entry)
+            if executor.has_room(resources, step.config.processes) and self._start(step, resources, executor):
+                self._ready.remove(name)
         if len(self._running) > running:
             self.console.show_summary(self.record.width)
 
@@ -322,7 +322,7 @@ class Run:
         self._release(running)
         self._set_state(running.step, "waiting")
         self.console.say(f"  again  {name}: the memory of the GPU that it shared was full; it runs alone on one")
-        heapq.heappush(self._ready, (self._position[name], name))
+        self._add_ready(name)
 
     def _show_progress(self, running: _RunningStep, progress: Progress) -> None:
         name = running.step.name

@@ -12,7 +12,6 @@ import socket
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,7 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.recipe.loader import RecipeError
 from pipeline.run import ray_task
-from pipeline.run.executor import DEFAULT_RESOURCES, WORKER_ENVIRONMENT, Event, checked_result
+from pipeline.run.executor import Event, Executor, checked_result, worker_environment
 from pipeline.run.job import Job, StepResult, decode
 from stages.base import Resources, StageConfig
 from stages.records.run_record import Progress
@@ -48,7 +47,7 @@ TASKS_AHEAD = 2
 """Tasks handed to Ray for each that can run at once, so that no machine waits for the next one."""
 
 
-class RayExecutor:
+class RayExecutor(Executor):
     """Runs steps on the cluster at RAY_ADDRESS, or on one that it starts on this machine.
 
     Args:
@@ -95,27 +94,13 @@ class RayExecutor:
             return "resources", "asks for more than any one machine of the cluster has at once"
         return None
 
-    def expect(self, kinds: Iterable[str]) -> None:
-        """Do nothing: each task starts a worker of its own."""
-
-    def gpu_share(self, memory: int) -> None:
-        """Return None: GPUs of a cluster differ, and Ray does not count their memory."""
-
-    def has_room(self, resources: Resources = DEFAULT_RESOURCES, processes: int = 1) -> bool:
+    def has_room(self, resources: Resources, processes: int) -> bool:
         """Whether the cluster can get another step. Ray decides when and where it runs."""
         return len(self._tasks) < (self.jobs or TASKS_AHEAD * self.width)
 
     def start(self, job: Job) -> None:
         cpus, gpus = self._cores_and_gpus(job.resources, job.processes)
-        job.log.parent.mkdir(parents=True, exist_ok=True)
-        job.log.unlink(missing_ok=True)
-        threads = str(max(1, cpus // job.processes))
-        environment = {
-            **WORKER_ENVIRONMENT,
-            "PYTHONPATH": PYTHON_PATH,
-            "OMP_NUM_THREADS": threads,
-            "MKL_NUM_THREADS": threads,
-        }
+        environment = worker_environment(cpus // job.processes) | {"PYTHONPATH": PYTHON_PATH}
         options = {"num_cpus": cpus, "num_gpus": gpus, "memory": job.resources.bytes or None, "name": job.step}
         task = self._task.options(max_retries=MAX_RESTARTS, **options).remote(
             str(job.folder), str(job.log), environment

@@ -56,7 +56,7 @@ def start(executor: LocalExecutor, folder: Path, gpus: float | None) -> None:
 
 def room(executor: LocalExecutor) -> list[bool]:
     """Whether steps that need no GPU, 0.3, 0.5, 0.8 or a whole one have room."""
-    return [executor.has_room(Resources(gpus=gpus)) for gpus in (0, 0.3, 0.5, 0.8, 1)]
+    return [executor.has_room(Resources(gpus=gpus), 1) for gpus in (0, 0.3, 0.5, 0.8, 1)]
 
 
 def test_shares_of_gpus_add_up(executor: LocalExecutor, tmp_path: Path) -> None:

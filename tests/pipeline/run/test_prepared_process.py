@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.run.executor import WORKER_ENVIRONMENT
+from pipeline.run.executor import worker_environment
 from pipeline.run.forked_worker import PreparedProcess
 from stages import KINDS
 from tests.pipeline.run.test_command import environment, write_world
@@ -31,7 +31,7 @@ def test_every_kind_is_in_the_family_that_it_names() -> None:
 @pytest.mark.parametrize("kinds", FAMILIES, ids="-".join)
 def test_its_imports_leave_it_fit_to_fork(tmp_path: Path, kinds: tuple[str, ...]) -> None:
     """No library starts a thread or opens a GPU when it is imported. The worker fails, since there is no job."""
-    prepared = PreparedProcess(kinds, WORKER_ENVIRONMENT | {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"})
+    prepared = PreparedProcess(kinds, worker_environment(2))
     with (tmp_path / "log.txt").open("wb") as log:
         for _ in range(2):
             worker = prepared.fork(tmp_path / "job.json", {"RUN_RECIPE_CORES": "0"}, log.fileno())
@@ -57,7 +57,7 @@ def second_thread(tmp_path: Path) -> dict[str, str]:
 
 
 def test_a_process_with_a_second_thread_does_not_fork(tmp_path: Path, second_thread: dict[str, str]) -> None:
-    prepared = PreparedProcess(("sft", "dpo"), WORKER_ENVIRONMENT | second_thread)
+    prepared = PreparedProcess(("sft", "dpo"), worker_environment(1) | second_thread)
     with (tmp_path / "log.txt").open("wb") as log:
         assert prepared.fork(tmp_path / "job.json", {}, log.fileno()) is None
     prepared.stop()

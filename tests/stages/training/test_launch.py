@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from pipeline.run.local_executor import LocalExecutor
-from stages.base import Context, Input, UserError
+from stages.base import Context, Input, Resources, UserError
 from stages.sft.config import SFTStage
 from stages.training.launch import Launch, run_ranks
 from tests.pipeline.run.test_command import command, environment, write_world
@@ -197,14 +197,14 @@ def test_a_step_waits_for_as_many_gpus_as_processes(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     executor = LocalExecutor()
     assert executor.jobs == 4
-    assert [executor.has_room(processes=processes) for processes in (1, 4)] == [True, True]
+    assert [executor.has_room(Resources(), processes) for processes in (1, 4)] == [True, True]
     assert executor.unmet_requirement(stage(4)) is None
     assert executor.unmet_requirement(stage(5))
     shared = LocalExecutor(jobs=8)  # two steps per GPU: four processes still use four GPUs
-    assert shared.has_room(processes=4)
-    assert not shared.has_room(processes=5)
+    assert shared.has_room(Resources(), 4)
+    assert not shared.has_room(Resources(), 5)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert LocalExecutor(jobs=2).has_room(processes=16)
+    assert LocalExecutor(jobs=2).has_room(Resources(), 16)
 
 
 def stage(processes: int) -> SFTStage:

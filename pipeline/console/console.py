@@ -1,6 +1,5 @@
 """Everything that the command shows: the plan, the running steps, the results. Plain lines if there is no terminal."""
 
-import contextlib
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.console.live_view import LiveView
-from pipeline.console.progress_summary import count_steps, format_duration, progress_summary, seconds_left
+from pipeline.console.progress_summary import count_steps, progress_summary
 from pipeline.console.recipe_list import RecipeEntry
 from pipeline.plan.selection import StepSummary
 from pipeline.plan.step import Plan
@@ -71,8 +70,7 @@ class Console:
             self.rich = _Rich(stderr=quiet_stdout, highlight=False, soft_wrap=True, force_terminal=False)
         elif not on_terminal:
             self.rich.width = max(self.rich.width, PLAIN_WIDTH)
-        self._view = LiveView(self.rich) if on_terminal and self.rich.is_terminal else None
-        self._steps: Mapping[str, StepRecord] = {}
+        self._view = LiveView(self.rich, disable=not (on_terminal and self.rich.is_terminal))
         self._failures: list[Failure] = []
         self._progress_shown: dict[str, float] = {}
         """Step -> when the last plain line about its progress was written."""
@@ -149,40 +147,34 @@ class Console:
         for line in lines:
             self.say(line)
 
-    def begin(self, steps: Mapping[str, StepRecord], logs: Path) -> None:
-        """Steps are about to run: `steps` stays up to date, `logs` is the folder of their output."""
-        self._steps = steps
-        if self._view:
-            self._view.steps, self._view.logs = steps, logs
-            self._view.start()
-        else:
+    def begin(self, steps: Mapping[str, StepRecord], width: int, logs: Path) -> None:
+        """Steps are about to run, `width` at once: `steps` stays up to date, `logs` is the folder of their output."""
+        self._view.steps, self._view.width, self._view.logs = steps, width, logs
+        self._view.start()
+        if self._view.disable:
             self.say(f"logs: {logs}/")
 
     def started(self, step: str, reason: str) -> None:
-        if self._view:
-            self._view.begin_step(step)
-        else:
+        self._view.begin_step(step)
+        if self._view.disable:
             self._print(f"  [cyan]run[/]    {escape(step)} [dim]({escape(reason)})")
-
-    def show_summary(self, width: int) -> None:
-        """Refresh the summary of the whole run, on a terminal."""
-        if self._view:
-            self._view.status = self._summary(width)
 
     def progress(self, step: str, progress: Progress) -> None:
         """A running step advanced. Without a terminal a line says so every few minutes."""
-        done, total, note = progress.done, progress.total, progress.note
-        if self._view:
+        done, total, note = progress
+        if not self._view.disable:
             self._view.update_step(step, done, total, note)
         elif time.monotonic() - self._progress_shown.setdefault(step, time.monotonic()) >= PLAIN_SECONDS:
             self._progress_shown[step] = time.monotonic()
             self._print(f"  [dim]at[/]     {escape(step)} [dim]{done}/{total} {escape(note)}".rstrip())
 
-    def finished(self, step: str, notes: Sequence[str], width: int) -> None:
+    def ended(self, step: str) -> None:
+        """A step does not run any more, however it ended."""
+        self._view.end_step(step)
+
+    def finished(self, step: str, notes: Sequence[str]) -> None:
         """A step was published; `notes` are its stage's remarks."""
-        self._end(step)
-        self.show_summary(width)
-        summary, seconds = self._summary(width), self._steps[step].seconds
+        summary, seconds = self._view.summary(), self._view.steps[step].seconds
         self._print(f"  [green]done[/]   {escape(step)} [dim]{seconds:.1f} s ({escape(summary)})")
         for note in notes:
             self._print(f"         [dim]{escape(note)}")
@@ -193,7 +185,6 @@ class Console:
 
     def failed(self, step: str, error: str, log: Path, is_user_error: bool) -> None:
         """A step failed. `failures` shows the details at the end of the run."""
-        self._end(step)
         self._failures.append(Failure(step, error, log, is_user_error))
         self._print(f"  [red]failed[/] {escape(step)}: {escape(error)}")
 
@@ -221,9 +212,9 @@ class Console:
 
     def status(self, run: RunRecord) -> None:
         status = "killed: its process is gone; the same command continues it" if run.was_killed else run.status
-        left = seconds_left(run.steps, run.side_by_side) if status == "running" else None
+        is_running = status == "running"
         self.say(f"{run.recipe}: {status}, as of {run.written}")
-        self.say(f"  {count_steps(run.steps)}" + (f", about {format_duration(left)} left" if left else ""))
+        self.say(f"  {progress_summary(run.steps, run.side_by_side) if is_running else count_steps(run.steps)}")
         for step in run.steps:
             if step.state == "running":
                 done, total, note = step.progress or (0, 0, "")
@@ -251,11 +242,7 @@ class Console:
 
     def close(self) -> None:
         """Remove the live view from the screen."""
-        if self._view:
-            self._view.stop()
-
-    def _summary(self, width: int) -> str:
-        return progress_summary(list(self._steps.values()), width)
+        self._view.stop()
 
     def _print(self, text: str) -> None:
         """Print a line above the live view.
@@ -263,12 +250,8 @@ class Console:
         The view's own lock is held meanwhile: its thread would otherwise draw between measuring the view's height and
         writing the line, and erase lines that are not its own. rich has no public name for the lock.
         """
-        with self._view.live._lock if self._view else contextlib.nullcontext():
+        with self._view.live._lock:
             self.rich.print(text)
-
-    def _end(self, step: str) -> None:
-        if self._view:
-            self._view.end_step(step)
 
 
 def _last_lines(failure: Failure) -> list[str]:

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, Task, TaskID
 from rich.table import Column, Table
 from rich.text import Text
 
+from pipeline.console.progress_summary import progress_summary
 from stages.records.run_record import StepRecord
 from stages.system.terminal_text import safe
 
@@ -23,17 +24,19 @@ STATE_WIDTH = 8
 class LiveView(Progress):
     """rich's Progress with a note under each bar and the queued steps below, cut to the size of the terminal."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, disable: bool = False) -> None:
         self._terminal = console
         self.steps: Mapping[str, StepRecord] = {}
+        self.width = 1
+        """How many steps run at once."""
         self.logs = Path()
-        self.status = ""
         self._task_ids: dict[str, TaskID] = {}
         super().__init__(  # draws the view, so all other attributes are set above
             console=console,
             transient=True,
             refresh_per_second=4,
             speed_estimate_period=300,  # seconds that the remaining time is estimated from
+            disable=disable,
         )
 
     def begin_step(self, step: str) -> None:
@@ -48,6 +51,9 @@ class LiveView(Progress):
         if step in self._task_ids:
             self.refresh()
             self.remove_task(self._task_ids.pop(step))
+
+    def summary(self) -> str:
+        return progress_summary(list(self.steps.values()), self.width)
 
     def get_renderables(self) -> Iterable[RenderableType]:
         """Return as many lines as the terminal has room for, the running steps first."""
@@ -67,7 +73,7 @@ class LiveView(Progress):
             for step in queued:
                 state = "wait" if step.state == "waiting" else step.state
                 yield _line(f"  {state:6} {safe(step.step)}  {step.kind}", "dim")
-        yield _line(f"  {self.status}", "")
+        yield _line(f"  {self.summary()}", "")
         yield _line(f"  logs: {safe(str(self.logs))}/", "dim")
 
 

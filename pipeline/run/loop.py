@@ -120,7 +120,7 @@ class Run:
             )
         self.record.write("running")
         if steps:
-            self.console.begin(self.record.steps, self.folder / LOGS)
+            self.console.begin(self.record.steps, self.record.width, self.folder / LOGS)
         try:
             self._run_steps(executor)
         except BaseException:
@@ -138,8 +138,7 @@ class Run:
             timeout = POLL_SECONDS if self._blocked_by_other_run else self.record.seconds_until_due()
             if (self._running or self._blocked_by_other_run) and (event := executor.wait(timeout)):
                 self._handle(event)
-            if self.record.write_if_due():
-                self.console.show_summary(self.record.width)
+            self.record.write_if_due()
             self._collect_ready()
 
     def _collect_ready(self) -> None:
@@ -177,7 +176,6 @@ class Run:
         return True
 
     def _start_ready(self, executor: Executor) -> None:
-        running = len(self._running)
         self._blocked_by_other_run = False
         for name in list(self._ready):
             if not executor.has_room(WITHOUT_GPU, 1):
@@ -186,8 +184,6 @@ class Run:
             resources = self._resources(step, executor)
             if executor.has_room(resources, step.config.processes) and self._start(step, resources, executor):
                 self._ready.remove(name)
-        if len(self._running) > running:
-            self.console.show_summary(self.record.width)
 
     def _resources(self, step: Step, executor: Executor) -> Resources:
         """What the step takes: what its stage says, and of a GPU else what its estimate says."""
@@ -313,7 +309,7 @@ class Run:
         if error:
             self.console.failed(step.name, error, running.job.log, result.is_user_error or bool(deleted))
         else:
-            self.console.finished(step.name, result.metrics.notes if result.metrics else [], self.record.width)
+            self.console.finished(step.name, result.metrics.notes if result.metrics else [])
 
     def _run_alone(self, running: _RunningStep) -> None:
         """Let a step that shared a GPU start again, with what it has saved, when it can have one of its own."""
@@ -354,6 +350,7 @@ class Run:
     def _release(self, running: _RunningStep) -> None:
         self.store.clean_up(self._fingerprint(running.step))
         running.lock.release()
+        self.console.ended(running.step.name)
 
     def _interrupt(self, executor: Executor) -> None:
         """Stop all workers; keep what the next run needs to continue."""

@@ -163,8 +163,8 @@ def _connect() -> None:
 def _check_machines(runs: Path) -> None:
     """Let every machine read and write a file in the runs folder. Raises RecipeError that names those that cannot."""
     runs.mkdir(parents=True, exist_ok=True)
-    token, file = uuid.uuid4().hex, runs / f".seen-{uuid.uuid4().hex}"
-    file.write_text(token, encoding="utf-8")
+    file = runs / f".seen-{uuid.uuid4().hex}"
+    file.touch()
     try:
         nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
         check = ray.remote(ray_task.unmet_requirement)
@@ -172,7 +172,7 @@ def _check_machines(runs: Path) -> None:
         for node in nodes:
             on_node = NodeAffinitySchedulingStrategy(node, soft=False)
             options = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": on_node}
-            tasks[check.options(**options).remote(str(file), token, PYTHON_PATH)] = node
+            tasks[check.options(**options).remote(str(file), PYTHON_PATH)] = node
         done, late = ray.wait(list(tasks), num_returns=len(tasks), timeout=NODE_SECONDS)
         problems = {nodes[tasks[task]]: "does not answer" for task in late}
         for task in done:

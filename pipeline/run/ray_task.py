@@ -18,18 +18,16 @@ PROGRESS_FILE = "progress.json"
 PROGRESS_SECONDS = 0.5
 
 
-def unmet_requirement(file: str, token: str, paths: str) -> str | None:
+def unmet_requirement(file: str, paths: str) -> str | None:
     """Why no step can run on this machine; None if one can.
 
     Args:
-        file: a file in the runs folder.
-        token: its content.
+        file: a file in the runs folder, with a name that no other folder has.
         paths: further folders in which the project may be installed.
     """
     path = Path(file)
     try:
-        if path.read_text(encoding="utf-8") != token:
-            return f"sees another file at {file}"
+        path.stat()
         probe = path.with_name(f"{path.name}-{uuid.uuid4().hex}")
         probe.touch()
         probe.unlink()

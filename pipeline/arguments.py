@@ -1,9 +1,12 @@
-"""The options of `run-recipe`."""
+"""The options of `run-recipe`, and the command that continues a run that failed or was interrupted."""
 
 import argparse
-from collections.abc import Sequence
+import shlex
+import shutil
+import sys
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pipeline.recipe.nodes import RecipeError
 from stages.system.did_you_mean import did_you_mean
@@ -13,6 +16,8 @@ EXAMPLES = """\
   run-recipe recipes/wit_dpo.yaml --preview 3 --stage wit   weights of tokens
   run-recipe recipes/pocket_grid.yaml --cells prompt=0.2    a part of a grid
 """
+MAX_STEPS = 6
+"""With more steps, --stage, --from and --force are repeated as they were typed: nobody reads so many names."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -48,17 +53,12 @@ def build_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group()  # a single group without a title saves lines of help
     add = group.add_argument
     add("recipe", type=Path, nargs="?", metavar="RECIPE", help="a YAML file; without it, recipes are listed")
-    add("--stage", action="append", default=[], metavar="NAME", help="rerun only this stage, from cached inputs")
-    add("--from", action="append", default=[], metavar="NAME", dest="from_", help="rerun this stage and all after it")
-    add("--force", action="append", default=[], metavar="NAME", help="run this stage even if it has a result")
-    add(
-        "--cells",
-        action="append",
-        default=[],
-        metavar="AXIS=V",
-        help="only these cells of a grid; AXIS=V,AXIS=V: both hold",
-    )
-    add("--set", action="append", default=[], metavar="KEY=V", help="override a value of the recipe")
+    many: dict[str, Any] = {"action": "append", "default": []}
+    add("--stage", **many, metavar="NAME", help="rerun only this stage, from cached inputs")
+    add("--from", **many, metavar="NAME", dest="from_", help="rerun this stage and all after it")
+    add("--force", **many, metavar="NAME", help="run this stage even if it has a result")
+    add("--cells", **many, metavar="AXIS=V", help="only these cells of a grid; AXIS=V,AXIS=V: both hold")
+    add("--set", **many, metavar="KEY=V", help="override a value of the recipe")
     modes = group.add_mutually_exclusive_group()
     modes.add_argument("--plan", action="store_true", help="show what would run, and why; checks the recipe only")
     modes.add_argument("--check", action="store_true", help="check a run; with --probe, try its longest training rows")
@@ -87,3 +87,27 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError("must be 1 or more")
     return value
+
+
+def resume_command(options: argparse.Namespace, steps: Collection[str], forced: Collection[str]) -> str:
+    """Return the command to type, quoted for a shell.
+
+    `steps` are those selected without a result, `forced` those that were to run even if they had one.
+    """
+    restricted = bool(options.stage or options.from_)
+    flags = [(("--stage" if restricted else "--force"), step) for step in steps if restricted or step in forced]
+    if not steps or len(flags) > MAX_STEPS:
+        typed = {"--stage": options.stage, "--from": options.from_, "--force": options.force}
+        flags = [(flag, name) for flag, names in typed.items() for name in names]
+    flags += [("--cells", cells) for cells in options.cells]
+    flags += [("--set", setting) for setting in options.set]
+    default = build_parser().get_default
+    values = {name: getattr(options, name) for name in ("runs", "executor", "jobs")}
+    flags += [(f"--{name}", str(value)) for name, value in values.items() if value != default(name)]
+    return shlex.join([_program(), str(options.recipe), *(word for pair in flags for word in pair)])
+
+
+def _program() -> str:
+    """`run-recipe`, or its path if it is not on the search path."""
+    name = "run-recipe"
+    return sys.argv[0] if Path(sys.argv[0]).name == name and not shutil.which(name) else name

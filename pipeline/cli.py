@@ -20,11 +20,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline.arguments import parse
+from pipeline.arguments import parse, resume_command
 from pipeline.console.console import Console
 from pipeline.console.progress_summary import count_steps
 from pipeline.console.recipe_list import list_recipes
-from pipeline.console.resume_command import resume_command
 from pipeline.plan import search
 from pipeline.plan.cache import cached_results, current_reports, decide
 from pipeline.plan.cache_reason import shorten
@@ -186,7 +185,7 @@ class _Command:
             if options.check:
                 return self.check(plan, preparation)
             self._gpu_memory |= preparation.checks.gpu_memory
-            self.console.checked([], preparation.checks.notes)
+            self.console.notes(preparation.checks.notes)
         return self.execute(plan, cells)
 
     def check(self, plan: Plan, preparation: Preparation) -> int:
@@ -195,7 +194,8 @@ class _Command:
         passed = {step: checks.findings[step.name].passed for step in preparation.steps}
         if not self.options.json:
             lines = ((step.stage, step.name, ", ".join(texts)) for step, texts in passed.items())
-            self.console.checked(lines, checks.notes)
+            self.console.by_stage("checked", lines)
+            self.console.notes(checks.notes)
         results = cached_results(preparation.decisions)
         probes = (
             try_longest_rows(preparation.steps, results, self.resolver, self.console.say) if self.options.probe else {}
@@ -314,9 +314,9 @@ class _Command:
         check_search_steps(plan, selection, preparation.decisions)
         cached = sum(decision.cached for decision in preparation.decisions.values())
         self.console.say(f"{plan.recipe.name}: {len(plan.steps)} steps, {cached} cached")
-        self.console.checked([], preparation.checks.notes)
+        self.console.notes(preparation.checks.notes)
         requests = ((step, request) for step in preparation.steps for request in paid_requests(step, self.resolver))
-        self.console.paid_requests((step.stage, step.name, request) for step, request in requests)
+        self.console.by_stage("asks", ((step.stage, step.name, request) for step, request in requests))
         self._gpu_memory |= preparation.checks.gpu_memory
         decisions = preparation.decisions
         return Run(plan, selection, decisions, self.store, self.resolver, self.console, self._gpu_memory)

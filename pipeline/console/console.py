@@ -14,7 +14,6 @@ from rich.text import Text
 
 from pipeline.console.live_view import LiveView
 from pipeline.console.progress_summary import count_steps, progress_summary
-from pipeline.console.recipe_list import RecipeEntry
 from pipeline.plan.selection import StepSummary
 from pipeline.plan.step import Plan
 from stages.records.metrics import Metrics
@@ -78,14 +77,15 @@ class Console:
     def say(self, text: str) -> None:
         self._print(escape(text))
 
-    def recipes(self, recipes: list[RecipeEntry]) -> None:
+    def recipes(self, recipes: Mapping[Path, str]) -> None:
+        """Show recipes: path -> description."""
         if not recipes:
             self.say("no recipe here or in recipes/: name one, run-recipe PATH, or go to a folder that has some")
             self.say("run-recipe --help lists the options, and README.md shows how to write one")
             return
-        width = max(len(str(recipe.path)) for recipe in recipes)
-        for recipe in recipes:
-            line = Text(f"{safe(str(recipe.path)):{width}}  {safe(recipe.about)}")
+        width = max(len(str(path)) for path in recipes)
+        for path, about in recipes.items():
+            line = Text(f"{safe(str(path)):{width}}  {safe(about)}")
             line.stylize("bold", 0, width)
             self.rich.print(line, soft_wrap=False, no_wrap=True, overflow="ellipsis")
         self.say("\nrun one with: run-recipe RECIPE; run-recipe --help lists the options")
@@ -103,22 +103,17 @@ class Console:
             table.add_row(*map(escape, (step.step, step.kind, step.state, *fingerprint, step.why)))
         self.rich.print(table)
         stages = {step.name: step.stage for step in plan.steps}
-        self._by_stage("runs code", ((stages[s.step], s.step, code) for s in steps for code in s.runs_code))
-        self._by_stage("reads", ((stages[s.step], s.step, ", ".join(s.reads)) for s in steps if s.reads))
-        self.paid_requests((stages[s.step], s.step, request) for s in steps for request in s.asks)
+        self.by_stage("runs code", ((stages[s.step], s.step, code) for s in steps for code in s.runs_code))
+        self.by_stage("reads", ((stages[s.step], s.step, ", ".join(s.reads)) for s in steps if s.reads))
+        self.by_stage("asks", ((stages[s.step], s.step, request) for s in steps for request in s.asks))
 
-    def paid_requests(self, requests: Iterable[tuple[str, str, str]]) -> None:
-        """Show requests to services that may charge for them: stage, step, text."""
-        self._by_stage("asks", requests)
-
-    def checked(self, steps: Iterable[tuple[str, str, str]], notes: Iterable[str]) -> None:
-        """Show what was checked, by stage, step and text, and notes about likely slips."""
-        self._by_stage("checked", steps)
+    def notes(self, notes: Iterable[str]) -> None:
+        """Show notes about likely slips."""
         for note in notes:
             self._print(f"[yellow]note[/] {escape(note)}")
 
-    def _by_stage(self, title: str, lines: Iterable[tuple[str, str, str]]) -> None:
-        """One line for each stage and text, with the number of its steps."""
+    def by_stage(self, title: str, lines: Iterable[tuple[str, str, str]]) -> None:
+        """Show stage, step and text: one line for each stage and text, with the number of its steps."""
         steps_of: dict[tuple[str, str], list[str]] = {}
         for stage, step, text in lines:
             steps_of.setdefault((stage, text), []).append(step)

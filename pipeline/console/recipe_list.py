@@ -1,23 +1,16 @@
 """`run-recipe` without arguments: the recipes in the current folder, one line each."""
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.recipe.yaml_reader import NotYAMLError, parse
 
 
-@dataclass(frozen=True)
-class RecipeEntry:
-    path: Path
-    about: str
-
-
-def list_recipes(folder: Path) -> list[RecipeEntry]:
-    """List the readable files in `folder` and its folder `recipes` that have `stages` or `extends`."""
+def list_recipes(folder: Path) -> dict[Path, str]:
+    """Describe the readable files in `folder` and its folder `recipes` that have `stages` or `extends`."""
     patterns = ("*.y*ml", "recipes/*.y*ml", "recipes/*/*.y*ml")
     files = [path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file()]
-    return [RecipeEntry(path.relative_to(folder), about) for path in files if (about := _describe(path)) is not None]
+    return {path.relative_to(folder): about for path in files if (about := _describe(path)) is not None}
 
 
 def _describe(path: Path) -> str | None:

@@ -8,7 +8,7 @@ from pipeline.recipe.nodes import MAX_DEPTH, Location, Node, Problem, RecipeErro
 from pipeline.recipe.yaml_reader import NotYAMLError, parse
 from pipeline.store.references import ENVIRONMENT
 from stages.system.did_you_mean import explain_missing, similar
-from stages.system.regular_files import require_regular
+from stages.system.integrity import require_regular
 
 _NO_YAML = "a recipe is a YAML file; recipes/ has examples"
 

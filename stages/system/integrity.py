@@ -1,24 +1,36 @@
-"""Atomic JSON files, SHA-256 hashes, and folders that record the hashes of their files."""
+"""Atomic JSON files, SHA-256 hashes, and folders that record the hashes of their files.
+
+Only regular files are read: what else has a name, a pipe or a device, can be without end or without a first byte.
+"""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from stages.system.regular_files import require_regular
-
 SEAL = "sealed.json"
 """Written last into a folder: {"files": {name: sha256}, ...}. A folder without it is unfinished."""
 PROGRESS_SECONDS = 3.0
 _CHUNK = 2**22
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+_LARGE = 2**30
+"""Bytes of a file from which on it is looked at for holes."""
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -42,6 +54,33 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
         raise ValueError("it is nested too deep") from None
+
+
+def require_regular(path: Path) -> None:
+    """Raise OSError if `path`, or what it links to, is neither a regular file nor a folder, or does not exist.
+
+    Large files that are mostly holes are refused, too: to read one takes hours and finds nothing.
+    """
+    status = path.stat()
+    kind = _KINDS.get(stat.S_IFMT(status.st_mode))
+    if kind is None and stat.S_ISREG(status.st_mode) and status.st_dev in _kernel_file_systems():
+        kind = "made up by the kernel as it is read"
+    if kind is not None:
+        raise OSError(errno.EINVAL, f"is {kind}, not a regular file", str(path))
+    written = 512 * status.st_blocks  # or less than the size where the file system compresses
+    if status.st_size >= _LARGE and 2 * written < status.st_size and _has_hole(path, status.st_size):
+        text = f"only {written / 2**30:.1f} of its {status.st_size / 2**30:.1f} GiB were ever written"
+        raise OSError(errno.EINVAL, f"{text}: an unfinished download?", str(path))
+
+
+def _has_hole(path: Path, size: int) -> bool:
+    with path.open("rb") as file:
+        return os.lseek(file.fileno(), 0, os.SEEK_HOLE) < size
+
+
+@cache
+def _kernel_file_systems() -> frozenset[int]:
+    return frozenset(os.stat(folder).st_dev for folder in ("/proc", "/sys") if os.path.isdir(folder))  # noqa: PTH112, PTH116
 
 
 def delete(path: Path) -> None:

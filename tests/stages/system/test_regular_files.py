@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli import main
-from stages.system.regular_files import require_regular
+from stages.system.integrity import require_regular
 from tests.pipeline.run.test_command import environment
 
 RECIPE = """\

@@ -11,14 +11,12 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from pipeline.recipe.broken_stage import references_of
 from pipeline.recipe.interpolation import Interpolator
-from pipeline.recipe.key_hints import suggest_word
 from pipeline.recipe.matrix import Cell, read_matrix, select_cells
 from pipeline.recipe.nodes import BROKEN, Key, Node, Problem, RecipeError, dotted
 from pipeline.recipe.recipe_files import apply_override, read_file
 from pipeline.recipe.search_config import Halving
-from pipeline.recipe.validation_messages import explain
+from pipeline.recipe.validation_messages import explain, references_of, suggest_word
 from stages import KINDS
 from stages.base import BASE, Config, Need, StageConfig
 from stages.system.did_you_mean import did_you_mean

@@ -4,7 +4,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.recipe.nodes import MAX_DEPTH, Location, Node, Problem, RecipeError, TooLargeError, split_key
+from pipeline.recipe.nodes import MAX_DEPTH, Location, Node, NodeError, Problem, RecipeError, split_key
 from pipeline.recipe.yaml_reader import NotYAMLError, parse
 from pipeline.store.references import ENVIRONMENT
 from stages.system.did_you_mean import explain_missing, similar
@@ -76,7 +76,7 @@ def apply_override(tree: Node, override: str, problems: list[Problem]) -> Node:
         return tree.with_value(key, value)
     except NotYAMLError as error:
         problems.append(Problem(location, (), str(error).removeprefix(f"{location}: ")))
-    except (ValueError, TooLargeError) as error:
+    except NodeError as error:
         problems.append(Problem(location, key, str(error)))
     return tree
 

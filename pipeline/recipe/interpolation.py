@@ -6,10 +6,20 @@ The environment is never read, because recipes are shared and recorded.
 import os
 import re
 from dataclasses import replace
-from typing import Any
 
 from pipeline.recipe.matrix import MATRIX, Cell
-from pipeline.recipe.nodes import BROKEN, MAX_DEPTH, Key, Node, NodeError, Problem, dotted, make_node, split_key
+from pipeline.recipe.nodes import (
+    BROKEN,
+    MAX_DEPTH,
+    Key,
+    Node,
+    NodeError,
+    Problem,
+    dotted,
+    make_node,
+    scalar_text,
+    split_key,
+)
 from pipeline.store.references import ENVIRONMENT
 from stages.system.did_you_mean import did_you_mean
 
@@ -93,7 +103,9 @@ class Interpolator:
             value = self._look_up(match)
             if value.content is BROKEN:
                 return replace(node, content=BROKEN)
-            parts.append(_to_text(match, value.content))
+            if isinstance(value.content, dict | list):
+                raise NodeError(f"{match[0]!r} is a section or list, which cannot be part of a text")
+            parts.append(scalar_text(value.content))
             axes |= value.axes
             if sum(map(len, parts)) > MAX_TEXT:
                 raise NodeError(f"is a text of more than {MAX_TEXT:,} characters")
@@ -105,11 +117,8 @@ class Interpolator:
         key = split_key(match["key"])
         if dotted(key) != match["key"].strip() or not key:
             raise NodeError(f"{match[0]!r} names no key of the recipe; write one like ${{stages.NAME.seed}}")
-        if key[0] == MATRIX and MATRIX in self.tree.content:
-            return self._look_up_axis(match, key)
-        return self._descend(self.tree, (), key, match)
-
-    def _look_up_axis(self, match: re.Match[str], key: Key) -> Node:
+        if key[0] != MATRIX or MATRIX not in self.tree.content:
+            return self._descend(self.tree, (), key, match)
         if id(self.tree.content[MATRIX]) in self._in_progress:
             raise NodeError(f"{match[0]!r} is inside the matrix; write the value there")
         axes = self._cell.values
@@ -144,11 +153,3 @@ class Interpolator:
         if len(self._in_progress) > 2 * MAX_DEPTH:
             raise NodeError(f"refers to a value that refers to another one, more than {MAX_DEPTH} deep")
         return self._resolve(node, key)
-
-
-def _to_text(match: re.Match[str], value: Any) -> str:
-    if isinstance(value, dict | list):
-        raise NodeError(f"{match[0]!r} is a section or list, which cannot be part of a text")
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    return str(value)

@@ -30,18 +30,24 @@ def split_key_within(value: Any, key: str) -> Key:
     name = max(names, key=len) if names else key.partition(".")[0]
     part = int(name) if isinstance(value, list) and name.isdecimal() else name
     rest = key[len(name) + 1 :]
-    return (part, *(split_key_within(item_of(value, part), rest) if rest else ()))
+    return (part, *(split_key_within(item_of(value, name), rest) if rest else ()))
 
 
 def item_of(value: Any, part: str | int) -> Any:
     """Return the item of a section or list, or None."""
     if isinstance(value, dict):
         return value.get(str(part))
-    return value[part] if isinstance(value, list) and isinstance(part, int) and part < len(value) else None
+    is_item = isinstance(value, list) and str(part).isdecimal() and int(part) < len(value)
+    return value[int(part)] if is_item else None
 
 
 def dotted(key: Key) -> str:
     return ".".join(map(str, key))
+
+
+def scalar_text(value: Any) -> str:
+    """Return a plain value as a recipe writes it: true, false, null, a number or the text itself."""
+    return {True: "true", False: "false", None: "null"}[value] if isinstance(value, bool | None) else str(value)
 
 
 @dataclass(frozen=True, slots=True)

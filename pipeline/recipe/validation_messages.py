@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import cache, reduce
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -33,7 +33,6 @@ def explain(
 
     `sections` has its model and, for hints, those of other sections.
     """
-    model = sections[key]
     for inner_key, details in _errors_by_key(error, section).items():
         full_key, kind, value = key + inner_key, details[0]["type"], details[0]["input"]
         location = tree.locate_value(full_key)
@@ -47,7 +46,7 @@ def explain(
         elif kind == AT_KEY or kind == "value_error":
             yield Problem(location, full_key, details[0]["msg"].removeprefix("Value error, "))
         else:
-            yield Problem(location, full_key, _explain_wrong_value(model, inner_key, details))
+            yield Problem(location, full_key, _explain_wrong_value(inner_key, details))
 
 
 def references_of(kind: type[StageConfig], section: dict[str, Any], error: ValidationError) -> list[Need]:
@@ -147,11 +146,12 @@ def _quote(place: Key, section: Key) -> str:
     return repr(dotted(place)) + (" at the top of the recipe" if len(place) == 1 else "")
 
 
-def _explain_wrong_value(model: type[BaseModel], key: Key, details: list[ErrorDetails]) -> str:
+def _explain_wrong_value(key: Key, details: list[ErrorDetails]) -> str:
     """Describe a value that fits none of the allowed types; `details` has one error for each of them."""
     value = repr(details[0]["input"])
     value = f"found {value if len(value) <= 100 else value[:100] + '...'}"
-    choices = _choices_at(model, key) if any(item["type"] == "literal_error" for item in details) else []
+    expected = [item["ctx"]["expected"] for item in details if item["type"] == "literal_error"]
+    choices = list(dict.fromkeys(re.findall("'([^']+)'", ", ".join(expected))))
     in_choices = ("literal_error", "string_pattern_mismatch") if choices else ()  # some choices are patterns
     messages = [item["msg"].removeprefix("String ") for item in details if item["type"] not in in_choices]
     text = f"{_join(messages)}, or else one of the allowed words, {value}" if messages else value
@@ -169,16 +169,6 @@ def _join(messages: list[str]) -> str:
     messages = [re.sub("a valid dictionary or instance of .*", "a section of keys and values", m) for m in messages]
     ends = list(dict.fromkeys(message.removeprefix(prefix) for message in messages))
     return ("should be " if messages[0].startswith(prefix) else "") + " or ".join(ends)
-
-
-def _choices_at(model: type[BaseModel], key: Key) -> list[str]:
-    """Return the words allowed at `key`, or in the list there."""
-    while key and isinstance(key[-1], int):
-        key = key[:-1]
-    owner = _model_at(model, key[:-1])
-    field = owner.model_fields.get(str(key[-1])) if owner and key else None
-    literals = [part for part in _types_in(field.annotation) if get_origin(part) is Literal] if field else []
-    return list(dict.fromkeys(str(word) for literal in literals for word in get_args(literal)))
 
 
 def _model_at(model: type[BaseModel], key: Key) -> type[BaseModel] | None:

@@ -25,11 +25,10 @@ from pipeline.console.console import Console
 from pipeline.console.progress_summary import count_steps
 from pipeline.console.recipe_list import list_recipes
 from pipeline.plan import search
-from pipeline.plan.cache import cached_results, current_reports, decide
-from pipeline.plan.cache_reason import shorten
+from pipeline.plan.cache import cached_results, current_reports, decide, shorten
 from pipeline.plan.planner import build_plan
 from pipeline.plan.resolver import Resolver
-from pipeline.plan.selection import Selection, check_inputs, check_search_steps, paid_requests, select, summarize
+from pipeline.plan.selection import Selection, check_inputs, paid_requests, select, summarize
 from pipeline.plan.step import Plan
 from pipeline.preflight.check import try_longest_rows
 from pipeline.preflight.estimate import estimate
@@ -44,7 +43,7 @@ from pipeline.recipe.loader import Recipe, RecipeError
 from pipeline.run.executor import Executor
 from pipeline.run.local_executor import LocalExecutor
 from pipeline.run.loop import Run
-from pipeline.store.store import Store
+from pipeline.store.store import Published, Store
 from pipeline.store.verify import verify
 from stages.records.run_record import read_run_record
 from stages.system.os_errors import explain_os_error
@@ -255,15 +254,13 @@ class _Command:
 
     def plan(self, full_plan: Plan, cells: Sequence[Recipe]) -> int:
         """--plan. Of a search, the first plan with steps to run."""
-        plans = search.plans(full_plan, cells, self.resolver, self.console.say, None)
-        next_plan: Plan | None = next(plans)
-        while next_plan is not None:
-            plan, selection = next_plan, self.select(next_plan)
+        results: dict[str, Published] = {}
+        for plan in search.Search(full_plan, cells, self.resolver, self.console.say, results).plans():
+            selection = self.select(plan)
             decisions = decide(plan, self.store, self.resolver, selection.forced)
             if not all(decision.cached for decision in decisions.values()):
                 break
-            next_plan = search.next_plan(plans, cached_results(decisions))
-        check_search_steps(plan, selection, decisions)
+            results |= cached_results(decisions)
         check_inputs(plan, selection, decisions)
         steps = summarize(plan, selection, decisions, self.resolver)
         if self.options.json:
@@ -277,18 +274,17 @@ class _Command:
     def execute(self, full_plan: Plan, cells: Sequence[Recipe]) -> int:
         """Run the recipe: its plan, or one plan after the other for a search."""
         folder = self.options.runs / full_plan.recipe.name
-        plans = search.plans(full_plan, cells, self.resolver, self.console.say, folder)
+        results: dict[str, Published] = {}
         run: Run | None = None
         forced_before, failed = frozenset[str](), list[Run]()
         old_handler = signal.signal(signal.SIGTERM, signal.default_int_handler)  # the same as Ctrl-C
         try:
-            plan: Plan | None = next(plans)
-            while plan is not None:
+            for plan in search.Search(full_plan, cells, self.resolver, self.console.say, results, folder).plans():
                 run = self._prepare(plan, forced_before, checked=cells[0].search is not None)
                 forced_before |= self.select(plan).forced
                 if run.execute(self.executor):
                     failed.append(run)
-                plan = search.next_plan(plans, run.results)
+                results |= run.results
         except KeyboardInterrupt:
             if run is None or not run.record.steps:
                 raise
@@ -311,7 +307,6 @@ class _Command:
         selection = Selection(selection.selected, selection.forced - forced_before)
         executor = None if checked else self.executor
         preparation = prepare(plan, selection, self.store, self.resolver, executor, self.console.say, runs_next=True)
-        check_search_steps(plan, selection, preparation.decisions)
         cached = sum(decision.cached for decision in preparation.decisions.values())
         self.console.say(f"{plan.recipe.name}: {len(plan.steps)} steps, {cached} cached")
         self.console.notes(preparation.checks.notes)

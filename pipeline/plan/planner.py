@@ -1,20 +1,20 @@
 """The cells of a recipe -> a Plan. Cells share the steps that do not depend on the axes in which they differ."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pipeline.plan.resolver import Resolver
-from pipeline.plan.selection_items import reused_items
-from pipeline.plan.stage_order import key_of, order_stages, stages_of
 from pipeline.plan.step import Plan, Step
 from pipeline.recipe.loader import Recipe, RecipeError
 from pipeline.recipe.matrix import join_labels
-from pipeline.recipe.nodes import Key, Problem, dotted
+from pipeline.recipe.nodes import Key, Problem, dotted, split_key
 from pipeline.store import references
 from pipeline.store.references import BadReferenceError, Local, Reference, RunFolder
-from stages.base import BASE, Need, StageConfig, UserError
+from stages.base import BASE, Items, Need, StageConfig, UserError
+from stages.system.did_you_mean import did_you_mean
 
 NAMED_FILE = "file"
 """First word of the name of an input that a file of the step names, and no key of the recipe."""
@@ -23,11 +23,11 @@ NAMED_FILE = "file"
 def build_plan(cells: Sequence[Recipe], resolver: Resolver) -> Plan:
     """Plan the steps of all cells. Raises RecipeError with all problems of the recipe."""
     planner = _Planner(resolver)
-    for cell in cells:
-        planner.add(cell, reports=False)
-    for cell in cells:
-        planner.add(cell, reports=True)
-    planner.problems += reused_items(planner.steps.values(), resolver)
+    for recipe in cells:
+        planner.add(recipe)
+    for cell, stage in planner.reports:
+        planner.add_stage(cell, stage)
+    planner.problems += planner.reused_items()
     if planner.problems:
         raise RecipeError([], planner.problems)
     return Plan(cells[0], tuple(planner.steps.values()))
@@ -35,8 +35,7 @@ def build_plan(cells: Sequence[Recipe], resolver: Resolver) -> Plan:
 
 def step_name(stage: str, suffix: str, labels: Mapping[str, str]) -> str:
     """`bench[wit,prompt=0.2]`: the stage, and in brackets its part and its cell."""
-    parts = [suffix[1:-1]] if suffix else []
-    parts += [join_labels(labels)] if labels else []
+    parts = [part for part in (suffix[1:-1], join_labels(labels)) if part]
     return f"{stage}[{','.join(parts)}]" if parts else stage
 
 
@@ -60,6 +59,10 @@ class _CellSteps:
     axes: dict[str, frozenset[str]] = field(default_factory=dict)
     """Stage -> the axes on which its steps depend."""
 
+    def labels(self, stage: str) -> dict[str, str]:
+        """The axes on which the steps of a stage depend -> the values of this cell."""
+        return {axis: value for axis, value in self.recipe.labels.items() if axis in self.axes.get(stage, ())}
+
 
 @dataclass
 class _Planner:
@@ -72,27 +75,53 @@ class _Planner:
     """id of a stage's config, which its recipe keeps alive -> its parts."""
     targets: dict[tuple[str, Any], str] = field(default_factory=dict)
     """Kind and value of the key `writes_to` -> the step that writes there."""
-    orders: dict[int, list[str]] = field(default_factory=dict)
-    """id of a cell -> its stages, each after those it needs."""
+    reports: list[tuple[_CellSteps, str]] = field(default_factory=list)
+    """The stages still to be added, because they need the steps of all cells."""
 
-    def add(self, recipe: Recipe, reports: bool) -> None:
-        """Add the steps that no earlier cell has: only reports, which need the steps of all cells, or all others."""
-        if id(recipe) not in self.orders:
-            self.orders[id(recipe)], problems = order_stages(recipe)
-            self.problems += recipe.problems + problems
-            self._check_broken(recipe)
+    def add(self, recipe: Recipe) -> None:
+        """Add the steps that no earlier cell has, except for reports."""
+        order, problems = _order_stages(recipe)
+        self.problems += recipe.problems + problems
+        self._check_broken(recipe)
         cell = _CellSteps(recipe)
-        for stage in self.orders[id(recipe)]:
-            if (recipe.stages[stage].output_kind == "report") == reports:
-                for part in self._split(recipe.stages[stage]):
-                    cell.by_stage[stage + part.suffix] = self._step(cell, stage, part)
+        for stage in order:
+            if recipe.stages[stage].output_kind == "report":
+                self.reports.append((cell, stage))
+            else:
+                self.add_stage(cell, stage)
+
+    def add_stage(self, cell: _CellSteps, stage: str) -> None:
+        for part in self._split(cell.recipe.stages[stage]):
+            cell.by_stage[stage + part.suffix] = self._step(cell, stage, part)
+
+    def reused_items(self) -> Iterator[Problem]:
+        """Yield a problem for each training that chooses its best point by items on which a stage of the recipe scores
+        a model: that score would be inflated."""
+        reporting = {
+            self._identity(step, items): f"stages.{step.stage}.{items.key}"
+            for step in self.steps.values()
+            if step.config.output_kind == "scores"
+            for items in step.config.measured_items()
+        }
+        for step in (step for step in self.steps.values() if step.config.output_kind == "model"):
+            for items in step.config.measured_items():
+                if place := reporting.get(self._identity(step, items)):
+                    text = f"select chooses by these items, and {place} reports a score on them"
+                    key = ("stages", step.stage, *split_key(items.key))
+                    yield step.recipe.problem(key, f"{text}, which would be inflated; name other items")
+
+    def _identity(self, step: Step, items: Items) -> tuple[object, str]:
+        """What two sets of the same items have in common."""
+        source = step.inputs.get(items.input) if items.input else None
+        content = None if source is None or isinstance(source, Step) else self.resolver.content(source)
+        return content or source, items.part
 
     def _check_broken(self, recipe: Recipe) -> None:
         """Report wrong references of stages that have other errors."""
         for stage, needs in recipe.broken.items():
             for need in needs:
                 try:
-                    self._inputs(_CellSteps(recipe), stage, "", need, {}, None)
+                    self._inputs(_CellSteps(recipe), stage, "", need)
                 except RecipeError as error:
                     self.problems += error.problems
 
@@ -100,11 +129,7 @@ class _Planner:
         if id(config) not in self.parts:
             originals = {(need.kind, need.value): need for need in reversed(config.needs().values())}
             self.parts[id(config)] = [
-                _Part(
-                    suffix,
-                    part,
-                    {name: originals.get((n.kind, n.value), n) for name, n in part.needs().items()},
-                )
+                _Part(suffix, part, {name: originals.get((n.kind, n.value), n) for name, n in part.needs().items()})
                 for suffix, part in config.split().items()
             ]
         return self.parts[id(config)]
@@ -116,13 +141,13 @@ class _Planner:
             if need.kind == "model":
                 axes |= recipe.axes[BASE] if need.value == BASE else cell.axes.get(need.value, frozenset())
         cell.axes[stage] = axes
-        labels = {axis: value for axis, value in recipe.labels.items() if axis in axes}
+        labels = cell.labels(stage)
         name = step_name(stage, part.suffix, labels)
         if name not in self.steps:
             inputs: dict[str, Step | Reference] = {}
             for input_name, need in part.needs.items():
                 try:
-                    inputs |= self._inputs(cell, stage, input_name, need, labels, inputs.get(need.model_need))
+                    inputs |= self._inputs(cell, stage, input_name, need, inputs.get(need.model_need))
                 except RecipeError as error:
                     self.problems += error.problems
             local = {key: source.path for key, source in inputs.items() if isinstance(source, Local)}
@@ -145,26 +170,19 @@ class _Planner:
                 self.problems.append(step.recipe.problem(("stages", step.stage, key), text))
 
     def _inputs(
-        self,
-        cell: _CellSteps,
-        stage: str,
-        name: str,
-        need: Need,
-        labels: Mapping[str, str],
-        scored: Step | Reference | None,
+        self, cell: _CellSteps, stage: str, name: str, need: Need, scored: Step | Reference | None = None
     ) -> Mapping[str, Step | Reference]:
         """The inputs that meet `need`: several for `steps`, else one, or none if a problem is reported already."""
         recipe = cell.recipe
-        stages = stages_of(recipe, need)
         if need.kind == "steps":
-            return self._scoring_steps(recipe, stage, need, stages, labels, scored)
-        if stages:
+            return self._scoring_steps(cell, stage, need, scored)
+        if stages_of(recipe, need):
             config = recipe.stages.get(need.value)
             if config and config.output_kind != "model":
                 text = f"{need.value!r} is of kind {config.kind} and makes no model"
-                raise recipe.error(key_of(stage, need), text)
+                raise recipe.error(_key_of(stage, need), text)
             return {name: cell.by_stage[need.value]} if need.value in cell.by_stage else {}
-        key, value = key_of(stage, need), need.value
+        key, value = _key_of(stage, need), need.value
         if need.kind == "model" and value == BASE:
             if BASE in recipe.broken:
                 return {}
@@ -174,22 +192,17 @@ class _Planner:
         return {name: self._reference(recipe, key, value, need)}
 
     def _scoring_steps(
-        self,
-        recipe: Recipe,
-        stage: str,
-        need: Need,
-        stages: Sequence[str],
-        labels: Mapping[str, str],
-        scored: Step | Reference | None,
+        self, cell: _CellSteps, stage: str, need: Need, scored: Step | Reference | None
     ) -> Mapping[str, Step]:
-        """The steps of `stages`, in all cells that agree with `labels`, that scored the model `scored` if there is
-        one."""
+        """The steps that `need` names, in all cells that agree with the labels of `stage`, that scored the model
+        `scored` if there is one."""
+        recipe, labels, stages = cell.recipe, cell.labels(stage), stages_of(cell.recipe, need)
         if not stages and not recipe.broken and not need.optional:
             text = "has nothing to report: the recipe has no stage that scores models, such as lm_eval"
             raise recipe.error(("stages", stage), text)
         for other in stages:
             if (config := recipe.stages.get(other)) and config.output_kind != "scores":
-                raise recipe.error(key_of(stage, need), f"{other!r} is of kind {config.kind} and scores no model")
+                raise recipe.error(_key_of(stage, need), f"{other!r} is of kind {config.kind} and scores no model")
         steps = {
             step.name: step
             for step in self.steps.values()
@@ -199,7 +212,7 @@ class _Planner:
         }
         if isinstance(scored, Step) and not steps and not recipe.broken:
             text = f"{need.value!r} does not score {scored.stage}; name it among its models"
-            raise recipe.error(key_of(stage, need), text)
+            raise recipe.error(_key_of(stage, need), text)
         return steps
 
     def _reference(self, recipe: Recipe, key: Key, value: str, need: Need) -> Reference:
@@ -211,8 +224,7 @@ class _Planner:
                     raise recipe.error(key, f"{value!r} is this recipe itself, whose stages the report shows anyway")
                 source: Reference = RunFolder((self.resolver.runs / value).absolute())
             else:
-                kind: Literal["model", "data"] = "model" if need.kind == "model" else "data"
-                source = references.parse(value, location.folder, kind)
+                source = references.parse(value, location.folder, "model" if need.kind == "model" else "data")
             self.resolver.register(source, f"{location}: {dotted(key)}")
             if need.kind == "model" and isinstance(source, Local):
                 _check_model_path(source.path)
@@ -231,3 +243,60 @@ def _check_model_path(path: Path) -> None:
         raise BadReferenceError(f"{path} has no config.json, so it is no model; name the folder save_pretrained wrote")
     if path.is_file() and path.suffix != ".gguf":
         raise BadReferenceError(f"{path} is a file; a model is a folder written by save_pretrained, or a .gguf file")
+
+
+def stages_of(recipe: Recipe, need: Need) -> list[str]:
+    """Return the stages whose steps `need` refers to."""
+    if need.kind == "steps" and need.value == "*":
+        return [name for name, config in recipe.stages.items() if config.output_kind == "scores"]
+    if need.kind == "model" and need.value != BASE:
+        exists = need.value in recipe.stages or need.value in recipe.broken
+        return [need.value] if exists or _is_stage_name(need.value) else []
+    return [need.value] if need.kind == "steps" else []
+
+
+def _is_stage_name(reference: str) -> bool:
+    """Whether a model reference can only be a stage: hub ids and paths have a slash."""
+    return re.fullmatch(r"[\w-]+(\[.*\])?", reference) is not None
+
+
+def _order_stages(recipe: Recipe) -> tuple[list[str], list[Problem]]:
+    """Return the stages in order, and a problem for each unknown stage and each cycle."""
+    needed: dict[str, list[str]] = {}
+    problems: list[Problem] = []
+    needs = {name: list(config.needs().values()) for name, config in recipe.stages.items()}
+    for name, stage_needs in [*needs.items(), *recipe.broken.items()]:
+        needed[name] = []
+        for need in stage_needs:
+            for other in stages_of(recipe, need):
+                if other in recipe.stages:
+                    needed[name].append(other)
+                elif other not in recipe.broken:
+                    problems.append(_unknown_stage(recipe, name, need, other))
+    order: dict[str | None, None] = {}
+    path: dict[str | None, Iterator[str]] = {None: iter(needed)}  # depth first, from a root that needs all stages
+    while path:  # graphlib would stop at the first cycle, and its order is not that of the recipe
+        last = next(reversed(path))
+        if (stage := next(path[last], None)) is None:
+            order[last] = None
+            del path[last]
+        elif stage in path:
+            cycle = list(map(str, path))[list(path).index(stage) :]
+            text = f"needs its own result: {' -> '.join([*cycle, stage])}; start one of them from another model"
+            problems.append(recipe.problem(("stages", stage), text))
+        elif stage not in order:
+            path[stage] = iter(needed[stage])
+    return [name for name in order if name in recipe.stages], problems
+
+
+def _unknown_stage(recipe: Recipe, stage: str, need: Need, other: str) -> Problem:
+    hint = did_you_mean(other, [BASE, *recipe.stages, *sorted(recipe.broken)])
+    text = f"{other!r} is no stage of this recipe{hint}"
+    if need.kind == "model":
+        text += "; a model on the hub is written org/name, a folder ./name"
+    return recipe.problem(_key_of(stage, need), text)
+
+
+def _key_of(stage: str, need: Need) -> Key:
+    """The key in the recipe where `need` of `stage` is written."""
+    return ("stages", stage, *split_key(need.key))

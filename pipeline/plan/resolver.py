@@ -1,5 +1,6 @@
 """References of a plan -> content hashes, commits and local paths, each looked up once."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -87,11 +88,9 @@ class Resolver:
         """An error if a local file that the step read changed since its content hash was computed."""
         for source in step.references.values():
             if isinstance(source, Local):
-                try:
+                with contextlib.suppress(BadReferenceError):
                     if references.content_hash(source, self.hashes.hash_file) == self.content(source):
                         continue
-                except BadReferenceError:
-                    pass
                 return f"{source.path} was changed while the step ran; run it again"
         return None
 

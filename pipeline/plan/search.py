@@ -6,20 +6,19 @@ search is cached and resumed as any grid is. The last rung is the recipe itself,
 
 import csv
 import os
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 
-from pipeline.plan.planner import build_plan, step_name
+from pipeline.plan.cache import shorten
+from pipeline.plan.planner import build_plan, stages_of, step_name
 from pipeline.plan.resolver import Resolver
-from pipeline.plan.stage_order import stages_of
 from pipeline.plan.step import Plan
-from pipeline.recipe.loader import Recipe
+from pipeline.recipe.loader import Halving, Recipe
 from pipeline.recipe.matrix import join_labels
-from pipeline.recipe.nodes import Problem
-from pipeline.recipe.search_config import Halving, rank, search_cost
+from pipeline.recipe.nodes import Key, Problem
 from pipeline.store.store import Published
 from stages.system.did_you_mean import did_you_mean, list_choices
 
@@ -30,7 +29,6 @@ SEARCH_FILE = "search.csv"
 MAX_NAMED = 5
 """Number of candidates that a line names."""
 
-Results = Mapping[str, Published]
 Candidates = dict[str, list[Recipe]]
 """Name of a candidate's step at full length -> its cells."""
 
@@ -44,54 +42,39 @@ def search_problems(cells: Sequence[Recipe]) -> list[Problem]:
         return [recipe.problem(("search",), "chooses among the cells of a matrix; add 'matrix', or leave it out")]
     if any(cell.search != search for cell in cells):
         return [recipe.problem(("search",), "is not the same for all cells of the matrix")]
-    problems = []
+    problems: dict[Key, str] = {}
     if AXIS in recipe.labels:
-        problems.append(recipe.problem(("matrix", AXIS), "is the name that a search uses; rename the axis"))
+        problems["matrix", AXIS] = "is the name that a search uses; rename the axis"
     for index, axis in enumerate(search.over):
         if axis not in recipe.labels:
             hint = did_you_mean(axis, recipe.labels) + list_choices("it has", recipe.labels)
-            problems.append(recipe.problem(("search", "over", index), f"{axis!r} is no axis of the matrix{hint}"))
-    stage = recipe.stages.get(search.stage)
-    if search.stage in recipe.broken:
-        return problems
+            problems["search", "over", index] = f"{axis!r} is no axis of the matrix{hint}"
+    name, stage = search.stage, recipe.stages.get(search.stage)
     if stage is None:
-        text = f"{search.stage!r} is no stage of this recipe{did_you_mean(search.stage, recipe.stages)}"
-        problems.append(recipe.problem(("search", "stage"), text))
-    elif not stage.search_metrics:
-        text = f"{search.stage!r} is of kind {stage.kind}, whose training cannot be shortened; name one that trains"
-        problems.append(recipe.problem(("search", "stage"), text))
-    elif search.metric is not None and search.metric not in stage.search_metrics:
-        hint = did_you_mean(search.metric, stage.search_metrics) + list_choices("name one of", stage.search_metrics)
-        text = f"{search.metric!r} is nothing to compare cells by{hint}"
-        problems.append(recipe.problem(("search", "metric"), text))
+        if name not in recipe.broken:
+            hint = did_you_mean(name, recipe.stages)
+            problems["search", "stage"] = f"{name!r} is no stage of this recipe{hint}"
+    elif not (metrics := stage.search_metrics):
+        text = f"{name!r} is of kind {stage.kind}, whose training cannot be shortened; name one that trains"
+        problems["search", "stage"] = text
+    elif search.metric is not None and search.metric not in metrics:
+        hint = did_you_mean(search.metric, metrics) + list_choices("name one of", metrics)
+        problems["search", "metric"] = f"{search.metric!r} is nothing to compare cells by{hint}"
     elif "eval" not in stage.needs():
-        text = f"compares by a metric on evaluation data; add stages.{search.stage}.data.eval"
-        problems.append(recipe.problem(("search",), text))
-    return problems
+        problems["search",] = f"compares by a metric on evaluation data; add stages.{name}.data.eval"
+    return [recipe.problem(key, text) for key, text in problems.items()]
 
 
-def plans(
-    full_plan: Plan, cells: Sequence[Recipe], resolver: Resolver, say: Callable[[str], None], folder: Path | None
-) -> Generator[Plan, Results, None]:
-    """Yield the plans to run one after the other; `send` the results of each to get the next one.
-
-    Args:
-        full_plan: the plan of all cells; without a `search` the only one.
-        say: shows a line about each rung to the user.
-        folder: the run's folder, for SEARCH_FILE; None writes no file.
-    """
-    if cells[0].search is None:
-        yield full_plan
-    else:
-        yield from _Search(full_plan, cells, cells[0].search, resolver, say, folder).plans()
+def rank(values: Mapping[str, float], goal: str) -> list[str]:
+    """Sort the candidates, best first, ties in their order. `goal` is `lowest` or `highest`."""
+    return sorted(values, key=lambda candidate: values[candidate], reverse=goal == "highest")
 
 
-def next_plan(generator: Generator[Plan, Results, None], results: Results) -> Plan | None:
-    """Send the results of the last plan; return the next plan, or None after the last one."""
-    try:
-        return generator.send(results)
-    except StopIteration:
-        return None
+def search_cost(candidates: int, halving: Halving) -> Fraction:
+    cost = Fraction(0)
+    for length in halving.lengths:
+        cost, candidates = cost + candidates * length, halving.survivors(candidates)
+    return cost
 
 
 def cost_sentence(full_plan: Plan) -> str | None:
@@ -104,17 +87,28 @@ def cost_sentence(full_plan: Plan) -> str | None:
 
 
 @dataclass
-class _Search:
+class Search:
+    """The plans of a recipe to run one after the other: without a `search` only that of all cells."""
+
     full_plan: Plan
+    """The plan of all cells."""
     cells: Sequence[Recipe]
-    halving: Halving
     resolver: Resolver
     say: Callable[[str], None]
-    folder: Path | None
+    """Shows a line about each rung to the user."""
+    results: Mapping[str, Published]
+    """The results of each plan's steps, which the caller adds before the next one."""
+    folder: Path | None = None
+    """The run's folder, for SEARCH_FILE; None writes no file."""
     planned: dict[str, list[Recipe]] = field(default_factory=dict)
     """Step of a candidate on a rung -> its cells, for all rungs so far and candidates that did not fail."""
     rows: list[dict[str, str]] = field(default_factory=list)
     """The rows of SEARCH_FILE."""
+
+    @cached_property
+    def halving(self) -> Halving:
+        assert self.cells[0].search
+        return self.cells[0].search
 
     @cached_property
     def metric(self) -> tuple[str, str]:
@@ -126,22 +120,23 @@ class _Search:
     @cached_property
     def all_names(self) -> frozenset[str]:
         """The names of all steps and stages that any plan of the search can have."""
-        steps = self.full_plan.steps
+        steps, lengths = self.full_plan.steps, self.halving.lengths
         names = {name for step in steps for name in (step.name, step.stage)}
-        rungs = self.halving.lengths
-        return frozenset(names) | {
-            _rung_step(step.name, length) for step in steps if step.stage == self.halving.stage for length in rungs
-        }
+        candidates = (step.name for step in steps if step.stage == self.halving.stage)
+        return frozenset(names) | {_rung_step(name, length) for name in candidates for length in lengths}
 
-    def plans(self) -> Generator[Plan, Results, None]:
+    def plans(self) -> Iterator[Plan]:
+        if self.cells[0].search is None:
+            yield self.full_plan
+            return
         groups, (metric, goal), stage = self.groups(), self.metric, self.halving.stage
         for number, length in enumerate(self.halving.lengths, 1):
             count = sum(map(len, groups.values()))
             share = "" if length == 1 else f" at {length} of the training"
             trainings = f"{count} trainings of {stage}{share}, by {metric} ({goal})"
             self.say(f"search: rung {number} of {self.halving.rungs}: {trainings}")
-            results = yield self.plan(groups, length)
-            remaining = {name: self.best(name, group, results, length) for name, group in groups.items()}
+            yield self.plan(groups, length)
+            remaining = {name: self.best(name, group, length) for name, group in groups.items()}
             groups = {name: group for name, group in remaining.items() if group}
             if self.folder:
                 self.write(self.folder)
@@ -190,13 +185,13 @@ class _Search:
         axes = {**cell.axes, stage: cell.axes[stage] | {AXIS}}
         return replace(cell, stages=stages, labels={**cell.labels, AXIS: str(length)}, axes=axes)
 
-    def best(self, name: str, group: Candidates, results: Results, length: Fraction) -> Candidates:
+    def best(self, name: str, group: Candidates, length: Fraction) -> Candidates:
         """The candidates of a group that stay in the search. Adds rows to SEARCH_FILE and reports them."""
         metric, goal = self.metric
         values: dict[str, float] = {}
         for candidate in group:
             step = _rung_step(candidate, length)
-            value = results[step].manifest.metrics.number(metric) if step in results else None
+            value = self.results[step].manifest.metrics.number(metric) if step in self.results else None
             if value is not None:
                 values[candidate] = value
             else:  # a failed training is not repeated within one command
@@ -207,19 +202,14 @@ class _Search:
             text = repr(values[candidate]) if candidate in values else "failed"
             row = {"search": name, "length": str(length), "step": _rung_step(candidate, length), metric: text}
             self.rows.append(row | {"kept": "yes" if candidate in best else "no"})
-        self.report(f"search ({name})" if name else "search", {c: values[c] for c in order}, best, length)
-        return {candidate: group[candidate] for candidate in group if candidate in best}
-
-    def report(self, title: str, values: Mapping[str, float], best: Sequence[str], length: Fraction) -> None:
-        """Say how a rung ended; `values` are in order, best first, without failed candidates."""
-        shown = ", ".join(f"{candidate} {value:.4g}" for candidate, value in list(values.items())[:MAX_NAMED])
-        shown += f", and {len(values) - MAX_NAMED} more" if len(values) > MAX_NAMED else ""
-        if not values:
+        title = f"search ({name})" if name else "search"
+        shown = ", ".join(shorten([f"{candidate} {values[candidate]:.4g}" for candidate in order], MAX_NAMED))
+        if not order:
             self.say(f"{title}: every candidate failed")
-        elif length == 1:
-            self.say(f"{title}: {best[0]} is best by {self.metric[0]}: {shown}")
         else:
-            self.say(f"{title}: {len(best)} continue, the best by {self.metric[0]}: {shown}")
+            chosen = f"{best[0]} is best" if length == 1 else f"{len(best)} continue, the best"
+            self.say(f"{title}: {chosen} by {metric}: {shown}")
+        return {candidate: group[candidate] for candidate in group if candidate in best}
 
     def write(self, folder: Path) -> None:
         """Write SEARCH_FILE. Raises OSError."""

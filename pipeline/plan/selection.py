@@ -53,21 +53,18 @@ def steps_to_run(plan: Plan, selection: Selection, decisions: Decisions) -> list
 
 
 def check_inputs(plan: Plan, selection: Selection, decisions: Decisions) -> None:
-    """Raise RecipeError if a step that runs depends on a step that has no result and is not selected."""
+    """Raise RecipeError if a step that runs, or a search that has to choose, needs a step that has no result and is not
+    selected."""
+    for step in plan.steps if plan.later_stages else ():
+        if not decisions[step.name].cached and step.name not in selection.selected:
+            text = f"{step.name} has no result, and the search needs it to choose; run the recipe without --stage"
+            raise RecipeError([text])
     for step in steps_to_run(plan, selection, decisions):
         for source in step.dependencies:
             if not decisions[source.name].cached and source.name not in selection.selected:
                 command = f"run-recipe RECIPE --stage {source.stage}"
                 reason = decisions[source.name].reason
                 raise RecipeError([f"{step.name} needs {source.name}: {reason}; make it first by {command}"])
-
-
-def check_search_steps(plan: Plan, selection: Selection, decisions: Decisions) -> None:
-    """Raise RecipeError if a search has to choose by a step that has no result and is not selected."""
-    for step in plan.steps if plan.later_stages else ():
-        if not decisions[step.name].cached and step.name not in selection.selected:
-            text = f"{step.name} has no result, and the search needs it to choose; run the recipe without --stage"
-            raise RecipeError([text])
 
 
 def summarize(plan: Plan, selection: Selection, decisions: Decisions, resolver: Resolver) -> list[StepSummary]:

@@ -3,10 +3,11 @@
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 from pipeline.recipe.loader import Recipe, RecipeError
+from pipeline.recipe.nodes import item_of
 from pipeline.store.references import Reference
 from stages.base import StageConfig
 from stages.system.did_you_mean import did_you_mean
@@ -53,7 +54,7 @@ class Step:
         settings = copy.deepcopy(dict(section)) if section is not None else self.config.model_dump()
         references = [need.key for need in self.config.needs().values()]
         for key in (*references, "resources", *self.config.fingerprint_exclude):
-            remove_key(settings, key.split("."))
+            remove_key(settings, key)
         return settings
 
 
@@ -95,17 +96,13 @@ class Plan:
                 reached.add(step.name)
         return reached
 
-
-def ancestors(step: Step) -> set[str]:
-    """Return the names of all steps that `step` depends on, directly or not."""
-    names: set[str] = set()
-    queue = list(step.dependencies)
-    while queue:
-        source = queue.pop()
-        if source.name not in names:
-            names.add(source.name)
-            queue += source.dependencies
-    return names
+    def ancestors(self, names: set[str]) -> set[str]:
+        """Return `names` and the names of all steps that they depend on, directly or not."""
+        reached = set(names)
+        for step in reversed(self.steps):
+            if step.name in reached:
+                reached |= {source.name for source in step.dependencies}
+        return reached
 
 
 def start_reference(source: Step | Reference) -> Reference:
@@ -115,17 +112,11 @@ def start_reference(source: Step | Reference) -> Reference:
     return source
 
 
-def remove_key(section: Any, path: Sequence[str]) -> None:
-    """Remove the value at `path` from a nested section, if it is there. List items become None."""
-    *parents, last = path
-    for part in parents:  # another section can have shorter lists
-        if isinstance(section, list):
-            section = section[int(part)] if part.isdigit() and int(part) < len(section) else None
-        else:
-            section = section.get(part)
-        if section is None:
-            return
-    if isinstance(section, dict):
-        section.pop(last, None)
-    elif last.isdigit() and int(last) < len(section):
-        section[int(last)] = None
+def remove_key(section: dict[str, Any], key: str) -> None:
+    """Remove the value at a dotted key from a nested section, if it is there. List items become None."""
+    *parents, last = key.split(".")
+    parent: Any = reduce(item_of, parents, section)
+    if isinstance(parent, dict):
+        parent.pop(last, None)
+    elif item_of(parent, last) is not None:
+        parent[int(last)] = None

@@ -189,7 +189,7 @@ def try_longest_rows(
     for step in (step for step in steps if step.config.has("probe")):
         settings = step.config.model_dump()
         for key in step.config.cost_invariant:
-            remove_key(settings, key.split("."))
+            remove_key(settings, key)
         contents = list(_contents_of(step, results, resolver).values())
         groups.setdefault(content_hash([step.kind, settings, contents]), step)
     tried = list(groups.values())

@@ -99,7 +99,7 @@ def _settings(step: Step, *excluded: str) -> dict[str, Any]:
     """Return the step's settings without its model and dotted keys."""
     settings = step.settings() | {"models": None}
     for key in (*step.config.cost_invariant, *excluded):
-        remove_key(settings, key.split("."))
+        remove_key(settings, key)
     return settings
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.console.console import Console
 from pipeline.plan.resolver import Resolver
 from pipeline.plan.selection import Selection
-from pipeline.plan.step import Plan, Step, ancestors
+from pipeline.plan.step import Plan, Step
 from pipeline.preflight.check import files_of
 from pipeline.preflight.prepare import prepare
 from pipeline.preflight.probe import Request, run_probe
@@ -39,7 +39,7 @@ def preview(
         ProbeError: if the process fails for another reason.
     """
     steps = _steps(plan, selected)
-    names = frozenset(name for step in steps for name in (step.name, *ancestors(step)))
+    names = frozenset(plan.ancestors({step.name for step in steps}))
     prepare(plan, Selection(names, forced=names), store, resolver)
     console.say(f"{plan.recipe.name}: reading rows for {', '.join(step.name for step in steps)}; nothing is trained")
     requests = [Request(step, files_of(step, {}, resolver)) for step in steps]

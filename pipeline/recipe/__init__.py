@@ -2,5 +2,5 @@
 
 text -> yaml_reader -> nodes (values with source locations) -> extends and --set (recipe_files)
      -> interpolation of ${...} -> matrix (cells) -> loader: a StageConfig for each stage -> Recipe, one for each cell
-messages: validation_messages (pydantic's errors in the recipe's words) and key_hints, with aliases.yaml
+messages: validation_messages (pydantic's errors in the recipe's words), with aliases.yaml
 """

@@ -6,10 +6,20 @@ The environment is never read, because recipes are shared and recorded.
 import os
 import re
 from dataclasses import replace
-from typing import Any
 
 from pipeline.recipe.matrix import MATRIX, Cell
-from pipeline.recipe.nodes import BROKEN, MAX_DEPTH, Key, Node, Problem, TooLargeError, dotted, make_node, split_key
+from pipeline.recipe.nodes import (
+    BROKEN,
+    MAX_DEPTH,
+    Key,
+    Node,
+    NodeError,
+    Problem,
+    dotted,
+    make_node,
+    scalar_text,
+    split_key,
+)
 from pipeline.store.references import ENVIRONMENT
 from stages.system.did_you_mean import did_you_mean
 
@@ -18,10 +28,6 @@ MAX_TEXT = 1_000_000
 """Longest text in characters after interpolation."""
 UNSET_VALUE = "???"
 """A value that must be set by `--set` or by a recipe that extends this one."""
-
-
-class _InterpolationError(Exception):
-    """The message quotes a wrong interpolation and says why."""
 
 
 class Interpolator:
@@ -62,7 +68,7 @@ class Interpolator:
         self._in_progress[id(node)] = key
         try:
             value = self._resolve_content(node, key)
-        except (_InterpolationError, TooLargeError) as error:
+        except NodeError as error:
             self.problems.append(Problem(node.error_location, key, str(error)))
             value = replace(node, content=BROKEN, size=1, depth=1)
         finally:
@@ -75,14 +81,11 @@ class Interpolator:
         return id(node), tuple(self._cell.labels.get(axis) for axis in self._axes[id(node)])
 
     def _resolve_content(self, node: Node, key: Key) -> Node:
-        if isinstance(node.content, dict):
-            section = {name: self._resolve(child, (*key, name)) for name, child in node.content.items()}
-            return make_node(section, node.location, node.key_location)
-        if isinstance(node.content, list):
-            items = [self._resolve(child, (*key, index)) for index, child in enumerate(node.content)]
-            return make_node(items, node.location, node.key_location)
+        if isinstance(node.content, dict | list):
+            content = node.convert(lambda part, child: self._resolve(child, (*key, part)))
+            return make_node(content, node.location, node.key_location)
         if node.content == UNSET_VALUE:
-            raise _InterpolationError(f"is {UNSET_VALUE!r}; set a value here or by --set")
+            raise NodeError(f"is {UNSET_VALUE!r}; set a value here or by --set")
         if (match := _PATTERN.fullmatch(node.content)) and not match["escape"]:
             return replace(self._look_up(match), location=node.location, key_location=node.key_location)
         return self._resolve_text(node)
@@ -100,32 +103,31 @@ class Interpolator:
             value = self._look_up(match)
             if value.content is BROKEN:
                 return replace(node, content=BROKEN)
-            parts.append(_to_text(match, value.content))
+            if isinstance(value.content, dict | list):
+                raise NodeError(f"{match[0]!r} is a section or list, which cannot be part of a text")
+            parts.append(scalar_text(value.content))
             axes |= value.axes
             if sum(map(len, parts)) > MAX_TEXT:
-                raise _InterpolationError(f"is a text of more than {MAX_TEXT:,} characters")
+                raise NodeError(f"is a text of more than {MAX_TEXT:,} characters")
         return replace(node, content="".join(parts) + text[end:], axes=axes)
 
     def _look_up(self, match: re.Match[str]) -> Node:
         if not match["end"]:
-            raise _InterpolationError("'${' is not closed by '}'; write \\${ for the two characters themselves")
+            raise NodeError("'${' is not closed by '}'; write \\${ for the two characters themselves")
         key = split_key(match["key"])
         if dotted(key) != match["key"].strip() or not key:
-            raise _InterpolationError(f"{match[0]!r} names no key of the recipe; write one like ${{stages.NAME.seed}}")
-        if key[0] == MATRIX and MATRIX in self.tree.content:
-            return self._look_up_axis(match, key)
-        return self._descend(self.tree, (), key, match)
-
-    def _look_up_axis(self, match: re.Match[str], key: Key) -> Node:
+            raise NodeError(f"{match[0]!r} names no key of the recipe; write one like ${{stages.NAME.seed}}")
+        if key[0] != MATRIX or MATRIX not in self.tree.content:
+            return self._descend(self.tree, (), key, match)
         if id(self.tree.content[MATRIX]) in self._in_progress:
-            raise _InterpolationError(f"{match[0]!r} is inside the matrix; write the value there")
+            raise NodeError(f"{match[0]!r} is inside the matrix; write the value there")
         axes = self._cell.values
         if not axes:  # the matrix itself is wrong
             return replace(self.tree.content[MATRIX], content=BROKEN)
         axis = str(key[1]) if len(key) > 1 else ""
         if axis not in axes:
             text = f"{match[0]!r} names no axis of the matrix{did_you_mean(axis, axes)}; it has {', '.join(axes)}"
-            raise _InterpolationError(text)
+            raise NodeError(text)
         return self._descend(axes[axis], key[:2], key[2:], match, resolved=True)
 
     def _descend(self, node: Node, prefix: Key, key: Key, match: re.Match[str], resolved: bool = False) -> Node:
@@ -139,7 +141,7 @@ class Interpolator:
                 names = node.content if isinstance(node.content, dict) else ()
                 missing = dotted((*prefix, *key[: index + 1]))
                 hint = ENVIRONMENT if missing.isupper() or missing in os.environ else did_you_mean(str(part), names)
-                raise _InterpolationError(f"{match[0]!r}: there is no {missing}{hint}")
+                raise NodeError(f"{match[0]!r}: there is no {missing}{hint}")
             node = child
         return node if resolved else self._resolve_target(node, key)
 
@@ -147,15 +149,7 @@ class Interpolator:
         if id(node) in self._in_progress:
             path = list(self._in_progress)
             names = [dotted(self._in_progress[i]) for i in path[path.index(id(node)) :]]
-            raise _InterpolationError(f"refers to itself: {' -> '.join([*names, names[0]])}")
+            raise NodeError(f"refers to itself: {' -> '.join([*names, names[0]])}")
         if len(self._in_progress) > 2 * MAX_DEPTH:
-            raise _InterpolationError(f"refers to a value that refers to another one, more than {MAX_DEPTH} deep")
+            raise NodeError(f"refers to a value that refers to another one, more than {MAX_DEPTH} deep")
         return self._resolve(node, key)
-
-
-def _to_text(match: re.Match[str], value: Any) -> str:
-    if isinstance(value, dict | list):
-        raise _InterpolationError(f"{match[0]!r} is a section or list, which cannot be part of a text")
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    return str(value)

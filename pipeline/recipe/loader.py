@@ -3,22 +3,21 @@
 Every error names file, line, key and remedy. The config model of a stage's kind validates the stage's section.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
 
-from pipeline.recipe.broken_stage import references_of
 from pipeline.recipe.interpolation import Interpolator
-from pipeline.recipe.key_hints import suggest_word
-from pipeline.recipe.matrix import Cell, read_matrix, select_cells
+from pipeline.recipe.matrix import Cell, MatrixReader, select_cells
 from pipeline.recipe.nodes import BROKEN, Key, Node, Problem, RecipeError, dotted
 from pipeline.recipe.recipe_files import apply_override, read_file
-from pipeline.recipe.search_config import Halving
-from pipeline.recipe.validation_messages import explain
+from pipeline.recipe.validation_messages import explain, references_of, suggest_word
 from stages import KINDS
 from stages.base import BASE, Config, Need, StageConfig
 from stages.system.did_you_mean import did_you_mean
@@ -32,6 +31,37 @@ RESERVED_NAMES = ("store", "cache")
 """Folders next to those of the recipes."""
 RESERVED_STAGE_NAMES = (BASE, "logs", "preview", "run.json")
 """The recipe's own model, and files next to the links to the stages' results."""
+
+
+class Halving(Config):
+    """Successive halving: selects the cells that train in full.
+
+    All candidates first train for a small share of the stage's training. The best ones train for a larger share, and so
+    on up to the full training (Jamieson and Talwalkar, *Non-stochastic Best Arm Identification and Hyperparameter
+    Optimization*, 2016). pipeline.plan.search plans the steps.
+    """
+
+    stage: str
+    """The training to shorten. Only the cells that reach the last rung train in full and are benchmarked."""
+    over: list[str] = Field(default_factory=list)
+    """The axes of the matrix to search; an empty list means all. Each combination of the other axes has its own
+    search."""
+    metric: str | None = None
+    """The metric of the stage on data.eval that ranks the candidates. None: eval_completion_loss for sft, eval_loss
+    for dpo."""
+    factor: int = Field(default=4, ge=2, le=100)
+    """Each rung keeps the best 1/factor of the candidates and trains them factor times as long."""
+    rungs: int = Field(default=3, ge=2, le=10)
+    """Number of training lengths, including the full one."""
+
+    @property
+    def lengths(self) -> list[Fraction]:
+        """Share of the full training on each rung; the last is 1."""
+        return [Fraction(1, self.factor**power) for power in reversed(range(self.rungs))]
+
+    def survivors(self, candidates: int) -> int:
+        """Return how many of `candidates` reach the next rung."""
+        return max(1, math.ceil(candidates / self.factor))
 
 
 class RecipeHead(Config):
@@ -94,13 +124,14 @@ def load(path: Path, overrides: Sequence[str] = (), cells: Sequence[str] = ()) -
     secret_errors = [*_secret_errors(path.name, (), tree), *_secret_errors(tree.to_plain(), (), tree)]
     interpolator = Interpolator(tree)
     matrix = interpolator.resolve_matrix()
-    all_cells, matrix_problems = read_matrix(matrix) if matrix else ([], [])
-    selected = select_cells(all_cells, cells) if cells and not matrix_problems else all_cells
+    matrix_reader = MatrixReader()
+    all_cells = matrix_reader.read(matrix) if matrix else []
+    selected = select_cells(all_cells, cells) if cells and not matrix_reader.problems else all_cells
     reader = _RecipeReader()
     recipes = [reader.read(interpolator.resolve_cell(cell), cell) for cell in selected or [Cell()]]
     if secret_errors := list(dict.fromkeys([*secret_errors, *reader.secret_errors])):
         raise RecipeError(secret_errors)
-    recipes[0].problems.extend([*problems, *matrix_problems, *interpolator.problems, *reader.problems])
+    recipes[0].problems.extend([*problems, *matrix_reader.problems, *interpolator.problems, *reader.problems])
     return recipes
 
 

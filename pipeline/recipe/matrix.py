@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.recipe.nodes import BROKEN, Key, Node, Problem, RecipeError
+from pipeline.recipe.nodes import BROKEN, Key, Node, Problem, RecipeError, scalar_text
 from stages.system.did_you_mean import did_you_mean, list_choices
 
 MATRIX = "matrix"
@@ -39,11 +39,9 @@ def label_value(value: Any) -> str:
     """Return the label of a value in step names and `--cells`; 0.20 and 0.2 have the same, sections and lists none."""
     if isinstance(value, dict | list):
         return ""
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    if isinstance(value, float):
-        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
-    return str(value)
+    if isinstance(value, float) and float(f"{value:g}") == value:
+        return f"{value:g}"
+    return scalar_text(value)
 
 
 def join_labels(labels: Mapping[str, str]) -> str:
@@ -51,24 +49,15 @@ def join_labels(labels: Mapping[str, str]) -> str:
     return ",".join(f"{axis}={label}" for axis, label in labels.items())
 
 
-def read_matrix(matrix: Node) -> tuple[list[Cell], list[Problem]]:
-    """Return the cells of the section `matrix`, in the order of its axes and their values, and its errors."""
-    reader = _MatrixReader()
-    return reader.read(matrix), reader.problems
-
-
 def select_cells(cells: Sequence[Cell], filters: Sequence[str]) -> list[Cell]:
     """Return the cells that match one of the `--cells` filters, AXIS=VALUE[,AXIS=VALUE]. Raises RecipeError."""
     if not cells:
         raise RecipeError([f"--cells {filters[0]}: the recipe has no matrix"])
-    matches: set[int] = set()
-    for text in filters:
-        labels = dict(_parse_condition(part, cells, text) for part in text.split(","))
-        indices = [i for i, cell in enumerate(cells) if labels.items() <= cell.labels.items()]
-        if not indices:
+    conditions = [dict(_parse_condition(part, cells, text) for part in text.split(",")) for text in filters]
+    for text, labels in zip(filters, conditions, strict=True):
+        if not any(labels.items() <= cell.labels.items() for cell in cells):
             raise RecipeError([f"--cells {text}: the matrix has no such cell"])
-        matches |= set(indices)
-    return [cells[i] for i in sorted(matches)]
+    return [cell for cell in cells if any(labels.items() <= cell.labels.items() for labels in conditions)]
 
 
 def _parse_condition(part: str, cells: Sequence[Cell], text: str) -> tuple[str, str]:
@@ -88,26 +77,27 @@ def _parse_condition(part: str, cells: Sequence[Cell], text: str) -> tuple[str, 
 
 
 @dataclass
-class _MatrixReader:
+class MatrixReader:
+    """Reads the section `matrix`, and collects its errors."""
+
     problems: list[Problem] = field(default_factory=list)
 
     def report(self, node: Node, key: Key, text: str) -> None:
         self.problems.append(Problem(node.error_location, (MATRIX, *key), text))
 
     def read(self, matrix: Node) -> list[Cell]:
+        """Return the cells, in the order of the axes and their values."""
         if not isinstance(matrix.content, dict):
             if matrix.content is not BROKEN:
                 self.report(matrix, (), "must be a mapping of axes to their values: prompt: [0, 0.2, 0.4]")
             return []
         axes = {name: self.read_axis(name, node) for name, node in matrix.content.items() if name not in _CELL_LISTS}
+        count = math.prod(len(values) for values in axes.values())
         if not axes:
             self.report(matrix, (), "has no axis; add one with its values, such as prompt: [0, 0.2, 0.4]")
-            return []
-        if self.problems or not all(axes.values()):
-            return []
-        count = math.prod(len(values) for values in axes.values())
-        if count > MAX_CELLS:
+        elif count > MAX_CELLS:
             self.report(matrix, (), f"has {count:,} cells, more than {MAX_CELLS:,}; split it into several recipes")
+        if self.problems or count == 0:
             return []
         excluded = list(self.read_cell_list(matrix, "exclude", axes))
         product = [dict(zip(axes, labels, strict=True)) for labels in itertools.product(*axes.values())]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,18 +30,24 @@ def split_key_within(value: Any, key: str) -> Key:
     name = max(names, key=len) if names else key.partition(".")[0]
     part = int(name) if isinstance(value, list) and name.isdecimal() else name
     rest = key[len(name) + 1 :]
-    return (part, *(split_key_within(item_of(value, part), rest) if rest else ()))
+    return (part, *(split_key_within(item_of(value, name), rest) if rest else ()))
 
 
 def item_of(value: Any, part: str | int) -> Any:
     """Return the item of a section or list, or None."""
     if isinstance(value, dict):
         return value.get(str(part))
-    return value[part] if isinstance(value, list) and isinstance(part, int) and part < len(value) else None
+    is_item = isinstance(value, list) and str(part).isdecimal() and int(part) < len(value)
+    return value[int(part)] if is_item else None
 
 
 def dotted(key: Key) -> str:
     return ".".join(map(str, key))
+
+
+def scalar_text(value: Any) -> str:
+    """Return a plain value as a recipe writes it: true, false, null, a number or the text itself."""
+    return {True: "true", False: "false", None: "null"}[value] if isinstance(value, bool | None) else str(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +122,8 @@ class Broken:
 BROKEN = Broken()
 
 
-class TooLargeError(Exception):
-    """A value exceeds MAX_VALUES or MAX_DEPTH with its aliases expanded."""
+class NodeError(Exception):
+    """A value cannot be read, merged or resolved; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +146,16 @@ class Node:
         """The location to report for a wrong value: its own if that is on the line of its key, else the key's."""
         return self.location if self.location.line == self.key_location.line else self.key_location
 
-    def to_plain(self) -> Any:
+    def convert(self, function: Callable[[str | int, Node], Any]) -> Any:
+        """Return the content with `function(key or index, node)` in place of each node in it."""
         if isinstance(self.content, dict):
-            return {name: node.to_plain() for name, node in self.content.items()}
+            return {name: function(name, node) for name, node in self.content.items()}
         if isinstance(self.content, list):
-            return [node.to_plain() for node in self.content]
+            return [function(index, node) for index, node in enumerate(self.content)]
         return self.content
+
+    def to_plain(self) -> Any:
+        return self.convert(lambda _, node: node.to_plain())
 
     def child(self, part: str | int) -> Node | None:
         return item_of(self.content, part)
@@ -165,11 +175,7 @@ class Node:
 
     def with_axis(self, axis: str) -> Node:
         """Mark this value and everything in it as depending on `axis`."""
-        content = self.content
-        if isinstance(content, dict):
-            content = {name: node.with_axis(axis) for name, node in content.items()}
-        elif isinstance(content, list):
-            content = [node.with_axis(axis) for node in content]
+        content = self.convert(lambda _, node: node.with_axis(axis))
         return replace(self, content=content, axes=self.axes | {axis})
 
     def merged_over(self, base: Node, key: Key = ()) -> Node:
@@ -184,13 +190,13 @@ class Node:
         return make_node(merged, self.location, self.key_location)
 
     def with_value(self, key: Key, value: Node, parents: Key = ()) -> Node:
-        """Merge `value` over the value under `key`; missing sections are created. Raises ValueError."""
+        """Merge `value` over the value under `key`; missing sections are created. Raises NodeError."""
         if not key:
             return value.merged_over(self, parents)
         part, *rest = key
         if isinstance(self.content, list):
             if not isinstance(part, int) or part >= len(self.content):
-                raise ValueError(f"{part!r} is not an item of a list of {len(self.content)}; the first is 0")
+                raise NodeError(f"{part!r} is not an item of a list of {len(self.content)}; the first is 0")
             items = list(self.content)
             items[part] = items[part].with_value(tuple(rest), value, (*parents, part))
             return make_node(items, self.location, self.key_location)
@@ -201,11 +207,11 @@ class Node:
 
 
 def make_node(content: dict[str, Node] | list[Node], location: Location, key_location: Location) -> Node:
-    """Build the node of a section or list. Raises TooLargeError."""
+    """Build the node of a section or list. Raises NodeError."""
     children = content.values() if isinstance(content, dict) else content
     size, depth = 1 + sum(node.size for node in children), 1 + max((node.depth for node in children), default=0)
     if depth > MAX_DEPTH:
-        raise TooLargeError(f"nested deeper than {MAX_DEPTH} levels; make it flatter")
+        raise NodeError(f"nested deeper than {MAX_DEPTH} levels; make it flatter")
     if size > MAX_VALUES:
-        raise TooLargeError(f"has more than {MAX_VALUES:,} values with its aliases expanded; repeat less")
+        raise NodeError(f"has more than {MAX_VALUES:,} values with its aliases expanded; repeat less")
     return Node(content, location, key_location, size, depth, frozenset().union(*(node.axes for node in children)))

@@ -4,7 +4,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.recipe.nodes import MAX_DEPTH, Location, Node, Problem, RecipeError, TooLargeError, split_key
+from pipeline.recipe.nodes import MAX_DEPTH, Key, Location, Node, NodeError, Problem, RecipeError, split_key
 from pipeline.recipe.yaml_reader import NotYAMLError, parse
 from pipeline.store.references import ENVIRONMENT
 from stages.system.did_you_mean import explain_missing, similar
@@ -43,42 +43,34 @@ def read_file(path: Path, seen: tuple[Path, ...] = ()) -> tuple[Node, list[Probl
     parent = tree.content.pop("extends", None)
     if parent is None:
         return tree, problems
-    if isinstance(parent.content, str):
+    try:
+        if not isinstance(parent.content, str):
+            raise NodeError("must be the path of one recipe file, relative to this one")
         extended = path.parent / os.path.expanduser(parent.content)  # noqa: PTH111 (never fails)
-        try:
-            problem = _explain_unreadable(extended)
-        except OSError as error:  # a name that no file can have
-            problem = f"cannot be read: {error.strerror}"
-        if problem is None:
-            base, base_problems = read_file(extended, (*seen, path.resolve()))
-            return tree.merged_over(base), base_problems + problems
-        text = f"{extended}: {problem}"
-    else:
-        text = "must be the path of one recipe file, relative to this one"
-    return tree, [*problems, Problem(parent.error_location, ("extends",), text)]
+        base, base_problems = read_file(extended, (*seen, path.resolve()))
+        return tree.merged_over(base), base_problems + problems
+    except (NodeError, RecipeError) as error:
+        return tree, [*problems, Problem(parent.error_location, ("extends",), str(error))]
 
 
 def apply_override(tree: Node, override: str, problems: list[Problem]) -> Node:
     """Merge one `--set KEY=VALUE` over the recipe, and add its errors to `problems`."""
     name, equals, text = override.partition("=")
     shown = override if len(override) <= MAX_SHOWN else f"{override[:MAX_SHOWN]}..."
-    key, location = split_key(name.strip()), Location(f"--set {shown}", None, None, Path.cwd())
-    if len(key) > MAX_DEPTH:
-        problems.append(Problem(location, (), f"the key is nested deeper than {MAX_DEPTH} levels"))
-        return tree
-    if not equals or not key:
-        text = "write --set KEY=VALUE, for example --set stages.wit.weights.prompt=0.4"
-        problems.append(Problem(location, (), text))
-        return tree
+    parts, location = split_key(name.strip()), Location(f"--set {shown}", None, None, Path.cwd())
+    key = Key()
     try:
+        if len(parts) > MAX_DEPTH:
+            raise NodeError(f"the key is nested deeper than {MAX_DEPTH} levels")
+        if not equals or not parts:
+            raise NodeError("write --set KEY=VALUE, for example --set stages.wit.weights.prompt=0.4")
         value, value_problems = parse(text, location.file, location.folder, lines=False)
+        key = parts
         problems += [replace(problem, key=key + problem.key) for problem in value_problems]
         return tree.with_value(key, value)
-    except NotYAMLError as error:
-        problems.append(Problem(location, (), str(error).removeprefix(f"{location}: ")))
-    except (ValueError, TooLargeError) as error:
-        problems.append(Problem(location, key, str(error)))
-    return tree
+    except (NodeError, NotYAMLError) as error:
+        problems.append(Problem(location, key, str(error).removeprefix(f"{location}: ")))
+        return tree
 
 
 def _explain_unreadable(path: Path) -> str | None:

@@ -1,20 +1,29 @@
-"""pydantic's validation errors as messages about a recipe: location, key, what is allowed."""
+"""pydantic's validation errors as messages about a recipe: location, key, what is allowed, what was probably meant.
 
+aliases.yaml has the names that other tools give to keys and values.
+"""
+
+import copy
 import re
-from collections.abc import Iterator
-from functools import reduce
-from typing import Any, Literal, get_args, get_origin
+from collections.abc import Iterator, Mapping
+from functools import cache, reduce
+from pathlib import Path
+from typing import Any, get_args, get_origin
 
+import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from pipeline.recipe.key_hints import Sections, explain_unknown_key, model_at, suggest_word, types_in
-from pipeline.recipe.nodes import BROKEN, Key, Node, Problem, item_of, split_key_within
-from stages.base import AT_KEY
+from pipeline.recipe.nodes import BROKEN, Key, Node, Problem, dotted, item_of, split_key_within
+from stages.base import AT_KEY, Need, StageConfig
 from stages.library_options.option_models import Options
-from stages.system.did_you_mean import list_choices
+from stages.system.did_you_mean import did_you_mean, list_choices, plain, similar
 
-_ANY = object()
+Sections = Mapping[Key, type[BaseModel]]
+"""Key of the recipe's top, `()`, or of a stage -> the model of its section."""
+
+_STAND_INS: tuple[Any, ...] = (1, "-", {}, [])
+"""Values tried for a required key, one per round."""
 
 
 def explain(
@@ -24,8 +33,7 @@ def explain(
 
     `sections` has its model and, for hints, those of other sections.
     """
-    model = sections[key]
-    for inner_key, details in errors_by_key(error, section).items():
+    for inner_key, details in _errors_by_key(error, section).items():
         full_key, kind, value = key + inner_key, details[0]["type"], details[0]["input"]
         location = tree.locate_value(full_key)
         if kind == "extra_forbidden":
@@ -38,10 +46,51 @@ def explain(
         elif kind == AT_KEY or kind == "value_error":
             yield Problem(location, full_key, details[0]["msg"].removeprefix("Value error, "))
         else:
-            yield Problem(location, full_key, _explain_wrong_value(model, inner_key, details))
+            yield Problem(location, full_key, _explain_wrong_value(inner_key, details))
 
 
-def errors_by_key(error: ValidationError, section: dict[str, Any]) -> dict[Key, list[ErrorDetails]]:
+def references_of(kind: type[StageConfig], section: dict[str, Any], error: ValidationError) -> list[Need]:
+    """Return the references in the valid values of `section`, which has the validation errors `error`, so that one run
+    of the command reports wrong references and other errors.
+
+    Wrong values are removed and required ones replaced by stand-ins until the section is valid, or for 12 rounds.
+    """
+    section = copy.deepcopy(section)
+    stand_ins: dict[Key, Iterator[Any]] = {}
+    wrong: set[Key] = set()
+    for _ in range(12):
+        errors = _errors_by_key(error, section)
+        wrong |= errors.keys()
+        for key in sorted(errors, key=len, reverse=True):  # inner keys first
+            parent: Any = reduce(item_of, key[:-1], section)
+            if not key or parent is None:
+                return []
+            if errors[key][0]["type"] == "missing" or key in stand_ins or isinstance(parent, list):
+                parent[key[-1]] = next(stand_ins.setdefault(key, iter(_STAND_INS)), None)
+            else:
+                parent.pop(key[-1], None)
+        try:
+            needs = kind.model_validate(section).needs().values()
+        except ValidationError as next_error:
+            error = next_error
+        else:
+            keys = {need: split_key_within(section, need.key) for need in needs}
+            return [need for need in needs if not any(keys[need][: len(key)] == key for key in wrong)]
+    return []
+
+
+def suggest_word(word: str, choices: list[str]) -> str:
+    """Return `; did you mean ...?` for a word that is none of `choices`, or an empty text."""
+    known = [choice for choice in _aliases("values").get(plain(word), []) if choice in choices]
+    return f"; did you mean {known[0]!r}?" if known else did_you_mean(word, choices)
+
+
+@cache
+def _aliases(section: str) -> dict[str, Any]:
+    return yaml.safe_load(Path(__file__).with_name("aliases.yaml").read_text(encoding="utf-8"))[section]
+
+
+def _errors_by_key(error: ValidationError, section: dict[str, Any]) -> dict[Key, list[ErrorDetails]]:
     """Group pydantic's errors by the key of `section` that they are about."""
     groups: dict[Key, list[ErrorDetails]] = {}
     for details in error.errors(include_url=False):
@@ -50,50 +99,59 @@ def errors_by_key(error: ValidationError, section: dict[str, Any]) -> dict[Key, 
 
 
 def _key_of(details: ErrorDetails, section: dict[str, Any]) -> Key:
-    location, value, end = details["loc"], details["input"], Key()
+    """Besides keys, pydantic's location names branches of unions and validators ("int", "list[str]"). Those that are
+    tried for the wrong value come after its key, so keys within it can have such names."""
+    key, value = Key(), section
+    for part in details["loc"]:
+        names = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+        if part in names and value is not details["input"]:
+            key, value = (*key, part), value[part]
     if details["type"] == "missing":  # the input is the section in which the last key is missing
-        location, end = location[:-1], location[-1:]
-    key = _keys_in(section, location, value)
-    if key is None:
-        key = _keys_in(section, location, _ANY) or ()
-    if details["type"] == AT_KEY:
-        end = split_key_within(reduce(item_of, key, section), details["ctx"]["key"])
-    return key + end
+        return (*key, details["loc"][-1])
+    return key + split_key_within(value, details["ctx"]["key"]) if details["type"] == AT_KEY else key
 
 
-def _keys_in(value: Any, location: Key, target: Any) -> Key | None:
-    """Return the keys of `value` that lead to `target`, or None.
-
-    Besides keys, pydantic's location names branches of unions and validators ("int", "list[str]", "function-after[]").
-    A key may have such a name, too, so only the values tell them apart.
-    """
-    if not location:
-        return () if target is _ANY or value is target or value == target else None
-    part, rest = location[0], location[1:]
-    if (child := item_of(value, part)) is not None or (isinstance(value, dict) and part in value):
-        keys = _keys_in(child, rest, target)
-        if keys is not None:
-            return (part, *keys)
-    return _keys_in(value, rest, target)
-
-
-def _explain_unknown_key(start: Key, key: Key, sections: Sections) -> str:
-    """Explain the unknown `key` of the section at `start`."""
-    owner = model_at(sections[start], key[:-1])
-    name = str(key[-1])
-    if owner and issubclass(owner, Options) and name in owner.reserved:
-        return f"cannot be set here: {owner.reserved[name]}"
+def _explain_unknown_key(start: Key, inner_key: Key, sections: Sections) -> str:
+    """Say what was probably meant by the unknown key `inner_key` of the section at `start`."""
+    owner = _model_at(sections[start], inner_key[:-1])
+    if owner and issubclass(owner, Options) and inner_key[-1] in owner.reserved:
+        return f"cannot be set here: {owner.reserved[str(inner_key[-1])]}"
     names = list(owner.model_fields) if owner else []
-    if len(key) == 1:
+    if len(inner_key) == 1:
         names = ["kind", *names] if start else [*names, "extends"]
-    return explain_unknown_key(start + key, names, sections)
+    word = plain(str(inner_key[-1]))
+    section: Key = tuple(part for part in start + inner_key[:-1] if isinstance(part, str))
+    places = [(*section, name) for name in names]
+    places += [place for key, model in sections.items() for place in _keys_of(model, key)]
+    targets = _aliases("keys").get(word, [])
+    for target in [targets] if isinstance(targets, str) else targets:
+        name, _, remark = target.partition(" ")
+        for place in places:
+            if name == dotted(place[2 * (place[0] == "stages") :]):
+                return f"unknown key; did you mean {_quote(place, section)}?{remark and f' {remark}'}"
+    if word in _aliases("notes"):
+        return f"unknown key; {_aliases('notes')[word]}"
+    if not similar(word, names):
+        for place in places:
+            if plain(str(place[-1])) == word:
+                return f"unknown key here; did you mean {_quote(place, section)}?"
+    hint = did_you_mean(word, names) + list_choices("the keys are", names)
+    return f"unknown key{hint or f'; docs/reference.md lists all {len(names)}'}"
 
 
-def _explain_wrong_value(model: type[BaseModel], key: Key, details: list[ErrorDetails]) -> str:
+def _quote(place: Key, section: Key) -> str:
+    """Quote the key `place` for somebody who wrote in `section`: its name if it is there, else all of it."""
+    if place[:-1] == section:
+        return repr(place[-1])
+    return repr(dotted(place)) + (" at the top of the recipe" if len(place) == 1 else "")
+
+
+def _explain_wrong_value(key: Key, details: list[ErrorDetails]) -> str:
     """Describe a value that fits none of the allowed types; `details` has one error for each of them."""
     value = repr(details[0]["input"])
     value = f"found {value if len(value) <= 100 else value[:100] + '...'}"
-    choices = _choices_at(model, key) if any(item["type"] == "literal_error" for item in details) else []
+    expected = [item["ctx"]["expected"] for item in details if item["type"] == "literal_error"]
+    choices = list(dict.fromkeys(re.findall("'([^']+)'", ", ".join(expected))))
     in_choices = ("literal_error", "string_pattern_mismatch") if choices else ()  # some choices are patterns
     messages = [item["msg"].removeprefix("String ") for item in details if item["type"] not in in_choices]
     text = f"{_join(messages)}, or else one of the allowed words, {value}" if messages else value
@@ -113,11 +171,31 @@ def _join(messages: list[str]) -> str:
     return ("should be " if messages[0].startswith(prefix) else "") + " or ".join(ends)
 
 
-def _choices_at(model: type[BaseModel], key: Key) -> list[str]:
-    """Return the words allowed at `key`, or in the list there."""
-    while key and isinstance(key[-1], int):
-        key = key[:-1]
-    owner = model_at(model, key[:-1])
-    field = owner.model_fields.get(str(key[-1])) if owner and key else None
-    literals = [part for part in types_in(field.annotation) if get_origin(part) is Literal] if field else []
-    return list(dict.fromkeys(str(word) for literal in literals for word in get_args(literal)))
+def _model_at(model: type[BaseModel], key: Key) -> type[BaseModel] | None:
+    """Return the model of the section, or of the items of the list or mapping, under `key`."""
+    parts = iter(part for part in key if isinstance(part, str))
+    for part in parts:
+        field = model.model_fields.get(part)
+        types = list(_types_in(field.annotation)) if field else []
+        inner = next((each for each in types if isinstance(each, type) and issubclass(each, BaseModel)), None)
+        if inner is None:
+            return None
+        if any(get_origin(each) is dict for each in types):
+            next(parts, None)  # the mapping's own key, which users choose
+        model = inner
+    return model
+
+
+def _types_in(annotation: Any) -> Iterator[Any]:
+    """Yield an annotation and all types in it."""
+    yield annotation
+    for part in get_args(annotation):
+        yield from _types_in(part)
+
+
+def _keys_of(model: type[BaseModel], start: Key) -> Iterator[Key]:
+    """Yield all keys of a section and of the sections in it, the outer ones first."""
+    yield from ((*start, name) for name in model.model_fields)
+    for name in model.model_fields:
+        if (inner := _model_at(model, (name,))) is not None:
+            yield from _keys_of(inner, (*start, name))

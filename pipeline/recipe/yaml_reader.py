@@ -12,12 +12,10 @@ from typing import Any
 
 import yaml
 
-from pipeline.recipe.nodes import BROKEN, MAX_DEPTH, Key, Location, Node, Problem, TooLargeError, make_node
+from pipeline.recipe.nodes import BROKEN, MAX_DEPTH, Key, Location, Node, NodeError, Problem, make_node
 
 _TAG = "tag:yaml.org,2002:"
 _PLAIN_TAGS = {_TAG + name for name in ("str", "int", "float", "bool", "null", "map", "seq", "merge", "value")}
-_UNPRINTABLE = re.compile(r"[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""Characters that YAML 1.1, section 5.1, allows in no document."""
 
 _PLAIN_SCALARS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "null": (r"~|null|Null|NULL|", lambda _: None),
@@ -41,7 +39,7 @@ def parse(text: str, name: str, folder: Path, lines: bool = True) -> tuple[Node,
 
     Relative paths in the text start from `folder`. Locations have the file `name`, and a line and column if `lines`.
     """
-    if match := _UNPRINTABLE.search(text):
+    if match := yaml.reader.Reader.NON_PRINTABLE.search(text):
         before = text[: match.start()]
         location = Location(name, before.count("\n") + 1, match.start() - before.rfind("\n"), folder)
         raise NotYAMLError(f"{location if lines else name}: not valid YAML: the character {match[0]!r} is not allowed")
@@ -106,7 +104,7 @@ class _Reader:
             self.anchors[anchor] = None
         try:
             node = self.read_content(event, key, location, key_location or location)
-        except TooLargeError as error:
+        except NodeError as error:
             raise NotYAMLError(f"{key_location or location}: {error}") from None
         if anchor is not None:
             self.anchors[anchor] = node

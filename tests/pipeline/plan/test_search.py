@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from trl import SFTConfig
 
-from pipeline.recipe.search_config import Halving, rank, search_cost
+from pipeline.plan.search import rank, search_cost
+from pipeline.recipe.loader import Halving
 from stages.sft.config import SFTStage
 from stages.training.config import DEFAULT_EPOCHS
 from tests.pipeline.run.test_command import command, plan, states, to_run, write_world

@@ -108,7 +108,7 @@ def fetch(reference: Reference, cache: Path, code: bool = False, hash_file: Call
     if isinstance(reference, Local):
         return reference.path if isinstance(reference, RunFolder) else _require_path(reference.path)
     if isinstance(reference, Hub):
-        return hub.fetch_hub(reference, cache, code, hash_file)
+        return hub.fetch_hub(reference, code, hash_file)
     return fetch_member(reference, cache)
 
 

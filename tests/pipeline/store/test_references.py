@@ -248,10 +248,7 @@ def test_a_part_of_a_data_set_does_not_pass_for_all_of_it(hub, tmp_path, monkeyp
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert fetch(data_set, tmp_path / "cache") == folder
     (folder / "data" / "test-00000-of-00001.jsonl").unlink()
-    with pytest.raises(
-        BadReferenceError,
-        match=r"data/test-00000-of-00001\.jsonl is missing in its cache|cannot be fetched from the hub",
-    ):
+    with pytest.raises(BadReferenceError, match="cannot be fetched from the hub"):
         fetch(data_set, tmp_path / "cache")
 
 

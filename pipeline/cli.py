@@ -32,12 +32,10 @@ from pipeline.plan.planner import build_plan
 from pipeline.plan.resolver import Resolver
 from pipeline.plan.selection import Selection, check_inputs, check_search_steps, paid_requests, select, summarize
 from pipeline.plan.step import Plan
-from pipeline.preflight.check import try_longest_rows
-from pipeline.preflight.estimate import estimate
-from pipeline.preflight.estimate_table import lines, tables
+from pipeline.preflight.estimate import estimate, lines, tables
 from pipeline.preflight.foreign_links import refuse_foreign_links
 from pipeline.preflight.prefetch import prefetch
-from pipeline.preflight.prepare import Preparation, prepare
+from pipeline.preflight.prepare import Preparation, prepare, try_longest_rows
 from pipeline.preflight.preview import preview
 from pipeline.preflight.probe import ProbeError
 from pipeline.recipe import loader
@@ -185,23 +183,25 @@ class _Command:
             preparation = prepare(plan, selection, self.store, self.resolver, self.executor, self.console.say)
             if options.check:
                 return self.check(plan, preparation)
-            self._gpu_memory |= preparation.checks.gpu_memory
-            self.console.checked([], preparation.checks.notes)
+            self._gpu_memory |= preparation.gpu_memory
+            self.console.checked([], preparation.notes)
         return self.execute(plan, cells)
 
     def check(self, plan: Plan, preparation: Preparation) -> int:
-        checks = preparation.checks
-        disk = {"needed": checks.disk, "free": checks.disk_free}
-        passed = {step: checks.findings[step.name].passed for step in preparation.steps}
+        disk = {"needed": preparation.disk, "free": preparation.disk_free}
+        passed = {step: preparation.findings[step.name].passed for step in preparation.steps}
         if not self.options.json:
             lines = ((step.stage, step.name, ", ".join(texts)) for step, texts in passed.items())
-            self.console.checked(lines, checks.notes)
-        results = cached_results(preparation.decisions)
-        probes = (
-            try_longest_rows(preparation.steps, results, self.resolver, self.console.say) if self.options.probe else {}
-        )
+            self.console.checked(lines, preparation.notes)
+        probes = try_longest_rows(preparation, self.resolver, self.console.say) if self.options.probe else {}
         steps = [{"step": step.name, "kind": step.kind, "checked": texts} for step, texts in passed.items()]
-        values = {"recipe": plan.recipe.name, "steps": steps, "notes": checks.notes, "disk": disk, "probes": probes}
+        values = {
+            "recipe": plan.recipe.name,
+            "steps": steps,
+            "notes": preparation.notes,
+            "disk": disk,
+            "probes": probes,
+        }
         needed, free = (f"{value / 2**30:.2f} GiB" for value in disk.values())
         size = f"disk: at most {needed} for models and checkpoints, {free} free"
         count = f"{plan.recipe.name}: {len(steps)} steps to run, checked; nothing ran"
@@ -314,10 +314,10 @@ class _Command:
         check_search_steps(plan, selection, preparation.decisions)
         cached = sum(decision.cached for decision in preparation.decisions.values())
         self.console.say(f"{plan.recipe.name}: {len(plan.steps)} steps, {cached} cached")
-        self.console.checked([], preparation.checks.notes)
+        self.console.checked([], preparation.notes)
         requests = ((step, request) for step in preparation.steps for request in paid_requests(step, self.resolver))
         self.console.paid_requests((step.stage, step.name, request) for step, request in requests)
-        self._gpu_memory |= preparation.checks.gpu_memory
+        self._gpu_memory |= preparation.gpu_memory
         decisions = preparation.decisions
         return Run(plan, selection, decisions, self.store, self.resolver, self.console, self._gpu_memory)
 

@@ -219,7 +219,7 @@ class _Command:
         except (OSError, ValueError) as error:
             raise RecipeError([f"--status: {self.options.runs} has no record of a run of {recipe}: {error}"]) from None
         if self.options.json:
-            print(json.dumps(record.to_json(), indent=1))
+            print(json.dumps(asdict(record), indent=1))
         else:
             self.console.status(record)
             missing = [step.step for step in record.steps if step.path and not (self.options.runs / step.path).is_dir()]
@@ -328,7 +328,7 @@ class _Command:
             steps = [step for each in failed for step in each.record.steps.values()]
             self.console.failures(steps, self._resume_command(failed[-1]))
         if self.options.json:
-            print(json.dumps(read_run_record(run.folder).to_json(), indent=1))
+            print(json.dumps(asdict(read_run_record(run.folder)), indent=1))
         return 1 if failed else 0
 
     def _resume_command(self, run: Run) -> str:

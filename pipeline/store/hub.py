@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.store.wheels import BadReferenceError
+from stages.base import UserError
 from stages.data.files import DATA_SUFFIXES
 
 MODEL_DESCRIPTION = ["*.json", "*.txt", "*.model", "*.jinja"]
@@ -46,18 +46,18 @@ class Hub:
 
 
 def parse_hub(text: str, kind: Literal["model", "dataset"]) -> Hub | None:
-    """Parse `org/name[@revision][#file]`; None if the text has another form. Raises BadReferenceError."""
+    """Parse `org/name[@revision][#file]`; None if the text has another form. Raises UserError."""
     match = _HUB.fullmatch(text)
     if not match or ".." in text:
         return None
     member = match["member"]
     if kind == "model" and member and not member.endswith(".gguf"):
-        raise BadReferenceError(f"{text!r}: only a .gguf file is a model on its own; leave #{member} out")
+        raise UserError(f"{text!r}: only a .gguf file is a model on its own; leave #{member} out")
     return Hub(match["repo"], match["revision"], kind, member)
 
 
 def resolve(hub: Hub, notice: Callable[[str], None] | None = None) -> Hub:
-    """Replace the branch or tag by its current commit. Raises BadReferenceError.
+    """Replace the branch or tag by its current commit. Raises UserError.
 
     `notice` receives a message if the hub does not answer and the commit comes from the local cache.
     """
@@ -89,13 +89,13 @@ def cached_hub_file(hub: Hub) -> Path | None:
 
 
 def fetch_hub_description(hub: Hub, code: bool) -> Path:
-    """Fetch a model's config and tokenizer; return the cached files of other references. Raises BadReferenceError."""
+    """Fetch a model's config and tokenizer; return the cached files of other references. Raises UserError."""
     pinned, is_folder = resolve(hub), hub.kind == "model" and not hub.member
     patterns = _model_files(MODEL_DESCRIPTION, code) if is_folder else DATA_FILES
     try:
         return _download(pinned, patterns, local_files_only=not is_folder)
     except Exception as error:
-        raise BadReferenceError(f"{hub}: is not fetched yet; use --prefetch ({type(error).__name__})") from None
+        raise UserError(f"{hub}: is not fetched yet; use --prefetch ({type(error).__name__})") from None
 
 
 def ref_file(hub: Hub) -> Path:
@@ -113,7 +113,7 @@ def cached_commit(hub: Hub) -> str | None:
 
 
 def fetch_hub(hub: Hub, code: bool, hash_file: Callable[[Path], str]) -> Path:
-    """Fetch the repository's files, and check those that the hub's cache already had. Raises BadReferenceError."""
+    """Fetch the repository's files, and check those that the hub's cache already had. Raises UserError."""
     pinned, is_model = resolve(hub), hub.kind == "model"
     from huggingface_hub import get_cached_repo_tree
 
@@ -128,13 +128,13 @@ def fetch_hub(hub: Hub, code: bool, hash_file: Callable[[Path], str]) -> Path:
     if hub.member:
         files = [path]
     elif is_model and not any(file.suffix == ".safetensors" for file in files):
-        raise BadReferenceError(f"{hub}: has no *.safetensors, and pickles are not read; name a revision that has them")
+        raise UserError(f"{hub}: has no *.safetensors, and pickles are not read; name a revision that has them")
     elif not is_model and all(file.name == DATA_CARD for file in files):
         formats = ", ".join(DATA_FILES)
-        raise BadReferenceError(f"{pinned}: has no {formats}, the only data formats; name another data set")
+        raise UserError(f"{pinned}: has no {formats}, the only data formats; name another data set")
     for blob in {file.resolve() for file in files}:
         if not _has_named_content(blob, hash_file):
-            raise BadReferenceError(f"{hub}: {blob} of the hub's cache was changed after it was fetched; delete it")
+            raise UserError(f"{hub}: {blob} of the hub's cache was changed after it was fetched; delete it")
     return path
 
 
@@ -166,7 +166,7 @@ def _has_named_content(blob: Path, hash_file: Callable[[Path], str]) -> bool:
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == blob.name
 
 
-def _hub_error(hub: Hub, error: Exception) -> BadReferenceError:
+def _hub_error(hub: Hub, error: Exception) -> UserError:
     from huggingface_hub import errors
 
     reason = f"cannot be fetched from the hub ({type(error).__name__}); offline, name a local path, "
@@ -179,4 +179,4 @@ def _hub_error(hub: Hub, error: Exception) -> BadReferenceError:
         reason = "no such revision; leave the @... out for the default branch"
     elif isinstance(error, errors.RemoteEntryNotFoundError):
         reason = "no such file in the repository; its page on the hub lists them"
-    return BadReferenceError(f"{hub}: {reason}")
+    return UserError(f"{hub}: {reason}")

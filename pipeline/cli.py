@@ -33,9 +33,8 @@ from pipeline.plan.resolver import Resolver
 from pipeline.plan.selection import Selection, check_inputs, check_search_steps, paid_requests, select, summarize
 from pipeline.plan.step import Plan
 from pipeline.preflight.estimate import estimate, lines, tables
-from pipeline.preflight.foreign_links import refuse_foreign_links
 from pipeline.preflight.prefetch import prefetch
-from pipeline.preflight.prepare import Preparation, prepare, try_longest_rows
+from pipeline.preflight.prepare import Preparation, prepare, refuse_foreign_links, try_longest_rows
 from pipeline.preflight.preview import preview
 from pipeline.preflight.probe import ProbeError
 from pipeline.recipe import loader

@@ -5,7 +5,7 @@ Checks that passed are cached by content, so that a second check takes no time.
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,9 @@ PACKAGES = (
     "deepspeed", "flash_attn", "kernels",
 )  # fmt: skip
 ENVIRONMENT = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE")
+
+_DELETED_FOLDERS = ("scratch", "out")
+"""Folders of an unfinished step that are deleted as a whole, without following a link, before anything is written."""
 
 
 @dataclass
@@ -60,6 +63,32 @@ class Preparation:
             self.problems.append(problem_at(step, key, text))
         else:
             self.errors += text.splitlines()
+
+
+def refuse_foreign_links(runs: Path) -> None:
+    """Raise RecipeError for a symbolic link below `runs`, which may itself be one, to something else than a result."""
+    if links := sorted(_foreign_links(runs.resolve())):
+        text = "is a symbolic link to something else than a result, and nothing is written or deleted through it"
+        raise RecipeError([f"{runs / link}: {text}; delete the link" for link in links[:20]])
+
+
+def _foreign_links(root: Path) -> Iterator[Path]:
+    queue = [root] if root.is_dir() else []
+    while queue:
+        folder = queue.pop()
+        parts = folder.relative_to(root).parts
+        is_published = len(parts) == 3 and parts[0] == "store" and parts[1] not in ("unfinished", "locks")
+        is_deleted = len(parts) == 4 and parts[:2] == ("store", "unfinished") and parts[3] in _DELETED_FOLDERS
+        if is_published or is_deleted:
+            continue
+        is_run = len(parts) == 1 and parts[0] not in ("store", "cache")
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    if not is_run or not Path(os.path.realpath(entry.path)).is_relative_to(root / "store"):
+                        yield Path(entry.path).relative_to(root)
+                elif entry.is_dir(follow_symlinks=False):
+                    queue.append(Path(entry.path))
 
 
 def prepare(

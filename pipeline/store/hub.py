@@ -56,7 +56,7 @@ def parse_hub(text: str, kind: Literal["model", "dataset"]) -> Hub | None:
     return Hub(match["repo"], match["revision"], kind, member)
 
 
-def resolve(hub: Hub, notice: Callable[[str], None] | None = None) -> Hub:
+def resolve(hub: Hub, notice: Callable[[str], None] = lambda text: None) -> Hub:
     """Replace the branch or tag by its current commit. Raises UserError.
 
     `notice` receives a message if the hub does not answer and the commit comes from the local cache.
@@ -71,9 +71,8 @@ def resolve(hub: Hub, notice: Callable[[str], None] | None = None) -> Hub:
     except Exception as error:
         commit = cached_commit(hub)
         if commit and not isinstance(error, HfHubHTTPError):  # no answer, rather than a refusal
-            if notice:
-                reason = f"the hub does not answer ({type(error).__name__})"
-                notice(f"{hub}: {reason}; using the commit {commit} of its cache")
+            reason = f"the hub does not answer ({type(error).__name__})"
+            notice(f"{hub}: {reason}; using the commit {commit} of its cache")
             return replace(hub, revision=commit)
         raise _hub_error(hub, error) from error
     return replace(hub, revision=info.sha)
@@ -169,14 +168,13 @@ def _has_named_content(blob: Path, hash_file: Callable[[Path], str]) -> bool:
 def _hub_error(hub: Hub, error: Exception) -> UserError:
     from huggingface_hub import errors
 
-    reason = f"cannot be fetched from the hub ({type(error).__name__}); offline, name a local path, "
-    reason += "or a full commit that the hub's cache (HF_HOME) already has"
-    if isinstance(error, errors.GatedRepoError):
-        reason = "request access on its page, then set HF_TOKEN in the environment"
-    elif isinstance(error, errors.RepositoryNotFoundError):
-        reason = f"no such {hub.kind} on the hub, or a private one; check the name, or set HF_TOKEN"
-    elif isinstance(error, errors.RevisionNotFoundError):
-        reason = "no such revision; leave the @... out for the default branch"
-    elif isinstance(error, errors.RemoteEntryNotFoundError):
-        reason = "no such file in the repository; its page on the hub lists them"
-    return UserError(f"{hub}: {reason}")
+    reasons = {
+        errors.GatedRepoError: "request access on its page, then set HF_TOKEN in the environment",
+        errors.RepositoryNotFoundError: f"no such {hub.kind} on the hub, or a private one; "
+        "check the name, or set HF_TOKEN",
+        errors.RevisionNotFoundError: "no such revision; leave the @... out for the default branch",
+        errors.RemoteEntryNotFoundError: "no such file in the repository; its page on the hub lists them",
+        Exception: f"cannot be fetched from the hub ({type(error).__name__}); offline, name a local path, "
+        "or a full commit that the hub's cache (HF_HOME) already has",
+    }
+    return UserError(f"{hub}: {next(reason for kind, reason in reasons.items() if isinstance(error, kind))}")

@@ -1,6 +1,6 @@
 """References of a plan -> content hashes, commits and local paths, each looked up once."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from pipeline.plan.step import Step
@@ -8,7 +8,6 @@ from pipeline.recipe.loader import RecipeError
 from pipeline.store import references
 from pipeline.store.hash_cache import HashCache
 from pipeline.store.references import Hub, Local, Reference
-from pipeline.store.store import Published
 from stages.base import UserError
 
 
@@ -95,21 +94,3 @@ class Resolver:
                     pass
                 return f"{source.path} was changed while the step ran; run it again"
         return None
-
-
-def start_inputs(
-    step: Step, results: Mapping[str, Published], resolver: Resolver
-) -> dict[str, tuple[Path, str | None]]:
-    """Return input name -> local path and content hash, for models and fetched references.
-
-    Of a model that is not trained yet, walk back to its nearest published ancestor, else to the base model.
-    """
-    inputs = {}
-    for name, source in step.inputs.items():
-        while isinstance(source, Step) and source.config.output_kind == "model" and source.name not in results:
-            source = source.inputs["model"]
-        if not isinstance(source, Step):
-            inputs[name] = resolver.path(source), resolver.content(source)
-        elif source.config.output_kind == "model":
-            inputs[name] = results[source.name].path, results[source.name].manifest.digest
-    return inputs

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.plan.resolver import Resolver, start_inputs
+from pipeline.plan.resolver import Resolver
 from pipeline.plan.step import Step
 from pipeline.recipe.nodes import Problem, RecipeError, split_key
 from pipeline.store.references import Local
@@ -37,10 +37,20 @@ class Request:
 
 
 def start_request(step: Step, results: Mapping[str, Published], resolver: Resolver) -> Request:
-    """Return a request on a step whose references are fetched, with the inputs that it or its training starts from."""
-    inputs = start_inputs(step, results, resolver)
-    paths = {name: path for name, (path, _) in inputs.items()}
-    return Request(step, paths, {name: content for name, (_, content) in inputs.items()})
+    """Return a request with the paths and content hashes of the step's models and references, which are fetched.
+
+    Of a model that is not trained yet, walk back to its nearest published ancestor, else to the base model.
+    """
+    paths, contents = dict[str, Path](), dict[str, str | None]()
+    for name, source in step.inputs.items():
+        while isinstance(source, Step) and source.config.output_kind == "model" and source.name not in results:
+            source = source.inputs["model"]
+        if not isinstance(source, Step):
+            paths[name], contents[name] = resolver.path(source), resolver.content(source)
+        elif source.config.output_kind == "model":
+            result = results[source.name]
+            paths[name], contents[name] = result.path, result.manifest.digest
+    return Request(step, paths, contents)
 
 
 def model_dtype(step: Step) -> str:

@@ -30,12 +30,9 @@ from pipeline.plan.planner import build_plan
 from pipeline.plan.resolver import Resolver
 from pipeline.plan.selection import Selection, check_inputs, paid_requests, select, summarize
 from pipeline.plan.step import Plan
-from pipeline.preflight.check import try_longest_rows
-from pipeline.preflight.estimate import estimate
-from pipeline.preflight.estimate_table import lines, tables
-from pipeline.preflight.foreign_links import refuse_foreign_links
+from pipeline.preflight.estimate import estimate, lines, tables
 from pipeline.preflight.prefetch import prefetch
-from pipeline.preflight.prepare import Preparation, prepare
+from pipeline.preflight.prepare import Preparation, prepare, refuse_foreign_links, try_longest_rows
 from pipeline.preflight.preview import preview
 from pipeline.preflight.probe import ProbeError
 from pipeline.recipe import loader
@@ -183,24 +180,26 @@ class _Command:
             preparation = prepare(plan, selection, self.store, self.resolver, self.executor, self.console.say)
             if options.check:
                 return self.check(plan, preparation)
-            self._gpu_memory |= preparation.checks.gpu_memory
-            self.console.notes(preparation.checks.notes)
+            self._gpu_memory |= preparation.gpu_memory
+            self.console.notes(preparation.notes)
         return self.execute(plan, cells)
 
     def check(self, plan: Plan, preparation: Preparation) -> int:
-        checks = preparation.checks
-        disk = {"needed": checks.disk, "free": checks.disk_free}
-        passed = {step: checks.findings[step.name].passed for step in preparation.steps}
+        disk = {"needed": preparation.disk, "free": preparation.disk_free}
+        passed = {step: preparation.findings[step.name].passed for step in preparation.steps}
         if not self.options.json:
             lines = ((step.stage, step.name, ", ".join(texts)) for step, texts in passed.items())
             self.console.by_stage("checked", lines)
-            self.console.notes(checks.notes)
-        results = cached_results(preparation.decisions)
-        probes = (
-            try_longest_rows(preparation.steps, results, self.resolver, self.console.say) if self.options.probe else {}
-        )
+            self.console.notes(preparation.notes)
+        probes = try_longest_rows(preparation, self.resolver, self.console.say) if self.options.probe else {}
         steps = [{"step": step.name, "kind": step.kind, "checked": texts} for step, texts in passed.items()]
-        values = {"recipe": plan.recipe.name, "steps": steps, "notes": checks.notes, "disk": disk, "probes": probes}
+        values = {
+            "recipe": plan.recipe.name,
+            "steps": steps,
+            "notes": preparation.notes,
+            "disk": disk,
+            "probes": probes,
+        }
         needed, free = (f"{value / 2**30:.2f} GiB" for value in disk.values())
         size = f"disk: at most {needed} for models and checkpoints, {free} free"
         count = f"{plan.recipe.name}: {len(steps)} steps to run, checked; nothing ran"
@@ -218,7 +217,7 @@ class _Command:
         except (OSError, ValueError) as error:
             raise RecipeError([f"--status: {self.options.runs} has no record of a run of {recipe}: {error}"]) from None
         if self.options.json:
-            print(json.dumps(record.to_json(), indent=1))
+            print(json.dumps(asdict(record), indent=1))
         else:
             self.console.status(record)
             missing = [step.step for step in record.steps if step.path and not (self.options.runs / step.path).is_dir()]
@@ -309,10 +308,10 @@ class _Command:
         preparation = prepare(plan, selection, self.store, self.resolver, executor, self.console.say, runs_next=True)
         cached = sum(decision.cached for decision in preparation.decisions.values())
         self.console.say(f"{plan.recipe.name}: {len(plan.steps)} steps, {cached} cached")
-        self.console.notes(preparation.checks.notes)
+        self.console.notes(preparation.notes)
         requests = ((step, request) for step in preparation.steps for request in paid_requests(step, self.resolver))
         self.console.by_stage("asks", ((step.stage, step.name, request) for step, request in requests))
-        self._gpu_memory |= preparation.checks.gpu_memory
+        self._gpu_memory |= preparation.gpu_memory
         decisions = preparation.decisions
         return Run(plan, selection, decisions, self.store, self.resolver, self.console, self._gpu_memory)
 
@@ -323,7 +322,7 @@ class _Command:
             steps = [step for each in failed for step in each.record.steps.values()]
             self.console.failures(steps, self._resume_command(failed[-1]))
         if self.options.json:
-            print(json.dumps(read_run_record(run.folder).to_json(), indent=1))
+            print(json.dumps(asdict(read_run_record(run.folder)), indent=1))
         return 1 if failed else 0
 
     def _resume_command(self, run: Run) -> str:

@@ -276,14 +276,6 @@ class StageConfig(Config):
         return {"": self}
 
 
-def kind_named(name: str) -> type[StageConfig]:
-    """Return the kind `name`, for a stage that uses another kind itself. The package `stages` imports all kinds."""
-    kinds: list[type[StageConfig]] = [StageConfig]
-    for kind in kinds:
-        kinds += kind.__subclasses__()
-    return next(kind for kind in kinds if getattr(kind, "kind", None) == name)
-
-
 @dataclass(frozen=True)
 class Input:
     """One input of a running step: its path and its origin."""

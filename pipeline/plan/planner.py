@@ -12,7 +12,7 @@ from pipeline.recipe.loader import Recipe, RecipeError
 from pipeline.recipe.matrix import join_labels
 from pipeline.recipe.nodes import Key, Problem, dotted, split_key
 from pipeline.store import references
-from pipeline.store.references import BadReferenceError, Local, Reference, RunFolder
+from pipeline.store.references import Local, Reference, RunFolder
 from stages.base import BASE, Items, Need, StageConfig, UserError
 from stages.system.did_you_mean import did_you_mean
 
@@ -155,7 +155,7 @@ class _Planner:
                 for file_name, path in part.config.named_files(local).items():
                     self.resolver.register(Local(path), f"stages.{stage}")
                     inputs[f"{NAMED_FILE} {file_name}"] = Local(path)
-            except (BadReferenceError, UserError) as error:
+            except UserError as error:
                 self.problems.append(recipe.problem(("stages", stage), str(error)))
             self.steps[name] = Step(name, stage, part.config, inputs, recipe, labels)
             self._check_target(self.steps[name])
@@ -228,7 +228,7 @@ class _Planner:
             self.resolver.register(source, f"{location}: {dotted(key)}")
             if need.kind == "model" and isinstance(source, Local):
                 _check_model_path(source.path)
-        except (BadReferenceError, UserError) as error:
+        except UserError as error:
             raise recipe.error(key, str(error)) from None
         except OSError as error:  # a name that no file can have
             raise recipe.error(key, f"cannot be looked up: {error.strerror}") from None
@@ -236,13 +236,13 @@ class _Planner:
 
 
 def _check_model_path(path: Path) -> None:
-    """Raise BadReferenceError if `path` cannot be a model."""
+    """Raise UserError if `path` cannot be a model."""
     if path.is_dir() and (path / "adapter_config.json").is_file():
-        raise BadReferenceError(f"{path} holds an adapter; merge it into its model (merge_and_unload) and name that")
+        raise UserError(f"{path} holds an adapter; merge it into its model (merge_and_unload) and name that")
     if path.is_dir() and not (path / "config.json").is_file():
-        raise BadReferenceError(f"{path} has no config.json, so it is no model; name the folder save_pretrained wrote")
+        raise UserError(f"{path} has no config.json, so it is no model; name the folder save_pretrained wrote")
     if path.is_file() and path.suffix != ".gguf":
-        raise BadReferenceError(f"{path} is a file; a model is a folder written by save_pretrained, or a .gguf file")
+        raise UserError(f"{path} is a file; a model is a folder written by save_pretrained, or a .gguf file")
 
 
 def stages_of(recipe: Recipe, need: Need) -> list[str]:

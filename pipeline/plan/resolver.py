@@ -1,15 +1,15 @@
 """References of a plan -> content hashes, commits and local paths, each looked up once."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from pipeline.plan.step import Step
 from pipeline.recipe.loader import RecipeError
 from pipeline.store import references
 from pipeline.store.hash_cache import HashCache
-from pipeline.store.references import BadReferenceError, Hub, Local, Reference
-from pipeline.store.store import Published
+from pipeline.store.references import Hub, Local, Reference
+from stages.base import UserError
 
 
 class Resolver:
@@ -29,12 +29,12 @@ class Resolver:
         """Reference -> file, line and key that name it first, for errors."""
 
     def register(self, source: Reference, key: str) -> None:
-        """Hash the content of a reference that `key` of the recipe names. Raises BadReferenceError or OSError."""
+        """Hash the content of a reference that `key` of the recipe names. Raises UserError or OSError."""
         self._keys.setdefault(source, key)
         self.content(source)
 
     def content(self, source: Reference) -> str | None:
-        """The content hash; None for a branch of the hub whose commit is not known yet. Raises BadReferenceError."""
+        """The content hash; None for a branch of the hub whose commit is not known yet. Raises UserError."""
         pinned = self.pinned(source)
         if pinned not in self._contents:
             self._contents[pinned] = references.content_hash(pinned, self.hashes.hash_file)
@@ -55,7 +55,7 @@ class Resolver:
             if isinstance(source, Hub) and not source.commit and source not in {*self._pins, *errors}:
                 try:
                     self._pins[source] = references.resolve(source, self._say)
-                except BadReferenceError as error:
+                except UserError as error:
                     errors[source] = f"{self._keys[source]}: {error}"
         if errors:
             raise RecipeError(list(errors.values()))
@@ -72,7 +72,7 @@ class Resolver:
                 try:
                     code = source in with_code
                     self.paths[pinned] = references.fetch(pinned, self._cache, code, self.hashes.hash_file)
-                except BadReferenceError as error:
+                except UserError as error:
                     errors.append(f"{self._keys[source]}: {error}")
                     continue
             references.cache_commit(source, pinned)
@@ -88,26 +88,8 @@ class Resolver:
         """An error if a local file that the step read changed since its content hash was computed."""
         for source in step.references.values():
             if isinstance(source, Local):
-                with contextlib.suppress(BadReferenceError):
+                with contextlib.suppress(UserError):
                     if references.content_hash(source, self.hashes.hash_file) == self.content(source):
                         continue
                 return f"{source.path} was changed while the step ran; run it again"
         return None
-
-
-def start_inputs(
-    step: Step, results: Mapping[str, Published], resolver: Resolver
-) -> dict[str, tuple[Path, str | None]]:
-    """Return input name -> local path and content hash, for models and fetched references.
-
-    Of a model that is not trained yet, walk back to its nearest published ancestor, else to the base model.
-    """
-    inputs = {}
-    for name, source in step.inputs.items():
-        while isinstance(source, Step) and source.config.output_kind == "model" and source.name not in results:
-            source = source.inputs["model"]
-        if not isinstance(source, Step):
-            inputs[name] = resolver.path(source), resolver.content(source)
-        elif source.config.output_kind == "model":
-            inputs[name] = results[source.name].path, results[source.name].manifest.digest
-    return inputs

@@ -11,9 +11,8 @@ from pipeline.console.console import Console
 from pipeline.plan.resolver import Resolver
 from pipeline.plan.selection import Selection
 from pipeline.plan.step import Plan, Step
-from pipeline.preflight.check import files_of
 from pipeline.preflight.prepare import prepare
-from pipeline.preflight.probe import Request, run_probe
+from pipeline.preflight.probe import run_probe, start_request
 from pipeline.recipe.loader import RecipeError
 from pipeline.store.store import Store
 from stages import KINDS
@@ -42,7 +41,7 @@ def preview(
     names = frozenset(plan.ancestors({step.name for step in steps}))
     prepare(plan, Selection(names, forced=names), store, resolver)
     console.say(f"{plan.recipe.name}: reading rows for {', '.join(step.name for step in steps)}; nothing is trained")
-    requests = [Request(step, files_of(step, {}, resolver)) for step in steps]
+    requests = [start_request(step, {}, resolver) for step in steps]
     arguments = {"count": count, "colors": console.rich.color_system, "width": console.rich.width}
     cache = resolver.runs / "cache"
     answers = run_probe("preview", "--preview", cache, requests, arguments, CUDA_VISIBLE_DEVICES="")

@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.plan.resolver import Resolver
 from pipeline.plan.step import Step
-from pipeline.recipe.nodes import RecipeError, split_key
+from pipeline.recipe.nodes import Problem, RecipeError, split_key
+from pipeline.store.references import Local
+from pipeline.store.store import Published
 from stages.base import Ability
 from stages.system.limits import END_SIGNAL, END_TEXT
 from stages.system.module_command import module_command
@@ -27,13 +30,44 @@ class Request:
     step: Step
     paths: Mapping[str, Path]
     """Input name -> local path, of a model or of the one that its training starts from."""
+    contents: Mapping[str, str | None] = field(default_factory=dict)
+    """Input name -> content hash, for abilities that need it."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of the ability for this step, as JSON."""
 
-    def to_json(self) -> dict[str, Any]:
-        paths = {name: str(path.resolve()) for name, path in self.paths.items()}
-        values = {"step": self.step.name, "kind": self.step.kind, "config": self.step.config.model_dump()}
-        return values | {"paths": paths, "arguments": self.arguments}
+
+def start_request(step: Step, results: Mapping[str, Published], resolver: Resolver) -> Request:
+    """Return a request with the paths and content hashes of the step's models and references, which are fetched.
+
+    Of a model that is not trained yet, walk back to its nearest published ancestor, else to the base model.
+    """
+    paths, contents = dict[str, Path](), dict[str, str | None]()
+    for name, source in step.inputs.items():
+        while isinstance(source, Step) and source.config.output_kind == "model" and source.name not in results:
+            source = source.inputs["model"]
+        if not isinstance(source, Step):
+            paths[name], contents[name] = resolver.path(source), resolver.content(source)
+        elif source.config.output_kind == "model":
+            result = results[source.name]
+            paths[name], contents[name] = result.path, result.manifest.digest
+    return Request(step, paths, contents)
+
+
+def model_dtype(step: Step) -> str:
+    """Return the dtype of the step's model if the recipe or a local config.json names it, else `auto`."""
+    source = step.inputs.get("model")
+    if isinstance(source, Step):
+        return source.config.published_dtype or "auto"
+    config = source.path / "config.json" if isinstance(source, Local) else None
+    try:
+        return str(json.loads(config.read_text())["dtype"]) if config else "auto"
+    except (OSError, ValueError, KeyError):  # the stage reports a broken config
+        return "auto"
+
+
+def problem_at(step: Step, key: str, text: str) -> Problem:
+    """Return a problem of a dotted key in the stage's section; an empty key blames the whole section."""
+    return step.recipe.problem(("stages", step.stage, *split_key(key)), text)
 
 
 def run_probe(
@@ -59,11 +93,24 @@ def run_probe(
     """
     if not requests:
         return []
-    steps = [request.to_json() for request in requests]
-    job = {"cache": str(cache.resolve()), "arguments": arguments or {}, "steps": steps}
+    jobs = [
+        {
+            "recipe": request.step.recipe.name,
+            "step": request.step.name,
+            "kind": request.step.kind,
+            "config": request.step.config.model_dump(),
+            "dtype": model_dtype(request.step),
+            "paths": {name: str(path.resolve()) for name, path in request.paths.items()},
+            "contents": request.contents,
+            "cache": str(cache.resolve()),
+            **(arguments or {}),
+            **request.arguments,
+        }
+        for request in requests
+    ]
     call, variables = module_command("pipeline.preflight.probe_worker", ability)
     variables |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1", **environment}
-    process = subprocess.run(call, input=json.dumps(job).encode(), capture_output=True, env=variables, check=False)
+    process = subprocess.run(call, input=json.dumps(jobs).encode(), capture_output=True, env=variables, check=False)
     if process.returncode == -END_SIGNAL:
         raise ProbeError(f"{option}: {END_TEXT}")
     if process.returncode != 0:
@@ -71,7 +118,7 @@ def run_probe(
         raise ProbeError(f"{option}: its process ended with status {process.returncode}: {mask_secrets(''.join(last))}")
     answers: list[dict[str, Any]] = json.loads(mask_secrets(process.stdout.decode()))
     problems = [
-        request.step.recipe.problem(("stages", request.step.stage, *split_key(key or "")), text)
+        problem_at(request.step, key or "", text)
         for request, answer in zip(requests, answers, strict=True)
         for key, text in answer.get("problems", ())
     ]

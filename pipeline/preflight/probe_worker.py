@@ -1,7 +1,7 @@
 """The process behind checks, --preview, --estimate and --prefetch: `python -m pipeline.preflight.probe_worker ABILITY`.
 
-Reads a job from standard input and writes one answer for each of its steps to standard output, both as JSON. The output
-of libraries goes to standard error.
+Reads one job for each step from standard input and writes their answers to standard output, both as JSON. The output of
+libraries goes to standard error.
 """
 
 import contextlib
@@ -25,106 +25,89 @@ Answer = Callable[[StageConfig, dict[str, Path], dict[str, Any]], dict[str, Any]
 
 
 def main(ability: str) -> None:
-    """Answer for each step of the job."""
+    """Answer for each job."""
     output = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    job = json.load(sys.stdin.buffer)
+    jobs = json.load(sys.stdin.buffer)
     with output, tempfile.TemporaryDirectory() as modules:
-        if ability != "fetch" and any(step["config"].get("trust_remote_code") for step in job["steps"]):
+        if ability != "fetch" and any(job["config"].get("trust_remote_code") for job in jobs):
             os.environ["HF_MODULES_CACHE"] = modules  # transformers copies a model's code there
-        json.dump([_answer(ABILITIES[ability], step, job) for step in job["steps"]], output)
+        json.dump([_answer(ABILITIES[ability], job) for job in jobs], output)
 
 
-def _answer(function: Answer, step: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
-    cache = Path(job["cache"])
+def _answer(function: Answer, job: dict[str, Any]) -> dict[str, Any]:
     try:
-        config = KINDS[step["kind"]].model_validate(step["config"])
-        paths = {name: loadable(Path(path), cache) for name, path in step["paths"].items()}
-        return function(
-            config, paths, {"step": step["step"], "cache": job["cache"], **job["arguments"], **step["arguments"]}
-        )
+        config = KINDS[job["kind"]].model_validate(job["config"])
+        paths = {name: loadable(Path(path), Path(job["cache"])) for name, path in job["paths"].items()}
+        return function(config, paths, job)
     except UserError as error:
         return {"problems": [(error.key, str(error))]}
 
 
-def preview(config: StageConfig, paths: dict[str, Path], arguments: dict[str, Any]) -> dict[str, Any]:
+def preview(config: StageConfig, paths: dict[str, Path], job: dict[str, Any]) -> dict[str, Any]:
     """Show `count` rows: for programs, as a page, and as text for a terminal with `colors` and `width`."""
+    text = io.StringIO()
     screen = Console(
-        file=io.StringIO(),
-        force_terminal=arguments["colors"] is not None,
-        color_system=arguments["colors"],
-        width=arguments["width"],
+        file=text,
+        force_terminal=job["colors"] is not None,
+        color_system=job["colors"],
+        width=job["width"],
         highlight=False,
         legacy_windows=False,
     )
-    values, html, renderable = config.load("preview")(arguments["step"], config, paths, arguments["count"])
+    values, html, renderable = config.load("preview")(job["step"], config, paths, job["count"])
     screen.print(renderable)
-    assert isinstance(screen.file, io.StringIO)
-    return {"values": values, "html": html, "text": screen.file.getvalue()}
+    return {"values": values, "html": html, "text": text.getvalue()}
 
 
-def fetch(config: StageConfig, paths: dict[str, Path], arguments: dict[str, Any]) -> dict[str, Any]:
+def fetch(config: StageConfig, paths: dict[str, Path], job: dict[str, Any]) -> dict[str, Any]:
     """Download what no key of the section names."""
     with tempfile.TemporaryDirectory() as scratch:
         return {"fetched": config.load("fetch")(config, paths, Path(scratch))}
 
 
-def estimate(config: StageConfig, paths: dict[str, Path], arguments: dict[str, Any]) -> dict[str, Any]:
+def estimate(config: StageConfig, paths: dict[str, Path], job: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
-        inputs = EstimateInputs(paths=paths, scratch=Path(scratch), **arguments).on_this_device()
+        inputs = EstimateInputs(**job | {"paths": paths, "scratch": Path(scratch)}).on_this_device()
         return dict(config.load("estimate")(config, inputs).model_dump())
 
 
-def check(config: StageConfig, paths: dict[str, Path], arguments: dict[str, Any]) -> dict[str, Any]:
+def check(config: StageConfig, paths: dict[str, Path], job: dict[str, Any]) -> dict[str, Any]:
     """Check a step as the context of its run will be."""
-    with _context(config, paths, arguments) as context:
-        findings = config.load("check")(context, arguments["on_this_machine"])
-    if arguments["gpus"] and config.can_share_gpu and config.has("estimate") and not findings.problems:
-        findings.gpu_memory = _gpu_memory(config, paths, arguments)
+    with _context(config, paths, job) as context:
+        findings = config.load("check")(context, job["on_this_machine"])
+    if job["gpus"] and config.can_share_gpu and config.has("estimate") and not findings.problems:
+        with contextlib.suppress(UserError):
+            memory = Estimate(**estimate(config, paths, job)).memory
+            findings.gpu_memory = memory.total if memory else 0
     return dict(findings.model_dump())
 
 
-def _gpu_memory(config: StageConfig, paths: dict[str, Path], arguments: dict[str, Any]) -> int:
-    """The bytes that a step needs by its estimate; 0 if they are unknown."""
-    needed = {name: arguments[name] for name in ("dtype", "room", "threads")}
-    try:
-        memory = Estimate(**estimate(config, paths, {"missing": {}} | needed)).memory
-    except UserError:
-        return 0
-    return memory.total if memory else 0
-
-
-def probe(config: StageConfig, paths: dict[str, Path], arguments: dict[str, Any]) -> dict[str, Any]:
+def probe(config: StageConfig, paths: dict[str, Path], job: dict[str, Any]) -> dict[str, Any]:
     """Try the largest step of a step."""
-    with _context(config, paths, arguments) as context:
+    with _context(config, paths, job) as context:
         return dict(config.load("probe")(context))
 
 
 @contextlib.contextmanager
-def _context(config: StageConfig, paths: dict[str, Path], arguments: dict[str, Any]) -> Iterator[Context]:
+def _context(config: StageConfig, paths: dict[str, Path], job: dict[str, Any]) -> Iterator[Context]:
     """A context like that of the step's run, with a scratch folder that is deleted."""
     with tempfile.TemporaryDirectory() as scratch:
-        folder, contents = Path(scratch), arguments["contents"]
+        folder, contents = Path(scratch), job["contents"]
         yield Context(
-            recipe=arguments["recipe"],
-            step=arguments["step"],
+            recipe=job["recipe"],
+            step=job["step"],
             config=config,
             inputs={name: Input(path, fingerprint=contents[name] or "") for name, path in paths.items()},
             out=folder / "out",
             scratch=folder,
             checkpoints=folder / "checkpoints",
-            cache=Path(arguments["cache"]),
+            cache=Path(job["cache"]),
             progress=lambda done, total, note: None,
         )
 
 
-ABILITIES: dict[str, Answer] = {
-    "preview": preview,
-    "fetch": fetch,
-    "estimate": estimate,
-    "check": check,
-    "probe": probe,
-}
+ABILITIES: dict[str, Answer] = {answer.__name__: answer for answer in (preview, fetch, estimate, check, probe)}
 
 if __name__ == "__main__":
     main(sys.argv[1])

@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.store.wheels import BadReferenceError
+from stages.base import UserError
 from stages.data.files import DATA_SUFFIXES
-from stages.system.integrity import read_json, write_json
 
 MODEL_DESCRIPTION = ["*.json", "*.txt", "*.model", "*.jinja"]
 MODEL_FILES = ["*.safetensors", *MODEL_DESCRIPTION]
@@ -47,18 +46,18 @@ class Hub:
 
 
 def parse_hub(text: str, kind: Literal["model", "dataset"]) -> Hub | None:
-    """Parse `org/name[@revision][#file]`; None if the text has another form. Raises BadReferenceError."""
+    """Parse `org/name[@revision][#file]`; None if the text has another form. Raises UserError."""
     match = _HUB.fullmatch(text)
     if not match or ".." in text:
         return None
     member = match["member"]
     if kind == "model" and member and not member.endswith(".gguf"):
-        raise BadReferenceError(f"{text!r}: only a .gguf file is a model on its own; leave #{member} out")
+        raise UserError(f"{text!r}: only a .gguf file is a model on its own; leave #{member} out")
     return Hub(match["repo"], match["revision"], kind, member)
 
 
-def resolve(hub: Hub, notice: Callable[[str], None] | None = None) -> Hub:
-    """Replace the branch or tag by its current commit. Raises BadReferenceError.
+def resolve(hub: Hub, notice: Callable[[str], None] = lambda text: None) -> Hub:
+    """Replace the branch or tag by its current commit. Raises UserError.
 
     `notice` receives a message if the hub does not answer and the commit comes from the local cache.
     """
@@ -72,9 +71,8 @@ def resolve(hub: Hub, notice: Callable[[str], None] | None = None) -> Hub:
     except Exception as error:
         commit = cached_commit(hub)
         if commit and not isinstance(error, HfHubHTTPError):  # no answer, rather than a refusal
-            if notice:
-                reason = f"the hub does not answer ({type(error).__name__})"
-                notice(f"{hub}: {reason}; using the commit {commit} of its cache")
+            reason = f"the hub does not answer ({type(error).__name__})"
+            notice(f"{hub}: {reason}; using the commit {commit} of its cache")
             return replace(hub, revision=commit)
         raise _hub_error(hub, error) from error
     return replace(hub, revision=info.sha)
@@ -90,22 +88,13 @@ def cached_hub_file(hub: Hub) -> Path | None:
 
 
 def fetch_hub_description(hub: Hub, code: bool) -> Path:
-    """Fetch a model's config and tokenizer; return the cached files of other references. Raises BadReferenceError."""
-    from huggingface_hub import snapshot_download
-
-    missing = f"{hub}: is not fetched yet; use --prefetch"
-    commit = resolve(hub).commit
+    """Fetch a model's config and tokenizer; return the cached files of other references. Raises UserError."""
+    pinned, is_folder = resolve(hub), hub.kind == "model" and not hub.member
+    patterns = _model_files(MODEL_DESCRIPTION, code) if is_folder else DATA_FILES
     try:
-        if hub.kind == "model" and not hub.member:
-            patterns = [*MODEL_DESCRIPTION, *([MODEL_CODE] if code else [])]
-            return Path(snapshot_download(hub.repo, revision=commit, allow_patterns=patterns, ignore_patterns=["*/*"]))
-        folder = Path(snapshot_download(hub.repo, repo_type=hub.kind, revision=commit, local_files_only=True))
+        return _download(pinned, patterns, local_files_only=not is_folder)
     except Exception as error:
-        raise BadReferenceError(f"{missing} ({type(error).__name__})") from None
-    path = folder / (hub.member or "")
-    if not path.exists():
-        raise BadReferenceError(missing)
-    return path
+        raise UserError(f"{hub}: is not fetched yet; use --prefetch ({type(error).__name__})") from None
 
 
 def ref_file(hub: Hub) -> Path:
@@ -122,33 +111,45 @@ def cached_commit(hub: Hub) -> str | None:
     return commit if _COMMIT.fullmatch(commit) else None
 
 
-def fetch_hub(hub: Hub, cache: Path, code: bool, hash_file: Callable[[Path], str]) -> Path:
-    """Fetch the repository's files, and check those that the hub's cache already had. Raises BadReferenceError."""
-    pinned = resolve(hub)
-    from huggingface_hub import hf_hub_download, snapshot_download
+def fetch_hub(hub: Hub, code: bool, hash_file: Callable[[Path], str]) -> Path:
+    """Fetch the repository's files, and check those that the hub's cache already had. Raises UserError."""
+    pinned, is_model = resolve(hub), hub.kind == "model"
+    from huggingface_hub import get_cached_repo_tree
 
+    patterns = _model_files(MODEL_FILES, code) if is_model else [*DATA_FILES, DATA_CARD]
     try:
-        if hub.member:
-            path = Path(hf_hub_download(hub.repo, hub.member, repo_type=hub.kind, revision=pinned.commit))
-            files = [path]
-        elif hub.kind == "dataset":
-            path = _fetch_data_set(pinned, cache)
-            files = [file for pattern in DATA_FILES for file in path.rglob(pattern)]
-        else:
-            patterns = [*MODEL_FILES, *([MODEL_CODE] if code else [])]
-            filters: Any = {"allow_patterns": patterns, "ignore_patterns": ["*/*"]}  # exports for other runtimes
-            path = Path(snapshot_download(hub.repo, revision=pinned.commit, **filters))
-            files = [file for pattern in patterns for file in path.glob(pattern)]
-    except BadReferenceError:
-        raise
+        path = _download(pinned, patterns)
+        if not is_model and not hub.member:  # without the list of all files, a part would pass for all of them
+            get_cached_repo_tree(hub.repo, repo_type=hub.kind, revision=pinned.commit)
     except Exception as error:
         raise _hub_error(hub, error) from error
-    if hub.kind == "model" and not hub.member and not any(path.glob("*.safetensors")):
-        raise BadReferenceError(f"{hub}: has no *.safetensors, and pickles are not read; name a revision that has them")
+    files = [file for pattern in patterns for file in (path.glob(pattern) if is_model else path.rglob(pattern))]
+    if hub.member:
+        files = [path]
+    elif is_model and not any(file.suffix == ".safetensors" for file in files):
+        raise UserError(f"{hub}: has no *.safetensors, and pickles are not read; name a revision that has them")
+    elif not is_model and all(file.name == DATA_CARD for file in files):
+        formats = ", ".join(DATA_FILES)
+        raise UserError(f"{pinned}: has no {formats}, the only data formats; name another data set")
     for blob in {file.resolve() for file in files}:
         if not _has_named_content(blob, hash_file):
-            raise BadReferenceError(f"{hub}: {blob} of the hub's cache was changed after it was fetched; delete it")
+            raise UserError(f"{hub}: {blob} of the hub's cache was changed after it was fetched; delete it")
     return path
+
+
+def _model_files(patterns: list[str], code: bool) -> list[str]:
+    return [*patterns, MODEL_CODE] if code else patterns
+
+
+def _download(hub: Hub, patterns: list[str], local_files_only: bool = False) -> Path:
+    """Fetch the member, or the files that `patterns` match, of a model only those at its top; return their path."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    options: Any = {"repo_type": hub.kind, "revision": hub.commit, "local_files_only": local_files_only}
+    if hub.member:
+        return Path(hf_hub_download(hub.repo, hub.member, **options))
+    ignored = ["*/*"] if hub.kind == "model" else None  # exports for other runtimes
+    return Path(snapshot_download(hub.repo, allow_patterns=patterns, ignore_patterns=ignored, **options))
 
 
 def _has_named_content(blob: Path, hash_file: Callable[[Path], str]) -> bool:
@@ -164,39 +165,16 @@ def _has_named_content(blob: Path, hash_file: Callable[[Path], str]) -> bool:
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == blob.name
 
 
-def _fetch_data_set(hub: Hub, cache: Path) -> Path:
-    """Fetch DATA_FILES and the card, and return the snapshot's folder."""
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.utils import filter_repo_objects
-
-    patterns = [*DATA_FILES, DATA_CARD]
-    listing = cache / "hub" / f"{hub.repo.replace('/', '--')}@{hub.commit}.json"
-    if not listing.is_file():  # saved, because without a network the hub's cache returns an incomplete snapshot
-        names = HfApi().list_repo_files(hub.repo, repo_type="dataset", revision=hub.commit)
-        listing.parent.mkdir(parents=True, exist_ok=True)
-        write_json(listing, list(filter_repo_objects(names, allow_patterns=patterns)))
-    names = read_json(listing)
-    if not set(names) - {DATA_CARD}:
-        raise BadReferenceError(f"{hub}: has no {', '.join(DATA_FILES)}, the only data formats; name another data set")
-    folder = Path(snapshot_download(hub.repo, repo_type="dataset", revision=hub.commit, allow_patterns=patterns))
-    for name in names:
-        if not (folder / name).is_file():
-            reason = f"the hub does not answer, and {name} is missing in its cache (HF_HOME); go online once"
-            raise BadReferenceError(f"{hub}: {reason}")
-    return folder
-
-
-def _hub_error(hub: Hub, error: Exception) -> BadReferenceError:
+def _hub_error(hub: Hub, error: Exception) -> UserError:
     from huggingface_hub import errors
 
-    reason = f"cannot be fetched from the hub ({type(error).__name__}); offline, name a local path, "
-    reason += "or a full commit that the hub's cache (HF_HOME) already has"
-    if isinstance(error, errors.GatedRepoError):
-        reason = "request access on its page, then set HF_TOKEN in the environment"
-    elif isinstance(error, errors.RepositoryNotFoundError):
-        reason = f"no such {hub.kind} on the hub, or a private one; check the name, or set HF_TOKEN"
-    elif isinstance(error, errors.RevisionNotFoundError):
-        reason = "no such revision; leave the @... out for the default branch"
-    elif isinstance(error, errors.RemoteEntryNotFoundError):
-        reason = "no such file in the repository; its page on the hub lists them"
-    return BadReferenceError(f"{hub}: {reason}")
+    reasons = {
+        errors.GatedRepoError: "request access on its page, then set HF_TOKEN in the environment",
+        errors.RepositoryNotFoundError: f"no such {hub.kind} on the hub, or a private one; "
+        "check the name, or set HF_TOKEN",
+        errors.RevisionNotFoundError: "no such revision; leave the @... out for the default branch",
+        errors.RemoteEntryNotFoundError: "no such file in the repository; its page on the hub lists them",
+        Exception: f"cannot be fetched from the hub ({type(error).__name__}); offline, name a local path, "
+        "or a full commit that the hub's cache (HF_HOME) already has",
+    }
+    return UserError(f"{hub}: {next(reason for kind, reason in reasons.items() if isinstance(error, kind))}")

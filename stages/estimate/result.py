@@ -75,7 +75,7 @@ class EstimateInputs(BaseModel, frozen=True):
     """All that a kind's `estimate` reads besides the stage's config; `missing` gives reasons for missing inputs."""
 
     paths: dict[str, Path]
-    missing: dict[str, str]
+    missing: dict[str, str] = {}
     dtype: str  # of the model's weights; `auto` is the checkpoint's
     device: Literal["cpu", "cuda"] = "cpu"
     room: int

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import psutil
 from pydantic import TypeAdapter, ValidationError
 
 from stages.system.integrity import read_json, write_json
@@ -66,18 +67,8 @@ class RunRecord:
     @property
     def was_killed(self) -> bool:
         """Whether the file says that the run goes on, but its process on this machine has ended."""
-        if self.status != "running" or self.host != socket.gethostname():
-            return False
-        try:
-            os.kill(self.process, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            pass  # a process of another user
-        return False
-
-    def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "steps": [asdict(step) for step in self.steps]}
+        is_ours = self.status == "running" and self.host == socket.gethostname()
+        return is_ours and not psutil.pid_exists(self.process)
 
 
 def read_run_record(folder: Path) -> RunRecord:
@@ -97,4 +88,4 @@ def write_run_record(
     """Write run.json into `folder`, in this process's name. Raises OSError."""
     written = datetime.now(UTC).isoformat(timespec="seconds")
     record = RunRecord(recipe, status, socket.gethostname(), os.getpid(), written, side_by_side, steps, recipe_file)
-    write_json(folder / RUN_RECORD, record.to_json())
+    write_json(folder / RUN_RECORD, asdict(record))

@@ -3,13 +3,14 @@
 import re
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from stages.base import AT_KEY, BASE, Config, Items, Need, StageConfig, UserError, kind_named, wrong_at
+from stages.base import AT_KEY, BASE, Config, Items, Need, StageConfig, UserError, wrong_at
 from stages.data.formats import FORMATS, columns_of
 from stages.data.reader import Reading, RowReport
 from stages.library_options.option_constraints import OPTIMIZER_PACKAGES
@@ -276,7 +277,8 @@ class TrainingStage(StageConfig):
             "tasks": [task],
             "trust_remote_code": self.trust_remote_code,
         }
-        return kind_named("lm_eval").model_validate(section)
+        kinds: dict[str, type[StageConfig]] = import_module("stages").KINDS  # which imports this module
+        return kinds["lm_eval"].model_validate(section)
 
     @property
     def versioned_packages(self) -> tuple[str, ...]:

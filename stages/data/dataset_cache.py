@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import Dataset, Features, Value
 from datasets.exceptions import DatasetGenerationError
@@ -20,6 +20,17 @@ from stages.data.tokenization import ROW_JSON, Preparer, content_key, prepare, p
 from stages.system.integrity import build_once, read_json, write_json
 
 REPORT = "report.json"  # in the cached data set's folder
+
+
+class PreparedRows(NamedTuple):
+    """The rows of one split as training uses them."""
+
+    dataset: Dataset
+    stats: Any
+    """DatasetStats (stages.sft.row_filter) or PairStats (stages.dpo.pairs)."""
+    dropped: list[str]
+    """Place and reason of every row left out."""
+    notes: list[str]
 
 
 def load_rows(context: Context, part: str, preparer: Preparer, *settings: Any) -> tuple[Dataset, RowReport]:

@@ -2,23 +2,15 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from stages.base import wrong_at
 from stages.data.formats import PAIR, Pair, columns_of
 from stages.data.reader import RowReport, read_pairs
-from stages.library_options.option_models import Options, options
+from stages.library_options.option_models import DPOOptions
 from stages.training.config import TrainingData, TrainingStage
-
-if TYPE_CHECKING:
-    DPOOptions = Options
-else:
-    DPOOptions = options("DPOConfig")
-
-F_DIVERGENCE_LOSSES = {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"}
-"""The losses for which TRL has other divergences than reverse_kl."""
 
 
 class DPOData(TrainingData):
@@ -64,14 +56,6 @@ class DPOStage(TrainingStage):
             raise wrong_at("train.loss_weights", f"has {len(weights)} weights for {len(losses)} losses of loss_type")
         if "exo_pair" in losses and not options.get("label_smoothing"):
             raise wrong_at("train.loss_type", "exo_pair needs label_smoothing above 0; its paper recommends 1e-3")
-        if options.get("f_divergence_type", "reverse_kl") != "reverse_kl" and (
-            wrong := {*losses} - F_DIVERGENCE_LOSSES
-        ):
-            raise wrong_at(
-                "train.f_divergence_type", f"does not work with the loss {min(wrong)}; leave one of them out"
-            )
-        if options.get("use_weighting") and {"aot", "aot_unpaired"} & {*losses}:
-            raise wrong_at("train.use_weighting", "does not work with the losses aot and aot_unpaired")
         if self.lora is not None and options.get("sync_ref_model"):
             raise wrong_at(
                 "train.sync_ref_model", "does not work with lora, whose reference is the model without the adapter"

@@ -7,14 +7,14 @@ EOS tokens are those of sft.
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from itertools import chain, takewhile
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import pyarrow
-from datasets import Dataset, Features, List, Value
+from datasets import Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from stages.base import Context, UserError
-from stages.data.dataset_cache import load_rows
+from stages.data.dataset_cache import PreparedRows, load_rows
 from stages.data.reader import DROPPED_ROWS, dropped_rows_text, report_notes, row_place
 from stages.data.segments import Segment
 from stages.data.tokenization import Preparer, content_key, date_notes
@@ -135,15 +135,6 @@ class PairStats:
     """Pairs that are used and in whose chosen completion no token stops generation."""
 
 
-class Pairs(NamedTuple):
-    """The pairs that training uses, their counts, place and reason of every row left out, and notes on them."""
-
-    dataset: Dataset
-    stats: PairStats
-    dropped: list[str]
-    notes: list[str]
-
-
 def length_options(stage: DPOStage) -> dict[str, Any]:
     """Return the fields of PairPreparer for a stage."""
     options = stage.train_options
@@ -152,7 +143,7 @@ def length_options(stage: DPOStage) -> dict[str, Any]:
 
 def load_pairs(
     context: Context, part: str, tokenizer: PreTrainedTokenizerBase, stop_ids: Set[int] = frozenset()
-) -> Pairs:
+) -> PreparedRows:
     """Load the pairs of `part` (`train` or `eval`) of a dpo stage from the cache; prepare them first if needed.
 
     Args:
@@ -192,7 +183,7 @@ def load_pairs(
     lines = dropped_rows_text([f"{place(row)}: {reason}" for row, reason in rows], path).splitlines()
     notes = report_notes(report) + date_notes(tokenizer, dataset[0]["prompt_ids"])
     notes += _stats_notes(stats, [str(row) for row in other_prompt])
-    return Pairs(dataset, stats, report.dropped + lines, notes)
+    return PreparedRows(dataset, stats, report.dropped + lines, notes)
 
 
 def _nothing_to_learn(part: str, stats: PairStats, max_length: int | None, longest_prompt: int) -> UserError:

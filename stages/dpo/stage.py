@@ -6,23 +6,29 @@ switches the new adapter off, or to a copy of its start (`with_reference`). The 
 stage is merged into its published model, so after SFT the reference is the SFT model, not the recipe's base model.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
 from stages.base import Context
-from stages.data.reader import DROPPED_ROWS
 from stages.dpo.config import DPOStage
 from stages.dpo.pairs import load_pairs
 from stages.models.tokenizer import load_step_tokenizer, load_stop_ids
 from stages.records.metrics import Metrics
 from stages.training.check import check_token_id
 from stages.training.loop import arguments, train
-from stages.training.model_card import write_card
 from stages.training.model_io import load_model, with_reference
 from stages.training.trackers import TrackedFields, tracked_fields
+
+LOGGED = {
+    "reward_margin": "rewards/margins",
+    "reward_accuracy": "rewards/accuracies",
+    "chosen_logps": "logps/chosen",
+    "rejected_logps": "logps/rejected",
+}
+"""Metric -> the figure in the last log of a step."""
 
 
 @dataclass
@@ -43,7 +49,7 @@ def run(context: Context) -> Metrics:
     model_path = context.inputs["model"].path
     fields = stage.train.model_dump()
     context.progress(0, 1, "preparing pairs")
-    splits = [name for name in ("train", "eval") if name in context.inputs]
+    splits: list[str] = [name for name in ("train", "eval") if name in context.inputs]
     tokenizer = load_step_tokenizer(context)
     stop_ids = load_stop_ids(model_path, tokenizer, stage.trust_remote_code)
     pairs = {name: load_pairs(context, name, tokenizer, stop_ids) for name in splits}
@@ -67,17 +73,4 @@ def run(context: Context) -> Metrics:
         eval_dataset=pairs["eval"].dataset if "eval" in pairs else None,
         processing_class=tokenizer,
     )
-    metrics = train(trainer, context)
-    if dropped := [line for name in splits for line in pairs[name].dropped]:
-        (context.out / DROPPED_ROWS).write_text("".join(f"{line}\n" for line in dropped), encoding="utf-8")
-    last_log = next((row for row in reversed(trainer.state.log_history) if "rewards/margins" in row), {})
-    metrics = metrics.extended(
-        data={name: asdict(pairs[name].stats) for name in splits},
-        reward_margin=last_log.get("rewards/margins"),
-        reward_accuracy=last_log.get("rewards/accuracies"),
-        chosen_logps=last_log.get("logps/chosen"),
-        rejected_logps=last_log.get("logps/rejected"),
-        notes=metrics.notes + [f"{name} data: {note}" for name in splits for note in pairs[name].notes],
-    )
-    write_card(context, metrics)
-    return metrics
+    return train(trainer, context, pairs, {}, LOGGED)

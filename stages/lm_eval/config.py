@@ -3,23 +3,17 @@
 import re
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from stages.base import Config, Items, Need, UserError, wrong_at
 from stages.data.files import DATA_SUFFIXES, read_rows
 from stages.evaluation.config import EvaluationStage, ModelOptions, require_vllm, unique_by
-from stages.library_options.option_models import Options as LibraryOptions
-from stages.library_options.option_models import options as library_options
+from stages.library_options.option_models import GenerationOptions
 from stages.lm_eval.task_files import has_python, outside_files
 from stages.models.model_folder import check_context, check_model
 from stages.training.launch import Launch
-
-if TYPE_CHECKING:
-    GenerationOptions = LibraryOptions
-else:
-    GenerationOptions = library_options("gen_kwargs")
 
 
 class Task(Config):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -52,9 +53,8 @@ class WeightedCollator:
         shape = self.shape if "seq_lengths" in rows[0] else None
         packed = self.flatten or "seq_lengths" in rows[0]
         count = -(-len(rows) // shape.rows) * shape.rows if shape else len(rows)
-        if self.flatten:
-            rows, row_numbers = [_concatenated(rows)], [[number for numbers in row_numbers for number in numbers]]
-        width = max(len(row["input_ids"]) for row in rows)
+        row_lengths = [len(row["input_ids"]) for row in rows]
+        width = sum(row_lengths) if self.flatten else max(row_lengths)
         if self.pad_to_multiple_of:
             width = -(-width // self.pad_to_multiple_of) * self.pad_to_multiple_of
         if shape:
@@ -69,26 +69,28 @@ class WeightedCollator:
         }
         position_ids = torch.arange(width).repeat(size[0], 1)
         for index, row in enumerate(rows):
-            length = len(row["input_ids"])
+            start = sum(row_lengths[:index]) if self.flatten else 0
+            end = start + row_lengths[index]
+            place = 0 if self.flatten else index, slice(start, end)
             segments = torch.as_tensor(row["segments"], dtype=torch.long)
             weights = segment_weights[segments]
             if len(row.get("factors", ())):
                 weights = weights * torch.as_tensor(row["factors"], dtype=torch.float32)
-            lengths = torch.as_tensor(row.get("seq_lengths", [length]), dtype=torch.long)
+            lengths = torch.as_tensor(row.get("seq_lengths", row_lengths[index : index + 1]), dtype=torch.long)
             starts = lengths.cumsum(0) - lengths
             weights[starts[lengths > 0]] = 0
-            batch["input_ids"][index, :length] = torch.as_tensor(row["input_ids"], dtype=torch.long)
-            batch["attention_mask"][index, :length] = 1
-            batch["segments"][index, :length] = segments
-            batch["loss_weights"][index, :length] = weights
-            position_ids[index, :length] = torch.arange(length) - starts.repeat_interleave(lengths)
-            position_ids[index, length:] = torch.arange(width - length) % (shape.length if shape else width)
+            batch["input_ids"][place] = torch.as_tensor(row["input_ids"], dtype=torch.long)
+            batch["attention_mask"][place] = 1
+            batch["segments"][place] = segments
+            batch["loss_weights"][place] = weights
+            position_ids[place] = torch.arange(end - start) - starts.repeat_interleave(lengths)
+            position_ids[place[0], end:] = torch.arange(width - end) % (shape.length if shape else width)
         batch["labels"] = batch["input_ids"].masked_fill(batch["loss_weights"] == 0, -100)
         if packed:
             batch["position_ids"] = position_ids
         if self.flatten and self.boundaries:
             batch |= _boundaries(position_ids[0], shape)
-        return {**batch, "rows": row_numbers}
+        return {**batch, "rows": [list(chain(*row_numbers))] if self.flatten else row_numbers}
 
 
 def _boundaries(position_ids: torch.Tensor, shape: PackShape | None) -> dict[str, Any]:
@@ -100,18 +102,6 @@ def _boundaries(position_ids: torch.Tensor, shape: PackShape | None) -> dict[str
         missing = shape.examples + shape.rows + 1 - len(ends)
         ends, longest = torch.nn.functional.pad(ends, (0, max(missing, 0)), value=len(position_ids)), shape.length
     return dict(zip(BOUNDARIES, (ends, ends, longest, longest), strict=True))
-
-
-def _concatenated(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    multipliers: list[float] = []
-    if any(len(row.get("factors", ())) for row in rows):
-        multipliers = [value for row in rows for value in (row["factors"] or [1.0] * len(row["input_ids"]))]
-    return {
-        "input_ids": [token for row in rows for token in row["input_ids"]],
-        "segments": [segment for row in rows for segment in row["segments"]],
-        "factors": multipliers,
-        "seq_lengths": [n for row in rows for n in row.get("seq_lengths", [len(row["input_ids"])])],
-    }
 
 
 def _row_numbers(row: dict[str, Any]) -> list[int]:

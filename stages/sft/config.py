@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -10,13 +10,8 @@ from stages.base import Config
 from stages.data.formats import Row
 from stages.data.reader import RowReport, read_examples
 from stages.data.segments import weights_by_segment
-from stages.library_options.option_models import Options, options
+from stages.library_options.option_models import SFTOptions
 from stages.training.config import SFTData, TrainingStage
-
-if TYPE_CHECKING:
-    SFTOptions = Options
-else:
-    SFTOptions = options("SFTConfig")
 
 
 class Weights(Config):

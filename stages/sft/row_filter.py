@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy
 import pyarrow
@@ -10,8 +10,9 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from stages.base import UserError
+from stages.data.dataset_cache import PreparedRows
 from stages.data.reader import RowReport, report_notes
-from stages.data.segments import TARGET_SEGMENTS, Segment
+from stages.data.segments import TARGET_SEGMENTS, Segment, segment_shares
 from stages.data.tokenization import date_notes
 
 
@@ -45,6 +46,8 @@ class DatasetStats:
     """The largest token id in the rows that are used."""
     weighted: dict[str, int]
     """Predicted tokens of non-zero weight by segment, of the rows that are used."""
+    weighted_share: dict[str, float]
+    """The share of each segment among these tokens."""
 
 
 def select(
@@ -78,8 +81,11 @@ def check_rows(name: str, stats: DatasetStats, max_length: int | None, completio
         )
 
 
-def data_notes(rows: Dataset, report: RowReport, stats: DatasetStats, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return notes about what training does not read or use of prepared rows, or what they do not teach."""
+def describe_rows(
+    rows: Dataset, report: RowReport, stats: DatasetStats, tokenizer: PreTrainedTokenizerBase
+) -> PreparedRows:
+    """Add to prepared rows their counts, with those dropped on reading, and notes about what training does not read or
+    use of them, or what they do not teach."""
     counts = {
         "rows have no token with a weight and were left out": stats.rows_without_weight,
         "rows lost their completion at max_length; raise train.max_length": stats.rows_without_completion,
@@ -89,7 +95,10 @@ def data_notes(rows: Dataset, report: RowReport, stats: DatasetStats, tokenizer:
         "completions have no token that stops generation, so the model does not learn to stop": stats.rows_without_stop,
     }
     notes = [f"{count} {text}" for text, count in counts.items() if count]
-    return report_notes(report) + date_notes(tokenizer, rows[0]["input_ids"]) + notes
+    notes = report_notes(report) + date_notes(tokenizer, rows[0]["input_ids"]) + notes
+    bad = len(report.dropped)
+    stats = replace(stats, rows=stats.rows - stats.rows_bad + bad, rows_bad=bad)
+    return PreparedRows(rows, stats, report.dropped, notes)
 
 
 def _batch_stats(
@@ -99,7 +108,10 @@ def _batch_stats(
     lengths, segments = flatten(batch, "segments")
     ids = flatten(batch, "input_ids")[1]
     row_of = numpy.repeat(numpy.arange(len(lengths)), lengths)
-    is_weighted = _is_weighted(batch, weights)
+    multiplier_lengths, multipliers = flatten(batch, "factors")
+    is_weighted = weights[segments] != 0
+    is_weighted[numpy.repeat(multiplier_lengths > 0, lengths)] &= multipliers != 0
+    is_weighted[(numpy.cumsum(lengths) - lengths)[lengths > 0]] = False  # a row's first token is never predicted
     is_used = numpy.bincount(row_of[is_weighted], minlength=len(lengths)) > 0
     is_target = numpy.isin(segments, TARGET_SEGMENTS)
     has_target = numpy.bincount(row_of[is_target], minlength=len(lengths)) > 0
@@ -123,29 +135,19 @@ def _batch_stats(
         longest=int(lengths[is_used].max(initial=0)),
         largest_id=int(ids[is_used[row_of]].max(initial=0)),
         weighted={segment.name.lower(): int(weighted[segment]) for segment in Segment if weighted[segment]},
+        weighted_share={},
     )
 
 
 def _total(batches: list[DatasetStats]) -> DatasetStats:
     values = {field.name: [getattr(batch, field.name) for batch in batches] for field in fields(DatasetStats)}
-    weighted: Counter[str] = sum(map(Counter, values.pop("weighted")), Counter())
+    counts: Counter[str] = sum(map(Counter, values.pop("weighted")), Counter())
+    names = (segment.name.lower() for segment in Segment)
+    weighted = {name: counts[name] for name in names if counts[name]}
     largest = {name: max(values.pop(name), default=0) for name in ("longest", "largest_id")}
-    segments = [segment.name.lower() for segment in Segment]
-    return DatasetStats(
-        **{name: sum(counts) for name, counts in values.items()},
-        **largest,
-        weighted={name: weighted[name] for name in segments if weighted[name]},
-    )
-
-
-def _is_weighted(batch: pyarrow.Table, weights: numpy.ndarray) -> numpy.ndarray:
-    """Whether each of the concatenated tokens is predicted and has a weight."""
-    lengths, segments = flatten(batch, "segments")
-    multiplier_lengths, multipliers = flatten(batch, "factors")
-    is_weighted = weights[segments] != 0
-    is_weighted[numpy.repeat(multiplier_lengths > 0, lengths)] &= multipliers != 0
-    is_weighted[(numpy.cumsum(lengths) - lengths)[lengths > 0]] = False  # a row's first token is never predicted
-    return is_weighted
+    del values["weighted_share"]
+    sums = {name: sum(numbers) for name, numbers in values.items()}
+    return DatasetStats(**sums, **largest, weighted=weighted, weighted_share=segment_shares(weighted))
 
 
 def flatten(batch: pyarrow.Table, column: str) -> tuple[numpy.ndarray, numpy.ndarray]:

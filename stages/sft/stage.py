@@ -1,22 +1,19 @@
 """Runs an `sft` stage: rows -> WITTrainer -> a published model."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import datasets
 
 from stages.base import Context
-from stages.data.dataset_cache import load_rows
-from stages.data.reader import DROPPED_ROWS
-from stages.data.segments import describe_shares, segment_shares
+from stages.data.dataset_cache import PreparedRows, load_rows
+from stages.data.segments import describe_shares
 from stages.data.tokenization import Preparer
 from stages.models.tokenizer import load_step_tokenizer
 from stages.records.metrics import Metrics
 from stages.sft.config import SFTStage
-from stages.sft.row_filter import DatasetStats, data_notes
+from stages.sft.row_filter import describe_rows
 from stages.sft.trainer import WITConfig, WITTrainer
 from stages.training.loop import arguments, train
-from stages.training.model_card import write_card
 from stages.training.model_io import load_model, lora_config
 from stages.training.trackers import TrackedFields, tracked_fields
 
@@ -54,24 +51,10 @@ def run(context: Context) -> Metrics:
         processing_class=tokenizer,
         peft_config=lora_config(stage.lora),
     )
-    metrics = train(trainer, context, {"tally": trainer.train_metrics.sums})  # its name in checkpoints
-    if dropped := [line for _, report in data.values() for line in report.dropped]:
-        (context.out / DROPPED_ROWS).write_text("".join(f"{line}\n" for line in dropped), encoding="utf-8")
-    stats = trainer.used
-    notes = []
+    splits: dict[str, PreparedRows] = {}
     for name, (rows, report) in data.items():
-        texts = data_notes(rows, report, stats[name], tokenizer)
-        if len(stats[name].weighted) > 1:
-            texts.append(describe_shares(segment_shares(stats[name].weighted)))
-        notes += [f"{name} data: {text}" for text in texts]
-    metrics = metrics.extended(
-        data={name: _counts(stats[name], len(data[name][1].dropped)) for name in data}, notes=metrics.notes + notes
-    )
-    write_card(context, metrics)
-    return metrics
-
-
-def _counts(stats: DatasetStats, dropped: int) -> dict[str, Any]:
-    """The counts of a file, including rows that were dropped on reading."""
-    shares = {"weighted_share": segment_shares(stats.weighted)}
-    return asdict(stats) | shares | {"rows": stats.rows - stats.rows_bad + dropped, "rows_bad": dropped}
+        splits[name] = describe_rows(rows, report, trainer.used[name], tokenizer)
+        if len(splits[name].stats.weighted) > 1:
+            splits[name].notes.append(describe_shares(splits[name].stats.weighted_share))
+    sums = {"tally": trainer.train_metrics.sums}  # its name in checkpoints
+    return train(trainer, context, splits, sums, {})

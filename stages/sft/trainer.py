@@ -24,7 +24,7 @@ from trl import SFTConfig, SFTTrainer
 from stages.base import UserError
 from stages.data.segments import weights_by_segment
 from stages.data.tokenization import Preparer, prepare, stop_ids_of
-from stages.library_options.option_constraints import RESERVED
+from stages.library_options.option_models import RESERVED
 from stages.sft.collator import BOUNDARIES, WeightedCollator
 from stages.sft.head import add_weighted_head
 from stages.sft.loss_metrics import LossMetrics
@@ -114,12 +114,13 @@ class WITTrainer(SFTTrainer):
         base: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         for name, stats in self.used.items():
             check_token_id(name, stats.largest_id, base.config.get_text_config().vocab_size)
+        tokenizer: Any = self.processing_class
         uses_flash = "flash" in internals.attention_kernel(base)
         device, shape = self.accelerator.device, None
         if args.packing and args.torch_compile and args.max_length:
             shape = pack_shape(self.train_dataset, args.per_device_train_batch_size, args.max_length)
         self.data_collator = WeightedCollator(
-            pad_token_id=internals.tokenizer_of(self).pad_token_id,
+            pad_token_id=tokenizer.pad_token_id,
             segment_weights=args.segment_weights,
             pad_to_multiple_of=int(args.pad_to_multiple_of) if args.pad_to_multiple_of else None,
             flatten=padding_free or (args.packing and uses_flash),
@@ -245,7 +246,8 @@ class WITTrainer(SFTTrainer):
             outputs.aux_loss.detach() if self.aux_loss_enabled else torch.zeros_like(loss),
         ]
         row = torch.stack([figure.float() for figure in figures])
-        self._micro_batches.append((self.state.global_step + 1, internals.learning_rate(self), rows, row))
+        optimizer: Any = self.optimizer
+        self._micro_batches.append((self.state.global_step + 1, optimizer.param_groups[0]["lr"], rows, row))
 
     def _read_figures(self) -> None:
         """Add the figures of the micro-batches since the last call, of all ranks, to the metrics that SFTTrainer.log

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from stages.base import Context, UserError
 from stages.training.config import TrainingStage, select_key
-from stages.training.trainer_internals import TRLTrainer, tokenizer_of
+from stages.training.trainer_internals import TRLTrainer
 
 
 def metric_name(stage: TrainingStage) -> str:
@@ -59,7 +59,7 @@ class BestPoint(TrainerCallback):
         model.eval()  # in train mode, TRL's log would add the metrics of the steps before, which are logged next
         try:
             base = model.get_base_model() if isinstance(model, PeftModel) else model
-            value, is_higher_better = self.score(base, tokenizer_of(self.trainer))
+            value, is_higher_better = self.score(base, self.trainer.processing_class)
         except UserError as error:
             raise UserError(str(error), error.key and select_key(error.key)) from None
         self.goals[self.metric] = "highest" if is_higher_better else "lowest"

@@ -3,16 +3,18 @@
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from stages.base import Context, Findings, UserError
+from stages.data.dataset_cache import PreparedRows
+from stages.library_options.option_models import RULES
 from stages.models.generation_config import NOT_PUBLISHED, describe, read_generation_config, unpublishable
 from stages.models.model_folder import why_not_loaded
 from stages.models.model_size import build, check_positions, checkpoint_bytes, model_size
-from stages.models.tokenizer import load_step_tokenizer
+from stages.models.tokenizer import load_step_tokenizer, load_stop_ids
 from stages.training.config import TrainingStage, select_key
 from stages.training.estimate import optimiser_steps
 from stages.training.launch import require_sharding
@@ -22,27 +24,11 @@ HIGH_LEARNING_RATE = 1e-2
 PROCESS_COUNTS = ("dataset_num_proc", "dataloader_num_workers")
 PROCESSES_PER_CORE = 16
 """More on a machine without a GPU, or more workers, spend its memory and are never faster."""
-CHECKED_BY_RECIPE = frozenset({
-    "activation_checkpointing", "activation_checkpointing_kwargs", "beta", "dataset_num_proc", "eval_packing",
-    "eval_steps", "eval_strategy", "gradient_accumulation_steps", "gradient_checkpointing",
-    "gradient_checkpointing_kwargs", "learning_rate", "logging_steps", "lr_scheduler_type", "max_grad_norm",
-    "max_length", "max_steps", "model_init_kwargs", "num_train_epochs", "packing", "padding_free",
-    "per_device_eval_batch_size", "per_device_train_batch_size", "save_steps", "warmup_steps", "weight_decay",
-})  # fmt: skip
-"""Options of `train` that work on every machine. Only others need TRL's own checks, which take seconds to import."""
 
 
-class PreparedRows(NamedTuple):
-    """The rows of one split as training will use them: number, longest in tokens, largest token id, notes on them."""
-
-    used: int
-    longest: int
-    largest_id: int
-    notes: list[str]
-
-
-PrepareRows = Callable[[str, PreTrainedTokenizerBase], PreparedRows]
-"""Prepares a split with a tokenizer as training does, in the cache. Raises UserError for rows that cannot be used."""
+PrepareRows = Callable[[Context, str, PreTrainedTokenizerBase, set[int]], PreparedRows]
+"""Prepares a split with a tokenizer, and the ids of tokens that stop generation, as training does, in the cache. Raises
+UserError for rows that cannot be used."""
 _PREPARED: dict[Any, dict[str, PreparedRows]] = {}
 """What decides the rows of a stage -> its rows: the cells of a matrix share them."""
 
@@ -72,7 +58,7 @@ def check_training(context: Context, on_this_machine: bool, prepare_rows: Prepar
             _PREPARED[key] = rows
         findings.notes += [(f"data.{split}", note) for split, prepared in rows.items() for note in prepared.notes]
         if rows:
-            longest = max(prepared.longest for prepared in rows.values())
+            longest = max(prepared.stats.longest for prepared in rows.values())
             with findings.part(f"positions for {longest:,} tokens"):
                 if note := check_positions(path, stage.trust_remote_code, longest):
                     findings.notes.append(("train.max_length", note))
@@ -84,7 +70,7 @@ def check_training(context: Context, on_this_machine: bool, prepare_rows: Prepar
             findings.problems += [(key and select_key(key), text) for key, text in scoring.problems]
         if stage.select and "train" in rows and not stage.train_options.get("packing"):
             with findings.part("points of select"):
-                stage.select.check_steps(optimiser_steps(stage, rows["train"].used))
+                stage.select.check_steps(optimiser_steps(stage, rows["train"].stats.rows_used))
     return findings
 
 
@@ -107,8 +93,9 @@ def _prepare(
         tokenizer = load_step_tokenizer(context)
         for split in (split for split in ("train", "eval") if split in context.inputs):
             with findings.part(f"{split} rows"):
-                rows[split] = prepare_rows(split, tokenizer)
-                check_token_id(split, rows[split].largest_id, vocabulary)
+                stop_ids = load_stop_ids(context.inputs["model"].path, tokenizer, context.config.trust_remote_code)
+                rows[split] = prepare_rows(context, split, tokenizer, stop_ids)
+                check_token_id(split, rows[split].stats.largest_id, vocabulary)
     return rows
 
 
@@ -146,10 +133,11 @@ def _check_options(context: Context) -> None:
     if stage.launch is not None:
         require_sharding(stage.launch)
     fields = stage.train.model_dump()
-    if not fields.keys() - CHECKED_BY_RECIPE:
+    if fields.keys() <= set(RULES["checked_by_recipe"]):
         return
+    on_cpu = fields.get("use_cpu") or not torch.accelerator.is_available()
     for name in ("bf16", "fp16", "tf32"):
-        if fields.get(name) and not fields.get("use_cpu") and not torch.accelerator.is_available():
+        if fields.get(name) and on_cpu and (name == "fp16" or not fields.get("use_cpu")):
             raise UserError(f"{name} training needs a GPU, and there is none here; leave it out", f"train.{name}")
     import trl
     from transformers import Trainer
@@ -158,8 +146,6 @@ def _check_options(context: Context) -> None:
 
     try:
         config = getattr(trl, stage.trl_config)(**arguments(context, fields))
-        if config.fp16 and config.device.type == "cpu":
-            raise UserError("fp16 training needs a GPU, and there is none here; leave it out", "train.fp16")
         if "optim" in fields:
             Trainer.get_optimizer_cls_and_kwargs(config, None)
     except UserError:
@@ -181,6 +167,6 @@ def _slips(context: Context, rows: PreparedRows | None) -> Iterator[tuple[str, s
     if evaluation is not None and evaluation.fingerprint == train.fingerprint and same_split:
         yield "data.eval", "has the same content as data.train, so its loss says nothing about new data"
     if rows is not None and not options.get("packing"):
-        steps = optimiser_steps(stage, rows.used)
+        steps = optimiser_steps(stage, rows.stats.rows_used)
         if (options["warmup_steps"] or 0) >= max(steps, 2):
             yield "train.warmup_steps", f"the training has {steps} steps, so it never reaches its learning rate"

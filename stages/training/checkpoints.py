@@ -7,6 +7,7 @@ was never interrupted.
 
 import shutil
 import time
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ class Checkpoints(TrainerCallback):
         sums: Running sums of our own, restored in place.
     """
 
-    def __init__(self, trainer: TRLTrainer, by_steps: bool, sums: dict[str, torch.Tensor]) -> None:
+    def __init__(self, trainer: TRLTrainer, by_steps: bool, sums: Mapping[str, torch.Tensor]) -> None:
         self.trainer, self.by_steps, self.sums = trainer, by_steps, sums
         self.folder = Path(str(trainer.args.output_dir))
         self.earlier_seconds = 0.0
@@ -51,23 +52,19 @@ class Checkpoints(TrainerCallback):
 
     def _select(self) -> tuple[Path | None, list[str]]:
         """Select the last usable checkpoint, the same on every rank. Remove unusable ones after it."""
-        selection: list[Any] = list(self._select_on_disk()) if self.trainer.is_world_process_zero() else [None, []]
-        checkpoint, notes = broadcast_object_list(selection)
-        if checkpoint is not None:
-            step = checkpoint.name.rpartition("-")[2]
-            notes.append(f"resumed from step {step}, where an earlier attempt was interrupted")
-        return checkpoint, notes
-
-    def _select_on_disk(self) -> tuple[Path | None, list[str]]:
+        usable: Path | None = None
         notes: list[str] = []
-        folders = self.folder.glob("checkpoint-*")
-        for checkpoint in sorted(folders, key=lambda folder: int(folder.name.rpartition("-")[2]), reverse=True):
+        folders = self.folder.glob("checkpoint-*") if self.trainer.is_world_process_zero() else ()
+        for step, checkpoint in sorted(((int(f.name.rpartition("-")[2]), f) for f in folders), reverse=True):
             if (problem := _problem(checkpoint)) is None:
-                return checkpoint, notes
+                usable = checkpoint
+                notes.append(f"resumed from step {step}, where an earlier attempt was interrupted")
+                break
             if (checkpoint / SEAL).exists():  # without a seal, the process was killed while writing it: no news
                 notes.append(f"{checkpoint.name} is not used: {problem}")
             shutil.rmtree(checkpoint)
-        return None, notes
+        selection: Any = broadcast_object_list([usable, notes])
+        return selection[0], selection[1]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._started = self._last_save = time.monotonic()
@@ -87,7 +84,7 @@ class Checkpoints(TrainerCallback):
         if self.by_steps:  # if `select` skips a save, it is due at the next step
             due = state.global_step // state.save_steps > self._saved_step // state.save_steps
         else:
-            due = self._is_due()
+            (due,) = broadcast_object_list([time.monotonic() - self._last_save >= self._interval])  # of rank 0's clock
         control.should_save = due and state.global_step < state.max_steps
         self._save_started = time.monotonic()
 
@@ -118,11 +115,6 @@ class Checkpoints(TrainerCallback):
     def elapsed(self) -> float:
         """Return the training time of all attempts, in seconds."""
         return self.earlier_seconds + time.monotonic() - self._started
-
-    def _is_due(self) -> bool:
-        due = [time.monotonic() - self._last_save >= self._interval]
-        broadcast_object_list(due)  # the clock of rank 0 decides
-        return due[0]
 
     def _sums_file(self, checkpoint: Path) -> Path:
         return checkpoint / f"sums-{self.trainer.args.process_index}.json"

@@ -13,30 +13,13 @@ from pydantic import Field, ValidationError, model_validator
 from stages.base import AT_KEY, BASE, Config, Items, Need, StageConfig, UserError, wrong_at
 from stages.data.formats import FORMATS, columns_of
 from stages.data.reader import Reading, RowReport
-from stages.library_options.option_constraints import OPTIMIZER_PACKAGES
-from stages.library_options.option_models import Options, option_help, options
+from stages.library_options.option_models import RULES, LoraOptions, Options, QuantizationOptions, option_help
 from stages.models.model_folder import REMOTE_CODE, check_model
 from stages.system.did_you_mean import did_you_mean, list_choices
 from stages.training.launch import Launch
 
-if TYPE_CHECKING:
-    LoraOptions = Options
-    QuantizationOptions = Options
-else:
-    LoraOptions = options("LoraConfig")
-    QuantizationOptions = options("BitsAndBytesConfig")
-
-
 TRACKERS = ("mlflow", "tensorboard", "trackio", "wandb")
 """Supported values of `train.report_to`; each needs the package of the same name."""
-_TRACKER_OPTIONS = (
-    "report_to",
-    "run_name",
-    "project",
-    "trackio_space_id",
-    "trackio_bucket_id",
-    "trackio_static_space_id",
-)
 
 DEFAULT_EPOCHS = 3.0  # transformers' default of num_train_epochs
 
@@ -178,8 +161,14 @@ class TrainingStage(StageConfig):
     """Whether a reference model reads the rows, too."""
 
     output_kind: ClassVar[Literal["model"]] = "model"
-    fingerprint_exclude: ClassVar[tuple[str, ...]] = tuple(
-        f"train.{name}" for name in ("save_steps", *_TRACKER_OPTIONS)
+    fingerprint_exclude: ClassVar[tuple[str, ...]] = (
+        "train.save_steps",
+        "train.report_to",
+        "train.run_name",
+        "train.project",
+        "train.trackio_space_id",
+        "train.trackio_bucket_id",
+        "train.trackio_static_space_id",
     )
     cost_invariant: ClassVar[tuple[str, ...]] = ("seed", "train.learning_rate", "train.beta")
 
@@ -373,7 +362,7 @@ class TrainingStage(StageConfig):
         needed = {name: (name, "train.report_to") for name in self.trackers}
         if self.train.model_dump().get("use_liger_kernel"):
             needed["liger_kernel"] = "liger-kernel", "train.use_liger_kernel"
-        if module := OPTIMIZER_PACKAGES.get(str(self.train.model_dump().get("optim"))):
+        if module := RULES["optimizer_packages"].get(str(self.train.model_dump().get("optim"))):
             needed[module] = module.replace("_", "-"), "train.optim"
         for module, (package, key) in needed.items():
             spec = find_spec(module)

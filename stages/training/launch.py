@@ -8,17 +8,12 @@ import os
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
 from stages.base import UserError
-from stages.library_options.option_models import Options, option_kinds, options
-
-if TYPE_CHECKING:
-    LaunchOptions = Options
-else:
-    LaunchOptions = options("launch")
+from stages.library_options.option_models import LaunchOptions, option_kinds
 
 SHARDING_OPTIONS = ("use_fsdp", "use_deepspeed")
 """They need GPUs: on CPUs, accelerate would silently train an unsharded copy in each process."""

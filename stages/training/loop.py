@@ -3,15 +3,20 @@
 import json
 import math
 import time
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
 from stages.base import Context, UserError
+from stages.data.dataset_cache import PreparedRows
+from stages.data.reader import DROPPED_ROWS
 from stages.records.metrics import Metrics
 from stages.training.best_point import BestPoint, selection_arguments
 from stages.training.checkpoints import CHECKPOINTS_KEPT, Checkpoints
+from stages.training.model_card import write_card
 from stages.training.probe import Probe
 from stages.training.publishing import publish, subtracted_weights
 from stages.training.trackers import open_trackers
@@ -97,17 +102,25 @@ class Progress(TrainerCallback):
         return logs.get("tokens_per_second", speed)
 
 
-def train(trainer: TRLTrainer, context: Context, sums: dict[str, torch.Tensor] | None = None) -> Metrics:
+def train(
+    trainer: TRLTrainer,
+    context: Context,
+    splits: Mapping[str, PreparedRows],
+    sums: Mapping[str, torch.Tensor],
+    logged: Mapping[str, str],
+) -> Metrics:
     """Train, evaluate and publish the model, from the last checkpoint of an interrupted attempt if there is one.
 
     Every rank calls it; only rank 0 publishes.
 
     Args:
+        splits: The rows of `train` and, if there is one, `eval`, for the metrics and the card.
         sums: The trainer's running sums beyond TRL's own; they are saved and restored in place.
+        logged: Further metrics -> the figures in the last log of a step that they are.
     """
     if trainer.accelerator.num_processes > 1:
         _UNFREED.append(trainer)
-    checkpoints = Checkpoints(trainer, "save_steps" in context.config.train.model_dump(), sums or {})
+    checkpoints = Checkpoints(trainer, "save_steps" in context.config.train.model_dump(), sums)
     progress = Progress(trainer, context)
     best_point = BestPoint(trainer, context) if context.config.select else None
     for callback in (progress, checkpoints, best_point):
@@ -135,9 +148,15 @@ def train(trainer: TRLTrainer, context: Context, sums: dict[str, torch.Tensor] |
         "tokens": trained_tokens(trainer),
         "seconds": round(checkpoints.elapsed(), 1),
         **selection,
-        "notes": checkpoints.notes + selection["notes"],
+        "data": {name: asdict(rows.stats) for name, rows in splits.items()},
+        "notes": checkpoints.notes
+        + selection["notes"]
+        + [f"{name} data: {note}" for name, rows in splits.items() for note in rows.notes],
     }
     metrics |= {name: value for name, value in _without_times(evaluation).items() if name != "epoch"}
+    if logged:
+        last_log = next((row for row in reversed(trainer.state.log_history) if set(logged.values()) <= row.keys()), {})
+        metrics |= {name: last_log.get(figure) for name, figure in logged.items()}
     for name in ("train_loss", "eval_loss"):
         if not math.isfinite(metrics.get(name, 0.0)):
             raise UserError(f"the {name} is {metrics[name]}; lower train.learning_rate or look at the rows")
@@ -145,6 +164,9 @@ def train(trainer: TRLTrainer, context: Context, sums: dict[str, torch.Tensor] |
     (context.out / "training_log.jsonl").write_text("".join(lines))
     progress.after_training("writing the model")
     publish(trainer, context, subtracted)
+    if dropped := [line for rows in splits.values() for line in rows.dropped]:
+        (context.out / DROPPED_ROWS).write_text("".join(f"{line}\n" for line in dropped), encoding="utf-8")
+    write_card(context, Metrics(**metrics))
     return Metrics(**metrics)
 
 

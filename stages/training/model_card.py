@@ -6,7 +6,6 @@ card is published with the model, so its text cannot change without a new versio
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -24,56 +23,6 @@ LOCAL_NAME = "path/to/this/folder"  # the name of a model that is not on the hub
 _RESULTS = ("train_loss", "eval_loss", "reward_margin", "reward_accuracy", "steps", "selected_step", "tokens")
 
 
-@dataclass(frozen=True)
-class Training:
-    """One training of a model, as the card shows it."""
-
-    kind: str
-    config: dict[str, Any]
-    metrics: Metrics
-    inputs: dict[str, Input]
-
-    @property
-    def title(self) -> str:
-        """`WIT (0.2, 0.8)`, `DPO`."""
-        weights = self.config.get("weights")
-        return f"WIT ({weights['prompt']:g}, {weights['completion']:g})" if weights else self.kind.upper()
-
-    @property
-    def section(self) -> str:
-        """The stage's recipe section as a block of YAML, with names of inputs instead of paths."""
-        config: dict[str, Any] = {"kind": self.kind, **_plain(self.config)}
-        for key in ("resources", *TrainingStage.fingerprint_exclude):
-            *sections, name = key.split(".")
-            (config.get(sections[0], {}) if sections else config).pop(name, None)
-        if launch := config.get("launch"):  # its other options concern the machines, not the result
-            config["launch"] = {"num_processes": launch["num_processes"]}
-        config["model"] = self.inputs["model"].reference or "the model before"
-        config["data"] |= {name: self.inputs[name].reference for name in ("train", "eval") if name in self.inputs}
-        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=100)
-        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-        return f"{fence}yaml\n{text}{fence}"
-
-    @property
-    def columns(self) -> list[str]:
-        """Names of the counts of its data."""
-        splits = self.metrics.data.values()
-        return list(dict.fromkeys(name for counts in splits for name, n in counts.items() if isinstance(n, int)))
-
-    @property
-    def data(self) -> list[list[str]]:
-        """A table row for each split: its name and its counts."""
-        return [
-            [f"{split}: {code_span(self.inputs[split].reference)}", *(str(counts.get(n, "")) for n in self.columns)]
-            for split, counts in self.metrics.data.items()
-        ]
-
-    @property
-    def results(self) -> dict[str, str]:
-        values = self.metrics.to_json()
-        return {name: _cell(values[name]) for name in _RESULTS if values.get(name) is not None}
-
-
 def write_card(context: Context, metrics: Metrics) -> None:
     """Write the card of the model in context.out, with the metrics of its training."""
     model = Input(
@@ -86,9 +35,7 @@ def card(model: Input, name: str = LOCAL_NAME, scores: Sequence[ScoreRow] = (), 
     """Return the card of a training's output, to be loaded by `name`, with the hub's identifier of its licence."""
     trainings, base = _history(model)
     scores = [row for row in scores if row.value is not None]
-    titles = [training.title for training in trainings]
-    start = code_span(base.reference or "A model")
-    summary = f"{start}, trained by {', then by '.join(titles)}.{_weights_sentence(trainings)}"
+    titles = list(map(_title, trainings))
     data = ModelCardData(
         base_model=_hub_id(base.reference),
         datasets=_datasets(trainings),
@@ -97,40 +44,66 @@ def card(model: Input, name: str = LOCAL_NAME, scores: Sequence[ScoreRow] = (), 
         license=licence,
         model_name=name.rpartition("/")[2] if scores else None,
         pipeline_tag="text-generation",
-        tags=["weighted-instruction-tuning", *dict.fromkeys(training.kind for training in trainings), "trl"],
+        tags=["weighted-instruction-tuning", *dict.fromkeys(str(training.kind) for training in trainings), "trl"],
     )
     return str(
         ModelCard.from_template(
             data,
             template_str=CARD_TEMPLATE.read_text(encoding="utf-8"),
             title=" and ".join(titles) if name == LOCAL_NAME else name.rpartition("/")[2],
-            summary=summary,
+            start=base.reference or "A model",
+            titles=titles,
             name=name,
-            prompt=_prompt(model.path),
+            is_chat_model=(model.path / "chat_template.jinja").is_file(),
             adapter=(model.path / "adapter").is_dir(),
             trainings=trainings,
-            scores=[
-                [markdown_text(row.task), markdown_text(row.metric), *map(_cell, (row.value, row.stderr, row.n))]
-                for row in scores
-            ],
+            results=_RESULTS,
+            weights=next((each.config["weights"] for each in trainings if each.config.get("weights")), None),
+            scores=scores,
+            section=_section,
+            count_names=_count_names,
+            cell=_cell,
+            code_span=code_span,
+            markdown_text=markdown_text,
         )
     )
 
 
-def _history(model: Input) -> tuple[list[Training], Input]:
-    """Return the model's trainings, the first one first, and the model that they started from."""
-    trainings: list[Training] = []
+def _history(model: Input) -> tuple[list[Input], Input]:
+    """Return the outputs of the model's trainings, the first one first, and the model that they started from."""
+    trainings: list[Input] = []
     while model.kind is not None:
-        trainings.insert(0, Training(model.kind, model.config, model.metrics, model.inputs))
+        trainings.insert(0, model)
         model = model.inputs["model"]
     return trainings, model
 
 
-def _weights_sentence(trainings: list[Training]) -> str:
-    """A sentence on the loss weights of the first training that has some."""
-    for weights in (training.config["weights"] for training in trainings if training.config.get("weights")):
-        return f" A token of a prompt weighs {weights['prompt']:g}, one of a completion {weights['completion']:g}."
-    return ""
+def _title(training: Input) -> str:
+    """`WIT (0.2, 0.8)`, `DPO`."""
+    weights = training.config.get("weights")
+    return f"WIT ({weights['prompt']:g}, {weights['completion']:g})" if weights else str(training.kind).upper()
+
+
+def _count_names(training: Input) -> list[str]:
+    """Names of the counts of its data."""
+    splits = training.metrics.data.values()
+    return list(dict.fromkeys(name for counts in splits for name, n in counts.items() if isinstance(n, int)))
+
+
+def _section(training: Input) -> str:
+    """The stage's recipe section as a block of YAML, with names of inputs instead of paths."""
+    config: dict[str, Any] = {"kind": training.kind, **_plain(training.config)}
+    for key in ("resources", *TrainingStage.fingerprint_exclude):
+        *sections, name = key.split(".")
+        (config.get(sections[0], {}) if sections else config).pop(name, None)
+    if launch := config.get("launch"):  # its other options concern the machines, not the result
+        config["launch"] = {"num_processes": launch["num_processes"]}
+    inputs = training.inputs
+    config["model"] = inputs["model"].reference or "the model before"
+    config["data"] |= {name: inputs[name].reference for name in ("train", "eval") if name in inputs}
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=100)
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}yaml\n{text}{fence}"
 
 
 def _plain(value: Any) -> Any:
@@ -148,16 +121,10 @@ def _hub_id(reference: str) -> str | None:
     return name if name.count("/") == 1 and ":" not in name else None
 
 
-def _datasets(trainings: list[Training]) -> list[str] | None:
+def _datasets(trainings: list[Input]) -> list[str] | None:
     """Hub names of the training and evaluation data; None if there are none."""
     data = [t.inputs[name] for t in trainings for name in ("train", "eval") if name in t.inputs]
     return sorted({name for source in data if (name := _hub_id(source.reference))}) or None
-
-
-def _prompt(folder: Path) -> str:
-    """An example prompt as Python code: messages if the model has a chat template."""
-    has_template = (folder / "chat_template.jinja").is_file()
-    return '[{"role": "user", "content": "Who are you?"}]' if has_template else '"Who are you?"'
 
 
 def _eval_result(row: ScoreRow) -> EvalResult:

@@ -37,11 +37,7 @@ class LongestBatch:
 
 
 class Probed(Exception):
-    """Ends a training that only tries its longest batch."""
-
-    def __init__(self, batch: LongestBatch) -> None:
-        super().__init__()
-        self.batch = batch
+    """Ends a training that only tries its longest batch, its argument."""
 
 
 class Probe(TrainerCallback):
@@ -67,7 +63,7 @@ def probe(context: Context) -> dict[str, Any]:
     try:
         config.load("run")(replace(context, config=config, only_probe=True))
     except Probed as probed:
-        return asdict(probed.batch)
+        return asdict(probed.args[0])
     raise AssertionError("the training did not try its longest batch")
 
 

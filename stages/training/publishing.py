@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from stages.base import Context, UserError
 from stages.library_options.option_models import Options
 from stages.training.model_io import load_model
-from stages.training.trainer_internals import TRLTrainer, tokenizer_of
+from stages.training.trainer_internals import TRLTrainer
 
 
 def subtracted_weights(model: nn.Module, lora: Options | None) -> dict[str, Tensor]:
@@ -48,7 +48,8 @@ def publish(trainer: TRLTrainer, context: Context, subtracted: dict[str, Tensor]
     trainer.accelerator.end_training()  # no rank waits for another from here on
     if not is_first:
         return
-    tokenizer_of(trainer).save_pretrained(context.out)
+    tokenizer: Any = trainer.processing_class
+    tokenizer.save_pretrained(context.out)
     if isinstance(model, PeftModel):
         _publish_adapter(trainer, model, weights, context, subtracted)
     else:
@@ -73,8 +74,12 @@ def _publish_adapter(
         narrow = narrow or torch.float16  # of as many bits
     config, generation_config = copy.deepcopy(model.config), model.generation_config
     vars(config).pop("quantization_config", None)
-    if trainer.accelerator.num_processes == 1:
-        _free_memory(trainer)
+    if trainer.accelerator.num_processes == 1:  # with the optimiser's state, two models would be in memory
+        for holder in (trainer, trainer.callback_handler):
+            for name in ("model", "optimizer", "lr_scheduler"):
+                setattr(holder, name, None)
+        trainer.model_wrapped = None  # type: ignore[assignment]
+        trainer.accelerator.free_memory()
     del model, weights
     gc.collect()
 
@@ -155,12 +160,3 @@ def _compare(logits: Tensor, expected: Tensor, model: Any, narrow: torch.dtype |
             f"lora: {subject} does not compute what was trained: its logits differ by {difference / spread:.2g} of"
             f" their spread, and rounding explains {tolerance:.2g}; nothing is published. Change the options of lora"
         )
-
-
-def _free_memory(trainer: TRLTrainer) -> None:
-    """Drop the trained weights and the optimiser's state: with them, two models would be in memory while merging."""
-    for holder in (trainer, trainer.callback_handler):
-        for name in ("model", "optimizer", "lr_scheduler"):
-            setattr(holder, name, None)
-    trainer.model_wrapped = None  # type: ignore[assignment]
-    trainer.accelerator.free_memory()

@@ -16,7 +16,7 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 
 from stages.base import Context, Input
 from stages.system.file_names import file_name
-from stages.training.trainer_internals import TRLTrainer, tokenizer_of
+from stages.training.trainer_internals import TRLTrainer
 
 
 @dataclass
@@ -64,8 +64,8 @@ def open_trackers(trainer: TRLTrainer, context: Context, resumed: bool) -> Itera
 
     def close() -> None:
         for end in on_train_end:
-            state, tokenizer = trainer.state, tokenizer_of(trainer)
-            end(trainer.args, state, trainer.control, model=trainer.model, processing_class=tokenizer)
+            options = {"model": trainer.model, "processing_class": trainer.processing_class}
+            end(trainer.args, trainer.state, trainer.control, **options)
 
     try:
         yield

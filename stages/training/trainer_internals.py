@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from trl import DPOTrainer, SFTTrainer
 
 from stages.system.library_versions import require_version
@@ -23,11 +23,6 @@ TRLTrainer = SFTTrainer | DPOTrainer
 # The versions in which the attributes below were checked.
 require_version("transformers", "5")
 require_version("trl", "1.16")
-
-
-def tokenizer_of(trainer: TRLTrainer) -> PreTrainedTokenizerBase:
-    """The tokenizer that TRL took out of the processing class."""
-    return trainer._tokenizer
 
 
 def attention_kernel(model: PreTrainedModel) -> str:
@@ -43,11 +38,6 @@ def trained_tokens(trainer: TRLTrainer) -> int:
 def add_trained_tokens(trainer: TRLTrainer, count: int) -> None:
     """Add to the tokens that all ranks have trained on."""
     trainer._total_train_tokens += count
-
-
-def learning_rate(trainer: TRLTrainer) -> float:
-    """The learning rate of the next optimiser step."""
-    return trainer._get_learning_rate()
 
 
 def metric_lists(trainer: TRLTrainer, mode: str) -> dict[str, list[float]]:

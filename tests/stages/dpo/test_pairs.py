@@ -16,8 +16,9 @@ from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from stages.base import Context, Input, UserError
+from stages.data.dataset_cache import PreparedRows
 from stages.dpo.config import DPOStage
-from stages.dpo.pairs import EQUAL, TOO_LONG, PairPreparer, Pairs, kept, load_pairs
+from stages.dpo.pairs import EQUAL, TOO_LONG, PairPreparer, kept, load_pairs
 from tests.tiny import CHAT_TEMPLATE, byte_tokenizer, tiny_model
 
 POCKET = Path(__file__).parents[3] / "recipes" / "pocket" / "model"
@@ -49,7 +50,7 @@ def step(folder: Path, rows: list[dict[str, Any]], name: str = "pairs.jsonl", **
     )
 
 
-def loaded(folder: Path, rows: list[dict[str, Any]], tokenizer: Any = None, **section: Any) -> Pairs:
+def loaded(folder: Path, rows: list[dict[str, Any]], tokenizer: Any = None, **section: Any) -> PreparedRows:
     return load_pairs(step(folder, rows, **section), "train", tokenizer or byte_tokenizer())
 
 

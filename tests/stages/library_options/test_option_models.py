@@ -16,8 +16,7 @@ from trl import DPOConfig, SFTConfig
 from docs.generator.json_schema import STAGE_NOTES
 from stages.base import Context
 from stages.dpo.config import DPOStage
-from stages.library_options.option_constraints import RESERVED, SCHEDULER_OPTIONS
-from stages.library_options.option_models import HELP_FILE, OPTIONS_FILE, options
+from stages.library_options.option_models import HELP_FILE, OPTIONS_FILE, RESERVED, RULES, options
 from stages.sft.config import SFTStage
 from stages.training.loop import arguments
 from tests.stages.library_options.libraries import collect, describe
@@ -152,8 +151,8 @@ def test_scheduler_options_are_those_of_transformers() -> None:
     """Keys that get_scheduler itself sets are left out; a scheduler that is not listed passes any key on."""
     own = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
     functions = {kind.value: function for kind, function in TYPE_TO_SCHEDULER_FUNCTION.items()}
-    assert set(SCHEDULER_OPTIONS) == set(functions) - {"reduce_lr_on_plateau", "greedy"}
-    for name, keys in SCHEDULER_OPTIONS.items():
+    assert set(RULES["scheduler_options"]) == set(functions) - {"reduce_lr_on_plateau", "greedy"}
+    for name, keys in RULES["scheduler_options"].items():
         assert set(keys) == set(inspect.signature(functions[name]).parameters) - own, name
 
 

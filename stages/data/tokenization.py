@@ -264,7 +264,7 @@ class Preparer:
         ids = numpy.fromiter(chain.from_iterable(all_ids), numpy.int32)
         weights = numpy.fromiter(chain.from_iterable(all_weights), numpy.float32)
         segments = numpy.full(len(ids), Segment.GIVEN, dtype=numpy.int8)
-        lists = {"input_ids": ids, "segments": segments, "factors": weights}
+        lists: dict[str, numpy.ndarray] = {"input_ids": ids, "segments": segments, "factors": weights}
         columns = self._truncate(lengths, **{name: list_array(lengths, values) for name, values in lists.items()})
         zeros = numpy.zeros(len(rows), dtype=numpy.int32)
         return columns | {"merged": zeros, "unwritten": zeros, "problem": problems}

@@ -5,9 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
 
-from stages.inference.growing_cache import GrowingLayer
+from stages.inference.growing_cache import growing_cache
 from stages.inference.prefix_tree import LEAST_SHARED, Tokens, shared_length
 from stages.inference.requests import GenerationRequest
 
@@ -22,7 +21,7 @@ class Batch:
     def __init__(self, model: Any, prompts: Sequence[Tokens]) -> None:
         """Read the prompts; `logits` are then those of their next tokens, [rows, vocabulary], in float32."""
         self.model = model
-        self.cache: Any = Cache(layer_class_to_replicate=GrowingLayer)
+        self.cache = growing_cache()
         shared = min(shared_length(min(prompts), max(prompts)), *(len(prompt) - 1 for prompt in prompts))
         shared = shared if len(prompts) > 1 and shared >= LEAST_SHARED else 0
         if shared:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer
 
 _ROOM = 128
 """Further tokens that a layer has room for once it had to grow."""
@@ -45,3 +45,8 @@ class GrowingLayer(DynamicLayer):
         self._length = length
         self.keys, self.values = (buffer[:, :, :length] for buffer in self._buffers)
         return self.keys, self.values
+
+
+def growing_cache() -> Any:
+    """Return an empty cache for any number of layers."""
+    return Cache(layer_class_to_replicate=GrowingLayer)

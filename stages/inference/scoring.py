@@ -6,9 +6,8 @@ from typing import Any, Generic, TypeVar
 import numpy
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
 
-from stages.inference.growing_cache import GrowingLayer
+from stages.inference.growing_cache import growing_cache
 from stages.inference.prefix_tree import Node, Pass, passes, prefix_tree
 from stages.inference.requests import Score, ScoreRequest
 
@@ -47,7 +46,7 @@ class TreeScorer(Generic[Key]):
 
         The passes do not depend on what is done, so that an interrupted walk ends with the same scores, to the bit.
         """
-        cache: Any = Cache(layer_class_to_replicate=GrowingLayer)
+        cache = growing_cache()
         kept, self.done = list[bool](), done
         for each in passes(prefix_tree(self.sequences), self.sequences, self.budget):
             if each.action == "forget":

@@ -1,4 +1,4 @@
 """Uploads a published model to a repository of the hub.
 
-config (checks access) -> stage: model and its card, completed with scores -> the hub, in one commit
+config (checks access) -> stage: model and its card, completed with scores -> hub (one commit)
 """

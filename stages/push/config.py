@@ -43,7 +43,7 @@ class PushStage(StageConfig):
         return {"model": Need("model", self.model, "model"), **scores}
 
     def check_services(self) -> None:
-        from stages.push.stage import require_access  # importing the client would slow down every plan
+        from stages.push.hub import require_access  # importing the client would slow down every plan
 
         require_access(self.repo)
 

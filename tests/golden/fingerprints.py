@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.plan import search
 from pipeline.plan.cache import decide
 from pipeline.plan.planner import build_plan
 from pipeline.plan.resolver import Resolver
+from pipeline.plan.search import Search
 from pipeline.recipe import loader
 from pipeline.store.store import Store
 from stages import KINDS
@@ -48,7 +48,7 @@ def plan_fingerprints(recipe: str, runs: Path) -> dict[str, str | None]:
     """Return step -> fingerprint, as `run-recipe RECIPE --plan` shows them; of a search the steps of its first rung."""
     resolver = Resolver(runs, lambda _: None)
     cells = loader.load(ROOT / recipe, [], [])
-    plan = next(search.plans(build_plan(cells, resolver), cells, resolver, lambda _: None, None))
+    plan = next(Search(build_plan(cells, resolver), cells, resolver, lambda _: None, {}).plans())
     return {name: decision.fingerprint for name, decision in decide(plan, Store(runs / "store"), resolver).items()}
 
 

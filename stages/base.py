@@ -187,6 +187,11 @@ class StageConfig(Config):
     resources: Resources = Resources()
     """What each of its steps needs of a machine. Not part of the fingerprint."""
 
+    @property
+    def evaluation(self) -> "StageConfig | None":
+        """The stage whose benchmarks a step of this one runs, too; None if it runs none besides its own."""
+        return None
+
     @classmethod
     def has(cls, ability: Ability) -> bool:
         """Whether stages of this kind have the ability. Imports the kind's package, not the module."""

@@ -70,7 +70,8 @@ def prefetch(plan: Plan, resolver: Resolver, say: Callable[[str], None], selecte
         for source, path in resolver.paths.items()
         if not isinstance(source, Local)
     ]
-    able = list({_same_downloads(step): step for step in reversed(steps) if step.config.has("fetch")}.values())[::-1]
+    able = [step for step in steps if (step.config.evaluation or step.config).has("fetch")]
+    able = list({_same_downloads(step): step for step in reversed(able)}.values())[::-1]
     if able:
         say(f"downloading what {', '.join(step.stage for step in able)} need")
     requests = [
@@ -85,7 +86,8 @@ def prefetch(plan: Plan, resolver: Resolver, say: Callable[[str], None], selecte
 def _same_downloads(step: Step) -> str:
     """Equal for steps that download the same."""
     files = sorted(str(source) for name, source in step.references.items() if name != "model")
-    return json.dumps([step.kind, step.settings() | {"models": None}, files], sort_keys=True)
+    settings = (step.config.evaluation.model_dump() if step.config.evaluation else step.settings()) | {"models": None}
+    return json.dumps([step.kind, settings, files], sort_keys=True, default=str)
 
 
 def _bytes(path: Path) -> int:

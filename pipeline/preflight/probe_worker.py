@@ -62,6 +62,7 @@ def preview(config: StageConfig, paths: dict[str, Path], job: dict[str, Any]) ->
 
 def fetch(config: StageConfig, paths: dict[str, Path], job: dict[str, Any]) -> dict[str, Any]:
     """Download what no key of the section names."""
+    config = config.evaluation or config
     with tempfile.TemporaryDirectory() as scratch:
         return {"fetched": config.load("fetch")(config, paths, Path(scratch))}
 

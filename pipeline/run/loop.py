@@ -317,7 +317,7 @@ class Run:
         self._alone.add(name)
         self._release(running)
         self._set_state(running.step, "waiting")
-        self.console.say(f"  again  {name}: the GPU that it shared ran out of memory; it runs again on a GPU of its own")
+        self.console.say(f"  again  {name}: the GPU that it shared ran out of memory; it runs again on one of its own")
         self._add_ready(name)
 
     def _show_progress(self, running: _RunningStep, progress: Progress) -> None:

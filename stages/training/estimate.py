@@ -80,6 +80,13 @@ def estimate(stage: TrainingStage, inputs: EstimateInputs) -> Estimate:
         factor = 4 + 2 * bool(training.options["gradient_checkpointing"]) + 2 * stage.has_reference
         values["formula"] = f"{factor + 2} N for each token" if t == n else f"{factor} N + 2 T for each token"
         values["flops"] = float((factor * n + 2 * t) * tokens)
+    if stage.evaluation and steps and stage.select:
+        points = math.ceil(steps / stage.select.every)
+        cost = stage.evaluation.load("estimate")(stage.evaluation, inputs)
+        values["unknown"] += [text for text in cost.unknown if text not in values["unknown"]]
+        if cost.flops and tokens:
+            values["flops"] += points * cost.flops
+            values["formula"] += f"; {points} x {cost.requests:,} requests of select, 2 N for each token"
     if training.device != inputs.device:
         values["unknown"].append("time, and whether it fits: it runs on GPUs, and there is none here to compare with")
         values["room"] = 0

@@ -66,6 +66,12 @@ stages:
     tasks: [{task: ends, metric: acc, data: {test: ./rows.jsonl}}]
     options: {batch_size: 262144, dtype: float32}
     resources: {memory: 700MiB}
+  chosen:
+    kind: sft
+    data: {train: ./rows.jsonl}
+    weights: {prompt: 0.2, completion: 1}
+    train: {num_train_epochs: 2, per_device_train_batch_size: 2, gradient_accumulation_steps: 2, max_length: 256}
+    select: {task: ends, metric: acc, data: {test: ./dev.jsonl}, include_path: ./tasks, every: 100}
   far:
     kind: sft
     model: org/nowhere
@@ -75,7 +81,7 @@ stages:
 TINY = 258 * 32 + 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48 + 2 * 32) + 32
 """Parameters of tests.tiny's Llama, by hand: embeddings shared with the head; in each layer the query and output, key
 and value of half as many heads, three matrices of the MLP and two norms; the last norm."""
-ROWS, LENGTH = 600, 256
+ROWS, LENGTH, DEV_ROWS = 600, 256, 4
 """Each row of 5 + 494 + 1 tokens, bytes and EOS, is truncated to LENGTH."""
 
 
@@ -86,7 +92,9 @@ def estimates(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> d
     (folder / "model").symlink_to(model_folder)
     (folder / "r.yaml").write_text(RECIPE)
     rows = ({"prompt": "Sky? ", "completion": "ab"[number % 2] * 494} for number in range(ROWS))
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = [json.dumps(row) + "\n" for row in rows]
+    (folder / "rows.jsonl").write_text("".join(lines))
+    (folder / "dev.jsonl").write_text("".join(lines[:DEV_ROWS]))
     (folder / "tasks").mkdir()
     (folder / "tasks" / "ends.yaml").write_text(TASK)
     done = command(folder, "--estimate", "--json")
@@ -107,6 +115,15 @@ def test_counts_of_parameters_rows_and_steps(estimates: dict[str, Any]) -> None:
     parts = wit["memory"]
     assert (parts["weights"], parts["gradients"], parts["optimiser"]) == (4 * TINY, 4 * TINY, 8 * TINY)
     assert wit["fits"]
+
+
+def test_a_training_that_selects_by_a_task_scores_it_at_each_point(estimates: dict[str, Any]) -> None:
+    """300 steps have three points. All rows have as many tokens, and each asks for two answers."""
+    chosen, bench = estimates["chosen"], estimates["bench"]
+    requests = 2 * DEV_ROWS
+    tokens = 3 * requests * bench["tokens"] // (2 * ROWS)
+    assert chosen["flops"] == estimates["wit"]["flops"] + 2 * TINY * tokens
+    assert chosen["formula"] == f"8 N for each token; 3 x {requests} requests of select, 2 N for each token"
 
 
 def test_a_training_that_does_not_fit_names_changes_that_fit(estimates: dict[str, Any]) -> None:

@@ -105,6 +105,18 @@ def test_what_was_prefetched_runs_without_a_network(world: Path) -> None:
 KINDS = [("models", "tiny"), ("datasets", "rows"), ("datasets", "items")]
 
 
+def test_the_items_by_which_a_training_selects_are_fetched(world: Path) -> None:
+    recipe = (
+        RECIPE.partition("  bench:")[0]
+        + "    select: {task: hub_items, metric: acc, include_path: ./tasks, every: 1}\n"
+    )
+    (world / "r.yaml").write_text(recipe)
+    with serving({f"{kind}/org/{name}": world / "hub" / name for kind, name in KINDS}) as address:
+        done = call(world, "--prefetch", HF_ENDPOINT=address, HF_HUB_OFFLINE="0")
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "wit: task hub_items: data set org/items" in done.stdout
+
+
 def test_without_a_network_nothing_is_prefetched_and_each_reference_is_named(world: Path) -> None:
     done = call(world, "--prefetch", HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="0")
     assert done.returncode == 2

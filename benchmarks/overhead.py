@@ -29,6 +29,7 @@ from pipeline.plan.planner import build_plan
 from pipeline.plan.resolver import Resolver
 from pipeline.plan.step import Plan, Step
 from pipeline.recipe.loader import load
+from pipeline.run.executor import worker_environment
 from pipeline.run.job import Job, read_job
 from pipeline.run.local_executor import LocalExecutor
 from pipeline.store.references import Reference, fetch
@@ -106,7 +107,8 @@ def _start(step: Step, folder: Path, executor: LocalExecutor, slot: int) -> subp
         processes=step.config.processes,
     )
     job.write()
-    environment = os.environ | executor._worker_environment([slot], job) | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | worker_environment(executor.threads) | executor.variables([slot], [])
+    environment["PYTHONPATH"] = str(ROOT)
     call = [sys.executable, "-P", "-m", "benchmarks.overhead", "--bare-step", str(job.file)]
     with job.log.open("wb") as log:
         return subprocess.Popen(call, env=environment, stdout=log, stderr=log)

@@ -32,7 +32,7 @@ from pipeline.plan.resolver import Resolver
 from pipeline.plan.selection import Selection
 from pipeline.preflight.prepare import prepare
 from pipeline.recipe.loader import load
-from pipeline.run.executor import Event, Executor
+from pipeline.run.executor import Event, Executor, worker_environment
 from pipeline.run.job import Job, StepResult
 from pipeline.run.local_executor import LocalExecutor
 from pipeline.run.loop import Run
@@ -122,13 +122,13 @@ def bare(recipe: Path, runs: Path) -> None:
 
     def work(job: Job) -> None:
         call = [sys.executable, "-P", "-m", "pipeline.run.worker", str(job.file)]
-        environment = os.environ | executor._worker_environment([0], job)
+        environment = os.environ | worker_environment(executor.threads) | executor.variables([0], [])
         with subprocess.Popen(
             call, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         ) as process:
             assert process.wait() == 0
 
-    jobs = [run._job(step) for step in run.plan.steps]
+    jobs = [run._job(step, step.config.resources) for step in run.plan.steps]
     for job in jobs:
         job.write()
     start_time = time.perf_counter()

@@ -40,7 +40,7 @@ from pipeline.recipe.loader import Recipe, RecipeError
 from pipeline.run.executor import Executor
 from pipeline.run.local_executor import LocalExecutor
 from pipeline.run.loop import Run
-from pipeline.store.store import Published, Store
+from pipeline.store.store import Store
 from pipeline.store.verify import verify
 from stages.records.run_record import read_run_record
 from stages.system.os_errors import explain_os_error
@@ -253,13 +253,13 @@ class _Command:
 
     def plan(self, full_plan: Plan, cells: Sequence[Recipe]) -> int:
         """--plan. Of a search, the first plan with steps to run."""
-        results: dict[str, Published] = {}
-        for plan in search.Search(full_plan, cells, self.resolver, self.console.say, results).plans():
+        plans = search.Search(full_plan, cells, self.resolver, self.console.say)
+        for plan in plans.plans():
             selection = self.select(plan)
             decisions = decide(plan, self.store, self.resolver, selection.forced)
             if not all(decision.cached for decision in decisions.values()):
                 break
-            results |= cached_results(decisions)
+            plans.results |= cached_results(decisions)
         check_inputs(plan, selection, decisions)
         steps = summarize(plan, selection, decisions, self.resolver)
         if self.options.json:
@@ -273,17 +273,17 @@ class _Command:
     def execute(self, full_plan: Plan, cells: Sequence[Recipe]) -> int:
         """Run the recipe: its plan, or one plan after the other for a search."""
         folder = self.options.runs / full_plan.recipe.name
-        results: dict[str, Published] = {}
+        plans = search.Search(full_plan, cells, self.resolver, self.console.say, folder)
         run: Run | None = None
         forced_before, failed = frozenset[str](), list[Run]()
         old_handler = signal.signal(signal.SIGTERM, signal.default_int_handler)  # the same as Ctrl-C
         try:
-            for plan in search.Search(full_plan, cells, self.resolver, self.console.say, results, folder).plans():
+            for plan in plans.plans():
                 run = self._prepare(plan, forced_before, checked=cells[0].search is not None)
                 forced_before |= self.select(plan).forced
                 if run.execute(self.executor):
                     failed.append(run)
-                results |= run.results
+                plans.results |= run.results
         except KeyboardInterrupt:
             if run is None or not run.record.steps:
                 raise

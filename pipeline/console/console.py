@@ -237,7 +237,8 @@ class Console:
 
     def close(self) -> None:
         """Remove the live view from the screen."""
-        self._view.stop()
+        if not self._view.disable:  # older versions of rich would print an empty line
+            self._view.stop()
 
     def _print(self, text: str) -> None:
         """Print a line above the live view.

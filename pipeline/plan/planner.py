@@ -91,6 +91,7 @@ class _Planner:
                 self.add_stage(cell, stage)
 
     def add_stage(self, cell: _CellSteps, stage: str) -> None:
+        """Add the steps of a stage, whose models and other stages have theirs."""
         for part in self._split(cell.recipe.stages[stage]):
             cell.by_stage[stage + part.suffix] = self._step(cell, stage, part)
 

@@ -12,7 +12,6 @@ from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 
-from pipeline.plan.cache import shorten
 from pipeline.plan.planner import build_plan, stages_of, step_name
 from pipeline.plan.resolver import Resolver
 from pipeline.plan.step import Plan
@@ -96,12 +95,12 @@ class Search:
     resolver: Resolver
     say: Callable[[str], None]
     """Shows a line about each rung to the user."""
-    results: Mapping[str, Published]
-    """The results of each plan's steps, which the caller adds before the next one."""
     folder: Path | None = None
     """The run's folder, for SEARCH_FILE; None writes no file."""
     planned: dict[str, list[Recipe]] = field(default_factory=dict)
     """Step of a candidate on a rung -> its cells, for all rungs so far and candidates that did not fail."""
+    results: dict[str, Published] = field(default_factory=dict)
+    """The results of each plan's steps. The caller adds them before it asks for the next plan."""
     rows: list[dict[str, str]] = field(default_factory=list)
     """The rows of SEARCH_FILE."""
 
@@ -203,7 +202,8 @@ class Search:
             row = {"search": name, "length": str(length), "step": _rung_step(candidate, length), metric: text}
             self.rows.append(row | {"kept": "yes" if candidate in best else "no"})
         title = f"search ({name})" if name else "search"
-        shown = ", ".join(shorten([f"{candidate} {values[candidate]:.4g}" for candidate in order], MAX_NAMED))
+        shown = ", ".join(f"{candidate} {values[candidate]:.4g}" for candidate in order[:MAX_NAMED])
+        shown += f", and {len(order) - MAX_NAMED} more" if len(order) > MAX_NAMED else ""
         if not order:
             self.say(f"{title}: every candidate failed")
         else:

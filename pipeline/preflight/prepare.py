@@ -113,7 +113,8 @@ def prepare(
     check_inputs(plan, selection, decisions)
     preparation = Preparation(decisions, steps_to_run(plan, selection, decisions))
     resolver.fetch(preparation.steps)
-    requests = [start_request(step, cached_results(decisions), resolver) for step in preparation.steps]
+    results = cached_results(decisions)
+    requests = [start_request(step, results, resolver) for step in preparation.steps]
     if executor:
         if runs_next:
             executor.expect(dict.fromkeys(step.kind for step in preparation.steps))
@@ -168,7 +169,7 @@ def _check_steps(
         except UserError as error:
             preparation.blame(step, error.key, str(error))
         content = [step.kind, config.version, config.model_dump(), request.contents, machine]
-        keys[step.name] = key = content_hash(content)  # services and the free disk are checked each time
+        keys[step.name] = key = content_hash(content)  # of all that decides the check, but services and free disk
         if key in cache:
             findings[step.name] = Findings.model_validate(cache[key])
     unknown = _check_files(preparation, [each for each in requests if each.step.name not in findings])
@@ -248,8 +249,9 @@ def try_longest_rows(
     Raises RecipeError if rows do not fit, and ProbeError if the process fails.
     """
     groups: dict[str, Request] = {}
+    results = cached_results(preparation.decisions)
     for step in (step for step in preparation.steps if step.config.has("probe")):
-        request = start_request(step, cached_results(preparation.decisions), resolver)
+        request = start_request(step, results, resolver)
         key = [step.kind, cost_settings(step), list(request.contents.values())]
         groups.setdefault(content_hash(key), request)
     names = [request.step.name for request in groups.values()]

@@ -61,7 +61,7 @@ def model_dtype(step: Step) -> str:
     config = source.path / "config.json" if isinstance(source, Local) else None
     try:
         return str(json.loads(config.read_text())["dtype"]) if config else "auto"
-    except (OSError, ValueError, KeyError):  # the stage reports a broken config
+    except (OSError, ValueError, KeyError, TypeError):  # the stage reports a broken config
         return "auto"
 
 

@@ -69,7 +69,8 @@ def fetch(config: StageConfig, paths: dict[str, Path], job: dict[str, Any]) -> d
 
 def estimate(config: StageConfig, paths: dict[str, Path], job: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
-        inputs = EstimateInputs(**job | {"paths": paths, "scratch": Path(scratch)}).on_this_device()
+        values = {name: job[name] for name in EstimateInputs.model_fields if name in job}
+        inputs = EstimateInputs(**values | {"paths": paths, "scratch": Path(scratch)}).on_this_device()
         return dict(config.load("estimate")(config, inputs).model_dump())
 
 

@@ -47,9 +47,15 @@ def read_file(path: Path, seen: tuple[Path, ...] = ()) -> tuple[Node, list[Probl
         if not isinstance(parent.content, str):
             raise NodeError("must be the path of one recipe file, relative to this one")
         extended = path.parent / os.path.expanduser(parent.content)  # noqa: PTH111 (never fails)
+        try:
+            problem = _explain_unreadable(extended)
+        except OSError as error:  # a name that no file can have
+            problem = f"cannot be read: {error.strerror}"
+        if problem:
+            raise NodeError(f"{extended}: {problem}")
         base, base_problems = read_file(extended, (*seen, path.resolve()))
         return tree.merged_over(base), base_problems + problems
-    except (NodeError, RecipeError) as error:
+    except NodeError as error:
         return tree, [*problems, Problem(parent.error_location, ("extends",), str(error))]
 
 

@@ -99,8 +99,8 @@ def _errors_by_key(error: ValidationError, section: dict[str, Any]) -> dict[Key,
 
 
 def _key_of(details: ErrorDetails, section: dict[str, Any]) -> Key:
-    """Besides keys, pydantic's location names branches of unions and validators ("int", "list[str]"). Those that are
-    tried for the wrong value come after its key, so keys within it can have such names."""
+    """The key that an error is about. Pydantic's location mixes keys with names of union branches ("int", "list[str]"):
+    only parts that are keys of the section count, and none below the wrong value."""
     key, value = Key(), section
     for part in details["loc"]:
         names = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()

@@ -43,7 +43,7 @@ class Job:
         return self.folder / JOB_FILE
 
     def write(self) -> None:
-        """Write job.json, and make room for the log. Raises OSError."""
+        """Write job.json, and delete the log of an earlier attempt. Raises OSError."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.file, to_json(self))
         self.log.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,6 @@ import queue
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -156,7 +155,7 @@ class LocalExecutor:
         """Fork a worker from a process that is prepared for its kind, or start one. Raises OSError."""
         worker: subprocess.Popen[str] | ForkedWorker | None = None
         environment = worker_environment(self.threads * len(share.slots) // job.processes)
-        variables = self._variables(share)
+        variables = self.variables(share.slots, share.gpus)
         # a model's own code gets a process whose libraries have not read where they copy such code to
         is_forked = not job.config.get("launch") and not job.config.get("trust_remote_code")
         if is_forked and (prepared := self._prepared_for(job.kind, environment)):
@@ -183,7 +182,7 @@ class LocalExecutor:
     def _prepared_for(self, kind: str, environment: dict[str, str]) -> PreparedProcess | None:
         """The process that is prepared for a kind, a new one if there is none yet; None if it needs none."""
         kinds = KINDS[kind].prepared_with
-        if not kinds or sys.platform != "linux":
+        if not kinds or not hasattr(os, "pidfd_open"):
             return None
         key = kinds, *environment.items()
         with self._lock:
@@ -209,11 +208,11 @@ class LocalExecutor:
         slots = [slot for slot in range(self.jobs) if slot not in occupied][:count]
         return _Share(slots, free[:whole], of_each, resources.bytes) if len(slots) == count else None
 
-    def _variables(self, share: _Share) -> dict[str, str]:
+    def variables(self, slots: list[int], gpus: list[str]) -> dict[str, str]:
         """The variables that restrict one worker to its cores and GPUs."""
-        cores = [core for slot in share.slots for core in self.cores[slot * self.threads : (slot + 1) * self.threads]]
+        cores = [core for slot in slots for core in self.cores[slot * self.threads : (slot + 1) * self.threads]]
         variables = {CORES: ",".join(map(str, cores))}
-        return variables | ({"CUDA_VISIBLE_DEVICES": ",".join(share.gpus)} if self.gpus else {})
+        return variables | ({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if self.gpus else {})
 
 
 def kill(worker: subprocess.Popen[str] | ForkedWorker) -> None:

@@ -48,7 +48,7 @@ def plan_fingerprints(recipe: str, runs: Path) -> dict[str, str | None]:
     """Return step -> fingerprint, as `run-recipe RECIPE --plan` shows them; of a search the steps of its first rung."""
     resolver = Resolver(runs, lambda _: None)
     cells = loader.load(ROOT / recipe, [], [])
-    plan = next(Search(build_plan(cells, resolver), cells, resolver, lambda _: None, {}).plans())
+    plan = next(Search(build_plan(cells, resolver), cells, resolver, lambda _: None).plans())
     return {name: decision.fingerprint for name, decision in decide(plan, Store(runs / "store"), resolver).items()}
 
 

@@ -189,7 +189,7 @@ class StageConfig(Config):
 
     @property
     def evaluation(self) -> "StageConfig | None":
-        """The stage whose benchmarks a step of this one runs, too; None if it runs none besides its own."""
+        """The evaluation by which a training selects a point; None without one."""
         return None
 
     @classmethod

@@ -14,7 +14,6 @@ import numpy
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from stages.data.columns import joined_parts
 from stages.data.files import BadRow
 from stages.data.message_locations import Location, Message, locate
 from stages.data.segments import Segment
@@ -118,7 +117,12 @@ def render_chat(
 
 def _with_text(message: Message) -> Message:
     """The message without its weight and its None values, with the parts of its content joined. Raises BadRow."""
-    content = joined_parts(None, message.get("content"))
+    content = message.get("content")
+    if isinstance(content, list):
+        for part in content:
+            if not isinstance(part.get("text"), str):
+                raise BadRow(None, f"has a message with a part of type {part.get('type')!r}; only text is supported")
+        content = "".join(part["text"] for part in content)
     others = {key: value for key, value in message.items() if key not in ("weight", "content") and value is not None}
     return others if content is None else others | {"content": content}
 

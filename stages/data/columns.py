@@ -52,12 +52,14 @@ def _message(column: str, value: Any) -> dict[str, Any]:
     """Check one message and join its content parts."""
     if not isinstance(value, dict) or "role" not in value or not {"content", "tool_calls"} & value.keys():
         raise BadRow(column, f"has {reprlib.repr(value)}; a message is an object with 'role' and 'content'")
-    role, content = value["role"], joined_parts(column, value.get("content"))
+    role, content = value["role"], value.get("content")
     if not isinstance(role, str) or not role:
         raise BadRow(column, f"has a message with the role {reprlib.repr(role)}; a role is text")
     if "weight" in value and not is_weight(value["weight"]):
         raise BadRow(column, f"has the weight {reprlib.repr(value['weight'])}; a message's weight is a number >= 0")
     calls = _objects(column, value.get("tool_calls"), "tool_calls")
+    if isinstance(content, list):
+        content = "".join(_part_text(column, part) for part in content)
     if not isinstance(content, str | None):
         raise BadRow(column, f"has a message of the {role} whose content is {type(content).__name__}, not text")
     if not (content or "").strip() and not (calls and role == "assistant"):
@@ -67,22 +69,18 @@ def _message(column: str, value: Any) -> dict[str, Any]:
     return value | {"content": content and _without_surrogates(column, content)}
 
 
-def joined_parts(column: str | None, content: Any) -> Any:
-    """Join the content of a message that is a list of parts; return any other as it is."""
-    if not isinstance(content, list):
-        return content
-    for part in content:
-        if not isinstance(part, dict) or part.get("type", "text") != "text" or not isinstance(part.get("text"), str):
-            kind = part.get("type") if isinstance(part, dict) else part
-            raise BadRow(column, f"has a message with a part of type {reprlib.repr(kind)}; only text is supported")
-    return "".join(part["text"] for part in content)
+def _part_text(column: str, part: Any) -> str:
+    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
+        return part["text"]
+    kind = part.get("type") if isinstance(part, dict) else part
+    raise BadRow(column, f"has a message with a part of type {reprlib.repr(kind)}; only text is supported")
 
 
 def template_arguments(row: Record) -> dict[str, Any]:
     """Return what the row passes to the chat template: `tools`, `documents` and `chat_template_kwargs`, where it has
     any. Each is a list of objects or an object, or the JSON of it."""
-    lists = {name: _objects(name, from_json(name, row.get(name)), name) for name in ("tools", "documents")}
-    options = from_json("chat_template_kwargs", row.get("chat_template_kwargs")) or None
+    lists = {name: _objects(name, _from_json(name, row.get(name)), name) for name in ("tools", "documents")}
+    options = _from_json("chat_template_kwargs", row.get("chat_template_kwargs")) or None
     if not isinstance(options, dict | None):
         raise BadRow("chat_template_kwargs", f"is {type(options).__name__}, not an object of template variables")
     if options and (wrong := _render_arguments() & options.keys()):
@@ -98,7 +96,7 @@ def _render_arguments() -> set[str]:
     return {"messages", *inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters}
 
 
-def from_json(column: str, value: Any) -> Any:
+def _from_json(column: str, value: Any) -> Any:
     """Decode a value that is JSON text; CSV has no other way to write lists and objects."""
     if not isinstance(value, str) or not value.strip():
         return value
@@ -153,7 +151,7 @@ def weighted_tokens(row: Record) -> tuple[list[int], list[float]]:
 
 def filled_list(row: Record, column: str) -> list[Any]:
     """Return the column's list, which must not be empty."""
-    value = from_json(column, _present(row, column))
+    value = _from_json(column, _present(row, column))
     if not isinstance(value, list):
         raise BadRow(column, f"is {type(value).__name__}, not a list")
     if not value:

@@ -145,18 +145,18 @@ def _marked_words(
     parts = any_mark.split(render(marked_messages) or "") if all_marks else []
     if "".join(parts[::2]) != text:
         return None
-    written: dict[str, list[tuple[int, str]]] = {}
-    """Mark -> the positions where it is written, each with the text up to the next mark."""
+    written: dict[str, list[tuple[int, str, str]]] = {}
+    """Mark -> the positions where it is written, each with the text since the mark before it and up to the next."""
     position = 0
     for before, mark, after in zip(parts[::2], parts[1::2], parts[2::2], strict=False):
         position += len(before)
-        written.setdefault(mark, []).append((position, after))
+        written.setdefault(mark, []).append((position, before, after))
     locations = [Location() for _ in messages]
     for index, key, chunks in chunks_of:
         for number, (mark, words) in enumerate(chunks):
             match = _match(words, written.get(mark, []))
             if not match.spans and number == 0 and len(chunks) > 1:
-                match = _match_end(words, [text[:position] for position, _ in written.get(chunks[1][0], [])])
+                match = _match_end(words, written.get(chunks[1][0], []))
             elif not mark:
                 match = _search(words, text, max((each.end for each in locations[:index]), default=0)) or _NOTHING
             locations[index].add(match, words, key == "content" and number + 1 == len(chunks))
@@ -181,10 +181,10 @@ def _chunks(content: str, marks: Iterator[str], first_words: bool) -> Iterator[t
         yield next(marks, ""), content[start:end]
 
 
-def _match(words: str, places: Sequence[tuple[int, str]]) -> _Match:
+def _match(words: str, places: Sequence[tuple[int, str, str]]) -> _Match:
     """Match a chunk with what follows its mark: as text, or as JSON text."""
     spans, most_used = [], 0
-    for position, after in places:
+    for position, _, after in places:
         used = count = len(words)
         if not after.startswith(words):
             ends = [match.end() for match in _WORD.finditer(words)]
@@ -197,12 +197,12 @@ def _match(words: str, places: Sequence[tuple[int, str]]) -> _Match:
     return _Match([span for span in spans if span[0] < span[1]], most_used)
 
 
-def _match_end(words: str, texts: Sequence[str]) -> _Match:
-    """Match a complete chunk with the end of a text, which is what precedes the mark of the next chunk."""
-    for before in texts:
+def _match_end(words: str, places: Sequence[tuple[int, str, str]]) -> _Match:
+    """Match a complete chunk with what precedes the mark of the next one."""
+    for position, before, _ in places:
         used, count = _shared_words(words[::-1], before[::-1], [len(words.lstrip())])
         if used:
-            return _Match([(len(before) - count, len(before))], len(words))
+            return _Match([(position - count, position)], len(words))
     return _NOTHING
 
 

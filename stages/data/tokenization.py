@@ -22,7 +22,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from stages.base import UserError
 from stages.data.chat_rendering import Rendered, render_chat, render_text, target_turns
-from stages.data.columns import from_json, weighted_tokens
+from stages.data.columns import weighted_tokens
 from stages.data.files import BadRow, without_nulls
 from stages.data.reader import bad_rows_error
 from stages.data.segments import Segment
@@ -33,7 +33,7 @@ ROWS_PER_PROCESS = 5_000  # with fewer, starting a process takes longer than its
 
 ROW_JSON = "json"
 """A column of rows as JSON, which keeps the keys and types of each row."""
-ROW_COLUMNS = ({"prompt", "completion"}, {"messages"}, {"text"}, {"input_ids", "loss_weights"}, {ROW_JSON})
+ROW_COLUMNS = ({"prompt", "completion"}, {"messages"}, {"text"}, {"input_ids", "loss_weights"})
 """The sets of columns that rows can have."""
 
 FEATURES = Features(
@@ -80,7 +80,7 @@ def prepare(
         UserError: a row cannot be used; with `on_bad_row="drop"` only if none can.
     """
     names = set(dataset.column_names)
-    if not any(names >= columns for columns in ROW_COLUMNS):
+    if names != {"row", ROW_JSON} and not any(names >= columns for columns in ROW_COLUMNS):
         raise UserError(
             f"the data has the columns {', '.join(sorted(names))}; rows need prompt and"
             " completion, or messages, or text, or input_ids and loss_weights"
@@ -198,7 +198,9 @@ class Preparer:
 
     def _render(self, row: dict[str, Any]) -> Rendered:
         options = row.get("chat_template_kwargs") or {}
-        options = options | {name: from_json(name, row[name]) for name in ("tools", "documents") if row.get(name)}
+        options = options | {name: row[name] for name in ("tools", "documents") if row.get(name)}
+        if isinstance(options.get("tools"), str):
+            options["tools"] = json.loads(options["tools"])
         if "messages" in row:
             messages = row["messages"]
             targets = target_turns(messages, self.turns)

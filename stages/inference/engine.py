@@ -156,7 +156,7 @@ class Engine:
     ) -> list[Any]:
         """The answers to requests, in their order. `compute(requests, answers, add, *options)` adds what the log lacks.
 
-        All three go by the key of a request: equal requests have one answer.
+        The three are keyed by key_of: equal requests have one answer.
         """
         keys = [key_of(request) for request in requests]
         by_key, counts = dict(zip(keys, requests, strict=True)), Counter(keys)

@@ -67,9 +67,9 @@ class Batch:
 def generate(
     model: Any, requests: Sequence[GenerationRequest], is_last: Callable[[GenerationRequest, list[int]], bool]
 ) -> Iterator[list[list[int]]]:
-    """Yield the tokens of each answer so far, in the same lists, after each pass; all are whole at the end.
+    """Yield the tokens of each answer so far, in lists that grow with each pass, until all are complete.
 
-    `is_last(request, answer)` says whether an answer so far is whole.
+    `is_last(request, answer)` says whether an answer so far is complete.
     """
     batch = Batch(model, [request.prompt for request in requests])
     generators = [torch.Generator().manual_seed(request.seed) for request in requests]

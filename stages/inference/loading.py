@@ -28,6 +28,7 @@ def load_engine(config: EvaluationStage, path: Path, log: AnswerLog | None = Non
         model: Any = AutoModelForCausalLM.from_pretrained(
             path, use_safetensors=True, dtype=options.dtype, trust_remote_code=trusted, **placement
         )
+        model = model if placement else model.to(PartialState().device)
     except (OSError, ValueError) as error:
         raise UserError(f"{name} cannot be loaded: {why_not_loaded(error)}") from None
-    return Engine(tokenizer, model if placement else model.to(PartialState().device), name, options.batch_size, log)
+    return Engine(tokenizer, model, name, options.batch_size, log)

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from vllm import LLM, SamplingParams, TokensPrompt
 
+from stages.evaluation.answer_log import AnswerLog
 from stages.inference.engine import Add, Engine
 from stages.inference.prefix_tree import Tokens
 from stages.inference.requests import GenerationRequest, Score, ScoreRequest
@@ -23,7 +24,15 @@ class VLLMEngine(Engine):
     """Engine's model is without weights here; vLLM has them, split over `gpus` or on a share of one."""
 
     def __init__(
-        self, path: Path, dtype: str, trust_remote_code: bool, gpus: float, tokenizer: Any, *engine_arguments: Any
+        self,
+        path: Path,
+        dtype: str,
+        trust_remote_code: bool,
+        gpus: float,
+        tokenizer: Any,
+        name: str,
+        budget: int | None,
+        log: AnswerLog | None,
     ) -> None:
         self.llm: Any = LLM(
             model=str(path),
@@ -36,7 +45,7 @@ class VLLMEngine(Engine):
         with torch.device("meta"):
             config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
             model = AutoModelForCausalLM.from_config(config, dtype=self.llm.llm_engine.model_config.dtype)
-        super().__init__(tokenizer, model, *engine_arguments)
+        super().__init__(tokenizer, model, name, budget, log)
 
     def is_plain(self, name: str, longest: Tokens) -> bool:
         return False

@@ -1,7 +1,6 @@
 """Load the tokenizer of a model folder, of a training or for an evaluation, and the tokens that stop generation."""
 
 from contextlib import suppress
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +60,8 @@ def remove_appended_eos(tokenizer: PreTrainedTokenizerBase) -> None:
         backend = tokenizer.backend_tokenizer
         encoding = backend.encode("a")
         are_special = zip(encoding.tokens, encoding.special_tokens_mask, strict=True)
-        pieces = [piece for piece, _ in groupby(token if special else "$A" for token, special in are_special)]
-        single = pieces[:-1]  # all but EOS
+        pieces = [token if special else "$A" for token, special in are_special][:-1]  # all but EOS
+        single = [piece for place, piece in enumerate(pieces) if piece != "$A" or "$A" not in pieces[:place]]
         special_tokens = [(piece, backend.token_to_id(piece)) for piece in single if piece != "$A"]
         with suppress(ValueError):  # of a token with a colon, which no template can have
             template = TemplateProcessing(single=single, pair=[*single, "$B"], special_tokens=special_tokens)

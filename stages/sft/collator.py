@@ -71,7 +71,7 @@ class WeightedCollator:
         for index, row in enumerate(rows):
             start = sum(row_lengths[:index]) if self.flatten else 0
             end = start + row_lengths[index]
-            place = 0 if self.flatten else index, slice(start, end)
+            place = (0 if self.flatten else index), slice(start, end)
             segments = torch.as_tensor(row["segments"], dtype=torch.long)
             weights = segment_weights[segments]
             if len(row.get("factors", ())):

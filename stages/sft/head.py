@@ -68,51 +68,65 @@ class _WeightedNLL(torch.autograd.Function):
         hidden, weight, bias = (None if x is None else x.to(dtype) for x in (hidden, weight, bias))
         needs_grad = [grad_enabled and needed for needed in ctx.needs_input_grad[:3]]
         with torch.autocast(hidden.device.type, enabled=False):
-            grad_hidden = torch.empty_like(hidden) if needs_grad[0] else None
-            exact = torch.promote_types(weight.dtype, torch.float32)  # sums over chunks would lose digits in bfloat16
-            grad_weight = torch.zeros_like(weight, dtype=exact) if needs_grad[1] else None
-            grad_bias = torch.zeros_like(bias, dtype=exact) if needs_grad[2] and bias is not None else None
-            log_probs = torch.empty(len(hidden), dtype=exact)
-            is_top1 = torch.empty(len(hidden), dtype=torch.bool)
-            weights = weights.to(log_probs.dtype)
-            rows = max(1, CHUNK_BYTES // (4 * len(weight)))
-            buffer = torch.empty(min(rows, len(hidden)), len(weight), dtype=log_probs.dtype)
-            for start in range(0, len(hidden), rows):
-                part = slice(start, start + rows)
-                h, y, w = hidden[part], targets[part], weights[part]
-                z = head.logits(h, weight, bias, out=buffer[: len(h)])
-                top = z.amax(dim=-1, keepdim=True)
-                z_y = z.gather(1, y[:, None])
-                slope = None  # d capped / d logit
-                if head.softcap is not None:
-                    slope = (z / head.softcap).square_().neg_().add_(1)
-                z.sub_(top).exp_()
-                total = z.sum(dim=-1, keepdim=True)
-                log_probs[part] = (z_y - top - total.log())[:, 0]
-                is_top1[part] = (z_y == top)[:, 0]
-                if not any(needs_grad):
-                    continue
-                z.mul_((w[:, None] / total) * head.scale)
-                z.scatter_add_(1, y[:, None], -w[:, None] * head.scale)
-                if slope is not None:
-                    z.mul_(slope)
-                if grad_bias is not None:
-                    grad_bias.add_(z.sum(dim=0))
-                z = z.to(hidden.dtype)
-                if grad_hidden is not None:
-                    torch.mm(z, weight, out=grad_hidden[part])
-                if grad_weight is not None and exact == weight.dtype:
-                    grad_weight.addmm_(z.t(), h)
-                elif grad_weight is not None:
-                    grad_weight.add_(torch.mm(z.t(), h))
-            ctx.gradients = grad_hidden, grad_weight, grad_bias
-            ctx.mark_non_differentiable(log_probs, is_top1)
-            return -(weights * log_probs).sum(), log_probs, is_top1
+            *outputs, ctx.gradients = _forward(hidden, weight, bias, targets, weights, head, needs_grad)
+        ctx.mark_non_differentiable(*outputs[1:])
+        return tuple(outputs)
 
     @staticmethod
     def backward(ctx, grad, *_):  # type: ignore[no-untyped-def]
         gradients, ctx.gradients = ctx.gradients, None  # drop the reference: autograd then takes them without a copy
         return *(None if g is None else g.mul_(grad) for g in gradients), None, None, None, None
+
+
+weighted_nll = _WeightedNLL.apply
+
+
+def _forward(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    weights: Tensor,
+    head: Head,
+    needs_grad: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor | None, Tensor | None, Tensor | None]]:
+    """The fields of WeightedOutput and the gradients of hidden, weight and bias, None where not needed."""
+    grad_hidden = torch.empty_like(hidden) if needs_grad[0] else None
+    exact = torch.promote_types(weight.dtype, torch.float32)  # sums over chunks would lose digits in bfloat16
+    grad_weight = torch.zeros_like(weight, dtype=exact) if needs_grad[1] else None
+    grad_bias = torch.zeros_like(bias, dtype=exact) if needs_grad[2] and bias is not None else None
+    log_probs = torch.empty(len(hidden), dtype=exact)
+    is_top1 = torch.empty(len(hidden), dtype=torch.bool)
+    weights = weights.to(log_probs.dtype)
+    rows = max(1, CHUNK_BYTES // (4 * len(weight)))
+    buffer = torch.empty(min(rows, len(hidden)), len(weight), dtype=log_probs.dtype)
+    for start in range(0, len(hidden), rows):
+        part = slice(start, start + rows)
+        h, y, w = hidden[part], targets[part], weights[part]
+        z = head.logits(h, weight, bias, out=buffer[: len(h)])
+        top = z.amax(dim=-1, keepdim=True)
+        z_y = z.gather(1, y[:, None])
+        slope = None if head.softcap is None else (z / head.softcap).square_().neg_().add_(1)  # d capped / d logit
+        z.sub_(top).exp_()
+        total = z.sum(dim=-1, keepdim=True)
+        log_probs[part] = (z_y - top - total.log())[:, 0]
+        is_top1[part] = (z_y == top)[:, 0]
+        if not any(needs_grad):
+            continue
+        z.mul_((w[:, None] / total) * head.scale)
+        z.scatter_add_(1, y[:, None], -w[:, None] * head.scale)
+        if slope is not None:
+            z.mul_(slope)
+        if grad_bias is not None:
+            grad_bias.add_(z.sum(dim=0))
+        z = z.to(hidden.dtype)
+        if grad_hidden is not None:
+            torch.mm(z, weight, out=grad_hidden[part])
+        if grad_weight is not None and exact == weight.dtype:
+            grad_weight.addmm_(z.t(), h)
+        elif grad_weight is not None:
+            grad_weight.add_(torch.mm(z.t(), h))
+    return -(weights * log_probs).sum(), log_probs, is_top1, (grad_hidden, grad_weight, grad_bias)
 
 
 def add_weighted_head(model: PreTrainedModel) -> bool:
@@ -146,7 +160,7 @@ def add_weighted_head(model: PreTrainedModel) -> bool:
 @torch.compiler.disable  # the number of scored positions differs in every batch, and each would be compiled again
 def _score(head: Head, linear: nn.Linear, hidden: Tensor, labels: Tensor, weights: Tensor, scored: Tensor) -> Any:
     weight, bias = (p.full_tensor() if isinstance(p, DTensor) else p for p in (linear.weight, linear.bias))
-    nll, log_probs, is_top1 = _WeightedNLL.apply(
+    nll, log_probs, is_top1 = weighted_nll(
         hidden[scored], weight, bias, labels[scored], weights[scored], head, torch.is_grad_enabled()
     )
     return WeightedOutput(

@@ -246,8 +246,7 @@ class WITTrainer(SFTTrainer):
             outputs.aux_loss.detach() if self.aux_loss_enabled else torch.zeros_like(loss),
         ]
         row = torch.stack([figure.float() for figure in figures])
-        optimizer: Any = self.optimizer
-        self._micro_batches.append((self.state.global_step + 1, optimizer.param_groups[0]["lr"], rows, row))
+        self._micro_batches.append((self.state.global_step + 1, internals.learning_rate(self), rows, row))
 
     def _read_figures(self) -> None:
         """Add the figures of the micro-batches since the last call, of all ranks, to the metrics that SFTTrainer.log

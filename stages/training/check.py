@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from stages.base import Context, Findings, UserError
@@ -30,7 +31,7 @@ PrepareRows = Callable[[Context, str, PreTrainedTokenizerBase, set[int]], Prepar
 """Prepares a split with a tokenizer, and the ids of tokens that stop generation, as training does, in the cache. Raises
 UserError for rows that cannot be used."""
 _PREPARED: dict[Any, dict[str, PreparedRows]] = {}
-"""What decides the rows of a stage -> its rows: the cells of a matrix share them."""
+"""What decides the rows of a stage -> their counts and notes: the cells of a matrix share them."""
 
 
 def check_training(context: Context, on_this_machine: bool, prepare_rows: PrepareRows, row_settings: Any) -> Findings:
@@ -94,7 +95,8 @@ def _prepare(
         for split in (split for split in ("train", "eval") if split in context.inputs):
             with findings.part(f"{split} rows"):
                 stop_ids = load_stop_ids(context.inputs["model"].path, tokenizer, context.config.trust_remote_code)
-                rows[split] = prepare_rows(context, split, tokenizer, stop_ids)
+                prepared = prepare_rows(context, split, tokenizer, stop_ids)
+                rows[split] = prepared._replace(dataset=Dataset.from_dict({}), dropped=[])  # they grow with the data
                 check_token_id(split, rows[split].stats.largest_id, vocabulary)
     return rows
 
@@ -136,7 +138,7 @@ def _check_options(context: Context) -> None:
     if fields.keys() <= set(RULES["checked_by_recipe"]):
         return
     on_cpu = fields.get("use_cpu") or not torch.accelerator.is_available()
-    for name in ("bf16", "fp16", "tf32"):
+    for name in ("bf16", "fp16", "tf32"):  # with use_cpu, bf16 and tf32 work or are ignored
         if fields.get(name) and on_cpu and (name == "fp16" or not fields.get("use_cpu")):
             raise UserError(f"{name} training needs a GPU, and there is none here; leave it out", f"train.{name}")
     import trl

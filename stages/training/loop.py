@@ -116,7 +116,7 @@ def train(
     Args:
         splits: The rows of `train` and, if there is one, `eval`, for the metrics and the card.
         sums: The trainer's running sums beyond TRL's own; they are saved and restored in place.
-        logged: Further metrics -> the figures in the last log of a step that they are.
+        logged: Metric -> the key that has its value in the last log of a step.
     """
     if trainer.accelerator.num_processes > 1:
         _UNFREED.append(trainer)

@@ -40,6 +40,11 @@ def add_trained_tokens(trainer: TRLTrainer, count: int) -> None:
     trainer._total_train_tokens += count
 
 
+def learning_rate(trainer: TRLTrainer) -> float:
+    """The learning rate of the next optimiser step."""
+    return trainer._get_learning_rate()
+
+
 def metric_lists(trainer: TRLTrainer, mode: str) -> dict[str, list[float]]:
     """TRL's figures of each step since the last log, by name; `mode` is `train` or `eval`."""
     return trainer._metrics[mode]

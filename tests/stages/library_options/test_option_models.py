@@ -6,12 +6,13 @@ import dataclasses
 import fnmatch
 import inspect
 import json
+import re
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
-from trl import DPOConfig, SFTConfig
+from trl import DPOConfig, DPOTrainer, SFTConfig
 
 from docs.generator.json_schema import STAGE_NOTES
 from stages.base import Context
@@ -179,6 +180,18 @@ def test_options_that_dpo_would_ignore_or_fail_on_are_refused(section: dict[str,
     details = error.value.errors()[0]
     blamed = details["ctx"]["key"].removeprefix("train.") if "key" in details.get("ctx", {}) else details["loc"][-1]
     assert blamed == key
+
+
+def test_losses_with_other_divergences_are_those_of_trl() -> None:
+    source = inspect.getsource(DPOTrainer.__init__)
+    (names,) = re.findall(r"f_divergence_loss_types = \{(.*?)\}", source)
+    able = set(re.findall(r"\w+", names))
+    (rule,) = [rule for rule in RULES["conflicts"] if rule[0] == "f_divergence_type"]
+    described = json.loads(OPTIONS_FILE.read_text())["DPOConfig"]
+    losses = {choice.partition("=")[2] for choice in described["loss_type"]}
+    assert set(rule[3]) == losses - able
+    divergences = {choice.partition("=")[2] for choice in described["f_divergence_type"]}
+    assert set(rule[1]) == divergences - {"reverse_kl"}
 
 
 def test_options_that_work_stay_accepted() -> None:

@@ -27,11 +27,15 @@ LOGGED = {
 
 
 class Recorder(TrainerCallback):
-    """Reads the sums after each step and each log."""
+    """Reads the sums after each step and each log, and the learning rate before each step."""
 
     def __init__(self) -> None:
         self.trainer: Any = None
         self.sums: list[dict[str, Any]] = []
+        self.learning_rates: list[float] = []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.learning_rates.append(internals.learning_rate(self.trainer))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.sums.append(internals.read_sums(self.trainer))
@@ -117,6 +121,12 @@ def test_restored_sums_count_all_steps_of_a_resumed_training(tmp_path: Path) -> 
     result = resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert result.training_loss == pytest.approx(expected)
     assert internals.trained_tokens(resumed) == internals.trained_tokens(trainer)
+
+
+def test_learning_rate_is_that_of_the_next_step(tmp_path: Path) -> None:
+    recorder = Recorder()
+    train(tmp_path, "sft", recorder, lr_scheduler_type="linear")
+    assert recorder.learning_rates == pytest.approx([0.5, 0.5 * 2 / 3, 0.5 / 3])
 
 
 @pytest.mark.parametrize("kernel", ["eager", "sdpa"])

@@ -175,8 +175,8 @@ def _hub_error(hub: Hub, error: Exception) -> UserError:
         "check the name, or set HF_TOKEN",
         errors.RevisionNotFoundError: "no such revision; leave the @... out for the default branch",
         errors.RemoteEntryNotFoundError: "no such file in the repository; its page on the hub lists them",
-        errors.IncompleteSnapshotError: "the hub's cache (HF_HOME) lacks files; with a network, --prefetch fetches them:"
-        f" {first_line(error)}",
+        errors.IncompleteSnapshotError: "the hub's cache (HF_HOME) lacks files; with a network, --prefetch fetches"
+        f" them: {first_line(error)}",
         errors.CachedRepoTreeNotFoundError: "the hub's cache (HF_HOME) does not have all of it; with a network,"
         " --prefetch fetches it",
         Exception: f"cannot be fetched from the hub ({type(error).__name__}); offline, name a local path, "

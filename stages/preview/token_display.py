@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from rich.cells import cell_len
+from rich.cells import cell_len, chop_cells
 from rich.console import Console, ConsoleOptions
 from rich.text import Text
 
@@ -214,7 +214,7 @@ def _style(segment: str, has_weight: bool, special: bool, shade: int) -> str:
 
 
 def _lines(run: TokenRun, coloured: bool, width: int) -> list[Text]:
-    """Wrap the run's tokens after newlines, and between tokens at `width`; rich folds a token that is longer."""
+    """Wrap the run's tokens after newlines, and between tokens at `width`."""
     lines = [Text()]
     starts_line = True
     for index, token in enumerate(run.tokens):
@@ -226,7 +226,11 @@ def _lines(run: TokenRun, coloured: bool, width: int) -> list[Text]:
         for part in parts:
             if lines[-1].cell_len + cell_len(part) > width and lines[-1]:
                 lines.append(Text())
-            lines[-1].append(part, style=style)
+            chunks = chop_cells(part, max(width, 1))
+            for chunk in chunks[:-1]:
+                lines[-1].append(chunk, style=style)
+                lines.append(Text())
+            lines[-1].append(chunks[-1], style=style)
             starts_line = part.endswith("↵")
             if starts_line:
                 lines.append(Text())

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from stages.base import UserError
 from stages.data.files import DATA_SUFFIXES
-from stages.system.terminal_text import first_line
 
 MODEL_DESCRIPTION = ["*.json", "*.txt", "*.model", "*.jinja"]
 MODEL_FILES = ["*.safetensors", *MODEL_DESCRIPTION]
@@ -169,16 +168,14 @@ def _has_named_content(blob: Path, hash_file: Callable[[Path], str]) -> bool:
 def _hub_error(hub: Hub, error: Exception) -> UserError:
     from huggingface_hub import errors
 
-    reasons = {
+    reasons: dict[Any, str] = {
         errors.GatedRepoError: "request access on its page, then set HF_TOKEN in the environment",
         errors.RepositoryNotFoundError: f"no such {hub.kind} on the hub, or a private one; "
         "check the name, or set HF_TOKEN",
         errors.RevisionNotFoundError: "no such revision; leave the @... out for the default branch",
         errors.RemoteEntryNotFoundError: "no such file in the repository; its page on the hub lists them",
-        errors.IncompleteSnapshotError: "the hub's cache (HF_HOME) lacks files; with a network, --prefetch fetches"
-        f" them: {first_line(error)}",
-        errors.CachedRepoTreeNotFoundError: "the hub's cache (HF_HOME) does not have all of it; with a network,"
-        " --prefetch fetches it",
+        (errors.LocalEntryNotFoundError, errors.CachedRepoTreeNotFoundError): "the hub's cache (HF_HOME) does not have"
+        " all of it; with a network, --prefetch fetches it",
         Exception: f"cannot be fetched from the hub ({type(error).__name__}); offline, name a local path, "
         "or a full commit that the hub's cache (HF_HOME) already has",
     }

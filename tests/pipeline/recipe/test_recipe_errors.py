@@ -566,6 +566,15 @@ def test_unknown_task(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ), output
 
 
+def test_errors_of_an_extended_recipe_are_at_their_place_and_alone(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("base.yaml").write_text("name: small\nstages: [\n")
+    Path("r.yaml").write_text("extends: base.yaml\n")
+    (line,) = complain(capsys).splitlines()
+    assert line.startswith("run-recipe: base.yaml:3:1: not valid YAML"), line
+
+
 def test_bad_benchmark_items(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("items.jsonl").write_text('{"question": 1}\n{"question\n')
     Path("r.yaml").write_text(GOOD.replace("{task: arc_easy}", "{task: arc_easy, data: {test: ./items.jsonl}}"))

@@ -141,7 +141,7 @@ def main() -> int:
         missed |= not reached
         print(
             f"  the products alone would be {seconds['full'] / seconds['products']:.2f} x faster than full;"
-            f" they take {seconds['products'] / seconds['ours']:.0%} of ours's time"
+            f" they take {seconds['products'] / seconds['ours']:.0%} of the time of ours"
         )
         print(
             f"  target: {TARGETS[weights]} x faster than full, at most 1.15 x the backbone's memory:"

@@ -23,11 +23,11 @@ REPORT = "report.json"  # in the cached data set's folder
 
 
 class PreparedRows(NamedTuple):
-    """The rows of one split as training uses them."""
+    """The prepared rows of one split, and what is said about them."""
 
     dataset: Dataset
     stats: Any
-    """DatasetStats (stages.sft.row_filter) or PairStats (stages.dpo.pairs)."""
+    """Counts of the rows; each kind of training has its own."""
     dropped: list[str]
     """Place and reason of every row left out."""
     notes: list[str]

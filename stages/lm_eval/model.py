@@ -129,8 +129,10 @@ class EngineLM(HFLM):
             group, key = requests[start : start + _PLAIN_REQUESTS], f"{method} {len(requests)} {start}"
             if start:
                 torch.manual_seed(zlib.crc32(key.encode()))
-            new = self.engine.log.get(key) or answer(group, disable_tqdm=True)
-            self.engine.log.add({key: new})
+            new = self.engine.log.get(key)
+            if new is None:
+                new = answer(group, disable_tqdm=True)
+                self.engine.log.add({key: new})
             self.on_answers(len(group))
             answers += new
         return [tuple(each) if isinstance(each, list) else each for each in answers]  # JSON has no tuples

@@ -63,7 +63,7 @@ def remove_appended_eos(tokenizer: PreTrainedTokenizerBase) -> None:
         pieces = [token if special else "$A" for token, special in are_special][:-1]  # all but EOS
         single = [piece for place, piece in enumerate(pieces) if piece != "$A" or "$A" not in pieces[:place]]
         special_tokens = [(piece, backend.token_to_id(piece)) for piece in single if piece != "$A"]
-        with suppress(ValueError):  # of a token with a colon, which no template can have
+        with suppress(ValueError):  # of a token with a colon, which a template cannot have
             template = TemplateProcessing(single=single, pair=[*single, "$B"], special_tokens=special_tokens)
             backend.post_processor = template
     else:

@@ -189,7 +189,9 @@ def test_a_command_works(
         assert collected[line] > 0, "it selects no test"
     elif program == "python":
         assert arguments[0] == "-m"
-        assert "__main__" in Path(str(importlib.import_module(arguments[1]).__file__)).read_text()
+        module = importlib.import_module(arguments[1])
+        main = Path(str(module.__file__))
+        assert "__main__" in (main.with_name("__main__.py") if hasattr(module, "__path__") else main).read_text()
     elif program == "make":
         assert subprocess.run(["make", "-n", *arguments], capture_output=True, check=False, cwd=ROOT).returncode == 0
     else:

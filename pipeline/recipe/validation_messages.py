@@ -22,9 +22,6 @@ from stages.system.did_you_mean import did_you_mean, list_choices, plain, simila
 Sections = Mapping[Key, type[BaseModel]]
 """Key of the recipe's top, `()`, or of a stage -> the model of its section."""
 
-_STAND_INS: tuple[Any, ...] = (1, "-", {}, [])
-"""Values tried for a required key, one per round."""
-
 
 def explain(
     error: ValidationError, section: dict[str, Any], key: Key, tree: Node, sections: Sections
@@ -53,7 +50,8 @@ def references_of(kind: type[StageConfig], section: dict[str, Any], error: Valid
     """Return the references in the valid values of `section`, which has the validation errors `error`, so that one run
     of the command reports wrong references and other errors.
 
-    Wrong values are removed and required ones replaced by stand-ins until the section is valid, or for 12 rounds.
+    Wrong values are removed and required ones replaced by stand-ins, one per round, until the section is valid, or for
+    12 rounds.
     """
     section = copy.deepcopy(section)
     stand_ins: dict[Key, Iterator[Any]] = {}
@@ -66,7 +64,7 @@ def references_of(kind: type[StageConfig], section: dict[str, Any], error: Valid
             if not key or parent is None:
                 return []
             if errors[key][0]["type"] == "missing" or key in stand_ins or isinstance(parent, list):
-                parent[key[-1]] = next(stand_ins.setdefault(key, iter(_STAND_INS)), None)
+                parent[key[-1]] = next(stand_ins.setdefault(key, iter((1, "-", {}, []))), None)
             else:
                 parent.pop(key[-1], None)
         try:

@@ -23,7 +23,7 @@ from benchmarks.data import machine
 FORKED = "import sys; from pipeline.cli import main; sys.exit(main())"
 STARTED = (
     "from pipeline.run.local_executor import LocalExecutor\n"
-    "LocalExecutor._prepared_for = lambda *arguments: None\n" + FORKED
+    "LocalExecutor._prepared_in = lambda *arguments: None\n" + FORKED
 )
 
 

@@ -34,8 +34,8 @@ from pipeline.run.job import Job, read_job
 from pipeline.run.local_executor import LocalExecutor
 from pipeline.store.references import Reference, fetch
 from pipeline.store.store import Published, Store
-from stages import KINDS
 from stages.base import Context, Input
+from stages.kinds import KINDS
 from stages.records.manifest import Manifest
 from stages.records.metrics import Metrics, ResultTable
 from stages.system.integrity import files_in

@@ -178,9 +178,8 @@ class StageConfig(Config):
     is the default. Empty if the kind cannot be searched over."""
     cost_invariant: ClassVar[tuple[str, ...]] = ("seed",)
     """Dotted keys that do not affect cost; steps that differ only in these share one estimate."""
-    prepared_with: ClassVar[tuple[str, ...]] = ()
-    """Kinds, this one among them, that import the same libraries, so that one process imports them for all their steps.
-    Empty if each step imports its own."""
+    is_forked: ClassVar[bool] = False
+    """Whether its steps are forks of a process that has imported their libraries. No import may start a thread."""
     writes_to: ClassVar[str | None] = None
     """The key that names what each step writes outside the store, such as a repository. No two steps can share it."""
 

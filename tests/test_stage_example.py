@@ -35,7 +35,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Pat
     (bits / "__init__.py").touch()
     (bits / "config.py").write_text(config, encoding="utf-8")
     (bits / "stage.py").write_text(stage, encoding="utf-8")
-    index = folder / "stages/__init__.py"
+    index = folder / "stages/kinds.py"
     text = index.read_text().replace("KINDS:", "from stages.bits.config import BitsStage\n\nKINDS:", 1)
     index.write_text(text.replace("        SFTStage,\n", "        SFTStage,\n        BitsStage,\n", 1))
     shutil.copytree(model_folder, folder / "pocket/model")

@@ -7,6 +7,6 @@ if os.environ.get("BENCHMARK_NOTHING") == "1":
     sys.path.insert(0, os.environ["BENCHMARK_ROOT"])
     from nothing.config import NothingStage
 
-    from stages import KINDS
+    from stages.kinds import KINDS
 
     KINDS["nothing"] = NothingStage

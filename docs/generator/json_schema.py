@@ -23,8 +23,8 @@ from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
 from pipeline.recipe.loader import NAME, RESERVED_NAMES, RESERVED_STAGE_NAMES, RecipeHead
 from pipeline.recipe.matrix import MATRIX
-from stages import KINDS
 from stages.base import StageConfig
+from stages.kinds import KINDS
 from stages.library_options.option_models import Options, option_help
 
 ROOT = Path(__file__).parents[2]

@@ -90,7 +90,7 @@ def estimate(
     first = [group[0] for group in groups.values()]
     requests, arguments = [_request(step, cache) for step in first], {"threads": executor.threads}
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    answers = run_probe("estimate", "--estimate", cache, requests, arguments, **offline)
+    answers = run_probe("estimate", "--estimate", cache, requests, arguments, offline)
     estimated = [
         StepGroup(group, _with_measured_time(Estimate(**answer), group[0], plan, decisions))
         for group, answer in zip(groups.values(), answers, strict=True)

@@ -177,7 +177,7 @@ def _check_steps(
     if able:
         say(f"checking {len(able)} steps: models, tokenizers, every row and task")
     arguments = {"on_this_machine": on_this_machine, "gpus": gpus, "threads": threads, "room": machine_memory()}
-    answers = run_probe("check", "checks", resolver.runs / "cache", able, arguments)
+    answers = run_probe("check", "checks", resolver.runs / "cache", able, arguments, executor=executor)
     checked = dict.fromkeys((request.step.name for request in unknown), Findings(passed=["files"]))
     checked |= {each.step.name: Findings.model_validate(answer) for each, answer in zip(able, answers, strict=True)}
     for step in (request.step for request in unknown):

@@ -15,7 +15,7 @@ from pipeline.preflight.prepare import prepare
 from pipeline.preflight.probe import run_probe, start_request
 from pipeline.recipe.loader import RecipeError
 from pipeline.store.store import Store
-from stages import KINDS
+from stages.kinds import KINDS
 from stages.system.file_names import file_name
 
 
@@ -44,7 +44,7 @@ def preview(
     requests = [start_request(step, {}, resolver) for step in steps]
     arguments = {"count": count, "colors": console.rich.color_system, "width": console.rich.width}
     cache = resolver.runs / "cache"
-    answers = run_probe("preview", "--preview", cache, requests, arguments, CUDA_VISIBLE_DEVICES="")
+    answers = run_probe("preview", "--preview", cache, requests, arguments, {"CUDA_VISIBLE_DEVICES": ""})
     previews = []
     for step, answer in zip(steps, answers, strict=True):
         page = resolver.runs / plan.recipe.name / "preview" / f"{file_name(step.name)}.html"

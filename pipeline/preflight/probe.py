@@ -3,6 +3,7 @@ never imports their libraries."""
 
 import json
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +12,15 @@ from typing import Any
 from pipeline.plan.resolver import Resolver
 from pipeline.plan.step import Step
 from pipeline.recipe.nodes import Problem, RecipeError, split_key
+from pipeline.run.executor import Executor
 from pipeline.store.references import Local
 from pipeline.store.store import Published
 from stages.base import Ability
 from stages.system.limits import END_SIGNAL, END_TEXT
 from stages.system.module_command import module_command
 from stages.system.secrets import mask_secrets
+
+WORKER = "pipeline.preflight.probe_worker"
 
 
 class ProbeError(Exception):
@@ -76,7 +80,8 @@ def run_probe(
     cache: Path,
     requests: Sequence[Request],
     arguments: Mapping[str, Any] | None = None,
-    **environment: str,
+    environment: Mapping[str, str] | None = None,
+    executor: Executor | None = None,
 ) -> list[dict[str, Any]]:
     """Run `ability` for each request; return their answers.
 
@@ -86,6 +91,7 @@ def run_probe(
         cache: the folder that all steps share.
         arguments: arguments for all steps, as JSON.
         environment: further environment variables of the process.
+        executor: what may have a process to fork, which has the libraries.
 
     Raises:
         RecipeError: with all UserErrors. Those of checks are returned instead, as `problems` of the answers.
@@ -108,15 +114,24 @@ def run_probe(
         }
         for request in requests
     ]
-    call, variables = module_command("pipeline.preflight.probe_worker", ability)
-    variables |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1", **environment}
-    process = subprocess.run(call, input=json.dumps(jobs).encode(), capture_output=True, env=variables, check=False)
-    if process.returncode == -END_SIGNAL:
+    kinds = {request.step.kind for request in requests}
+    copies_code = any(job["config"].get("trust_remote_code") for job in jobs)  # to where variables say at the import
+    with tempfile.TemporaryFile() as log:
+        if executor and not copies_code and (forked := executor.fork(kinds, WORKER, ability, log.fileno())):
+            output, status = forked.communicate(json.dumps(jobs)), forked.wait()
+        else:
+            call, variables = module_command(WORKER, ability)
+            variables |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1", **(environment or {})}
+            text, pipe = json.dumps(jobs).encode(), subprocess.PIPE
+            process = subprocess.run(call, input=text, stdout=pipe, stderr=log, env=variables, check=False)
+            output, status = process.stdout.decode(), process.returncode
+        log.seek(0)
+        last = log.read().decode(errors="replace").strip().splitlines()[-1:]
+    if status == -END_SIGNAL:
         raise ProbeError(f"{option}: {END_TEXT}")
-    if process.returncode != 0:
-        last = process.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        raise ProbeError(f"{option}: its process ended with status {process.returncode}: {mask_secrets(''.join(last))}")
-    answers: list[dict[str, Any]] = json.loads(mask_secrets(process.stdout.decode()))
+    if status != 0:
+        raise ProbeError(f"{option}: its process ended with status {status}: {mask_secrets(''.join(last))}")
+    answers: list[dict[str, Any]] = json.loads(mask_secrets(output))
     problems = [
         problem_at(request.step, key or "", text)
         for request, answer in zip(requests, answers, strict=True)

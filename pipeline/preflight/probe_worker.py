@@ -17,15 +17,15 @@ from typing import Any
 from rich.console import Console
 
 from pipeline.run.worker import loadable
-from stages import KINDS
 from stages.base import Context, Input, StageConfig, UserError
 from stages.estimate.result import Estimate, EstimateInputs
+from stages.kinds import KINDS
 
 Answer = Callable[[StageConfig, dict[str, Path], dict[str, Any]], dict[str, Any]]
 
 
-def main(ability: str) -> None:
-    """Answer for each job."""
+def main(ability: str) -> int:
+    """Answer for each job; return 0."""
     output = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     jobs = json.load(sys.stdin.buffer)
@@ -33,6 +33,7 @@ def main(ability: str) -> None:
         if ability != "fetch" and any(job["config"].get("trust_remote_code") for job in jobs):
             os.environ["HF_MODULES_CACHE"] = modules  # transformers copies a model's code there
         json.dump([_answer(ABILITIES[ability], job) for job in jobs], output)
+    return 0
 
 
 def _answer(function: Answer, job: dict[str, Any]) -> dict[str, Any]:
@@ -112,4 +113,4 @@ def _context(config: StageConfig, paths: dict[str, Path], job: dict[str, Any]) -
 ABILITIES: dict[str, Answer] = {answer.__name__: answer for answer in (preview, fetch, estimate, check, probe)}
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    sys.exit(main(sys.argv[1]))

@@ -18,8 +18,8 @@ from pipeline.recipe.matrix import Cell, MatrixReader, select_cells
 from pipeline.recipe.nodes import BROKEN, Key, Node, Problem, RecipeError, dotted
 from pipeline.recipe.recipe_files import apply_override, read_file
 from pipeline.recipe.validation_messages import explain, references_of, suggest_word
-from stages import KINDS
 from stages.base import BASE, Config, Need, StageConfig
+from stages.kinds import KINDS
 from stages.system.did_you_mean import did_you_mean
 from stages.system.secrets import mask_secrets, secret_values
 

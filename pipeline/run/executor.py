@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from pipeline.run.forked_process import ForkedProcess
 from pipeline.run.job import Job, StepResult
 from stages.base import Resources, StageConfig
 from stages.records.run_record import Progress
@@ -30,6 +31,11 @@ class Executor(Protocol):
     def expect(self, kinds: Iterable[str]) -> None:
         """Steps of these kinds will be started soon: import their libraries meanwhile, if that helps."""
         return
+
+    def fork(self, kinds: Iterable[str], module: str, argument: str, log: int) -> ForkedProcess | None:
+        """Run main(argument) of a module in a process that has already imported what stages of these kinds need, with
+        the file of the descriptor `log` as standard error. None if there is no such process."""
+        return None
 
     def gpu_share(self, memory: int) -> float | None:
         """Return the share of a GPU for a step of one process; None if the executor does not share GPUs by memory, as

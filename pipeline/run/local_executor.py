@@ -11,13 +11,13 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from pipeline.run.executor import CORES, Event, checked_result, worker_environment
-from pipeline.run.forked_worker import ForkedWorker, PreparedProcess
+from pipeline.run.forked_process import ForkedProcess, PreparedProcess
 from pipeline.run.job import Job, StepResult, decode
-from stages import KINDS
 from stages.base import Resources, StageConfig
+from stages.kinds import KINDS
 from stages.system.module_command import module_command
 
 MAX_JOBS = 4
@@ -30,6 +30,9 @@ ESTIMATE_MARGIN = 1.2
 
 LOG_SECONDS = 5.0
 """How long to wait for the end of a worker's log after the worker has ended."""
+
+WORKER = "pipeline.run.worker"
+"""The module that runs a step."""
 
 ROUNDING = 1e-6
 """Shares of a GPU that differ by less are equal."""
@@ -64,10 +67,12 @@ class LocalExecutor:
         self._events: queue.Queue[Event] = queue.Queue()
         self._shares: dict[str, _Share] = {}
         """Step -> what it occupies, until `wait` returns its result."""
-        self._workers: dict[str, subprocess.Popen[str] | ForkedWorker] = {}
+        self._workers: dict[str, subprocess.Popen[str] | ForkedProcess] = {}
         """Step -> its worker, once that is there."""
-        self._prepared: dict[Any, PreparedProcess] = {}
-        """Kinds of stages and environment -> the process that is prepared for them."""
+        self._expected: list[str] = []
+        """Kinds whose libraries a prepared process imports without being asked."""
+        self._prepared: dict[tuple[tuple[str, str], ...], PreparedProcess] = {}
+        """Environment -> the process that is prepared in it."""
         self._is_stopped = False
         self._lock = threading.Lock()
         """Held to change the three above."""
@@ -88,8 +93,14 @@ class LocalExecutor:
         return None
 
     def expect(self, kinds: Iterable[str]) -> None:
-        for kind in kinds:
-            self._prepared_for(kind, worker_environment(self.threads))
+        self._expected = [kind for kind in kinds if KINDS[kind].is_forked]
+        if self._expected:
+            self._prepared_in(worker_environment(self.threads))
+
+    def fork(self, kinds: Iterable[str], module: str, argument: str, log: int) -> ForkedProcess | None:
+        prepared = next(iter(self._prepared.values()), None)
+        kinds = [kind for kind in kinds if KINDS[kind].is_forked]
+        return prepared.fork(kinds, module, argument, log) if prepared else None
 
     def gpu_share(self, memory: int) -> float | None:
         if not self.gpus:
@@ -151,22 +162,22 @@ class LocalExecutor:
             mask.wait(timeout=LOG_SECONDS)
         self._events.put(Event(job, checked_result(result, status)))
 
-    def _start_worker(self, job: Job, share: _Share, log: IO[bytes]) -> subprocess.Popen[str] | ForkedWorker:
+    def _start_worker(self, job: Job, share: _Share, log: IO[bytes]) -> subprocess.Popen[str] | ForkedProcess:
         """Fork a worker from a process that is prepared for its kind, or start one. Raises OSError."""
-        worker: subprocess.Popen[str] | ForkedWorker | None = None
+        worker: subprocess.Popen[str] | ForkedProcess | None = None
         environment = worker_environment(self.threads * len(share.slots) // job.processes)
         variables = self.variables(share.slots, share.gpus)
         # a model's own code gets a process whose libraries have not read where they copy such code to
-        is_forked = not job.config.get("launch") and not job.config.get("trust_remote_code")
-        if is_forked and (prepared := self._prepared_for(job.kind, environment)):
-            worker = prepared.fork(job.file, variables, log.fileno())
+        is_started = job.config.get("launch") or job.config.get("trust_remote_code")
+        if KINDS[job.kind].is_forked and not is_started and (prepared := self._prepared_in(environment)):
+            worker = prepared.fork([job.kind], WORKER, str(job.file), log.fileno(), variables)
         with self._lock:
             if self._is_stopped:
                 if worker:
                     kill(worker)
                 raise OSError("the run was stopped")
             if worker is None:
-                call, base = module_command("pipeline.run.worker", str(job.file))
+                call, base = module_command(WORKER, str(job.file))
                 worker = subprocess.Popen(
                     call,
                     env=base | environment | variables,
@@ -179,15 +190,14 @@ class LocalExecutor:
             self._workers[job.step] = worker
         return worker
 
-    def _prepared_for(self, kind: str, environment: dict[str, str]) -> PreparedProcess | None:
-        """The process that is prepared for a kind, a new one if there is none yet; None if it needs none."""
-        kinds = KINDS[kind].prepared_with
-        if not kinds or not hasattr(os, "pidfd_open"):
+    def _prepared_in(self, environment: dict[str, str]) -> PreparedProcess | None:
+        """The process that is prepared in this environment, a new one if there is none yet; None if none can fork."""
+        if not hasattr(os, "pidfd_open"):
             return None
-        key = kinds, *environment.items()
+        key = tuple(environment.items())
         with self._lock:
             if key not in self._prepared and not self._is_stopped:
-                self._prepared[key] = PreparedProcess(kinds, environment)
+                self._prepared[key] = PreparedProcess(self._expected, environment)
             return self._prepared.get(key)
 
     def _free_share(self, resources: Resources, processes: int) -> _Share | None:
@@ -215,7 +225,7 @@ class LocalExecutor:
         return variables | ({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if self.gpus else {})
 
 
-def kill(worker: subprocess.Popen[str] | ForkedWorker) -> None:
+def kill(worker: subprocess.Popen[str] | ForkedProcess) -> None:
     """End a worker and the processes that it started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(worker.pid, signal.SIGKILL)

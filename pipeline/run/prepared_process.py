@@ -1,8 +1,10 @@
-"""A process that imports the libraries of a stage once, and forks workers: `python -m pipeline.run.prepared_process`.
+"""A process that imports the libraries of stages once, and forks checks and workers: `python -m
+pipeline.run.prepared_process KIND ...`.
 
-There is one for each set of imports (StageConfig.prepared_with) and environment, since libraries read variables when
-they are imported. It ends where a fork would be unsafe: with a second thread, or with CUDA open. A fork is a process
-of its own with what a started worker has: session, cores, environment, log, and the end of its run.
+There is one for each environment, since libraries read variables when they are imported. It imports what the kinds of
+stages need one after the other, what a fork waits for first. It refuses to fork where that would be unsafe: with a
+second thread, or with CUDA open. A fork is a process of its own with what a started worker has: session, cores,
+environment, log, and the end of its run.
 """
 
 import contextlib
@@ -13,47 +15,61 @@ import select
 import socket
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from importlib import import_module
 from typing import Any
 
 from setproctitle import setproctitle
 
-from pipeline.run import worker
-from stages import KINDS
+from stages.kinds import KINDS
 
 REQUEST_BYTES = 2**14
-"""More than a request has: the path of a job, and two variables."""
+"""More than a request has: kinds, a module, the path of a job, and two variables."""
 
 
 def main(kinds: Sequence[str]) -> int:
-    """Import what the stages need, and fork a worker for each request on standard input; its own status in a fork."""
-    for kind in kinds:
-        KINDS[kind].load("run")
-    gc.freeze()  # collections in the workers leave shared pages alone
+    """Import what the stages of these kinds need, and fork for each request on standard input.
+
+    Returns 0 when the run has ended, in a fork the status of what it runs.
+    """
+    to_import = list(kinds)
     workers: dict[Any, socket.socket] = {}
     with socket.socket(fileno=os.dup(0)) as control:
-        while _can_fork():
-            for ready in select.select([control, *workers], [], [])[0]:
+        while True:
+            readable = select.select([control, *workers], [], [], 0 if to_import else None)[0]
+            if not readable:
+                _import(to_import.pop(0))
+            for ready in readable:
                 if ready is not control:
                     _report_end(ready, workers.pop(ready))
                     continue
-                request, descriptors, _, _ = socket.recv_fds(control, REQUEST_BYTES, 4)
-                if not request:
-                    return 0  # the run has ended
+                message, descriptors, _, _ = socket.recv_fds(control, REQUEST_BYTES, 4)
+                if not message:
+                    return 0
+                request = json.loads(message)
+                for kind in request["kinds"]:
+                    _import(kind)
                 *standard, descriptor = descriptors
                 channel = socket.socket(fileno=descriptor)
-                if (pid := os.fork()) == 0:
-                    os.setsid()
-                    _send(channel, os.getpid())
-                    for inherited in (control, channel, *workers.values()):
-                        inherited.close()
-                    for child in workers:
-                        os.close(child)
-                    return _work(json.loads(request), standard)
+                if _can_fork():
+                    if (pid := os.fork()) == 0:
+                        os.setsid()
+                        _send(channel, os.getpid())
+                        for inherited in (control, channel, *workers.values()):
+                            inherited.close()
+                        for child in workers:
+                            os.close(child)
+                        return _work(request, standard)
+                    workers[os.pidfd_open(pid)] = channel
+                else:
+                    channel.close()
                 for descriptor in standard:
                     os.close(descriptor)
-                workers[os.pidfd_open(pid)] = channel
-    return 1
+
+
+def _import(kind: str) -> None:
+    with contextlib.suppress(Exception):  # a fork meets the error again, and reports it
+        KINDS[kind].load("run")
+    gc.freeze()  # collections in the forks leave shared pages alone
 
 
 def _can_fork() -> bool:
@@ -64,13 +80,14 @@ def _can_fork() -> bool:
 
 
 def _work(request: Mapping[str, Any], standard: Sequence[int]) -> int:
-    """Run a job in this fork; return its status."""
+    """Run a module in this fork; return its status."""
     for number, descriptor in enumerate(standard):
         os.dup2(descriptor, number)
         os.close(descriptor)
     os.environ.update(request["environment"])
-    setproctitle(f"{sys.executable} -m pipeline.run.worker {request['job']}")
-    return worker.main(Path(request["job"]))
+    setproctitle(f"{sys.executable} -m {request['module']} {request['argument']}")
+    status: int = import_module(request["module"]).main(request["argument"])
+    return status
 
 
 def _report_end(child: int, channel: socket.socket) -> None:

@@ -29,8 +29,8 @@ from pipeline.run.executor import CORES
 from pipeline.run.job import Job, StepResult, encode, read_job, read_result, to_json
 from pipeline.store.provenance import machine
 from pipeline.store.store import CHECKPOINTS
-from stages import KINDS
 from stages.base import Context, UserError
+from stages.kinds import KINDS
 from stages.records.run_record import Progress
 from stages.system.integrity import delete, files_in, write_json
 from stages.system.locks import holder, sign
@@ -43,12 +43,12 @@ LOCK_SECONDS = 2.0
 """How often a worker that waits for another one says so."""
 
 
-def main(job_file: Path, is_rank: bool = False) -> int:
-    """Run the job; return 0 if the stage returned its metrics, 1 if it raised."""
+def main(job_file: str, is_rank: bool = False) -> int:
+    """Run the job in this file; return 0 if the stage returned its metrics, 1 if it raised."""
     threading.Thread(target=_end_with_parent, args=(os.dup(0),), daemon=True).start()
     if cores := os.environ.get(CORES):
         os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
-    job = read_job(job_file)
+    job = read_job(Path(job_file))
     messages = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     if is_rank:
@@ -190,7 +190,7 @@ def _end_with_parent(channel: int) -> None:
 
 if __name__ == "__main__":
     is_rank = sys.argv[2:] == ["--rank"]
-    status = main(Path(sys.argv[1]), is_rank)
+    status = main(sys.argv[1], is_rank)
     if is_rank:
         # A normal exit of a rank can hang: torch frees its process group and waits for ranks that have ended. os._exit
         # skips that, and with it the exit handlers, so they run here. Without them trackers lose their last values,

@@ -37,7 +37,7 @@ class CharacteristicsStage(EvaluationStage):
 
     kind: ClassVar[str] = "characteristics"
     version: ClassVar[int] = 4
-    prepared_with: ClassVar[tuple[str, ...]] = ("sensitivity", "characteristics")
+    is_forked: ClassVar[bool] = True
     fingerprint_exclude: ClassVar[tuple[str, ...]] = ("options.batch_size",)
 
     sets: Annotated[list[PromptSet], Field(min_length=1), unique_by("name")]

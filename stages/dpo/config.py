@@ -34,7 +34,7 @@ class DPOStage(TrainingStage):
 
     kind: ClassVar[str] = "dpo"
     version: ClassVar[int] = 3
-    prepared_with: ClassVar[tuple[str, ...]] = ("sft", "dpo")
+    is_forked: ClassVar[bool] = True
     trl_config: ClassVar[str] = "DPOConfig"
     has_reference: ClassVar[bool] = True
     search_metrics: ClassVar[Mapping[str, Literal["lowest", "highest"]]] = {

@@ -65,7 +65,7 @@ class JudgeStage(EvaluationStage):
 
     kind: ClassVar[str] = "judge"
     version: ClassVar[int] = 3
-    prepared_with: ClassVar[tuple[str, ...]] = ("judge",)
+    is_forked: ClassVar[bool] = True
     fingerprint_exclude: ClassVar[tuple[str, ...]] = ("options.concurrency", "options.timeout", "options.retries")
 
     judge: str = Field(min_length=1)

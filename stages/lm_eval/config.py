@@ -96,7 +96,7 @@ class LMEvalStage(EvaluationStage):
 
     kind: ClassVar[str] = "lm_eval"
     version: ClassVar[int] = 4
-    prepared_with: ClassVar[tuple[str, ...]] = ("lm_eval",)
+    is_forked: ClassVar[bool] = True
 
     tasks: Annotated[list[Task], Field(min_length=1), unique_by("task")]
     """Benchmarks: tasks, groups or tags of lm-eval, or of the folder `include_path`."""

@@ -1,8 +1,10 @@
 """Evaluate one model on the recipe's benchmarks with lm-eval's `simple_evaluate`. Scores are lm-eval's, unchanged."""
 
+import contextlib
 import os
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import sanitize_model_name
+from torch.utils import collect_env
 
 from stages.base import Context, UserError
 from stages.evaluation.score_rows import counter
@@ -99,6 +102,18 @@ def _environment(config: LMEvalStage, model: EngineLM, results: dict[str, Any]) 
     return model.engine.environment() | own | {"lm_eval": results["lm_eval_version"], "max_length": model.max_length}
 
 
+@contextlib.contextmanager
+def _without_environment_report() -> Iterator[None]:
+    """Keep lm-eval from asking pip and the compilers about the machine for a second; the answer is VOLATILE."""
+    report = collect_env.get_pretty_env_info
+    collect_env.get_pretty_env_info = str
+    try:
+        yield
+    finally:
+        collect_env.get_pretty_env_info = report
+
+
+@_without_environment_report()
 def evaluate_model(
     config: LMEvalStage, benchmarks: list[Benchmark], model: EngineLM, path: Path
 ) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]] | None:

@@ -39,6 +39,7 @@ class ReportStage(StageConfig):
     kind: ClassVar[str] = "report"
     output_kind: ClassVar[Literal["report"]] = "report"
     version: ClassVar[int] = 7
+    is_forked: ClassVar[bool] = True
 
     title: str | None = None
     """Headline of the page. Default: the recipe's name."""

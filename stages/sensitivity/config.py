@@ -30,7 +30,7 @@ class SensitivityStage(EvaluationStage):
 
     kind: ClassVar[str] = "sensitivity"
     version: ClassVar[int] = 3
-    prepared_with: ClassVar[tuple[str, ...]] = ("sensitivity", "characteristics")
+    is_forked: ClassVar[bool] = True
 
     prompts: Annotated[list[Prompts], Field(min_length=1), unique_by("name")]
     """Files of prompts with the same intent."""

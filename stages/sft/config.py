@@ -42,7 +42,7 @@ class SFTStage(TrainingStage):
 
     kind: ClassVar[str] = "sft"
     version: ClassVar[int] = 4
-    prepared_with: ClassVar[tuple[str, ...]] = ("sft", "dpo")
+    is_forked: ClassVar[bool] = True
     trl_config: ClassVar[str] = "SFTConfig"
     search_metrics: ClassVar[Mapping[str, Literal["lowest", "highest"]]] = {
         "eval_completion_loss": "lowest",

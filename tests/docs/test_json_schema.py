@@ -19,7 +19,7 @@ from docs.generator.reference_page import PAGE, page
 from pipeline.cli import main
 from pipeline.recipe.loader import RecipeError, RecipeHead, load
 from pipeline.recipe.yaml_reader import parse
-from stages import KINDS
+from stages.kinds import KINDS
 from stages.library_options.option_models import options
 from tests.pipeline.recipe.test_loader import TEXT
 from tests.pipeline.recipe.test_recipe_errors import CASES, GOOD

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from stages import KINDS
 from stages.base import Context, Input
 from stages.data.dataset_cache import load_rows
 from stages.data.tokenization import Preparer
+from stages.kinds import KINDS
 from stages.models.tokenizer import load_training_tokenizer
 from stages.records.metrics import Metrics
 from stages.system.integrity import content_hash

@@ -17,7 +17,7 @@ from pipeline.plan.resolver import Resolver
 from pipeline.plan.search import Search
 from pipeline.recipe import loader
 from pipeline.store.store import Store
-from stages import KINDS
+from stages.kinds import KINDS
 
 ROOT = Path(__file__).parents[2]
 FILE = Path(__file__).with_name("fingerprints.json")

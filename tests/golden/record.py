@@ -17,7 +17,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # as in the tests
 
 import torch
 
-from stages import KINDS
+from stages.kinds import KINDS
 from tests.golden import fingerprints
 from tests.golden.cases import CASES
 

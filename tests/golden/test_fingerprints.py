@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from stages import KINDS
+from stages.kinds import KINDS
 from tests.golden.fingerprints import compact, fixed_versions, plan_fingerprints, read_golden
 
 GOLDEN = read_golden()

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from stages import KINDS
+from stages.kinds import KINDS
 from tests.golden.cases import CASES
 from tests.golden.record import golden_file, run_case
 

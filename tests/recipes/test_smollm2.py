@@ -10,8 +10,8 @@ import yaml
 from lm_eval.tasks import TaskManager
 
 from pipeline.store.references import Local, Pypi, content_hash, parse
-from stages import KINDS
 from stages.base import BASE
+from stages.kinds import KINDS
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "smollm2.yaml"
 TASKS = RECIPE.parent / "smollm2" / "tasks"

@@ -11,35 +11,34 @@ from pathlib import Path
 import pytest
 
 from pipeline.run.executor import worker_environment
-from pipeline.run.forked_worker import PreparedProcess
-from stages import KINDS
+from pipeline.run.forked_process import ForkedProcess, PreparedProcess
+from pipeline.run.local_executor import WORKER
+from stages.kinds import KINDS
 from tests.pipeline.run.test_command import environment, write_world
 
 pytestmark = pytest.mark.long
 
-FAMILIES = sorted({kind.prepared_with for kind in KINDS.values() if kind.prepared_with})
+FORKED = [name for name, kind in KINDS.items() if kind.is_forked]
 THREAD = "import threading, time\nthreading.Thread(target=time.sleep, args=(600,), daemon=True).start()\n"
 CALL = [sys.executable, "-P", "-m", "pipeline.cli", "r.yaml", "--stage", "it", "--stage", "wit"]
 
 
-def test_every_kind_is_in_the_family_that_it_names() -> None:
-    for name, kind in KINDS.items():
-        assert not kind.prepared_with or name in kind.prepared_with
-        assert all(KINDS[other].prepared_with == kind.prepared_with for other in kind.prepared_with)
+def fork_in_vain(prepared: PreparedProcess, kind: str, folder: Path) -> ForkedProcess | None:
+    """Ask for a worker that has no job."""
+    with (folder / "log.txt").open("ab") as log:
+        return prepared.fork([kind], WORKER, str(folder / "job.json"), log.fileno(), {"RUN_RECIPE_CORES": "0"})
 
 
-@pytest.mark.parametrize("kinds", FAMILIES, ids="-".join)
-def test_its_imports_leave_it_fit_to_fork(tmp_path: Path, kinds: tuple[str, ...]) -> None:
-    """No library starts a thread or opens a GPU when it is imported. The worker fails, since there is no job."""
-    prepared = PreparedProcess(kinds, worker_environment(2))
-    with (tmp_path / "log.txt").open("wb") as log:
-        for _ in range(2):
-            worker = prepared.fork(tmp_path / "job.json", {"RUN_RECIPE_CORES": "0"}, log.fileno())
-            assert worker is not None
-            assert os.getsid(worker.pid) == worker.pid != os.getsid(0)
-            assert worker.wait() == 1
+def test_imports_leave_it_fit_to_fork(tmp_path: Path) -> None:
+    """No library starts a thread or opens a GPU when it is imported. Each worker fails, since there is no job."""
+    prepared = PreparedProcess(FORKED[:1], worker_environment(2))
+    for kind in [*FORKED, *FORKED]:
+        worker = fork_in_vain(prepared, kind, tmp_path)
+        assert worker is not None, kind
+        assert os.getsid(worker.pid) == worker.pid != os.getsid(0)
+        assert worker.wait() == 1
     prepared.stop()
-    assert "No such file or directory: " in (tmp_path / "log.txt").read_text()
+    assert (tmp_path / "log.txt").read_text().count("No such file or directory: ") == 2 * len(FORKED)
 
 
 def run(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -57,9 +56,8 @@ def second_thread(tmp_path: Path) -> dict[str, str]:
 
 
 def test_a_process_with_a_second_thread_does_not_fork(tmp_path: Path, second_thread: dict[str, str]) -> None:
-    prepared = PreparedProcess(("sft", "dpo"), worker_environment(1) | second_thread)
-    with (tmp_path / "log.txt").open("wb") as log:
-        assert prepared.fork(tmp_path / "job.json", {}, log.fileno()) is None
+    prepared = PreparedProcess(["sft"], worker_environment(1) | second_thread)
+    assert fork_in_vain(prepared, "sft", tmp_path) is None
     prepared.stop()
 
 

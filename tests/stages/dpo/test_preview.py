@@ -12,13 +12,13 @@ import pyarrow.parquet
 import pytest
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from stages import KINDS
 from stages.base import Context, Input
 from stages.data.dataset_cache import load_rows
 from stages.data.tokenization import Preparer
 from stages.dpo.config import DPOStage
 from stages.dpo.pairs import load_pairs
 from stages.dpo.preview import preview
+from stages.kinds import KINDS
 from stages.sft.preview import preview as sft_preview
 from tests.stages.dpo.test_pairs import CHATS, TEXTS, TOOL_TEMPLATE, TOOLS, merging_tokenizer
 from tests.tiny import byte_tokenizer

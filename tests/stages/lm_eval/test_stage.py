@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from lm_eval.models.huggingface import HFLM
+from torch.utils import collect_env
 
 from stages.base import Context, UserError
 from stages.inference.generation import Batch
@@ -194,6 +195,17 @@ def test_bootstrap_does_not_fork(step: Step, monkeypatch: pytest.MonkeyPatch) ->
     resampled = [row["stderr"] for row in score_rows(metrics) if row["metric"] == "chrf"]
     assert resampled
     assert None not in resampled
+
+
+def test_it_does_not_ask_pip_for_what_the_results_leave_out(step: Step, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(collect_env, "get_pretty_env_info", lambda: str(asked.append("pip list")))
+    context = step(tasks=[own_data("tiny_generate")], options={})
+    run(context)
+    assert not asked
+    collect_env.get_pretty_env_info()
+    assert asked == ["pip list"], "it is as it was before"
+    assert "lm_eval_version" in json.loads((context.out / "results.json").read_text())
 
 
 def test_files_rows_and_progress(step: Step, model_path: Path, world: Path) -> None:

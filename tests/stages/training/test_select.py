@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from pipeline import cli
-from stages import KINDS
 from stages.base import Context, Input, UserError
+from stages.kinds import KINDS
 from stages.records.metrics import Metrics
 from tests.stages.lm_eval.conftest import CHOICE
 from tests.tiny import byte_tokenizer

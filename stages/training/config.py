@@ -266,7 +266,7 @@ class TrainingStage(StageConfig):
             "tasks": [task],
             "trust_remote_code": self.trust_remote_code,
         }
-        kinds: dict[str, type[StageConfig]] = import_module("stages").KINDS  # which imports this module
+        kinds: dict[str, type[StageConfig]] = import_module("stages.kinds").KINDS  # which imports this module
         return kinds["lm_eval"].model_validate(section)
 
     @property

@@ -91,7 +91,7 @@ def run_probe(
         cache: the folder that all steps share.
         arguments: arguments for all steps, as JSON.
         environment: further environment variables of the process.
-        executor: what may have a process to fork, which has the libraries.
+        executor: one that may have a process to fork, which has imported the libraries.
 
     Raises:
         RecipeError: with all UserErrors. Those of checks are returned instead, as `problems` of the answers.
@@ -115,7 +115,8 @@ def run_probe(
         for request in requests
     ]
     kinds = {request.step.kind for request in requests}
-    copies_code = any(job["config"].get("trust_remote_code") for job in jobs)  # to where variables say at the import
+    # transformers reads where to copy a model's own code when it is imported
+    copies_code = any(job["config"].get("trust_remote_code") for job in jobs)
     with tempfile.TemporaryFile() as log:
         if executor and not copies_code and (forked := executor.fork(kinds, WORKER, ability, log.fileno())):
             output, status = forked.communicate(json.dumps(jobs)), forked.wait()

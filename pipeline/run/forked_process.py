@@ -1,4 +1,4 @@
-"""Checks and workers that are forks of a prepared process (pipeline.run.prepared_process): it has their libraries."""
+"""Checks and workers that are forks of a prepared process (pipeline.run.prepared_process), and how to end them."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ FIT_TO_FORK = {
 
 
 class ForkedProcess:
-    """What a prepared process forked; subprocess.Popen for a process that was started."""
+    """A fork of a prepared process. It has what LocalExecutor uses of subprocess.Popen."""
 
     def __init__(self, pid: int, stdin: int, stdout: int, messages: TextIO) -> None:
         self.pid, self.stdout = pid, os.fdopen(stdout, encoding="utf-8")
@@ -35,7 +35,7 @@ class ForkedProcess:
                 self._stdin.write(text)
             return self.stdout.read()
         except BaseException:
-            os.killpg(self.pid, signal.SIGKILL)
+            kill(self)
             raise
 
     def wait(self) -> int:
@@ -69,7 +69,7 @@ class PreparedProcess:
         """Fork, and call main(argument) of a module there. None if no fork is possible.
 
         Args:
-            kinds: waits until what stages of these kinds need is imported.
+            kinds: the fork waits until the libraries of these kinds of stages are imported.
             module: the module's full name.
             argument: its argument.
             log: descriptor of the file for standard error.
@@ -93,3 +93,9 @@ class PreparedProcess:
     def stop(self) -> None:
         self._process.kill()
         self._process.wait()
+
+
+def kill(process: subprocess.Popen[str] | ForkedProcess) -> None:
+    """End a process that leads its process group, and the processes that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

@@ -5,7 +5,6 @@ import math
 import os
 import queue
 import shutil
-import signal
 import subprocess
 import threading
 from collections.abc import Iterable
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.run.executor import CORES, Event, checked_result, worker_environment
-from pipeline.run.forked_process import ForkedProcess, PreparedProcess
+from pipeline.run.forked_process import ForkedProcess, PreparedProcess, kill
 from pipeline.run.job import Job, StepResult, decode
 from stages.base import Resources, StageConfig
 from stages.kinds import KINDS
@@ -223,12 +222,6 @@ class LocalExecutor:
         cores = [core for slot in slots for core in self.cores[slot * self.threads : (slot + 1) * self.threads]]
         variables = {CORES: ",".join(map(str, cores))}
         return variables | ({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if self.gpus else {})
-
-
-def kill(worker: subprocess.Popen[str] | ForkedProcess) -> None:
-    """End a worker and the processes that it started."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(worker.pid, signal.SIGKILL)
 
 
 def machine_memory() -> int:

@@ -1,9 +1,9 @@
 """A process that imports the libraries of stages once, and forks checks and workers: `python -m
 pipeline.run.prepared_process KIND ...`.
 
-There is one for each environment, since libraries read variables when they are imported. It imports what the kinds of
-stages need one after the other, what a fork waits for first. It refuses to fork where that would be unsafe: with a
-second thread, or with CUDA open. A fork is a process of its own with what a started worker has: session, cores,
+There is one for each environment, since libraries read variables when they are imported. It imports the libraries of
+one kind of stage after the other, first those that a fork waits for. It does not fork where that would be unsafe: with
+a second thread, or with CUDA open. A fork is a process of its own with what a started worker has: session, cores,
 environment, log, and the end of its run.
 """
 
@@ -32,15 +32,15 @@ def main(kinds: Sequence[str]) -> int:
     Returns 0 when the run has ended, in a fork the status of what it runs.
     """
     to_import = list(kinds)
-    workers: dict[Any, socket.socket] = {}
+    forks: dict[Any, socket.socket] = {}
     with socket.socket(fileno=os.dup(0)) as control:
         while True:
-            readable = select.select([control, *workers], [], [], 0 if to_import else None)[0]
+            readable = select.select([control, *forks], [], [], 0 if to_import else None)[0]
             if not readable:
                 _import(to_import.pop(0))
             for ready in readable:
                 if ready is not control:
-                    _report_end(ready, workers.pop(ready))
+                    _report_end(ready, forks.pop(ready))
                     continue
                 message, descriptors, _, _ = socket.recv_fds(control, REQUEST_BYTES, 4)
                 if not message:
@@ -50,18 +50,18 @@ def main(kinds: Sequence[str]) -> int:
                     _import(kind)
                 *standard, descriptor = descriptors
                 channel = socket.socket(fileno=descriptor)
-                if _can_fork():
-                    if (pid := os.fork()) == 0:
-                        os.setsid()
-                        _send(channel, os.getpid())
-                        for inherited in (control, channel, *workers.values()):
-                            inherited.close()
-                        for child in workers:
-                            os.close(child)
-                        return _work(request, standard)
-                    workers[os.pidfd_open(pid)] = channel
-                else:
+                if not _can_fork():
                     channel.close()
+                elif (pid := os.fork()) == 0:
+                    os.setsid()
+                    _send(channel, os.getpid())
+                    for inherited in (control, channel, *forks.values()):
+                        inherited.close()
+                    for fork in forks:
+                        os.close(fork)
+                    return _run_module(request, standard)
+                else:
+                    forks[os.pidfd_open(pid)] = channel
                 for descriptor in standard:
                     os.close(descriptor)
 
@@ -79,7 +79,7 @@ def _can_fork() -> bool:
     return len(os.listdir("/proc/self/task")) == 1 and not any("nvidia-uvm" in name for name in opened)  # noqa: PTH208
 
 
-def _work(request: Mapping[str, Any], standard: Sequence[int]) -> int:
+def _run_module(request: Mapping[str, Any], standard: Sequence[int]) -> int:
     """Run a module in this fork; return its status."""
     for number, descriptor in enumerate(standard):
         os.dup2(descriptor, number)
@@ -90,10 +90,10 @@ def _work(request: Mapping[str, Any], standard: Sequence[int]) -> int:
     return status
 
 
-def _report_end(child: int, channel: socket.socket) -> None:
-    ended = os.waitid(os.P_PIDFD, child, os.WEXITED)
+def _report_end(fork: int, channel: socket.socket) -> None:
+    ended = os.waitid(os.P_PIDFD, fork, os.WEXITED)
     assert ended is not None
-    os.close(child)
+    os.close(fork)
     with channel:
         _send(channel, ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status)
 

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,8 +88,8 @@ class Runner:
             time.sleep(POLL_SECONDS)
         for pid in _workers(work) if victim != "command" else []:
             _send(pid, signal.SIGKILL)
-        if victim == "worker":
-            time.sleep(1)  # the command notices, and continues with independent steps
+        if victim == "worker":  # the command has time to notice, but not to run the next step
+            _wait_for(published.exists, seconds=1)
         _send(process.pid, signal.SIGTERM if victim == "worker" else signal.SIGKILL)
         process.wait()
         return Kill(step["step"], victim, delay is None, _remainder(work, published))
@@ -112,6 +112,12 @@ def _workers(work: Path) -> list[int]:
         except OSError:
             continue  # the process has ended
     return ids
+
+
+def _wait_for(is_reached: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_reached() and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
 
 
 def _send(pid: int, number: int) -> None:

@@ -90,7 +90,7 @@ def run_probe(
         option: the command's option, for errors.
         cache: the folder that all steps share.
         arguments: arguments for all steps, as JSON.
-        environment: further environment variables of the process.
+        environment: further environment variables of the process, if it is no fork.
         executor: one that may have a process to fork, which has imported the libraries.
 
     Raises:
@@ -127,11 +127,11 @@ def run_probe(
             process = subprocess.run(call, input=text, stdout=pipe, stderr=log, env=variables, check=False)
             output, status = process.stdout.decode(), process.returncode
         log.seek(0)
-        last = log.read().decode(errors="replace").strip().splitlines()[-1:]
+        last_line = log.read().decode(errors="replace").strip().splitlines()[-1:]
     if status == -END_SIGNAL:
         raise ProbeError(f"{option}: {END_TEXT}")
     if status != 0:
-        raise ProbeError(f"{option}: its process ended with status {status}: {mask_secrets(''.join(last))}")
+        raise ProbeError(f"{option}: its process ended with status {status}: {mask_secrets(''.join(last_line))}")
     answers: list[dict[str, Any]] = json.loads(mask_secrets(output))
     problems = [
         problem_at(request.step, key or "", text)

@@ -74,7 +74,7 @@ class LocalExecutor:
         """Environment -> the process that is prepared in it."""
         self._is_stopped = False
         self._lock = threading.Lock()
-        """Held to change the three above."""
+        """Held to change the workers, the prepared processes and `_is_stopped`."""
 
     def unmet_requirement(self, config: StageConfig) -> tuple[str, str] | None:
         resources = config.resources

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import json
 import re
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from pipeline import cli
 from pipeline.run.local_executor import LocalExecutor
 from tests.pipeline.run.test_command import command, environment, plan, to_run, write_world
 
@@ -54,8 +56,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
         pinned: list[dict[int, list[int]]] = []
         while process.poll() is None:
             pinned.append(cores_of_workers(process.pid))
-            seen = command(folder, "--status", "--json")
-            looks += [json.loads(seen.stdout)] if seen.returncode == 0 else []
+            looks += status(folder)
             time.sleep(0.2)
         assert process.stdout is not None
         (folder / "said.txt").write_text(process.stdout.read())
@@ -63,6 +64,12 @@ def world(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
         (folder / "pinned.json").write_text(json.dumps(pinned))
         assert process.returncode == 1
     return folder
+
+
+def status(folder: Path) -> list[dict[str, Any]]:
+    """What --status --json prints, in this process: another would start too slowly to see all states of a short run."""
+    with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()) as printed:
+        return [json.loads(printed.getvalue())] if cli.main(["r.yaml", "--status", "--json"]) == 0 else []
 
 
 def cores_of_workers(pid: int) -> dict[int, list[int]]:
